@@ -1,4 +1,4 @@
-"""Monitor a run: metrics of reward hacking, and alarms that end the run.
+"""Monitor a run for reward hacking, with metrics and with alarms that end the run.
 
 Shapes: S step of a response.
 """
@@ -21,16 +21,16 @@ from policy_rl.monitor.samples import TEXT_FILE
 from policy_rl.rewards.process import plain_steps
 
 FIRST_STEPS = 5
-"""Number of steps whose scores are logged separately; later steps are logged together."""
+"""Number of initial solution steps whose scores are logged separately; later steps are logged together."""
 
 
 class Bounds(Config):
-    """Configure the bounds of a metric."""
+    """Configures the allowed range of a metric."""
 
     least: float | None = None
-    """Minimum; the alarm counts steps with a lower value."""
+    """Lower bound; the alarm counts training steps with a lower value."""
     most: float | None = None
-    """Maximum; the alarm counts steps with a higher value."""
+    """Upper bound; the alarm counts training steps with a higher value."""
 
     @model_validator(mode="after")
     def _a_bound(self) -> Bounds:
@@ -42,23 +42,23 @@ class Bounds(Config):
 
 
 class MonitorConfig(Config):
-    """Configure the monitoring of a run."""
+    """Configures the monitoring of a run for reward hacking."""
 
     alarms: dict[str, Bounds] = Field(default_factory=dict)
-    """Bounds by the name of a metric in metrics.jsonl, for example alarms.prm_auc.least=0.6. If a metric is out of its
-    bounds for `patience` steps, the run writes a checkpoint and ends."""
+    """Maps metrics of metrics.jsonl to bounds, for example alarms.prm_auc.least=0.6. If a metric is out of bounds for
+    `patience` consecutive steps, the run writes a checkpoint and ends."""
     patience: int = Field(3, ge=1)
-    """Number of consecutive steps for which a metric must be out of its bounds."""
+    """Number of consecutive steps that a metric must be out of bounds to trigger an alarm."""
     samples: int = Field(4, ge=0)
-    """Responses per step that are written to samples.jsonl and samples.md, with their step scores."""
+    """Number of responses per step to write to samples.jsonl and samples.md, with their step scores."""
 
 
 def hacking_metrics(groups: Sequence[GradedGroup], step_format: StepFormat, prefill: str = "") -> dict[str, float]:
-    """Return the hacking metrics of a batch, over the responses that are trained on; NaN if undefined.
+    """Compute reward-hacking metrics over the responses that are trained on; undefined metrics are NaN.
 
     steps: mean number of steps per response
     step_tokens, longest_step: mean tokens per step, and per longest step of a response
-    repeated_steps: fraction of steps that equal an earlier step of the response except for white space and case
+    repeated_steps: fraction of steps that repeat an earlier step of the response, ignoring white space and case
     unsplit: fraction of responses that could not be split into steps
     refused: fraction of responses that were split but not scored, although others were
     prm_auc: P(lowest step score of a correct response > that of an incorrect one), ties count ½; 0.5 means that PRM and
@@ -73,7 +73,7 @@ def hacking_metrics(groups: Sequence[GradedGroup], step_format: StepFormat, pref
     spans = [_tokens_of_steps(each.process.step_of_token) for each in scored]
     lowest = [min(each.process.scores) for each in scored]
     known = [index for index, each in enumerate(scored) if each.reward.parts["accuracy"] is not None]
-    # Without any scores there may be no PRM at all, so that nothing was refused.
+    # If no response is scored, there may be no PRM, so none counts as refused.
     refused = []
     if scored:
         refused = [bool(steps) and each.process is None for steps, each in zip(cut, responses, strict=True)]
@@ -93,12 +93,12 @@ def hacking_metrics(groups: Sequence[GradedGroup], step_format: StepFormat, pref
 
 
 def agreement(scores: Sequence[float], correct: Sequence[bool]) -> float:
-    """Return the AUC of the scores for correct versus incorrect responses; NaN if either kind is missing."""
+    """Return the ROC AUC of the scores for correct versus incorrect responses, or NaN if either class is empty."""
     return roc_auc(scores, correct) if len(set(correct)) == 2 else math.nan
 
 
 def repeated(steps: Sequence[str]) -> list[bool]:
-    """Return for each step whether it equals an earlier one except for white space and case."""
+    """Return, for each step, whether it repeats an earlier one, ignoring white space and case."""
     keys = ["".join(step.split()).casefold() for step in steps]
     return [key in keys[:position] for position, key in enumerate(keys)]
 
@@ -125,10 +125,10 @@ def _mean(values: Sequence[float]) -> float:
 
 
 class Alarms:
-    """Count, for each metric with bounds, the consecutive steps for which it has been out of them.
+    """Counts for how many consecutive steps each metric has been out of bounds.
 
-    `counts` is the complete state. Infinite values are out of bounds. NaN carries no information: it neither increases
-    nor resets the count.
+    `counts` is the complete state. Infinite values are compared like finite ones. NaN carries no information: it
+    neither increases nor resets the count.
     """
 
     def __init__(self, config: MonitorConfig) -> None:
@@ -136,10 +136,11 @@ class Alarms:
         self.counts: dict[str, int] = dict.fromkeys(config.alarms, 0)
 
     def see(self, metrics: Mapping[str, float]) -> str | None:
-        """Return a description of the metrics out of bounds for `patience` steps, or None if there are none.
+        """Update the counts; describe the metrics out of bounds for `patience` steps, or return None if none is.
 
-        The caller then saves the run and raises `alarm_error`. Raises ConfigError for an alarm on a metric that is not
-        in `metrics`; do not pass the metrics of a step without an update, which has fewer.
+        If this returns a description, the caller saves the run and raises `alarm_error`. Raises ConfigError if an alarm
+        is set on a metric that is not in `metrics`; do not pass the metrics of a step without an update, which are
+        fewer.
         """
         check_alarms(self._config, metrics)
         crossed = []
@@ -155,7 +156,7 @@ class Alarms:
 
 
 def check_alarms(config: MonitorConfig, names: Collection[str]) -> None:
-    """Raise ConfigError for an alarm on a metric that is not among `names`."""
+    """Raise ConfigError if an alarm is set on a metric that is not in `names`."""
     for name in config.alarms:
         if name not in names:
             raise ConfigError(
@@ -172,7 +173,7 @@ def _crossed(value: float, bounds: Bounds) -> str | None:
 
 
 def alarm_error(step: int, crossed: str, checkpoint: Path | None) -> TrainingError:
-    """Return the error that ends a run because of an alarm."""
+    """Create the error that ends a run after an alarm."""
     last = f"the last checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint"
     return TrainingError(
         f"step {step}: {crossed}; {last}. Read {TEXT_FILE} to see what the policy does; then change the rewards, or "

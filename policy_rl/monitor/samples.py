@@ -1,4 +1,4 @@
-"""Select and write samples of a run for people to read, first those on which PRM and outcome differ most."""
+"""Select and log responses for people to read, starting with those on which PRM and outcome disagree most."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ JSON_FILE, TEXT_FILE = "samples.jsonl", "samples.md"
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Hold a response to be read.
+    """Holds a response and what is logged with it: problem, grade, rewards, and scored steps.
 
-    `steps` are (text, score or None). Without steps, only `text` is shown, and `unsplit` says why there are none.
+    `steps` are pairs (text, score or None). If there are none, `unsplit` is the reason, and the whole `text` is shown
+    instead.
     """
 
     step: int
@@ -40,7 +41,7 @@ class Sample:
     text: str
 
     def markdown(self) -> str:
-        """Return the sample as Markdown."""
+        """Render the sample as Markdown."""
         reward = "none" if self.reward is None else f"{self.reward:.3g}"
         facts = [f"{self.verdict}", f"answer {self.extracted!r}, gold {self.gold!r}", f"reward {reward}"]
         facts += [f"{name} {value:.3g}" for name, value in self.parts.items() if value is not None]
@@ -55,9 +56,9 @@ class Sample:
 
 
 def chosen(groups: Sequence[GradedGroup], count: int) -> list[tuple[GradedGroup, GradedResponse]]:
-    """Return `count` responses to show.
+    """Select at most `count` responses to log.
 
-    The first ones are those on which PRM and outcome differ most: among incorrect responses the one whose lowest step
+    The first ones are those on which PRM and outcome disagree most: among incorrect responses the one whose lowest step
     score is highest, and among correct ones the one whose lowest step score is lowest. The others are the first
     responses to problems spread evenly over the batch.
     """
@@ -79,7 +80,7 @@ def chosen(groups: Sequence[GradedGroup], count: int) -> list[tuple[GradedGroup,
 def sample_of(
     step: int, group: GradedGroup, each: GradedResponse, step_format: StepFormat, prefill: str = ""
 ) -> Sample:
-    """Return the Sample of a response."""
+    """Create the Sample for a response."""
     found = plain_steps(each.response.text, step_format, prefill)
     scores: tuple[float | None, ...] = each.process.scores if each.process else ()
     scores += (None,) * (len(found.steps) - len(scores))
@@ -101,9 +102,9 @@ def sample_of(
 
 
 class SampleLog:
-    """Append samples to samples.jsonl and samples.md of a run folder.
+    """Appends samples to samples.jsonl and samples.md in the run folder.
 
-    `done` is the last step in the checkpoint from which a run is resumed; samples of later steps are removed.
+    `done` is the step of the checkpoint from which the run is resumed; samples of later steps are removed.
     """
 
     def __init__(self, folder: Path, done: int) -> None:
@@ -134,7 +135,7 @@ class SampleLog:
 
 
 def _read(path: Path) -> Iterator[Sample]:
-    """Yield the samples of a file; skip damaged lines, since samples are only meant to be read."""
+    """Yield the samples in a file; skip corrupt lines, because samples are only for people to read."""
     for values in logged_rows(path, Sample.__slots__) if path.exists() else ():
         with contextlib.suppress(TypeError, ValueError):
             yield Sample(**{**values, "steps": tuple(tuple(step) for step in values["steps"])})

@@ -1,6 +1,6 @@
 """Compute the outcome reward of a response: accuracy, format, length, user functions.
 
-A reward of None drops the sample; it never counts as 0.
+A reward of None drops the sample instead of counting as 0.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ UserFunction = Callable[..., float | None]
 
 
 class LengthLimits(Config):
-    """Configure the penalty of responses that are too short or too long."""
+    """Configures the length penalty for responses that are too short or too long."""
 
     least: int = Field(0, ge=0)
-    """Tokens below which a response is penalized."""
+    """Minimum number of tokens; shorter responses are penalized."""
     most: int | None = Field(None, gt=0)
-    """Tokens above which a response is penalized."""
+    """Maximum number of tokens; longer responses are penalized. There is no maximum by default."""
     margin: int = Field(0, ge=0)
-    """Number of tokens beyond a limit over which the penalty grows linearly from 0 to 1; 0: full penalty at once."""
+    """Number of tokens beyond a limit at which the linearly growing penalty reaches 1; 0: full penalty immediately."""
     weight: float = Field(1.0, ge=0)
-    """Weight of the penalty, which is between −1 and 0."""
+    """Weight of the penalty, which ranges from −1 to 0."""
 
     @model_validator(mode="after")
     def _in_order(self) -> LengthLimits:
@@ -46,47 +46,48 @@ class LengthLimits(Config):
 
 
 class UserReward(Config):
-    """Configure a reward function of the user."""
+    """Configures a user-defined reward function."""
 
     path: str
-    """package.module:function, called with (problem, response, grading), and with finish_reason ("stop", "length" or
-    "abort") and token_count if it has parameters with these names; in a thread, one call at a time. It returns a finite
-    number, or None to drop the sample. The other columns of the problem's row are in problem.extra; the response begins
-    with the prompt's prefill."""
+    """Import path package.module:function. The function is called with (problem, response, grading), and with
+    finish_reason ("stop", "length" or "abort") and token_count if it has parameters with these names. Calls run in a
+    thread, one at a time. It returns a finite number, or None to drop the sample. The other columns of the problem's
+    row are in problem.extra; the response includes the prompt's prefill."""
     weight: float = 1.0
-    """Weight of the returned number."""
+    """Weight of the function's return value."""
 
 
 class RewardConfig(Config):
-    """Configure the outcome reward of a response."""
+    """Configures the outcome reward of a response."""
 
     accuracy: Literal["verdict", "exact_label"] = "verdict"
-    """verdict: the grader's; exact_label: the extracted answer equals the gold answer except for case and surrounding
-    white space."""
+    """Criterion for a correct answer. verdict: the grader decides; exact_label: the extracted answer equals the gold
+    answer, ignoring case and surrounding white space."""
     accuracy_weight: float = Field(1.0, ge=0)
-    """Weight of the accuracy, with combination=sum."""
+    """Weight of accuracy with combination=sum."""
     format: Literal["think", "steps"] | None = None
-    """think: one <think>, then one <answer>; steps: one or more <step>, then one <answer>; unset: no format reward."""
+    """Required tags. think: one <think>, then one <answer>; steps: one or more <step>, then one <answer>. There is no
+    format reward by default."""
     format_weight: float = Field(0.5, ge=0)
-    """Weight of the format reward, with combination=sum. MM-Eureka: 0.5 for instruct models, 1.0 for base models."""
+    """Weight of the format reward with combination=sum. MM-Eureka uses 0.5 for instruct and 1 for base models."""
     text_outside: bool = False
-    """Accept text before the first tag and after the last one, as MM-Eureka does for instruct models."""
+    """Allow text before the first tag and after the last one, as MM-Eureka does for instruct models."""
     min_thought_characters: int = Field(0, ge=0)
-    """Responses with shorter thoughts get no format reward (MM-Eureka-Zero: 300); surrounding white space does not
-    count. Requires format=think."""
+    """Minimum length of the text in <think> for a format reward, without surrounding white space. MM-Eureka-Zero uses
+    300. Requires format=think."""
     combination: Literal["sum", "gate"] = "sum"
-    """sum: weighted sum of accuracy and format; gate: 1 if both are 1, else 0 (Vision-R1). Length penalty and user
-    functions are added to either."""
+    """sum: weighted sum of accuracy and format; gate: 1 if both are 1, else 0 (Vision-R1). The length penalty and user
+    functions are added in both cases."""
     length: LengthLimits = LengthLimits()
-    """Penalty of responses that are too short or too long."""
+    """Length penalty for responses that are too short or too long."""
     functions: tuple[UserReward, ...] = ()
-    """Additional reward functions by import path."""
+    """User-defined reward functions, whose weighted values are added to the reward."""
     timeout_seconds: float = Field(600, gt=0)
-    """Maximum time in seconds for all functions together, per response."""
+    """Timeout in seconds for all user functions together, per response."""
 
     @property
     def is_empty(self) -> bool:
-        """Return whether every reward is 0."""
+        """Return whether the configuration rewards nothing, so that every reward would be 0."""
         limited = self.length.weight and (self.length.least or self.length.most is not None)
         formed = self.format is not None and self.format_weight
         return self.combination == "sum" and not (self.accuracy_weight or formed or limited or self.functions)
@@ -116,11 +117,11 @@ class RewardConfig(Config):
 
 
 class OutcomeReward:
-    """Compute the Reward of (problem, response, grading, token_count, finish_reason).
+    """Computes the outcome reward of a response: accuracy, format, length and user functions.
 
-    `prefill` is the text with which the prompt already begins the response, for example <think>.
+    `prefill` is the beginning of the response that is part of the prompt, for example <think>.
 
-    Raises ConfigError for a user function that cannot be imported. A call raises TrainingError if a function raises, or
+    Raises ConfigError if a user function cannot be imported. A call raises TrainingError if a function raises, or
     returns neither None nor a finite number.
     """
 
@@ -133,7 +134,7 @@ class OutcomeReward:
     async def beside(
         self, problem: Problem, response: str, grading: Grading, token_count: int, finish_reason: str = "stop"
     ) -> Reward:
-        """Return the same as a call, without blocking the event loop while user functions run.
+        """Compute the reward like `__call__`, but run user functions in a thread to keep the event loop free.
 
         Raises TrainingError if the functions take longer than rewards.timeout_seconds.
         """
@@ -156,7 +157,7 @@ class OutcomeReward:
     def __call__(
         self, problem: Problem, response: str, grading: Grading, token_count: int, finish_reason: str = "stop"
     ) -> Reward:
-        """Return the weighted total and the unweighted parts; the total is None if a part that counts is unknown."""
+        """Compute the weighted total and the unweighted parts; the total is None if a contributing part is unknown."""
         config, response = self.config, self.prefill + response
         facts = {"finish_reason": finish_reason, "token_count": token_count}
         parts: dict[str, float | None] = {"accuracy": ACCURACIES[config.accuracy](problem, grading)}
@@ -172,12 +173,12 @@ class OutcomeReward:
 
 
 def verdict_accuracy(problem: Problem, grading: Grading) -> float | None:
-    """Return 1 for a correct answer, 0 for an incorrect one, and None if the verdict is unknown."""
+    """Return 1 for a correct answer, 0 for an incorrect one, or None if the verdict is unknown."""
     return None if grading.verdict is Verdict.UNKNOWN else float(grading.verdict is Verdict.CORRECT)
 
 
 def exact_label(problem: Problem, grading: Grading) -> float | None:
-    """Return 1 if the extracted answer equals the gold answer except for case and surrounding white space, else 0.
+    """Return 1 if the extracted answer equals the gold answer, ignoring case and surrounding white space, else 0.
 
     Returns None if the grader failed before it extracted an answer.
     """
@@ -187,18 +188,18 @@ def exact_label(problem: Problem, grading: Grading) -> float | None:
 
 
 ACCURACIES = {"verdict": verdict_accuracy, "exact_label": exact_label}
-"""Accuracies by the value of rewards.accuracy."""
+"""Maps rewards.accuracy to its accuracy function."""
 
 
 def _sum(accuracy: float | None, form: float, config: RewardConfig) -> float | None:
-    """Return w_acc·accuracy + w_fmt·format; an accuracy of weight 0 may be unknown."""
+    """Return w_acc·accuracy + w_fmt·format, or None if accuracy is unknown and its weight is not 0."""
     if config.accuracy_weight == 0:
         return config.format_weight * form
     return None if accuracy is None else config.accuracy_weight * accuracy + config.format_weight * form
 
 
 def _gate(accuracy: float | None, form: float, config: RewardConfig) -> float | None:
-    """Return 1 if accuracy and format are both 1, else 0."""
+    """Return 1 if accuracy and format are both 1, else 0, or None if accuracy is unknown."""
     return None if accuracy is None else float(accuracy == 1 and form == 1)
 
 
@@ -207,16 +208,17 @@ COMBINATIONS = {"sum": _sum, "gate": _gate}
 
 @dataclass(frozen=True, slots=True)
 class Tag:
-    """Describe an element of a format. `name` is a regular expression."""
+    """Describes a required tag of a format; `name` is a regular expression."""
 
     name: str
     repeats: bool = False
 
 
 def _compile(tags: tuple[Tag, ...], text_outside: bool) -> re.Pattern[str]:
-    """Return the pattern of a complete text: the elements in order, not nested, separated by white space only.
+    """Compile a pattern for a whole response: the tagged elements in order, unnested, with only white space between.
 
-    The text around them is white space or, with `text_outside`, any text without such a tag.
+    Before the first and after the last element, it matches white space or, with `text_outside`, any text without such a
+    tag.
     """
     names = "|".join(tag.name for tag in tags)
     content = rf"[^<]*(?:<(?!/?(?:{names})>)[^<]*)*"
@@ -229,15 +231,15 @@ FORMATS = {
     "think": (Tag("think"), Tag("answer")),
     "steps": (Tag(r"step(?:_\d+)?", repeats=True), Tag("answer")),
 }
-"""Elements of each value of rewards.format."""
+"""Maps rewards.format to its required tags, in order."""
 _PATTERNS = {(name, outside): _compile(tags, outside) for name, tags in FORMATS.items() for outside in (False, True)}
 
 
 def format_reward(text: str, name: str, text_outside: bool = False, min_thought_characters: int = 0) -> float:
-    """Return 1 if the text has exactly one of each tag (at least one, if it repeats) in order, otherwise 0.
+    """Return 1 if the text has exactly one of each tag (or at least one, if it repeats) in order, otherwise 0.
 
-    `text` begins with the prompt's prefill. Text outside the tags earns 0 unless `text_outside` is set, and so do
-    thoughts of fewer than `min_thought_characters` characters, not counting surrounding white space.
+    `text` includes the prompt's prefill. The reward is also 0 if there is text outside the tags, unless `text_outside`
+    is set, or if the thoughts have fewer than `min_thought_characters` characters without surrounding white space.
     """
     if _PATTERNS[name, text_outside].fullmatch(text) is None:
         return 0.0
@@ -246,14 +248,14 @@ def format_reward(text: str, name: str, text_outside: bool = False, min_thought_
 
 
 def length_penalty(token_count: int, limits: LengthLimits) -> float:
-    """Return −min(1, d/margin) for d > 0 tokens outside [least, most], and 0 inside (the overlong part: DAPO)."""
+    """Return −min(1, d/margin) if a length is d > 0 tokens outside [least, most], else 0 (overlong penalty: DAPO)."""
     most = math.inf if limits.most is None else limits.most
     outside = max(limits.least - token_count, token_count - most, 0)
     return -min(1.0, outside / limits.margin if limits.margin else float(outside > 0)) if outside else 0.0
 
 
 def load_function(path: str) -> UserFunction:
-    """Return the function at package.module:function, or raise ConfigError that names what is missing."""
+    """Import the function at `path`, package.module:function; raise ConfigError if this fails."""
     module, _, name = path.partition(":")
     if not module or not name:
         raise ConfigError(f"functions.path={path!r} must be module:function; write it like my_rewards:brevity")
@@ -271,9 +273,9 @@ def load_function(path: str) -> UserFunction:
 
 
 def function_with_facts(function: UserFunction) -> UserFunction:
-    """Return the function with the signature (problem, response, grading, facts).
+    """Wrap a reward function so that it can be called with (problem, response, grading, facts).
 
-    It receives those facts for which it has parameters.
+    The function receives only the facts for which it has parameters.
     """
     try:
         parameters = inspect.signature(function).parameters.values()

@@ -1,4 +1,4 @@
-"""Run the process reward model of a run in its own Ray actor, so that it scores while responses are being generated.
+"""Run the process reward model in a Ray actor, so that it scores responses while others are being generated.
 
     prm = await RemotePrm.start(config)
     answers = await prm.judge(solutions)     # await hundreds at once: they are batched as they arrive
@@ -29,13 +29,13 @@ from policy_rl.rewards.process import ProcessConfig
 
 T = TypeVar("T")
 BATCH_SOLUTIONS = 256
-"""Maximum number of solutions passed to the scorer at once; the scorer splits them into batches by tokens."""
+"""Maximum number of solutions passed to the scorer at once; the scorer batches them by token count."""
 
 
 class RemotePrm:
-    """Score solutions in a Ray actor. Create it with `start`, and use it in the same event loop.
+    """Scores solutions in a Ray actor. Create it with `start`, and use it in the same event loop.
 
-    `processes` are the ids of the processes that have answered: the first one, and one per replacement of a dead one.
+    `processes` holds the ids of the processes that have answered: the first one, and each one that replaced a dead one.
     """
 
     processes: set[int]
@@ -44,8 +44,8 @@ class RemotePrm:
     async def start(cls, config: ProcessConfig, options: dict[str, Any] | None = None) -> RemotePrm:
         """Start the actor and wait until it has loaded the PRM. Starts Ray if it is not running.
 
-        `options` come from policy_rl.placement. Raises the scorer's own error if it cannot be loaded, and TrainingError
-        if loading takes too long.
+        `options` come from policy_rl.placement. Raises the scorer's error if it cannot be loaded, and TrainingError if
+        loading times out.
         """
         prm = cls(config, options)
         try:
@@ -66,7 +66,7 @@ class RemotePrm:
         self.processes = set()
 
     async def judge(self, solutions: Sequence[Solution]) -> list[ScoreResult]:
-        """Return the scores of each solution, or a DataError for one that cannot be scored.
+        """Score solutions; return for each its scores, or a DataError if it cannot be scored.
 
         Other errors of the scorer are raised.
         """
@@ -87,7 +87,7 @@ class RemotePrm:
         return answers
 
     def close(self) -> None:
-        """End the actor."""
+        """Kill the actor."""
         actors.kill(self._actor)
 
     async def _start(self) -> None:
@@ -107,7 +107,7 @@ class RemotePrm:
         way_out: str,
         silent: bool = False,
     ) -> T:
-        """Return the actor's answer; raise the scorer's own error, or TrainingError if it does not come."""
+        """Await the actor's answer; raise the scorer's error, or TrainingError on timeout or if the actor is dead."""
         try:
             return await actors.wait(answer, what, timeout_seconds, way_out, TrainingError, silent)
         except EngineStoppedError as error:
@@ -118,10 +118,10 @@ class RemotePrm:
 
 
 class PrmActor:
-    """Run the scorer in one thread that takes its requests from a queue.
+    """Runs the scorer in a thread that takes requests from a queue.
 
-    It is loaded in a call, not in the constructor, because Ray passes on the errors of a call unchanged. In a process
-    that Ray has restarted, the first call loads it.
+    The scorer is loaded in a method call, not in the constructor, because Ray propagates errors of a call unchanged.
+    After Ray has restarted the process, the first call loads the scorer.
     """
 
     def __init__(self, config: ScorerConfig, cores: int) -> None:
@@ -130,7 +130,7 @@ class PrmActor:
         self._queue: ScoreQueue | None = None
 
     async def start(self) -> int:
-        """Load the scorer if it is not loaded; return the process id."""
+        """Load the scorer if it is not loaded yet; return the process id."""
         async with self._loading:
             if self._queue is None:
                 thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prm")
@@ -139,7 +139,7 @@ class PrmActor:
         return os.getpid()
 
     async def judge(self, solutions: list[Solution]) -> tuple[int, list[ScoreResult]]:
-        """Return the process id and one answer per solution."""
+        """Score solutions; return the process id and one result per solution."""
         process = await self.start()
         assert self._queue is not None, "start makes it"
         answers = await self._queue.judge(solutions, [1.0] * len(solutions))
@@ -156,7 +156,7 @@ class PrmActor:
 
 
 def _portable(answer: ScoreResult) -> ScoreResult:
-    """Return the answer in a form that can be sent to another process, as errors of other packages may not be."""
+    """Convert exceptions of other packages, which may not be picklable, to TrainingError; return all else unchanged."""
     if isinstance(answer, Exception) and not isinstance(answer, MmprmError):
         return TrainingError(
             f"the PRM failed on a solution ({type(answer).__name__}: {answer}); reproduce it with mmprm score"

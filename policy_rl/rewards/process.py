@@ -1,11 +1,11 @@
-"""Compute the process reward of responses: split them into steps, score the steps with a PRM, map the scores to tokens.
+"""Compute process rewards: split responses into steps, score the steps with a PRM, map the steps to tokens.
 
     process = ProcessReward(tokenizer, step_format, prefill, prm)
     scored = await process.score(problem, responses)     # one group as soon as it arrives
 
 A response that cannot be split, or that the PRM rejects, has no process reward: its result is None, it is counted by
 reason in `process.unscored`, and it keeps its outcome reward. (With mode=scalar and without per_source, the reward is
-the sum of both; half of a sum is not a reward, so the response is excluded.)
+the sum of both, so a response without process reward is excluded.)
 
 Shapes: T token of a response.
 """
@@ -35,36 +35,36 @@ from policy_rl.graded import StepRewards
 from policy_rl.types import Response
 
 PIECES = 2**18
-"""Number of decoded pieces to cache: about the size of the largest vocabulary."""
+"""Maximum number of decoded token sequences to cache, about the size of the largest vocabulary."""
 PIECE_TOKENS = 4
-"""Maximum number of tokens of a piece to cache: a character has at most four bytes."""
+"""Maximum length of a token sequence to cache: a character has at most four bytes."""
 
 INCOMPLETE = "\ufffd"
-"""What a tokenizer decodes the bytes of an incomplete character to."""
+"""Replacement character that a tokenizer decodes the bytes of an incomplete character to."""
 
 Decode = Callable[[Sequence[int]], str]
 
 
 class ProcessConfig(Config):
-    """Configure the process reward model of a run."""
+    """Configures the process reward model (PRM) of a run."""
 
     scorer: ScorerConfig
-    """Process reward model: a checkpoint, or a running `mmprm serve`. A response that scorer.too_long rejects has no
-    process reward; if it truncates a response, the steps that were not scored have none."""
+    """Process reward model: a checkpoint, or a running `mmprm serve`. If scorer.too_long rejects a response, it has no
+    process reward; if scorer.too_long truncates one, the unscored steps have none."""
     aggregator: str | None = None
-    """How step scores are combined into one number with credit.mode=scalar; by default as in the PRM's prm.json."""
+    """How credit.mode=scalar aggregates step scores to one number; the default comes from the PRM's prm.json."""
     cores: int = Field(1, ge=1)
-    """Number of CPU cores that a local PRM uses without a GPU. Ray does not book them: the engines, one per core, keep
-    running meanwhile."""
+    """Number of CPU cores that a local PRM uses if there is no GPU. They are not reserved in Ray, because the engines,
+    one per core, run at the same time."""
     own_gpu: bool = True
     """Give a local PRM its own GPU. If false, it shares a GPU of the last engine, where engine.gpu_memory_utilization
     must leave enough memory."""
     start_timeout_seconds: float = Field(1800, gt=0)
-    """Maximum time in seconds to wait for the PRM to load."""
+    """Timeout in seconds for loading the PRM."""
     score_timeout_seconds: float = Field(3600, gt=0)
-    """Maximum time in seconds to wait for the scores of one group."""
+    """Timeout in seconds for scoring one group."""
     max_restarts: int = Field(3, ge=0)
-    """Number of times that the PRM's process may die and be restarted before the run ends."""
+    """Maximum number of times that the PRM's process is restarted after it dies; then the run ends."""
 
     def aggregate(self) -> Aggregator:
         """Return the aggregator for credit.mode=scalar.
@@ -75,22 +75,22 @@ class ProcessConfig(Config):
 
 
 class Judge(Protocol):
-    """Describe an object that scores solutions."""
+    """Protocol for scoring solutions."""
 
     async def judge(self, solutions: Sequence[Solution]) -> list[ScoreResult]:
-        """Return the scores of each solution, or the reason why it has none: a DataError if it cannot be scored."""
+        """Score solutions; return for each its scores or an exception, which is a DataError if it cannot be scored."""
         ...
 
 
 class ProcessReward:
-    """Compute step rewards of responses per sampled token.
+    """Scores the steps of responses, and maps each sampled token to its step.
 
-    `prefill` is the text with which the prompt already begins each response; `unscored` counts the responses without
+    `prefill` is the beginning of each response that is part of the prompt; `unscored` counts the responses without
     process reward by reason.
 
-    A token belongs to the step in which it begins: a token that contains the end of a step and the first characters of
-    the next one belongs to the first of them, and the bytes of one character stay together. A token without text
-    (special, end of turn) belongs to the step at its position or, after the last character, to the last step.
+    A token belongs to the step in which it starts: a token that spans the end of a step and the start of the next
+    belongs to the first of them, and all bytes of a character belong to the same step. A token without text (special,
+    end of turn) belongs to the step at its position or, after the last character, to the last step.
     """
 
     def __init__(self, tokenizer: Any, step_format: StepFormat, prefill: str, prm: Judge) -> None:
@@ -111,7 +111,7 @@ class ProcessReward:
         self._pieces = Pieces(decode)
 
     async def score(self, problem: Problem, responses: Sequence[Response]) -> list[StepRewards | None]:
-        """Return one result per response, in order; None for a response without process reward.
+        """Score the responses to a problem; return one result each, in order, or None if there is no process reward.
 
         Raises TrainingError, naming the problem, if scores are not probabilities or if the PRM fails.
         """
@@ -167,7 +167,7 @@ class ProcessReward:
 
 
 def plain_steps(text: str, step_format: StepFormat, prefill: str = "") -> StepSplit:
-    """Return the steps of a response as the PRM reads them, or the reason why it has none.
+    """Return the steps of a response in the form that the PRM reads, or the reason why there are none.
 
     The reason is that of `split`, or "empty step".
     """
@@ -175,7 +175,7 @@ def plain_steps(text: str, step_format: StepFormat, prefill: str = "") -> StepSp
 
 
 def _both_forms(text: str, step_format: StepFormat, prefill: str) -> tuple[Steps, StepSplit]:
-    """Return the steps of a response as they are written, and the result of `plain_steps`."""
+    """Return the verbatim steps of a response, and the result of `plain_steps`."""
     found = split(prefill + text, step_format)
     verbatim = written_steps(found.steps, len(prefill))
     steps = tuple(plain(step, step_format) for step in verbatim)
@@ -183,18 +183,18 @@ def _both_forms(text: str, step_format: StepFormat, prefill: str) -> tuple[Steps
 
 
 def written_steps(steps: Steps, given: int) -> Steps:
-    """Join steps that end within the first `given` characters to the step after them.
+    """Merge steps that end within the first `given` characters into the following step.
 
-    The prompt wrote these characters, so such steps have no token to reward.
+    These characters are part of the prompt, so such steps have no token to reward.
     """
     count = sum(end <= given for end in accumulate(map(len, steps)))
     return ("".join(steps[: count + 1]), *steps[count + 1 :]) if count < len(steps) else steps
 
 
 def step_of_tokens(steps: Sequence[str], begins_T: Sequence[int], given: int = 0) -> tuple[int, ...]:
-    """Return the index of the step in which each token begins; a token at the very end belongs to the last step.
+    """Return, for each token, the index of the step in which it starts; a token at the end belongs to the last step.
 
-    The tokens are in the order of the text, and the prompt wrote the first `given` characters of the steps.
+    The tokens are in text order. The first `given` characters of the steps are part of the prompt.
     """
     *inner, _ = accumulate(map(len, steps))
     first = [0, *(bisect_left(begins_T, border - given) for border in inner), len(begins_T)]
@@ -202,7 +202,7 @@ def step_of_tokens(steps: Sequence[str], begins_T: Sequence[int], given: int = 0
 
 
 class Pieces(dict[int, str]):
-    """Hold the text of single tokens, each decoded when it is first needed."""
+    """Caches the text of single tokens, each decoded on first use."""
 
     def __init__(self, decode: Decode) -> None:
         super().__init__()
@@ -216,11 +216,11 @@ class Pieces(dict[int, str]):
 def token_begins(
     token_ids: Sequence[int], text: str, decode: Decode, pieces: Mapping[int, str] | None = None
 ) -> list[int]:
-    """Return, for each token, how many characters of `text` (which is `decode(token_ids)`) are complete before it.
+    """Return the start offset of each token in `text`: the number of characters that are complete before it.
 
-    Tokens are decoded in runs that begin and end between characters. If decoding a run depends on the tokens before it
-    (SentencePiece drops a leading space, and garbles complete characters next to an incomplete one), the run is decoded
-    with a few tokens of context, and if necessary with all of them.
+    `text` must equal `decode(token_ids)`. Tokens are decoded in runs that begin and end between characters. If decoding
+    a run depends on the tokens before it (SentencePiece drops a leading space, and garbles complete characters next to
+    an incomplete one), the run is decoded with a few tokens of context, and if necessary with all of them.
     """
     begins_T = _begins_of_pieces(token_ids, text, decode, Pieces(decode) if pieces is None else pieces)
     if begins_T is not None:
@@ -238,16 +238,16 @@ def token_begins(
 def _begins_of_pieces(
     token_ids: Sequence[int], text: str, decode: Decode, piece_of: Mapping[int, str]
 ) -> list[int] | None:
-    """Return the result of token_begins, decoding each token alone except for those of incomplete characters.
+    """Compute token_begins by decoding each token alone, except for tokens with incomplete characters.
 
-    Returns None if the parts do not add up to the text.
+    Returns None if the decoded pieces do not add up to the text.
     """
     pieces = list(map(piece_of.__getitem__, token_ids))
     borders = [index for index, piece in enumerate(pieces) if INCOMPLETE in piece]
     begins_T: list[int] = []
     done = 0
     for border in (*borders, len(token_ids)):
-        if border < len(begins_T):  # in a run that began at an earlier one
+        if border < len(begins_T):  # part of a run that began at an earlier border
             continue
         whole = pieces[len(begins_T) : border]
         if not text.startswith("".join(whole), done):
@@ -261,7 +261,7 @@ def _begins_of_pieces(
 
 
 def _begins(token_ids: Sequence[int], text: str, decode: Decode, context: int) -> list[int] | None:
-    """Return the result of token_begins with `context` tokens of context.
+    """Compute token_begins by decoding runs of tokens, each after `context` tokens of context.
 
     Returns None if the runs do not add up to the text.
     """
@@ -276,10 +276,10 @@ def _begins(token_ids: Sequence[int], text: str, decode: Decode, context: int) -
 def _run(
     token_ids: Sequence[int], first: int, text: str, done: int, decode: Decode, context: int
 ) -> tuple[list[int], int]:
-    """Return (begins of the tokens, characters done) of the shortest run of tokens that decodes to the next characters.
+    """Find the shortest run of tokens that decodes to the next characters; return (start offsets, end offset).
 
-    It begins at token `first`, after `done` characters. If there is no such run, return all remaining tokens, and
-    `done` unchanged.
+    The run begins at token `first`, after `done` characters. If there is no such run, returns the offsets of all
+    remaining tokens, and `done` unchanged.
     """
     start = max(0, first - context)
     head = decode(token_ids[start:first]) if context else ""
@@ -296,7 +296,7 @@ def _run(
 
 
 def _shared(left: str, right: str) -> int:
-    """Return the length of the common prefix."""
+    """Return the length of the common prefix of two texts."""
     for length, (one, other) in enumerate(zip(left, right, strict=False)):
         if one != other:
             return length

@@ -1,7 +1,7 @@
-"""Tokenize conversations and collate them into micro-batches; the loss covers the assistant's tokens.
+"""Tokenize conversations and collate them into micro-batches whose loss covers only the assistant's tokens.
 
-The loss mask is constructed, not searched for: each assistant turn is what the chat template adds to its prompt (the
-preceding turns and the generation prompt), up to and including the token that ends the turn. The turn is tokenized
+The loss mask is not found by a search: each assistant turn is the text that the chat template appends to its prompt
+(the preceding turns and the generation prompt), up to and including the token that ends the turn. The turn is tokenized
 separately from its prompt, because the engine also generates it separately. Nothing is truncated.
 
 Shapes: T token of a conversation, B row, L token of a row, X axis of the positions, N conversation of the batch.
@@ -36,7 +36,7 @@ _TEXT_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids")
 
 
 class Piece(NamedTuple):
-    """Hold consecutive text of a conversation; only pieces that are not learned contain images."""
+    """Holds a contiguous piece of a conversation; `learned` pieces contribute to the loss and have no images."""
 
     text: str
     learned: bool
@@ -45,7 +45,7 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Hold a conversation as tensors: token ids, which of them are learned, positions, and the image inputs by name."""
+    """Holds a tokenized conversation: token ids, loss mask, position ids, and image inputs by name."""
 
     ids_T: Tensor
     learned_T: Tensor
@@ -54,17 +54,17 @@ class Encoded:
 
 
 class Size(NamedTuple):
-    """Hold the number of tokens of a conversation, including images, and how many of them are learned."""
+    """Holds the token count of a conversation, including images, and the number of tokens that the loss covers."""
 
     tokens: int
     learned: int
 
 
 class ConversationEncoder:
-    """Encode conversations as tensors.
+    """Encodes conversations as tensors.
 
-    `max_pixels` and `min_pixels` scale larger images down and smaller ones up. `ends` collects the tokens that ended
-    the turns encoded so far.
+    Images with more than `max_pixels` are scaled down, and images with fewer than `min_pixels` are scaled up. `ends`
+    collects the ids of the tokens that ended the turns encoded so far.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class ConversationEncoder:
         prompt: PromptConfig | None = None,
     ) -> None:
         self._prompt = prompt or PromptConfig()
-        self._opening = opening(processor, self._prompt)  # CheckpointError without a chat template
+        self._opening = opening(processor, self._prompt)  # raises CheckpointError if there is no chat template
         self._end = end_of_turn(processor, self._prompt)
         self.processor, self.tokenizer = processor, tokenizer_of(processor)
         self.padding = self.tokenizer.pad_token_id or 0
@@ -93,10 +93,10 @@ class ConversationEncoder:
         self._extra: dict[tuple[int, int], int] = {}
 
     def pieces(self, conversation: Conversation) -> list[Piece]:
-        """Return the pieces that together form what the chat template writes up to the end of the last turn.
+        """Render a conversation with the chat template, and split it into learned and other pieces.
 
-        Raises DataError for text that contains a special token, and for turns that the chat template writes differently
-        after their prompt.
+        The pieces concatenate to the rendered text up to the end of the last turn. Raises DataError if the text
+        contains a special token, or if the chat template renders a turn differently after its prompt.
         """
         self._check(conversation)
         shown, location = list(conversation.messages), conversation.location
@@ -131,13 +131,13 @@ class ConversationEncoder:
         return pieces
 
     def size(self, conversation: Conversation) -> Size:
-        """Return the size of a conversation without preparing pixels: an image's tokens depend on its size only."""
+        """Count a conversation's tokens without loading pixels, because an image's tokens depend only on its size."""
         counts = [(self._ids(piece.text), piece) for piece in self.pieces(conversation)]
         extra = sum(self._extra_tokens(image_size(image)) for image in conversation.images)
         return Size(sum(len(ids) for ids, _ in counts) + extra, sum(len(ids) for ids, piece in counts if piece.learned))
 
     def __call__(self, conversation: Conversation) -> Encoded:
-        """Return the tensors of a conversation."""
+        """Tokenize a conversation and preprocess its images."""
         ids, learned = [], []
         images: dict[str, list[Tensor]] = {}
         for piece in self.pieces(conversation):
@@ -155,7 +155,7 @@ class ConversationEncoder:
 
     @property
     def stand_in(self) -> dict[str, Tensor]:
-        """Return the inputs of a minimal placeholder image, for batches without images."""
+        """Return the model inputs for a minimal placeholder image, for batches without images."""
         return _pixels(self._with_images(self._placeholder, [Image.new("RGB", (28, 28))]))
 
     def _check(self, conversation: Conversation) -> None:
@@ -173,7 +173,7 @@ class ConversationEncoder:
                 )
 
     def _rest(self, message: Message) -> str:
-        """Return the assistant's turn without the tag that the template itself writes before it."""
+        """Return the assistant's turn and its end, without an opening tag that the chat template already writes."""
         return message["content"].removeprefix(self._opening) + self._end
 
     def _check_questions(self, conversation: Conversation, text: str) -> None:
@@ -216,11 +216,10 @@ def _images(message: Message) -> int:
 def collate_conversations(
     rows: Sequence[Sequence[Encoded]], encoder: ConversationEncoder, stand_in: bool = False
 ) -> PolicyInputs:
-    """Return the tensors of a micro-batch.
+    """Collate rows of conversations into the tensors of a micro-batch.
 
-    Each row holds one conversation, or several that do not attend to each other. `stand_in`: if no conversation has
-    Each row holds one conversation, or several that do not attend to each other. `stand_in`: if no conversation has
-    images, use a minimal placeholder image, so that the vision tower runs.
+    Each row holds one conversation, or several that do not attend to each other. With `stand_in`, a micro-batch without
+    images gets a minimal placeholder image, so that the vision tower runs.
     """
     width = max(sum(len(each.ids_T) for each in row) for row in rows)
     shares_rows = any(len(row) > 1 for row in rows)

@@ -1,9 +1,9 @@
-"""Read conversations to imitate, as chat messages: chat data in its published formats, and problems with solutions.
+"""Read SFT data as chat messages, from conversations in published formats or from problems with solutions.
 
 ShareGPT             `conversations`: [{from, value}], with <image> marks, images in `image` or `images`
 MM-Eureka, LMM-R1    `message`: chat messages, also as a JSON string; `answer` if none of them is an assistant turn
 InternVL             `conversations` and `image_urls`
-our own problems     `question`, `images`, `solution`, presented according to `prompt`
+our own problems     `question`, `images`, `solution`, formatted according to `prompt`
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Hold messages in transformers' format, the last one the assistant's; every assistant turn is learned.
+    """Holds a conversation as messages in transformers' format; the last turn is the assistant's.
 
-    `location` is the file and line that it was read from; `given` is the text at the start of the last turn that is not
-    learned (a prefill).
+    Every assistant turn is learned, except for `given`, the prefill at the start of the last turn. `location` is the
+    file and line from which the conversation was read.
     """
 
     location: str
@@ -45,10 +45,10 @@ class Conversation:
 
 
 def read_conversations(config: ProblemsConfig, prompt: PromptConfig) -> list[Conversation]:
-    """Return the conversations in file order.
+    """Read the conversations of a data set, in file order.
 
-    Raises DataError, naming file and line, for a row without a response or with an empty one, an unknown role, or
-    different numbers of image marks and images.
+    Raises DataError, naming file and line, if a row has no response, an empty response, an unknown role, or different
+    numbers of image marks and images.
     """
     root, found = image_folder(config), []
     reader = ProblemReader(config.columns, root)
@@ -64,10 +64,10 @@ def read_conversations(config: ProblemsConfig, prompt: PromptConfig) -> list[Con
 
 
 def without_unreadable(found: Sequence[Conversation]) -> tuple[list[Conversation], dict[str, str]]:
-    """Decode every image once, before training needs it, and separate conversations with unreadable images.
+    """Decode every image once before training, and exclude the conversations with unreadable images.
 
-    Returns the conversations whose images can be read, and the reasons for the others by location. Raises DataError if
-    none is left.
+    Returns the other conversations, and the reasons for the excluded ones by location. Raises DataError if none is
+    left.
     """
     broken = unreadable_images((each.location, each.images) for each in found)
     if len(broken) == len(found):
@@ -112,10 +112,10 @@ def _from_chat(row: Mapping[str, Any], columns: Columns, root: Path, location: s
 
 
 def _placed(turns: Sequence[Turn], columns_images: list[Any], root: Path, location: str) -> Conversation:
-    """Return the conversation with its images in place.
+    """Build a conversation with its images at their positions in the messages.
 
-    Images replace the <image> marks if there are as many. Without marks they are where the messages hold them, those of
-    a column first.
+    Images replace the <image> marks if there are as many marks as images. Without marks, images from a column come
+    first, and images in messages stay where they are.
     """
     asked = [turn for turn in turns if turn.role == "user"]
     parts = images_of(asked)
@@ -154,9 +154,10 @@ def _other_turn(turn: Turn, location: str) -> Message:
 
 
 def _split(text: str) -> list[dict[str, str]]:
-    """Return text and images in order.
+    """Split a text at its image marks into text parts and image parts, in order.
 
-    White space after marks at the very beginning does not belong to the question; problems are read in the same way.
+    White space around marks at the very beginning is dropped, because it is not part of the question; problems are read
+    in the same way.
     """
     text = re.sub(rf"\A((?:\s*{IMAGE})+)\s*", lambda match: IMAGE * match[1].count(IMAGE), text)
     parts: list[dict[str, str]] = []

@@ -1,7 +1,7 @@
-"""Run supervised fine-tuning: a policy learns the assistant's turns of conversations, including step-tagged solutions.
+"""Run supervised fine-tuning (SFT) of a policy on the assistant turns of conversations or on step-tagged solutions.
 
-L = −Σ log π(token) / M over the M learned tokens of a batch, over all micro-batches and ranks; with
-aggregation=sequence_mean, L = −(1/N) Σ_n (1/M_n) Σ log π(token) over its N conversations.
+The loss is L = −Σ log π(token) / M over the M learned tokens of a batch, over all micro-batches and ranks. With
+aggregation=sequence_mean, it is L = −(1/N) Σ_n (1/M_n) Σ log π(token) over the batch's N conversations.
 """
 
 from __future__ import annotations
@@ -46,37 +46,38 @@ from policy_rl.trainer.policy import Policy, PolicyInputs
 
 
 class SftConfig(TrainableConfig):
-    """Configure a run of `mmprm sft`."""
+    """Configures `mmprm sft`."""
 
     model: PathText
     """Model to start from: a folder, a hub id such as Qwen/Qwen2.5-VL-7B-Instruct, or tiny (the built-in policy)."""
     data: ProblemsConfig
-    """Conversations (ShareGPT, MM-Eureka, LMM-R1), or problems with solutions."""
+    """Training data: conversations (ShareGPT, MM-Eureka, LMM-R1), or problems with solutions."""
     held_out: ProblemsConfig | None = None
-    """Held-out conversations, on which the loss is measured."""
+    """Held-out conversations on which to measure the loss."""
     output: PathText
-    """Run folder: the model in policy/, checkpoints/, metrics.jsonl, tensorboard/. An unfinished run in it is
-    resumed."""
+    """Run folder: the model in policy/, checkpoints/, metrics.jsonl, tensorboard/. If it contains an unfinished run,
+    that run is resumed."""
     chat_template: PathText | None = None
-    """File with a chat template (Jinja) that replaces the checkpoint's; it is saved with the model."""
+    """Chat template file (Jinja) that replaces the checkpoint's template; it is saved with the model."""
     prompt: PromptConfig = PromptConfig()
-    """How problems are presented; conversations are used unchanged."""
+    """Prompt format of problems; conversations are used unchanged."""
     packing: Literal["none", "samples"] = "samples"
     """samples: pack several conversations into a row, without attention between them; the loss is the same. none: one
     conversation per row. Unsupported models fall back to none with a warning."""
     max_length: int = Field(4096, ge=1)
-    """Maximum tokens per conversation, including images; longer conversations are excluded and counted."""
+    """Maximum number of tokens per conversation, including images; longer ones are excluded and counted."""
     max_pixels: int | None = Field(None, ge=1)
-    """Scale larger images down to this many pixels (Qwen-VL processors); by default the checkpoint's own limit."""
+    """Scale larger images down to this many pixels (Qwen-VL processors); defaults to the checkpoint's limit."""
     min_pixels: int | None = Field(None, ge=1)
-    """Scale smaller images up to this many pixels (Qwen-VL processors); by default the checkpoint's own limit."""
+    """Scale smaller images up to this many pixels (Qwen-VL processors); defaults to the checkpoint's limit."""
     aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
-    """token_mean: mean over the learned tokens of a batch; sequence_mean: mean over its conversations of their token
-    means, as in trainers that average over devices with one conversation each."""
+    """token_mean: average the loss over the learned tokens of a batch; sequence_mean: average each conversation's
+    per-token loss, then average over conversations, as trainers do that average over devices with one conversation
+    each."""
     training: TrainingConfig = TrainingConfig()
-    """Optimization, batches, sharding, checkpoints."""
+    """Training settings: optimization, batches, sharding, checkpoints."""
     hardware: HardwareConfig = Field(HardwareConfig(), exclude=True)
-    """Machines that the run is meant for, as `mmprm plan` checks; the run itself ignores these keys."""
+    """Target machines for `mmprm plan`; the run itself ignores these keys."""
 
     @model_validator(mode="before")
     @classmethod
@@ -91,10 +92,9 @@ class SftConfig(TrainableConfig):
 
 @dataclass(frozen=True, slots=True)
 class SftSummary:
-    """Summarize a run.
+    """Holds the result of an SFT run.
 
-    `evaluation` holds the last loss per token on held-out conversations; `tokens` counts the learned tokens of one
-    epoch.
+    `evaluation` holds the last held-out loss per token; `tokens` is the number of learned tokens in one epoch.
     """
 
     policy: Path
@@ -107,9 +107,10 @@ class SftSummary:
 
 
 class ConversationRows:
-    """Arrange conversations in rows, one per row or packed up to `width` tokens.
+    """Arranges conversations in rows, one per row or packed up to `width` tokens.
 
-    Per row, `lengths` has its tokens, `terms` its learned tokens and `conversations` its conversations.
+    For each row, `lengths` holds the number of tokens, `terms` that of learned tokens, and `conversations` that of
+    conversations.
     """
 
     def __init__(
@@ -125,23 +126,26 @@ class ConversationRows:
         self.conversations = [len(row) for row in self._rows]
 
     def collate(self, rows: Sequence[int], stand_in: bool) -> PolicyInputs:
-        """Return the tensors of the given rows."""
+        """Collate the given rows into a micro-batch."""
         chosen = [[self._encoder(self._samples[position]) for position in self._rows[row]] for row in rows]
         return collate_conversations(chosen, self._encoder, stand_in)
 
 
 def token_loss(logprobs_NT: Tensor, response_NT: Tensor) -> Tensor:
-    """Return −Σ log π(token) over the learned tokens; padding contributes 0."""
+    """Return the summed loss −Σ log π(token) of the learned tokens; padding contributes 0."""
     return -logprobs_NT.sum()
 
 
 def sequence_loss(logprobs_NT: Tensor, response_NT: Tensor) -> Tensor:
-    """Return −Σ_n (1/M_n) Σ_t log π(token) over N conversations with M_n learned tokens each; padding contributes 0."""
+    """Return the per-token loss of each conversation, summed over conversations.
+
+    The loss is −Σ_n (1/M_n) Σ_t log π(token), where conversation n has M_n learned tokens. Padding contributes 0.
+    """
     return -(logprobs_NT.sum(dim=1) / response_NT.sum(dim=1)).sum()
 
 
 class SftTask:
-    """Implement the Task of mmprm.training.loop.
+    """Implements the training loop's Task (mmprm.training.loop) for SFT.
 
     A sample is a row; a loss term is a learned token (token_mean) or a conversation (sequence_mean).
     """
@@ -162,16 +166,16 @@ class SftTask:
         self._loss = {"token_mean": token_loss, "sequence_mean": sequence_loss}[aggregation]
 
     def collate(self, samples: Sequence[int]) -> PolicyInputs:
-        """Return the tensors of the given rows."""
+        """Collate the given training rows into a micro-batch."""
         return self._train.collate(samples, self._stand_in)
 
     def loss_sum(self, model: nn.Module, batch: PolicyInputs) -> Tensor:
-        """Return the loss summed over the loss terms of a micro-batch."""
+        """Compute the sum of a micro-batch's loss terms."""
         batch = batch.to(self._ranks.device)
         return self._loss(model(batch).logprobs_NT, batch.response_NT)
 
     def evaluate(self, engine: Engine) -> dict[str, float]:
-        """Return the loss per learned token on the held-out conversations, whatever the aggregation; {} without any."""
+        """Return the held-out loss per learned token, regardless of the aggregation, or {} if nothing is held out."""
         lengths = self._held_out.lengths
         if not lengths:
             return {}
@@ -189,7 +193,7 @@ class SftTask:
 
 
 def train_sft(config: SftConfig) -> SftSummary:
-    """Train on one process, or as one of the ranks that torchrun started; every rank returns the summary."""
+    """Run SFT in a single process or as one of torchrun's ranks; every rank returns the summary."""
     ranks = join_ranks()
     with alone_in(ranks, Path(config.output), "output"):
         return _train(config, ranks)
@@ -222,12 +226,12 @@ def _train(config: SftConfig, ranks: Ranks) -> SftSummary:
         ConversationRows(samples, sizes, encoder, width),
         ConversationRows(held_out, held_out_sizes, encoder, width),
     )
-    # The configured batch size counts conversations, the loop's counts rows.
+    # The configured batch size counts conversations; that of the loop counts rows.
     batch_size = max(1, round(optimization.batch_size * len(rows.lengths) / len(samples)))
     optimization = optimization.model_copy(update={"batch_size": batch_size})
     total = step_count(len(rows.lengths), optimization)
     engine = Engine(policy, optimization, total, ranks)
-    # Ranks synchronize in the vision tower too, so that each must run it.
+    # Ranks also synchronize in the vision tower, so each must run it.
     stand_in = ranks.count > 1 and any(each.images for each in (*samples, *held_out))
     task = SftTask(rows, held_out_rows, optimization.micro_batch_tokens, stand_in, ranks, config.aggregation)
     if ranks.is_main:
@@ -251,12 +255,12 @@ def _train(config: SftConfig, ranks: Ranks) -> SftSummary:
 
 
 def _readable(data: ProblemsConfig, config: SftConfig, ranks: Ranks) -> list[Conversation]:
-    """Return the conversations whose images can be decoded; report the others."""
+    """Read the conversations, excluding those with unreadable images, and print how many are excluded."""
     found, broken = without_unreadable(read_conversations(data, config.prompt))
     if broken and ranks.is_main:
-        position, reason = next(iter(broken.items()))
+        location, reason = next(iter(broken.items()))
         print(
-            f"{len(broken):,} conversations are excluded because an image cannot be read; {position}: {reason}",
+            f"{len(broken):,} conversations are excluded because an image cannot be read; {location}: {reason}",
             flush=True,
         )
     return found
@@ -267,7 +271,7 @@ def _samples(
 ) -> tuple[list[Conversation], list[Size], int]:
     """Return the conversations of at most max_length tokens with their sizes, and the number of longer ones.
 
-    `found` are the conversations of `data` if they have been read before. Raises DataError if all are longer.
+    `found` holds the conversations of `data` if they have already been read. Raises DataError if all are longer.
     """
     found = read_conversations(data, config.prompt) if found is None else found
     sizes = [encoder.size(conversation) for conversation in found]
@@ -280,7 +284,7 @@ def _samples(
 
 
 def _width(config: SftConfig, backbone: Any, sizes: Sequence[Size], ranks: Ranks) -> int | None:
-    """Return the tokens of a packed row; None if each conversation has its own row."""
+    """Return the length of packed rows in tokens, or None if each row holds a single conversation."""
     if config.packing == "none":
         return None
     why_not = why_not_packed(backbone)
@@ -296,14 +300,14 @@ def _width(config: SftConfig, backbone: Any, sizes: Sequence[Size], ranks: Ranks
 
 
 def _origin(config: SftConfig, samples: Sequence[Conversation]) -> dict[str, Any]:
-    """Return what else determines the weights: a run with another model or other conversations is not resumed."""
+    """Return the settings, and a hash of the conversations, that must be unchanged for a run to be resumed."""
     free = {"chat_template", "data", "held_out", "output", "training", "gradient_checkpointing"}
     texts = hashlib.sha256(json.dumps([each.messages for each in samples]).encode()).hexdigest()
     return config.model_dump(mode="json", exclude=free) | {"conversations": texts[:16]}
 
 
 def _stop_at(backbone: Any, ends: set[int]) -> None:
-    """Let engines stop at the tokens that ended the learned turns, which a base model's configuration may not list."""
+    """Make the tokens that ended the learned turns EOS tokens, which a base model's configuration may not list."""
     settings = backbone.generation_config
     known = settings.eos_token_id
     known = set() if known is None else {known} if isinstance(known, int) else set(known)
