@@ -12,7 +12,7 @@ from mmprm.config import Config, PathText
 from mmprm.data.images import image_bytes
 from mmprm.errors import ConfigError, DataError
 from mmprm.labels.parquet import LabeledExample, split_of, write_parquet
-from mmprm.labels.paths import LabelCounts, count_labels, label_tree
+from mmprm.labels.soft_labels import LabelCounts, count_labels, label_tree
 from mmprm.steps import StepFormat
 from mmprm.trees.repair import check_structure
 from mmprm.trees.stopping import rule_of

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from mmprm.config import Config
 from mmprm.labels.parquet import LabeledExample
-from mmprm.labels.paths import CORRECT
+from mmprm.labels.soft_labels import CORRECT
 from mmprm.trees.stopping import posterior_deviation
 from mmprm.types import Counts, LabeledPath, Steps
 

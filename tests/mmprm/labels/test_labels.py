@@ -14,7 +14,7 @@ from mmprm.config import load
 from mmprm.errors import ConfigError, DataError, StoreError
 from mmprm.labels.build import LabelsConfig, build_labels
 from mmprm.labels.parquet import LabeledExample, read_parquet, split_of, write_parquet
-from mmprm.labels.paths import CORRECT, INCORRECT, count_labels, label_tree
+from mmprm.labels.soft_labels import CORRECT, INCORRECT, count_labels, label_tree
 from mmprm.trees.serialization import count_verdicts, pack_batch
 from mmprm.trees.stopping import StoppingRule
 from mmprm.trees.store import Store

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mmprm.labels.parquet import LabeledExample, read_parquet, write_parquet
-from mmprm.labels.paths import CORRECT, INCORRECT
+from mmprm.labels.soft_labels import CORRECT, INCORRECT
 from mmprm.prm.losses import soft_cross_entropy_sum
 from mmprm.prm.targets import NO_TARGET, TargetConfig, Targets, make_targets, precision
 from mmprm.types import Counts, LabeledPath, Problem
