@@ -1,5 +1,6 @@
-"""Convert trees to labeled paths: few long paths that together carry each label once.
+"""Compute soft labels: convert trees to labeled paths, few long paths that together carry each label once.
 
+The soft label of a step is the estimated share of correct rollouts from the prefix that ends with it (`Counts.value`).
 A label belongs to a distinct (problem, prefix of plain steps) with evidence, as computed by `mmprm.trees.evidence`. The
 last step of a complete solution is labeled by the solution's verdict.
 """
