@@ -133,9 +133,9 @@ BENCHMARKS = {
     "driver": (
         driver,
         "python benchmarks/driver.py",
-        "CPU time of the driver in a step of 1,024 responses of 4,096 tokens: splitting them into steps and mapping "
-        "tokens to steps (`cut`), advantages (`credit`), and micro-batches (`plan`). Measured on a machine that other "
-        "processes kept busy.",
+        "This benchmark measures the driver's CPU time in a step of 1,024 responses of 4,096 tokens. `cut` is the time "
+        "for splitting responses into steps and mapping tokens to steps, `credit` for advantages, and `plan` for "
+        "micro-batches. Other processes kept the machine busy during the measurement.",
     ),
 }
 
