@@ -31,7 +31,7 @@ _T = TypeVar("T")
 
 
 class Pool(Protocol):
-    """Protocol for a pool of rollout engines: the methods of RolloutPool that the RL loop calls."""
+    """Protocol for the pool of rollout engines that the RL loop uses; RolloutPool implements it."""
 
     version: int
     probe_token_ids: tuple[int, ...]
@@ -58,7 +58,7 @@ class Pool(Protocol):
 
 @dataclass(slots=True)
 class Collected:
-    """Holds the groups collected for a step, with counts and times.
+    """Holds the groups collected for a step, with counts and timings.
 
     `dropped` counts responses (aborted, unknown, untrainable) and groups (refused, few_known, too_hard, too_easy) by
     reason. `rounds` counts the sampling rounds. `passed` counts the groups that were sampled in this step and not
@@ -86,11 +86,11 @@ class Collected:
 
 
 COUNTS = ("rounds", "passed", "carried", "progress", "tokens", "refusal")
-"""Fields of Collected that are stored in checkpoints without conversion."""
+"""Fields of Collected that checkpoints store as they are."""
 
 
 class Collector:
-    """Collects the groups of each step.
+    """Collects graded groups of responses for each training step.
 
     `check` raises DataError if a response cannot be trained on. A collector's state consists of its position in the
     data and the groups that it carries over.
@@ -127,7 +127,7 @@ class Collector:
         return self._prompts.position / len(self._prompts.problems)
 
     async def collect(self, step: int) -> Collected:
-        """Collect up to batch.prompts groups for step `step`, counted from 1.
+        """Collect up to batch.prompts groups for a training step; `step` counts from 1.
 
         There are fewer if some were dropped or if the filter ran out of rounds. With a filter, the number is a multiple
         of the groups per update, and the rest are carried over: a shortage leads to fewer updates, not smaller ones.

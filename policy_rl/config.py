@@ -72,11 +72,11 @@ class RLConfig(Config):
     held_out: ProblemsConfig | None = None
     """Problems on which to measure pass@1; by default, there is no evaluation."""
     engine: LocalEngineConfig
-    """Model and engine settings. Trainer and engines both start from this model; "tiny" is the built-in toy policy."""
+    """Model and engine settings. Trainer and engines both start from this model; "tiny" is the built-in policy."""
     sampling: WholeDistributionConfig = WholeDistributionConfig()
     """Sampling settings, without top-p and top-k: the ratio of new to old probability needs the full distribution."""
     prompt: PromptConfig = PromptConfig()
-    """Prompt format in which the policy sees the problems."""
+    """How problems are formatted as prompts."""
     step_format: StepFormat = "tags"
     """How the policy marks its steps: tags, blank_lines or numbered."""
     grader: GraderConfig = GraderConfig()
@@ -145,7 +145,7 @@ class RLConfig(Config):
 
     @property
     def ends_by_passes(self) -> bool:
-        """Return whether the run ends after `episodes` passes over the problems, not a fixed number of steps.
+        """Return whether the run ends after `episodes` passes over the problems, not after a fixed number of steps.
 
         This is the case with a filter and without `steps`.
         """

@@ -11,7 +11,7 @@ from policy_rl.rollouts.pool import check_sampling
 
 
 def check_early(config: RLConfig) -> None:
-    """Raise ConfigError for mistakes that need neither data nor a model to detect.
+    """Raise ConfigError for mistakes that can be detected without data or a model.
 
     These are a temperature at which all samples of a problem are identical, reward functions that cannot be imported,
     and alarms on metrics that the run does not log.

@@ -1,4 +1,4 @@
-"""Define groups of responses with their grades, rewards and process scores, as used by the update.
+"""Define groups of responses with their grades, rewards and process scores: the input of the policy update.
 
 The classes are frozen dataclasses, which checkpoints store as JSON.
 """
@@ -15,7 +15,7 @@ from policy_rl.types import Response, Reward
 
 @dataclass(frozen=True, slots=True)
 class StepRewards:
-    """Holds a process reward model's scores for the steps of a response: P(step is correct) per step.
+    """Holds a process reward model's score for each step of a response: P(step is correct).
 
     `step_of_token` holds the step index of each response token, or −1 for tokens outside all steps.
     """

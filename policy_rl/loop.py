@@ -174,7 +174,10 @@ class Loop:
         samples.write([sample_of(step, group, each, self._config.step_format, prefill) for group, each in picked])
 
     def _report(self) -> None:
-        """Write the training report; only print its errors, so that they neither end the run nor mask its own error."""
+        """Write the training report; print errors instead of raising them.
+
+        A failure to write it must neither end the run nor hide why the run ended.
+        """
         try:
             write_training_report(self._output)
         except (MmprmError, OSError) as error:
@@ -298,7 +301,7 @@ class Loop:
         self._trainer.save(self._checkpoints, self._state(step), self._config.keep_checkpoints)
 
     def _state(self, step: int) -> dict[str, Any]:
-        """Return the state of the loop that a checkpoint stores in addition to the weights."""
+        """Return the loop state to store in a checkpoint, in addition to the weights."""
         return {
             "step": step,
             "identity": self._resume_key,

@@ -61,7 +61,7 @@ class Timed:
 
 
 def metric_names(config: RLConfig) -> set[str]:
-    """Return the names of the metrics that a step with at least one update logs."""
+    """Return the names of the metrics logged for a step with at least one update."""
     names = {
         *OF_GROUPS,
         *OF_UPDATES,

@@ -50,7 +50,7 @@ def assign_gpus(
     prm: Literal["none", "own", "shared"] = "none",
     prm_gpus: int = 1,
 ) -> Placement:
-    """Assign the GPUs of machines with `gpus` GPUs each to engines, ranks and the PRM.
+    """Assign GPUs to engines, ranks and the PRM; `gpus` lists the number of GPUs per machine.
 
     Each engine's GPUs are on one machine; each rank has one GPU. Colocated engines share GPUs with ranks; other engines
     use GPUs without a rank. By default, there are as many engines as fit: if they are not colocated, at most
@@ -101,7 +101,7 @@ def _of_one_machine(slots: Sequence[GpuSlot], count: int) -> tuple[GpuSlot, ...]
 
 
 def place_run(config: RLConfig, gpus: Sequence[int]) -> Placement:
-    """Assign the GPUs of machines with `gpus` GPUs each to the actors of a configuration."""
+    """Assign GPUs to the actors of a configuration; `gpus` lists the number of GPUs per machine."""
     process = config.process
     local = process is not None and process.scorer.backend != "server"
     prm = ("own" if process.own_gpu else "shared") if local else "none"

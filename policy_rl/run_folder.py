@@ -1,4 +1,4 @@
-"""Check a run folder: whether it belongs to the same run, and whether that run is finished."""
+"""Check whether a run folder belongs to the configured run, and whether that run is finished."""
 
 from __future__ import annotations
 

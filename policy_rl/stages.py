@@ -70,7 +70,7 @@ class Stage:
 
 
 def read_stages(path: str | Path, sets: Sequence[str] = ()) -> list[Stage]:
-    """Read the stages from a file, and validate all of them before any runs.
+    """Read the stages from a file, and validate all of them before the first one runs.
 
     `sets` are overrides: `output=…`, or `N.key=value` for a key of stage N, counted from 1.
     """

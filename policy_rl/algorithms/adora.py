@@ -14,8 +14,8 @@ class AdoraConfig(Config):
     """Configures ADORA, which reduces the weight of groups whose correct responses are short."""
 
     weight: float = Field(0.1, ge=0, le=1)
-    """Factor on a group's outcome advantages if its longest correct response is not longer than its mean incorrect one.
-    Truncated incorrect responses are not counted."""
+    """Factor on a group's outcome advantages if its longest correct response is not longer than the mean incorrect
+    one. Truncated incorrect responses are not counted."""
 
 
 def adora_weight(group: GradedGroup, weight: float) -> float:

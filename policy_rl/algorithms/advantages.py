@@ -44,7 +44,8 @@ class AdvantageConfig(Config):
     """Whiten advantages over the tokens of the global batch. By default, this is true only for gae and the two
     REINFORCE++ estimators, which are defined with whitening. MM-Eureka uses true for all estimators except grpo."""
     gamma: float = Field(1.0, ge=0, le=1)
-    """Discount factor of token rewards. gae and reinforce_pp also discount the sequence reward, from the last token."""
+    """Discount factor for token rewards. gae and reinforce_pp assign the sequence reward to the last token and discount
+    it too."""
     lam: float = Field(1.0, ge=0, le=1)
     """λ of generalized advantage estimation (GAE)."""
 
@@ -128,7 +129,7 @@ def cpgd_clip_filter(rewards_PK: Tensor, kept_PK: Tensor, cap: float = 3.0) -> T
 
 
 def differs(rewards_PK: Tensor, kept_PK: Tensor) -> Tensor:
-    """Return whether the rewards in each group differ (std > 0), with shape P1.
+    """Return, for each group, whether its rewards differ (std > 0), as a tensor of shape P1.
 
     Compares minimum and maximum, because in float32 the rounding error of a mean exceeds ε.
     """

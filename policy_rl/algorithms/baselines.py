@@ -1,4 +1,4 @@
-"""Subtract a baseline from step returns, computed from the returns of the group's other samples.
+"""Compute baselines for step returns from the group's other samples, and subtract them.
 
 Shapes: P prompt, K sample of its group, S step. Excluded steps are masked, with return 0 and 0 tokens.
 """
@@ -77,6 +77,6 @@ BASELINES: dict[str, Callable[[Tensor, ScoredSteps], Tensor] | None] = {
     "prime_steps": prime_steps,
     "none": None,
 }
-"""Maps credit.baseline to its function, for the modes that assign returns to steps. In the other modes, a later stage
-subtracts the baseline: for scalar the estimator (with rloo, the mean of the group's other responses), for step_gae the
-critic, whose value depends only on what precedes a token. Neither depends on what follows."""
+"""Baseline functions keyed by credit.baseline, for the modes that assign returns to steps. In the other modes, a later
+stage subtracts the baseline: for scalar the estimator (with rloo, the mean of the group's other responses), for
+step_gae the critic, whose value depends only on what precedes a token. Neither depends on what follows."""

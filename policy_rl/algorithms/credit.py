@@ -26,9 +26,9 @@ class CreditConfig(Config):
     """Configures how process rewards are assigned."""
 
     mode: Literal["scalar", "return_to_go", "soft_min", "strict_min", "step_gae"] = "soft_min"
-    """scalar: add an aggregate of the step scores to the outcome reward; return_to_go: a step's return is the sum of
-    the scores from that step on; soft_min, strict_min: a step's return is the lowest score from that step on; step_gae:
-    with a critic, each score is a token reward at the end of its step."""
+    """How step scores become rewards. scalar: an aggregate of them is added to the outcome reward; return_to_go: a
+    step's return is the sum of the scores from that step on; soft_min, strict_min: a step's return is the lowest score
+    from that step on; step_gae: with a critic, each score is a token reward at the end of its step."""
     weight: float = Field(1.0, gt=0)
     """Coefficient of the process reward; the outcome reward has coefficient 1."""
     baseline: Literal["step_index", "pure_tokens", "prime_steps", "none"] = "step_index"
@@ -47,7 +47,7 @@ class CreditConfig(Config):
     temperature: float = Field(0.1, gt=0)
     """For soft_min: temperature of the softmax that concentrates weight on the lowest-scored step."""
     gate: Literal["none", "correct"] = "none"
-    """correct: only correct responses receive process reward, and are compared only with each other (PAPO)."""
+    """Restricts process rewards. correct: only correct responses receive them, compared only with each other (PAPO)."""
     per_source: bool = False
     """For scalar: apply the estimator to outcome and process reward separately, and add the results (PRIME). If false,
     apply it to their sum."""
@@ -91,7 +91,7 @@ class CreditConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Holds one reward per response, from one reward source.
+    """Holds the rewards from one source, one per response.
 
     `known_PK` is False where a reward should exist but does not. The source is normalized over the samples in
     `among_PK`, and adds nothing to the others.
@@ -111,7 +111,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Credit:
-    """Holds the assigned process rewards: sequence rewards in `sources`, step returns, or step rewards.
+    """Holds process rewards as sequence rewards (`sources`), step returns, or step rewards.
 
     `scored_PK` marks the samples with process reward. Two masks mark samples that should have it but do not:
     `missing_PK` have no scored step, and `alone_PK` have no other sample in their group to be compared with.
@@ -240,7 +240,7 @@ MODES_OF: dict[str, tuple[str, ...]] = {
     "temperature": ("soft_min",),
     "per_source": ("scalar",),
 }
-"""Maps an option of CreditConfig to the modes to which it applies."""
+"""Credit modes to which each option of CreditConfig applies."""
 
 
 def assign(

@@ -59,7 +59,7 @@ KL: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k
 """Per-token estimators of KL(π‖ref), with Δ = lp − ref (Schulman 2020)."""
 
 KL_ESTIMATORS: dict[str, tuple[str, ...]] = {"loss": ("k3", "k2"), "reward": ("k1",)}
-"""Maps apply_to to its valid estimators, the default first. In the loss, on policy, k2 has the gradient of
+"""Valid estimators for each apply_to, the default first. In the loss, on policy, k2 has the gradient of
 KL(π‖ref), k3 that of KL(ref‖π), and k1 none. In the reward, k1 has the gradient of KL(π‖ref), k2 and k3 neither."""
 
 
@@ -69,7 +69,7 @@ class KlConfig(Config):
     coefficient: float = Field(0.0, ge=0)
     """Coefficient of the KL penalty; if it is 0, no reference model is loaded."""
     apply_to: Literal["loss", "reward"] = "loss"
-    """loss: add the penalty to the loss; reward: add −coefficient·k1 to the reward of each token."""
+    """Where to apply the KL penalty. loss: as a loss term; reward: as −coefficient·k1 in the reward of each token."""
     estimator: Literal["k1", "k2", "k3"] | None = None
     """Estimator of the KL divergence: k3 (the default) or k2 in the loss, k1 in the reward."""
 

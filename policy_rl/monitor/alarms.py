@@ -1,4 +1,4 @@
-"""Monitor a run for reward hacking, with metrics and with alarms that end the run.
+"""Monitor a run for reward hacking: compute metrics, and end the run if an alarm triggers.
 
 Shapes: S step of a response.
 """
@@ -45,8 +45,8 @@ class MonitorConfig(Config):
     """Configures the monitoring of a run for reward hacking."""
 
     alarms: dict[str, Bounds] = Field(default_factory=dict)
-    """Maps metrics of metrics.jsonl to bounds, for example alarms.prm_auc.least=0.6. If a metric is out of bounds for
-    `patience` consecutive steps, the run writes a checkpoint and ends."""
+    """Bounds of metrics, keyed by their names in metrics.jsonl, such as alarms.prm_auc.least=0.6. If a metric is out of
+    bounds for `patience` consecutive steps, the run writes a checkpoint and ends."""
     patience: int = Field(3, ge=1)
     """Number of consecutive steps that a metric must be out of bounds to trigger an alarm."""
     samples: int = Field(4, ge=0)

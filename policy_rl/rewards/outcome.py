@@ -34,7 +34,7 @@ class LengthLimits(Config):
     most: int | None = Field(None, gt=0)
     """Maximum number of tokens; longer responses are penalized. There is no maximum by default."""
     margin: int = Field(0, ge=0)
-    """Number of tokens beyond a limit at which the linearly growing penalty reaches 1; 0: full penalty immediately."""
+    """Number of tokens beyond a limit over which the penalty grows linearly; 0 applies the full penalty at once."""
     weight: float = Field(1.0, ge=0)
     """Weight of the penalty, which ranges from −1 to 0."""
 
@@ -76,8 +76,8 @@ class RewardConfig(Config):
     """Minimum length of the text in <think> for a format reward, without surrounding white space. MM-Eureka-Zero uses
     300. Requires format=think."""
     combination: Literal["sum", "gate"] = "sum"
-    """sum: weighted sum of accuracy and format; gate: 1 if both are 1, else 0 (Vision-R1). The length penalty and user
-    functions are added in both cases."""
+    """How accuracy and format are combined. sum: weighted sum; gate: 1 if both are 1, else 0 (Vision-R1). The length
+    penalty and user functions are added in both cases."""
     length: LengthLimits = LengthLimits()
     """Length penalty for responses that are too short or too long."""
     functions: tuple[UserReward, ...] = ()
@@ -188,7 +188,7 @@ def exact_label(problem: Problem, grading: Grading) -> float | None:
 
 
 ACCURACIES = {"verdict": verdict_accuracy, "exact_label": exact_label}
-"""Maps rewards.accuracy to its accuracy function."""
+"""Accuracy functions keyed by rewards.accuracy."""
 
 
 def _sum(accuracy: float | None, form: float, config: RewardConfig) -> float | None:
@@ -231,7 +231,7 @@ FORMATS = {
     "think": (Tag("think"), Tag("answer")),
     "steps": (Tag(r"step(?:_\d+)?", repeats=True), Tag("answer")),
 }
-"""Maps rewards.format to its required tags, in order."""
+"""Required tags of each rewards.format, in order."""
 _PATTERNS = {(name, outside): _compile(tags, outside) for name, tags in FORMATS.items() for outside in (False, True)}
 
 

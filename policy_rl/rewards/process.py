@@ -40,7 +40,7 @@ PIECE_TOKENS = 4
 """Maximum length of a token sequence to cache: a character has at most four bytes."""
 
 INCOMPLETE = "\ufffd"
-"""Replacement character that a tokenizer decodes the bytes of an incomplete character to."""
+"""Replacement character, to which tokenizers decode the bytes of an incomplete character."""
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -64,7 +64,7 @@ class ProcessConfig(Config):
     score_timeout_seconds: float = Field(3600, gt=0)
     """Timeout in seconds for scoring one group."""
     max_restarts: int = Field(3, ge=0)
-    """Maximum number of times that the PRM's process is restarted after it dies; then the run ends."""
+    """Maximum number of times to restart a dead PRM process before the run fails."""
 
     def aggregate(self) -> Aggregator:
         """Return the aggregator for credit.mode=scalar.
@@ -111,7 +111,7 @@ class ProcessReward:
         self._pieces = Pieces(decode)
 
     async def score(self, problem: Problem, responses: Sequence[Response]) -> list[StepRewards | None]:
-        """Score the responses to a problem; return one result each, in order, or None if there is no process reward.
+        """Score responses to a problem; return one result per response, in order, or None if it has no process reward.
 
         Raises TrainingError, naming the problem, if scores are not probabilities or if the PRM fails.
         """
@@ -261,7 +261,7 @@ def _begins_of_pieces(
 
 
 def _begins(token_ids: Sequence[int], text: str, decode: Decode, context: int) -> list[int] | None:
-    """Compute token_begins by decoding runs of tokens, each after `context` tokens of context.
+    """Compute token_begins by decoding runs of tokens together with up to `context` preceding tokens.
 
     Returns None if the runs do not add up to the text.
     """

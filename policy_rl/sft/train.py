@@ -60,7 +60,7 @@ class SftConfig(TrainableConfig):
     chat_template: PathText | None = None
     """Chat template file (Jinja) that replaces the checkpoint's template; it is saved with the model."""
     prompt: PromptConfig = PromptConfig()
-    """Prompt format of problems; conversations are used unchanged."""
+    """How problems are formatted as prompts; conversations are used unchanged."""
     packing: Literal["none", "samples"] = "samples"
     """samples: pack several conversations into a row, without attention between them; the loss is the same. none: one
     conversation per row. Unsupported models fall back to none with a warning."""
@@ -137,7 +137,7 @@ def token_loss(logprobs_NT: Tensor, response_NT: Tensor) -> Tensor:
 
 
 def sequence_loss(logprobs_NT: Tensor, response_NT: Tensor) -> Tensor:
-    """Return the per-token loss of each conversation, summed over conversations.
+    """Return the mean token loss of each conversation, summed over conversations.
 
     The loss is −Σ_n (1/M_n) Σ_t log π(token), where conversation n has M_n learned tokens. Padding contributes 0.
     """
@@ -170,7 +170,7 @@ class SftTask:
         return self._train.collate(samples, self._stand_in)
 
     def loss_sum(self, model: nn.Module, batch: PolicyInputs) -> Tensor:
-        """Compute the sum of a micro-batch's loss terms."""
+        """Compute the loss of a micro-batch, summed over its loss terms."""
         batch = batch.to(self._ranks.device)
         return self._loss(model(batch).logprobs_NT, batch.response_NT)
 
@@ -307,7 +307,7 @@ def _origin(config: SftConfig, samples: Sequence[Conversation]) -> dict[str, Any
 
 
 def _stop_at(backbone: Any, ends: set[int]) -> None:
-    """Make the tokens that ended the learned turns EOS tokens, which a base model's configuration may not list."""
+    """Add the tokens that ended the learned turns to the EOS tokens, which may lack them in a base model."""
     settings = backbone.generation_config
     known = settings.eos_token_id
     known = set() if known is None else {known} if isinstance(known, int) else set(known)
