@@ -289,8 +289,8 @@ class _Driver:
     def _take_back(self, slot: _Slot, error: WorkerDiedError) -> None:
         """Return a dead worker's problems to the end of the queue.
 
-        A problem that was the only one in flight and whose engines died more than `max_restarts` times is marked
-        failed, unless no engine in this slot ever worked.
+        A problem that was searched alone is marked failed if its engines died more than `max_restarts` times and an
+        engine in this slot has worked before.
         """
         left, slot.in_flight = slot.in_flight, set()
         if self._config.engine.servers is None:

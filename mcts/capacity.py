@@ -21,8 +21,8 @@ def adapt(capacity: int, in_flight: int, load: Load) -> int:
     """Return the new number of concurrent searches, adapted to the load that an engine reports.
 
     It grows by a quarter when the engine's queue is nearly empty although all slots are in use. It shrinks by a tenth
-    when the engine's KV cache is full, or when the queue is longer than twice the running batch, because cached
-    prefixes are evicted before such a queue is served.
+    when the engine's KV cache is full, or when the queue is longer than twice the running batch: cached prefixes would
+    be evicted before such a queue is served.
     """
     if load.waiting and (load.cache > 0.95 or load.waiting > 2 * load.running):
         return max(1, capacity - max(1, capacity // 10))

@@ -30,8 +30,8 @@ class Roller:
     `stored` holds the batches of an earlier, interrupted search of this problem. `emit` is called with each new batch
     as soon as it is complete. Seeds are derived from the request's content, so repeating it gives the same samples.
 
-    A prefix is sent to the sampler with the token ids of the first rollout that contains it, or without ids if they are
-    not known. The batches determine which rollout was first, so a replay sends the same ids.
+    A prefix is sent to the sampler with the token ids of the first rollout that contains it, if they are known. The
+    batches determine which rollout was first, so a replay sends the same ids.
     """
 
     def __init__(

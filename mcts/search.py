@@ -112,9 +112,10 @@ async def _evidence(
 ) -> Counts | None:
     """Return a prefix's verdict counts, sampling from it if the known rollouts are not enough.
 
-    Returns None if the rollouts of a new state might exceed the budget. Other states' rollouts that pass through the
-    prefix are enough if one is correct, or if enough are incorrect and they also suffice to label the prefix. Otherwise
-    the prefix becomes a state and only its own rollouts count, because the earlier ones were selected by their outcome.
+    Returns None if the rollouts of a new state might exceed the budget. Rollouts of other states that pass through the
+    prefix are enough if one of them is correct. If all are incorrect, there must be enough of them, also to label the
+    prefix. Otherwise the prefix becomes a state and only its own rollouts count, because the earlier ones were selected
+    by their outcome.
     """
     if steps in tree.states:
         return tree.states[steps].counts

@@ -1,7 +1,7 @@
 """Implement the mutable tree of one search.
 
-It holds the states, the incorrect rollouts that remain to be searched for their first error, and the verdict counts of
-all rollouts through each prefix.
+It holds the states, the incorrect rollouts still to be searched for their first error, and the verdict counts of all
+rollouts through each prefix.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class SearchTree:
         return self._at_once.get(steps, 0)
 
     def select(self) -> SearchCandidate | None:
-        """Remove and return the candidate with the highest Q + U, or None if none is left. Ties go to the older state."""
+        """Remove and return the candidate with the highest Q + U, or None if none is left; older states win ties."""
         best: tuple[float, int, int] | None = None
         for visits, heap in self._heaps.items():
             negative_q, number = heap[0]

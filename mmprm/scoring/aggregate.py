@@ -1,7 +1,7 @@
 """Aggregate the step scores p_1 … p_S of a solution into one number.
 
-Which aggregator is best depends on the labels and the policy, so it is chosen on a development set and stored in
-prm.json. Sources: OmegaPRM and Math-Shepherd (min, product), Qwen2.5-Math-PRM (last, product), MM-PRM (the others).
+The best aggregator depends on the labels and the policy, so it is chosen on a development set and stored in prm.json.
+Sources: OmegaPRM and Math-Shepherd (min, product), Qwen2.5-Math-PRM (last, product), MM-PRM (the others).
 """
 
 from __future__ import annotations
@@ -12,34 +12,33 @@ from collections.abc import Callable, Sequence
 from mmprm.errors import ConfigError
 
 MIN_PROBABILITY = 1e-6
-"""Bound for logarithms and odds, which clip p to [MIN_PROBABILITY, 1 - MIN_PROBABILITY]; other aggregators use p
-itself."""
+"""Clipping bound: aggregators with logarithms or odds clip p to [MIN_PROBABILITY, 1 - MIN_PROBABILITY]."""
 
 Aggregator = Callable[[Sequence[float]], float]
 
 
 def last(scores: Sequence[float]) -> float:
-    """Return p_S."""
+    """Return p_S, the score of the last step."""
     return scores[-1]
 
 
 def mean(scores: Sequence[float]) -> float:
-    """Return (1/S) Σ p_s."""
+    """Return the mean score, (1/S) Σ p_s."""
     return sum(scores) / len(scores)
 
 
 def sum_log(scores: Sequence[float]) -> float:
-    """Return Σ ln p_s, which orders solutions as the product does, without underflow."""
+    """Return Σ ln p_s, which ranks solutions like the product but does not underflow."""
     return sum(math.log(_clip(score)) for score in scores)
 
 
 def sum_log_odds(scores: Sequence[float]) -> float:
-    """Return Σ ln(p_s / (1 - p_s))."""
+    """Return the sum of log-odds, Σ ln(p_s / (1 - p_s))."""
     return sum(math.log(_odds(score)) for score in scores)
 
 
 def mean_odds(scores: Sequence[float]) -> float:
-    """Return (1/S) Σ p_s / (1 - p_s)."""
+    """Return the mean odds, (1/S) Σ p_s / (1 - p_s)."""
     return sum(_odds(score) for score in scores) / len(scores)
 
 
@@ -56,7 +55,7 @@ AGGREGATORS: dict[str, Aggregator] = {
 
 
 def aggregator(name: str) -> Aggregator:
-    """Return the aggregator of this name. Raises ConfigError for an unknown one."""
+    """Look up an aggregator by name. Raises ConfigError for an unknown name."""
     try:
         return AGGREGATORS[name]
     except KeyError:
@@ -64,8 +63,10 @@ def aggregator(name: str) -> Aggregator:
 
 
 def chosen_aggregator(configured: str | None, stored: str | None) -> str:
-    """Return the aggregator to use: the configured one, or else the one stored in prm.json. Raises ConfigError if
-    there is neither, since there is no default."""
+    """Return the name of the aggregator to use: the configured one, or else the one stored in prm.json.
+
+    Raises ConfigError if there is neither, because there is no default.
+    """
     name = configured or stored
     if name is None:
         raise ConfigError(
@@ -77,10 +78,10 @@ def chosen_aggregator(configured: str | None, stored: str | None) -> str:
 
 
 def vote_weight(name: str, value: float) -> float:
-    """Map an aggregate to a voting weight: sums of logs through exp, log-odds and odds through the sigmoid, all others
-    unchanged.
+    """Map an aggregate to a weight in [0, 1] for weighted voting.
 
-    Weights lie in [0, 1]. Every map is increasing, so the order of solutions is preserved.
+    sum_log is mapped through exp, sum_log_odds through the sigmoid, and mean_odds o to o / (1 + o); all others are
+    unchanged. Every map is increasing, so the order of solutions is preserved.
     """
     if name == "sum_log":
         return math.exp(value)

@@ -1,4 +1,4 @@
-"""Configure a scorer: the process reward model, its backend, and its batch size."""
+"""Define the configuration of a scorer: its process reward model, backend and batch size."""
 
 from __future__ import annotations
 
@@ -16,41 +16,40 @@ class ServerConfig(ClientConfig):
     """Configures the connection to one or more `mmprm serve` processes."""
 
     concurrency: int = Field(16, ge=1)
-    """Maximum number of concurrent requests over all URLs; each holds up to 32 solutions."""
+    """Maximum number of concurrent requests over all URLs; each has up to 32 solutions."""
     send_paths: bool = False
-    """Send the paths of images instead of their bytes; requires a server that sees the same files below its
-    image_root."""
+    """Send the paths of images instead of their bytes; the server must have the same files below its image_root."""
 
 
 class LocalScorerConfig(Config):
-    """Configures a process reward model that is loaded on this machine."""
+    """Configures a scorer that loads a process reward model on this machine."""
 
     prm: PathText = ""
     """Folder of a process reward model written by `mmprm train`, or a checkpoint of another family."""
     format: FormatName | Literal["auto"] = "auto"
-    """Family of a checkpoint without prm.json: math-shepherd, qwen, rlhflow, skywork, visualprm, trl or mm-prm; auto
-    reads prm.json."""
+    """Model family, for a checkpoint without prm.json: math-shepherd, qwen, rlhflow, skywork, visualprm, trl or mm-prm;
+    auto reads it from prm.json."""
     backend: Literal["transformers", "vllm"] = "transformers"
-    """transformers: starts immediately; vllm: the pooling runner, faster for large workloads. Scores agree within 1e-3
-    in float32."""
+    """transformers starts immediately; vllm uses vLLM's pooling runner, which is faster for large workloads. Their
+    scores agree within 1e-3 in float32."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Data type of weights and activations. auto: that of the checkpoint on GPU, and float32 on CPU, where it is
+    """Data type of weights and activations. auto: the checkpoint's data type on GPU; float32 on CPU, where it is
     faster."""
     tensor_parallel_size: int = Field(1, ge=1)
-    """vllm: number of GPUs that the model is split over."""
+    """vllm: number of GPUs over which to split the model."""
     batch_tokens: int = Field(16384, ge=1)
     """Maximum number of tokens per forward pass, including padding. A longer solution is scored alone by transformers
     and rejected by vllm."""
     share_prefixes: bool = False
-    """transformers: pack the solutions of one problem that are scored together into one sequence, in which the
-    question, images and shared steps occur once."""
+    """transformers: pack the solutions of a problem into one sequence, in which the question, the images and shared
+    steps occur once."""
     too_long: TooLong = "refuse"
-    """What to do with a solution longer than the model's context. refuse: raise an error; cut: score only its first
-    whole steps that fit. It then has fewer scores than steps, because the remaining steps were not judged."""
+    """How to handle a solution longer than the model's context. refuse: raise an error; cut: score only as many of its
+    first steps as fit, so that it has fewer scores than steps."""
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
-    """vllm on GPU: share of GPU memory for weights and cache."""
+    """vllm on GPU: fraction of GPU memory for weights and KV cache."""
     kv_cache_gib: float = Field(1.0, gt=0)
-    """vllm on CPU: memory, in GiB, for the keys and values of the solutions in flight."""
+    """vllm on CPU: size of the KV cache in GiB."""
 
     @model_validator(mode="after")
     def _has_a_model(self) -> LocalScorerConfig:
@@ -69,16 +68,16 @@ class LocalScorerConfig(Config):
 
 
 class ScorerConfig(LocalScorerConfig):
-    """Configures a process reward model that is loaded on this machine or served by `mmprm serve`."""
+    """Configures a scorer whose process reward model is loaded on this machine or served by `mmprm serve`."""
 
     prm: PathText = ""
     """Folder of a process reward model written by `mmprm train`, or a checkpoint of another family. Must be empty
     with backend=server."""
     backend: Literal["transformers", "vllm", "server"] = "transformers"
-    """transformers: starts immediately; vllm: the pooling runner, faster for large workloads; server: one or more
-    `mmprm serve`. Scores agree within 1e-3 in float32."""
+    """transformers starts immediately; vllm uses vLLM's pooling runner, which is faster for large workloads; server
+    uses one or more `mmprm serve` processes. Their scores agree within 1e-3 in float32."""
     server: ServerConfig | None = None
-    """Address of the server, with backend=server; the server's own configuration then replaces the other keys."""
+    """Connection to the servers, for backend=server; the server's configuration then replaces the other settings."""
 
     @model_validator(mode="after")
     def _has_a_model(self) -> ScorerConfig:

@@ -1,4 +1,4 @@
-"""Check what every scorer requires: that a solution fits the model's context, and that its scores are finite."""
+"""Check that solutions fit the model's context, and that their scores are finite."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TooLong = Literal["refuse", "cut"]
 
 
 def context_length(config: Any) -> int:
-    """Return the maximum number of positions of a transformers configuration."""
+    """Return a model's context length in tokens from its transformers configuration."""
     return config.get_text_config().max_position_embeddings
 
 
@@ -29,17 +29,17 @@ def check_length(solution: Solution, tokens: int, limit: int) -> None:
 
 
 def fitting(solution: Solution, tokens: Callable[[Solution], int], limit: int, too_long: TooLong) -> Solution:
-    """Return the solution, cut if necessary to what fits in `limit` tokens.
+    """Return the solution, truncated if necessary to fit in `limit` tokens.
 
-    With `too_long="refuse"`, a solution that is too long raises DataError. With "cut", it keeps as many whole steps
-    from its beginning as fit, with the question and all images; DataError is raised if not even the first step fits.
+    With `too_long="refuse"`, a solution that is too long raises DataError. With "cut", the question, all images and as
+    many whole steps from the beginning as fit remain; DataError is raised if not even the first step fits.
     """
     length = tokens(solution)
     if length <= limit:
         return solution
     if too_long == "refuse":
         check_length(solution, length, limit)
-    # Rendering is expensive, and the number of tokens grows with the number of steps: search by bisection.
+    # Tokenizing is expensive, and the number of tokens grows with the number of steps: search by bisection.
     kept = bisect_right(
         range(1, len(solution.steps)),
         limit,
@@ -58,8 +58,7 @@ def score_fitting(
     fit: Callable[[Solution], Solution],
     score: Callable[[Sequence[Solution]], list[StepScores]],
 ) -> list[StepScores | DataError]:
-    """Score the solutions that `fit` accepts, all together; return the DataError of each other solution in its
-    place."""
+    """Score all solutions that `fit` accepts in one call; the others get their DataError in place of scores."""
     answers: dict[int, StepScores | DataError] = {}
     fitted: dict[int, Solution] = {}
     for index, solution in enumerate(solutions):
@@ -72,7 +71,7 @@ def score_fitting(
 
 
 def all_scored(answers: Iterable[StepScores | DataError]) -> list[StepScores]:
-    """Return the scores, or raise the first DataError among the answers."""
+    """Return the scores of all solutions, or raise the first DataError among them."""
     scores = []
     for answer in answers:
         if isinstance(answer, DataError):
@@ -82,8 +81,10 @@ def all_scored(answers: Iterable[StepScores | DataError]) -> list[StepScores]:
 
 
 def step_scores(values: Iterable[float]) -> StepScores:
-    """Return the values as StepScores. Raises CheckpointError if one is not finite: comparisons with NaN would pass
-    as "no error"."""
+    """Convert a model's outputs to StepScores.
+
+    Raises CheckpointError if one is not finite, because a comparison with NaN would pass as "no error".
+    """
     scores = StepScores(tuple(values))
     if not all(map(math.isfinite, scores.scores)):
         raise CheckpointError(

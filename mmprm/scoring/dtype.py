@@ -1,4 +1,4 @@
-"""Resolve the number format in which a scorer computes. Loads no weights."""
+"""Resolve the dtype in which a scorer computes, without loading weights."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ _DTYPES = ("bfloat16", "float16", "float32")
 
 
 def scorer_dtype(config: LocalScorerConfig, on_gpu: bool) -> str:
-    """Return the configured format; for auto, float32 on CPU, and that of the checkpoint's config.json on GPU.
+    """Return the configured dtype; auto means float32 on CPU and the dtype in the checkpoint's config.json on GPU.
 
-    A checkpoint that names none is computed in float32.
+    If config.json has no dtype, auto means float32.
     """
     if config.dtype != "auto":
         return config.dtype

@@ -1,4 +1,4 @@
-"""Open the configured scorer; only the chosen backend is imported."""
+"""Open the configured scorer, importing only its backend."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from mmprm.types import Scorer
 
 
 class ClosableScorer(Scorer, Protocol):
-    """Scores solutions and holds resources that must be released."""
+    """Scores solutions; `close` releases its resources."""
 
     def close(self) -> None:
-        """Release the memory; the scorer cannot be used afterwards."""
+        """Release the scorer's memory; it cannot be used afterwards."""
         ...
 
 
 def open_scorer(config: LocalScorerConfig) -> ClosableScorer:
-    """Load the process reward model, or connect to its server. Raises CheckpointError for a folder that does not
-    hold one."""
+    """Load the process reward model, or connect to its server.
+
+    Raises CheckpointError if the folder does not contain a process reward model.
+    """
     if isinstance(config, ScorerConfig) and config.server is not None:
         from mmprm.scoring.http.remote import RemoteScorer
 
@@ -35,7 +37,7 @@ def open_scorer(config: LocalScorerConfig) -> ClosableScorer:
 
 
 def scorer_info(config: LocalScorerConfig) -> PrmInfo:
-    """Return the prm.json of the configured model; from a server, only its aggregator and threshold are known."""
+    """Read the configured model's prm.json; a server provides only its aggregator and threshold."""
     if not isinstance(config, ScorerConfig) or config.server is None:
         return read_info(config.prm, config.format)
     from mmprm.scoring.http.remote import RemoteScorer

@@ -22,11 +22,11 @@ from mmprm.scoring.tree_scorer import tree_scorer
 from mmprm.types import Solution, StepScores
 
 _BATCH_SOLUTIONS = 128
-"""Maximum number of solutions per batch, however short they are; bounds the memory of the processor's output."""
+"""Maximum number of solutions per batch, which bounds the memory of the processor's output."""
 
 
 class TransformersScorer:
-    """Scores solutions on one device: the GPU if there is one."""
+    """Scores solutions with transformers on one device: the GPU if there is one, otherwise the CPU."""
 
     def __init__(self, config: ScorerConfig) -> None:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -41,16 +41,15 @@ class TransformersScorer:
 
     @property
     def max_tokens(self) -> int | None:
-        """Return the number of tokens of the longest solution that can be scored; None if longer ones are cut."""
+        """Return the maximum number of tokens in a solution, or None if longer solutions are cut."""
         return self._context if self._config.too_long == "refuse" else None
 
     def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
-        """Return P(step is correct) for each step, read at the positions that the format defines."""
+        """Compute P(step is correct) for each step, at the positions that the prompt format defines."""
         return all_scored(self.score_each(solutions))
 
     def score_each(self, solutions: Sequence[Solution]) -> list[StepScores | DataError]:
-        """Score as `score` does, but return the error of a solution that the format or the model cannot read in
-        place of its scores."""
+        """Score solutions like `score`, but return a DataError for each one that cannot be scored."""
         return score_fitting(solutions, self._readable, self._score)
 
     def _readable(self, solution: Solution) -> Solution:
@@ -68,7 +67,7 @@ class TransformersScorer:
         return [scores[index] for index in range(len(solutions))]
 
     def close(self) -> None:
-        """Release the model's memory."""
+        """Free the model's memory."""
         del self._model, self._trees
         gc.collect()
         if self._device == "cuda":
@@ -80,11 +79,11 @@ class TransformersScorer:
         return log_odds_M.sigmoid().tolist()
 
     def _batches(self, solutions: Sequence[Solution]) -> Iterator[tuple[list[int], Any, Tensor]]:
-        """Yield (indices, model inputs, positions) of each batch, the longest solutions first, so that the first batch
-        needs the most memory and there is little padding.
+        """Yield (indices, model inputs, positions) for each batch of solutions with similar length, longest first.
 
-        Only the processor knows how many tokens an image expands to. A batch that turns out too large is rebuilt
-        smaller, and the next one starts from the size that fits. A batch that held a solution to be cut is rebuilt too.
+        The first batch thus needs the most memory, and there is little padding. Only the processor knows how many
+        tokens an image expands to. A batch that turns out too large is rebuilt smaller, and the next one starts with
+        the size that fits. A batch with a solution that must be cut is rebuilt too.
         """
         solutions = list(solutions)
         lengths = [len(self._format.mark(solution).ids) for solution in solutions]
@@ -95,7 +94,7 @@ class TransformersScorer:
         )
         size = _BATCH_SOLUTIONS
         while order:
-            # Encode first, then decide whether the batch is affordable: only the result tells its number of tokens.
+            # Encode first, then decide whether the batch is too large: only the result shows its number of tokens.
             indices = order[:size]
             inputs, read_BT = self._format.encode([solutions[index] for index in indices])
             tokens = inputs["attention_mask"].sum(dim=1).tolist()
@@ -118,8 +117,10 @@ class TransformersScorer:
 
 
 def _own_memory(module: nn.Module) -> None:
-    """Copy weights that are memory-mapped from a file: overwriting or truncating the file would otherwise change the
-    scores or crash this process."""
+    """Copy memory-mapped weights into this process's memory.
+
+    Overwriting or truncating their file would otherwise change the scores or crash the process.
+    """
     with torch.no_grad():
         for tensor in (*module.parameters(), *module.buffers()):
             if tensor.device.type == "cpu":

@@ -1,4 +1,4 @@
-"""Score many solutions of one problem in one pass, computing their shared prefixes once."""
+"""Score many solutions of a problem in one forward pass that computes shared prefixes once."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from mmprm.types import Solution, StepScores
 
 
 class TreeScorer:
-    """Scores solutions packed as one tree per problem; equivalent to scoring them one by one.
+    """Scores solutions packed into one token tree per problem; equivalent to scoring them one by one.
 
-    `model` must be able to read packed rows: see `tree_scorer`.
+    `model` must support packed rows (see `tree_scorer`).
     """
 
     def __init__(self, model: ScoringModel, form: Format, config: ScorerConfig, device: str) -> None:
@@ -30,13 +30,13 @@ class TreeScorer:
 
     @torch.inference_mode()
     def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
-        """Return P(step is correct) for each step of each solution."""
+        """Compute P(step is correct) for each step of each solution."""
         solutions, marked = self._fitting(solutions)
         trees = pack_solutions(solutions, marked, self._config.batch_tokens)
         lengths = [len(tree.tokens) for tree in trees]
         rows = [[trees[tree] for tree in row] for row in fill_rows(lengths, max(lengths, default=0))]
         widths = [sum(len(tree.tokens) for tree in row) for row in rows]
-        # Solutions come out tree by tree, and `scores` restores their order.
+        # Scores are computed tree by tree; the indices restore the order of the solutions.
         scores: dict[int, StepScores] = {}
         for (micro,) in micro_batches(range(len(rows)), widths, self._config.batch_tokens, ranks=1):
             chosen = [rows[row] for row in micro.samples]
@@ -63,7 +63,7 @@ class TreeScorer:
 
 
 def tree_scorer(model: ScoringModel, form: Format, config: ScorerConfig, device: str) -> TreeScorer | None:
-    """Return a TreeScorer, or None with a printed reason for a model that cannot read packed rows."""
+    """Create a TreeScorer, or print why the model does not support packed rows and return None."""
     why_not = why_not_packed(model.backbone)
     if why_not:
         print(f"scorer.share_prefixes has no effect for {type(model.backbone).__name__}: {why_not}", flush=True)

@@ -1,9 +1,9 @@
-"""Compute step scores with vLLM's pooling runner from the unmodified checkpoint; the engine runs in the calling
-process, and with tensor parallelism in one more process per GPU.
+"""Compute step scores with vLLM's pooling runner from the unmodified checkpoint.
 
-For a PRM that judges by two tokens, vLLM turns the corresponding rows of the output layer into a classifier that yields
-one probability per token, sigmoid(logit_yes - logit_no) = softmax([yes, no])_first; a head with two classes yields two.
-The scores are those at the positions that the format defines.
+The engine runs in the calling process; with tensor parallelism, one more process per GPU is added. For a PRM that
+judges by two tokens, vLLM converts their rows of the output layer to a classifier. It yields one probability per token,
+sigmoid(logit_yes - logit_no) = softmax([yes, no])_first; a head with two classes yields two probabilities. Scores are
+read at the positions that the prompt format defines.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ IMAGES = 16
 
 
 class VllmScorer:
-    """Scores solutions on one vLLM engine."""
+    """Scores solutions with one vLLM engine."""
 
     def __init__(self, config: ScorerConfig) -> None:
         check_weights(config.prm)
@@ -47,16 +47,15 @@ class VllmScorer:
 
     @property
     def max_tokens(self) -> int | None:
-        """Return the number of tokens of the longest solution that can be scored; None if longer ones are cut."""
+        """Return the maximum number of tokens in a solution, or None if longer solutions are cut."""
         return self._context if self._too_long == "refuse" else None
 
     def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
-        """Return P(step is correct) for each step of each solution."""
+        """Compute P(step is correct) for each step of each solution."""
         return all_scored(self.score_each(solutions))
 
     def score_each(self, solutions: Sequence[Solution]) -> list[StepScores | DataError]:
-        """Score as `score` does, but return the error of a solution that the format or the model cannot read in
-        place of its scores."""
+        """Score solutions like `score`, but return a DataError for each one that cannot be scored."""
         return score_fitting(solutions, self._readable, self._score)
 
     def _readable(self, solution: Solution) -> Solution:
@@ -78,8 +77,8 @@ class VllmScorer:
         return self._encoded(fitted)
 
     def close(self) -> None:
-        """Release the engine's memory."""
-        # vLLM's own shutdown also tears down process-wide state, which other engines of this process share.
+        """Shut down the engine and free its memory."""
+        # vLLM's own shutdown also destroys process-wide state, which other engines in this process share.
         engine = self._llm.llm_engine
         engine.engine_core._finalizer.detach()
         engine.model_executor.shutdown()
@@ -110,7 +109,7 @@ class VllmScorer:
 def _at_places(output: Any, marked: Marked) -> StepScores:
     tokens = output.prompt_token_ids
     correct_T = output.outputs.data.reshape(len(tokens), -1)[:, -1].tolist()
-    # Images come before the first step and expand to many tokens, so that positions keep their distance from the end.
+    # Images precede the first step and expand to many tokens, so count positions from the end.
     positions = [len(tokens) - len(marked.ids) + position for position in marked.positions]
     assert [tokens[position] for position in positions] == [marked.ids[position] for position in marked.positions], (
         "same tokens"
@@ -119,8 +118,10 @@ def _at_places(output: Any, marked: Marked) -> StepScores:
 
 
 def _head(form: Format, architectures: Sequence[str]) -> dict[str, Any]:
-    """Return the engine arguments that make vLLM a classifier. Raises ConfigError if vLLM has no class for the
-    checkpoint."""
+    """Return the engine arguments that make vLLM run the model as a token classifier.
+
+    Raises ConfigError if vLLM has no class for the checkpoint.
+    """
     if form.head == "two_tokens":
         tokens = form.tokenizer.convert_ids_to_tokens([form.no_id, form.yes_id])
         overrides = {"classifier_from_token": tokens, "method": "from_2_way_softmax"}

@@ -46,8 +46,9 @@ class RolloutConfig(Config):
     """Configure the rollout engines."""
 
     engines: int | None = Field(None, ge=1)
-    """Number of engines. By default one per CPU core or, with GPUs, one per GPU (or group of tensor_parallel_size GPUs
-    on one machine) that the trainer's ranks and the PRM do not use; with `colocated`, one per GPU of the ranks."""
+    """Number of engines. Default on CPU: one per core. Default with GPUs: one per GPU (or group of tensor_parallel_size
+    GPUs on one machine) that the trainer's ranks and the PRM leave free. Default with `colocated`: one per GPU of the
+    ranks."""
     colocated: bool = False
     """Run engines on the trainer's GPUs; they sleep, which frees their memory, while the trainer works."""
     start_timeout_seconds: float = Field(1800, gt=0)

@@ -152,7 +152,7 @@ def cheapest_rows(
     """Partition a group's responses into rows of at most `most` responses at minimal cost.
 
     The responses are in lexicographic order, and a row holds consecutive ones. The cost is the sum of L·(1 + c·L) over
-    the rows, where L = prompt + responses − tokens shared by neighbors in the row. L is at most `token_budget`, except
+    the rows. L = prompt + responses − tokens shared by neighbors in the row; it is at most `token_budget`, except
     for a single response in its own row.
 
     Response k has sizes_K[k] tokens and shares the first shared_K[k] of them with response k + 1. `attention_cost` c is

@@ -1,8 +1,8 @@
 """Compute log-probabilities, entropies and values of response tokens with the trained policy.
 
 A row of a batch is a prompt followed by one response, or by several that share the prompt and their common prefixes.
-Each response of such a row attends only to the prompt and its own tokens, and its positions continue from the end of
-the prompt, as if it had its own row.
+Each response in such a row attends only to the prompt and its own tokens. Its positions continue from the end of the
+prompt, as if it had its own row.
 
 Shapes: B row, L token of a row, X axis of the positions (M-RoPE has three), N response of the batch, T token of a
 response, M response token (of all responses), H hidden, V vocabulary, F image token.

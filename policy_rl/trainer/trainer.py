@@ -73,7 +73,7 @@ class Trainer:
     """Train the policy on one rank.
 
     `temperature` is the sampling temperature. `total_updates` is the number of optimizer steps of the whole run (an
-    estimate if there is a filter) and sets the length of the learning rate schedule. `critic` adds a value head.
+    estimate if there is a filter), over which the learning rate is scheduled. `critic` adds a value head.
     `max_pixels` and `min_pixels` are the engines' limits on image size.
 
     The reference model is the model that the run starts from, loaded only if loss.kl.coefficient is above 0; with LoRA

@@ -49,8 +49,8 @@ class ProbeCheck:
     def check(self, published: Published, answer: tuple[float, ...]) -> float:
         """Check an engine's answer for a new version, and return the mean |engine − trainer| in nats.
 
-        Raises TrainingError if it exceeds the tolerance, or if the engine repeats its answer for an earlier version
-        although the trainer's log-probabilities have since changed by more than MOVED.
+        Raises TrainingError if it exceeds the tolerance. Raises it too if the engine repeats its answer for an earlier
+        version although the trainer's log-probabilities have since changed by more than MOVED.
         """
         assert len(answer) == len(published.probe), "trainer and engine have different probes"
         distance = _mean_difference(answer, published.probe)

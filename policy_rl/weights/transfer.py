@@ -8,9 +8,9 @@ On every rank of the trainer, after an update (rank 0 gets the result, the other
 In the driver: `await pool.load_weights(published)`. This verifies:
 
 - with files: each tensor passed to vLLM's load_weights has the CRC-32 of the tensor that the trainer wrote;
-- with any transport: every parameter of the engine's model received all of its elements, all caches are empty, and the
-  engine's log-probabilities on the probe equal the trainer's within `WeightsConfig.tolerance`. They must also have
-  changed if the trainer's changed by more than MOVED.
+- with any transport: every parameter of the engine's model received all of its elements, and all caches are empty;
+- with any transport: the engine's log-probabilities on the probe equal the trainer's within `WeightsConfig.tolerance`,
+  and have changed if the trainer's changed by more than MOVED.
 
 Checksums do not cover what vLLM makes of a tensor (fused with others, packed for the CPU), nor the nccl and ipc
 transports. There, old weights that are close to the new ones are detected only once the probe has changed by MOVED.
@@ -59,8 +59,8 @@ class Published:
     checksums: Mapping[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        position = f" in {self.folder}" if self.folder else ""
-        return f"weights of version {self.version} ({self.tensors} tensors, {self.bytes / 1e6:.1f} MB{position})"
+        location = f" in {self.folder}" if self.folder else ""
+        return f"weights of version {self.version} ({self.tensors} tensors, {self.bytes / 1e6:.1f} MB{location})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Render GET /docs: the routes and messages of the service on one plain page."""
+"""Render GET /docs: one plain HTML page with the service's routes and messages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def api_page(schema: dict[str, Any]) -> str:
-    """Return the routes of the OpenAPI document as HTML that loads nothing from other hosts."""
+    """Render an OpenAPI schema as an HTML page that loads nothing from other hosts."""
     rows = "".join(
         f"<tr><td>{method.upper()}</td><td><code>{html.escape(path)}</code></td>"
         f"<td>{html.escape(operation.get('summary', ''))}</td></tr>"

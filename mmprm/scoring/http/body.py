@@ -1,4 +1,4 @@
-"""Parse the JSON body of a request in bounded memory."""
+"""Parse a request's JSON body with bounded memory."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from mmprm.scoring.http.refused import Refused
 
 _MAX_KEYS = 16
 _TOKEN = re.compile(rb'"[^"]*+"?|[\[{,]')
-"""Match a whole string without escapes, or a character that begins or separates values."""
+"""Matches a string without escapes, or a character that begins or separates JSON values."""
 
 
 def bounded_route(parse: Callable[[bytes], Awaitable[Any]]) -> type[APIRoute]:
-    """Return a route class whose bodies are parsed by `parse` instead of on the event loop."""
+    """Create a FastAPI route class that parses request bodies with `parse`, off the event loop."""
 
     class BoundedRequest(Request):
         async def json(self) -> Any:
@@ -37,10 +37,10 @@ def bounded_route(parse: Callable[[bytes], Awaitable[Any]]) -> type[APIRoute]:
 
 
 def parse_body(body: bytes, max_values: int) -> Any:
-    """Return the value in a request body; every number becomes 0, because no field of a request is numeric.
+    """Parse a JSON body; every number becomes 0, because no request field is numeric.
 
-    Raises Refused for more than `max_values` values and separators, before any object is created; for a body that is
-    not UTF-8 or not JSON (NaN included); and for a key that occurs twice.
+    Raises Refused for more than `max_values` values and separators, before any object is created. Also raises it for a
+    body that is not UTF-8 or not JSON (which excludes NaN), and for a duplicate key.
     """
     if _too_many(body, max_values):
         text = f"the body holds more than {max_values:,} JSON values and separators; send fewer solutions at once"

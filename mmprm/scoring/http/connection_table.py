@@ -1,4 +1,4 @@
-"""Count the connections to `mmprm serve` per address, and decide which one is closed when there are too many."""
+"""Limit the connections to `mmprm serve`, per IP address and in total, by closing old ones without a request."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from mmprm.scoring.http.connections import Connection
 
 RESERVED_FILES = 96
-"""File descriptors reserved for images, logs, and connections that are accepted before they are counted."""
+"""File descriptors reserved for images, logs, and connections that are accepted but not yet counted."""
 LOG_SECONDS = 10.0
 
 logger = logging.getLogger(__name__)
 
 
 class ConnectionTable:
-    """Tracks open connections per address. Those with a complete request are `answering`; the others may be closed."""
+    """Tracks open connections per IP address. Those without a complete request may be closed to make room."""
 
     def __init__(self, limits: ServiceLimits) -> None:
         free = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _open_files() - RESERVED_FILES
@@ -36,8 +36,10 @@ class ConnectionTable:
         self._logged: dict[str, tuple[float, int]] = {}
 
     def add(self, connection: Connection) -> bool:
-        """Register a connection, closing an older one if necessary. Return False if all the others are being
-        answered."""
+        """Register a new connection, closing an older one if the table is full.
+
+        Returns False if none may be closed, because all others have a complete request.
+        """
         address = connection.address
         full = len(self._open[address]) >= self.max_per_address
         if (full or self._total >= self.max_total) and not self._make_way(address if full else self._largest()):
@@ -49,7 +51,7 @@ class ConnectionTable:
         return True
 
     def remove(self, connection: Connection) -> None:
-        """Forget a connection that has been closed."""
+        """Remove a closed connection."""
         address = connection.address
         if connection in self._open.get(address, ()):
             self._open[address].remove(connection)
@@ -58,17 +60,16 @@ class ConnectionTable:
             self._drop_empty(address)
 
     def answering(self, connection: Connection) -> None:
-        """Protect a connection from being closed: it holds a complete request."""
+        """Protect a connection from being closed, because its request is complete."""
         self._waiting[connection.address].pop(connection, None)
 
     def waiting(self, connection: Connection) -> None:
-        """Mark a connection as the newest of those that may be closed."""
+        """Make a connection eligible for closing again, as the newest in line."""
         if connection in self._open.get(connection.address, ()):
             self._waiting[connection.address][connection] = None
 
     def log(self, event: str, address: str) -> None:
-        """Log one line for many events of a kind; the next line, after LOG_SECONDS, reports how many there were in
-        between."""
+        """Log an event at most once per LOG_SECONDS and kind; the next line reports how many were suppressed."""
         at, count = self._logged.get(event, (float("-inf"), 0))
         now = time.monotonic()
         if now - at < LOG_SECONDS:
@@ -101,7 +102,7 @@ class ConnectionTable:
 
 
 def address_of(host: str) -> str:
-    """Return the address under which a host's connections are counted."""
+    """Return the IP address or IPv6 /64 network under which a host's connections are counted."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:

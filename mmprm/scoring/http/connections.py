@@ -1,11 +1,11 @@
-"""Limit the connections of `mmprm serve`: their number, how long a request may take to arrive, and its header's size.
+"""Limit the client connections of `mmprm serve`: their number, header size, and the time for a request to arrive.
 
 uvicorn's httptools protocol enforces none of these limits. Each connection here
 
-    has `header_seconds` for a header and `body_seconds` for the body that follows,
-    is refused with 431 after MAX_HEADER bytes that are neither a complete header nor a body,
-    counts toward its address's share of all connections; the oldest one without a complete request is closed first,
-    is answered if the caller has only stopped sending, and aborted if the caller has disconnected.
+- must send its headers within `header_seconds` and the body that follows within `body_seconds`;
+- gets a 431 response if its headers exceed MAX_HEADER bytes;
+- counts toward its address's share of all connections; the oldest one without a complete request is closed first;
+- gets its response if the client has only stopped sending, and is aborted if the client has disconnected.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from mmprm.scoring.http.limits import MAX_HEADER
 from mmprm.scoring.http.refused import error_body
 
 MAX_PIPELINED = 32
-"""Maximum number of requests on one connection that wait for an earlier one."""
+"""Maximum number of pipelined requests that wait on one connection."""
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 2**20
-"""Number of bytes read and discarded after a refusal, so that the caller sees the answer instead of a reset."""
+"""Bytes to read and discard after a rejection, so that the client sees the response instead of a reset."""
 _PIECE = 2**14
 _FIRST_PROBE, _NEXT_PROBE = 0.25, 1.0
 
@@ -36,7 +36,7 @@ _parser_logger.setLevel(logging.ERROR)  # uvicorn warns about each malformed req
 
 
 class Connection(HttpToolsProtocol):
-    """Handles one connection of a caller. `address` is the key for shares: an IPv6 caller counts as its /64 network."""
+    """Handles one client connection. `address` is the key for shares: an IPv6 client counts as its /64 network."""
 
     def __init__(self, *args: Any, table: ConnectionTable, **values: Any) -> None:
         super().__init__(*args, **values)
@@ -51,7 +51,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        transport.set_write_buffer_limits(high=0)  # pause_writing is called once the caller leaves bytes unread
+        transport.set_write_buffer_limits(high=0)  # pause_writing is called once the client leaves bytes unread
         self.address = address_of(self.client[0] if self.client else "")
         if self._table.add(self):
             self._expect(self._limits.header_seconds)
@@ -90,7 +90,7 @@ class Connection(HttpToolsProtocol):
                 return
 
     def eof_received(self) -> bool:
-        """Return True to keep the connection open for the answer to a request that has arrived completely."""
+        """Return True, which keeps the connection open for the response, if a complete request is being answered."""
         cycle = self.cycle
         if self._dropped is not None or self.transport.is_closing():
             return False
@@ -104,7 +104,7 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         if len(self.pipeline) >= MAX_PIPELINED:
-            raise ValueError("too many requests at once")  # the parser turns it into send_400_response
+            raise ValueError("too many requests at once")  # the parser converts it to send_400_response
         self._overhead = 0
         super().on_headers_complete()
         self._expect(self._limits.body_seconds + LINGER_SECONDS)  # the application answers 408 before that
@@ -124,7 +124,7 @@ class Connection(HttpToolsProtocol):
         super().on_response_complete()
         if self.cycle.response_complete:
             self._table.waiting(self)
-            if self.cycle.more_body:  # refused before the body had arrived
+            if self.cycle.more_body:  # rejected before the body had arrived
                 self._expect(LINGER_SECONDS)
 
     def send_400_response(self, msg: str) -> None:
@@ -144,14 +144,14 @@ class Connection(HttpToolsProtocol):
             self._unread = None
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Stay silent: the request is answered as if it had not asked for another protocol."""
+        """Suppress uvicorn's warning; the request is answered as if it had not asked for a protocol upgrade."""
 
     @property
     def _between_requests(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
 
     def _expect(self, seconds: float | None) -> None:
-        """Set the deadline after which the connection is given up; None removes it."""
+        """Set a timeout after which the connection is closed; None removes it."""
         if self._deadline is not None:
             self._deadline.cancel()
         self._deadline = None if seconds is None else self.loop.call_later(seconds, self._late)
@@ -171,7 +171,7 @@ class Connection(HttpToolsProtocol):
         self.transport.abort()
 
     def _refuse(self, status: int, kind: str, message: str) -> None:
-        """Answer in place of the application, then read and discard for a moment what the caller still sends."""
+        """Send an error response in place of the application, then briefly discard what the client still sends."""
         if self.transport.is_closing():
             return
         answering = self.cycle is not None and not self.cycle.response_complete and self.cycle.response_started
@@ -193,10 +193,10 @@ class Connection(HttpToolsProtocol):
             self.cycle.message_event.set()
 
     def _probe_peer(self) -> None:
-        """Detect a caller that has disconnected rather than only stopped sending.
+        """Detect whether the client has disconnected or has only stopped sending.
 
-        The two look alike until something is sent. Every HTTP/1.1 client skips an interim answer, while the system of a
-        disconnected caller replies to it with a reset.
+        The two look alike until something is sent. Every HTTP/1.1 client skips an interim response, while the operating
+        system of a disconnected client replies to it with a reset.
         """
         if self.transport.is_closing():
             return

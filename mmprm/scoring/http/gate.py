@@ -1,4 +1,4 @@
-"""Check every request before it reaches a route (key, host, state, size, time), and count it for GET /metrics."""
+"""Check every request before it reaches a route (API key, host, readiness, size, time) and record metrics."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _OPEN = {"/health", "/docs", "/openapi.json"}
-"""Paths that need no key: those of load balancers and human readers."""
+"""Paths that need no API key, for load balancers and people."""
 SCORING = {"/v1/score", "/v1/score/batch"}
 LOCAL_NAMES = {"localhost", "127.0.0.1", "::1"}
 
 
 class Gate:
-    """Checks requests as ASGI middleware. Those in progress are counted in the service's `traffic`."""
+    """Checks requests as ASGI middleware, and counts those in flight in the service's `traffic`."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
@@ -55,7 +55,7 @@ class Gate:
             if scope["method"] == "POST" and path in SCORING:
                 await self._with_body(scope, receive, counted)
             else:
-                # The server omits the body of an answer to HEAD.
+                # The server omits the body of a response to HEAD.
                 as_get = scope | {"method": "GET"} if scope["method"] == "HEAD" else scope
                 await self._app(as_get, receive, counted)
         except Refused as refused:
@@ -64,14 +64,14 @@ class Gate:
             refusal = self._service.refusal()
             if refusal is None or started:
                 raise
-            # Shutdown exceeded its time limit: unanswered requests are refused like new ones.
+            # Shutdown exceeded its time limit: unanswered requests are rejected like new ones.
             await self._service.answer(refusal)(scope, receive, counted)
         finally:
             metrics.requests.labels(path, str(status)).inc()
             metrics.seconds.labels(path).observe(time.perf_counter() - begun)
 
     def _check(self, scope: Scope, headers: Headers) -> None:
-        """Raise Refused for a request whose header alone is invalid."""
+        """Check a request's headers and the service's state before reading the body; raise Refused on a violation."""
         path, service = scope["path"], self._service
         if service.local_only and _hostname(headers.get("host", "")) not in LOCAL_NAMES:
             # A web page in a local browser could resolve its own name to 127.0.0.1 and read the answers
@@ -96,8 +96,11 @@ class Gate:
         service.traffic.check_bytes(caller_of(scope), size)
 
     async def _with_body(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Read the body, then let the application answer. Only bytes that have arrived count as traffic, so that a
-        caller who announces a large body but sends little cannot block others."""
+        """Read the complete body, then pass the request on to the application.
+
+        Only received bytes count as traffic, so a client that announces a large body but sends little cannot block
+        others.
+        """
         traffic, address = self._service.traffic, caller_of(scope)
         body = bytearray()
         try:
@@ -112,7 +115,7 @@ class Gate:
 
 
 async def _parts(receive: Receive, limits: ServiceLimits) -> AsyncIterator[bytes]:
-    """Yield the parts of a body. Raises Refused for one that is too large or arrives too slowly."""
+    """Yield a request body in chunks; raise Refused if it is too large or arrives too slowly."""
     got, more = 0, True
     latest = asyncio.get_running_loop().time() + limits.body_seconds
     while more:
@@ -132,7 +135,7 @@ async def _parts(receive: Receive, limits: ServiceLimits) -> AsyncIterator[bytes
 
 
 def _replay(body: bytearray, receive: Receive) -> Receive:
-    """Return a receive function that yields the body as one message, then whatever follows."""
+    """Return an ASGI receive function that yields the body as one message, then any later messages."""
     messages: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
     async def replayed() -> Message:
@@ -146,7 +149,7 @@ def hung_up() -> Refused:
 
 
 def caller_of(scope: Scope) -> str:
-    """Return the address of the caller, under which it is counted."""
+    """Return the address under which the client of a request is counted."""
     return address_of((scope.get("client") or ("",))[0])
 
 
@@ -167,7 +170,7 @@ def _hostname(host: str) -> str | None:
 
 
 async def while_connected(request: Request, work: Awaitable[T]) -> T:
-    """Return the result of `work`, which is cancelled if the caller disconnects."""
+    """Await `work`, and cancel it if the client disconnects."""
     working, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""Define all configurable limits and timeouts of `mmprm serve`."""
+"""Define the configurable limits and timeouts of `mmprm serve`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mmprm.problems import MAX_PIXELS
 
 MIB = 2**20
 MAX_HEADER = 64 * 1024
-"""Maximum size of a request's line and header, in bytes."""
+"""Maximum size of a request line and its headers, in bytes."""
 
 
 class ServiceLimits(Config):
@@ -18,12 +18,12 @@ class ServiceLimits(Config):
     body_mib: int = Field(64, ge=1)
     """Maximum size of a request body, in MiB."""
     in_flight_mib: int = Field(1024, ge=1)
-    """Maximum total size of all unanswered requests, as far as they have arrived, in MiB; further ones get 429."""
+    """Maximum total size of the received bytes of all unanswered requests, in MiB; further requests get 429."""
     in_flight: int = Field(8192, ge=1)
-    """Maximum number of unanswered solutions in total; further ones get 429."""
+    """Maximum total number of unanswered solutions; further ones get 429."""
     address_share: float = Field(0.5, gt=0, le=1)
-    """Share of in_flight and in_flight_mib that one address may take, but at least one full request; set to 1 if all
-    callers come through one proxy."""
+    """Fraction of in_flight and in_flight_mib that one IP address may use, but at least one full request; set it to 1
+    if all clients connect through one proxy."""
     solutions: int = Field(256, ge=1)
     """Maximum number of solutions per request."""
     steps: int = Field(1000, ge=1)
@@ -31,36 +31,36 @@ class ServiceLimits(Config):
     characters: int = Field(400_000, ge=1)
     """Maximum number of characters per solution, including its question."""
     characters_per_token: float = Field(16.0, gt=0)
-    """A solution with more characters than this per token of the model's context is rejected before it is tokenized; a
-    shorter one is measured in tokens."""
+    """A solution with more characters than the model's context length in tokens times this is rejected without being
+    tokenized; a shorter one is tokenized to check its length."""
     images: int = Field(16, ge=0)
     """Maximum number of images per solution."""
     image_mib: int = Field(16, ge=1)
     """Maximum size of one encoded image, in MiB."""
     pixels: int = Field(16_777_216, ge=1, le=MAX_PIXELS)
-    """Maximum number of pixels per image, read from its header before anything is decoded."""
+    """Maximum number of pixels per image, read from the image's header before it is decoded."""
     solution_pixels: int = Field(33_554_432, ge=1)
-    """Maximum number of pixels in all images of one solution, which are decoded together."""
+    """Maximum total number of pixels in the images of one solution, which are decoded together."""
     request_pixels: int = Field(268_435_456, ge=1)
-    """Maximum number of pixels in all images of one request."""
+    """Maximum total number of pixels in the images of one request."""
     batch_characters: int = Field(65_536, ge=1)
-    """Maximum number of characters given to the model at once, so that a new request does not wait for all earlier
-    ones; a longer solution is scored alone."""
+    """Maximum number of characters per batch, so that a new request need not wait for all earlier ones; a longer
+    solution is scored alone."""
     batch_pixels: int = Field(16_777_216, ge=1)
-    """Maximum number of pixels decoded at once; a solution with more is scored alone."""
+    """Maximum number of pixels per batch; a solution with more is scored alone."""
     batch_seconds: float = Field(0.25, gt=0)
-    """Target time per batch, in seconds; batches shrink when one takes longer."""
+    """Target time per batch, in seconds; batches become smaller if one takes longer."""
     header_seconds: float = Field(10.0, gt=0)
-    """Time for a request's header to arrive, in seconds, counted from the connection or from its first byte."""
+    """Timeout in seconds for a request's headers to arrive, counted from the connection or from their first byte."""
     body_seconds: float = Field(60.0, gt=0)
-    """Time for a complete request to arrive, in seconds, so that a slow sender does not hold its slot forever."""
+    """Timeout in seconds for a complete request body to arrive, so that a slow client cannot hold its slot forever."""
     answer_seconds: float = Field(60.0, gt=0)
-    """Time for a caller to read its answer, in seconds."""
+    """Timeout in seconds for a client to read its response."""
     connections: int = Field(4096, ge=8)
-    """Maximum number of open connections, further limited by `ulimit -n`; the oldest one without a complete request
-    is closed first."""
+    """Maximum number of open connections, also limited by `ulimit -n`; above it, the oldest one without a complete
+    request is closed."""
     connections_per_address: int = Field(1024, ge=4)
-    """Maximum number of open connections per address, and at most half of all."""
+    """Maximum number of open connections per IP address, capped at half of `connections`."""
 
     @model_validator(mode="after")
     def _a_full_request_fits(self) -> ServiceLimits:
@@ -79,10 +79,13 @@ class ServiceLimits(Config):
 
     @property
     def max_values(self) -> int:
-        """Return the maximum number of JSON values and separators in a body. It exceeds what the largest valid request
-        needs, so that most oversized requests are told which limit they exceed."""
+        """Return the maximum number of JSON values and separators in a body.
+
+        It exceeds what the largest valid request needs, so that the error for most oversized requests can name the
+        exceeded limit.
+        """
         return max(2**18, 2 * self.solutions * (self.steps + 2 * self.images + 8))
 
     def per_address(self, together: int, single: int) -> int:
-        """Return the share of a total that one address may take, which is at least one request of size `single`."""
+        """Return one IP address's limit: `address_share` of `together`, but at least one full request (`single`)."""
         return max(single, int(self.address_share * together))

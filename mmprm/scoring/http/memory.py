@@ -1,4 +1,4 @@
-"""Return the memory of large requests to the system."""
+"""Return freed memory to the operating system after large requests."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _last = 0.0
 
 
 def give_back() -> None:
-    """Return freed memory to the system, at most once per second.
+    """Return freed memory to the operating system (malloc_trim), at most once per second.
 
-    glibc keeps freed memory in per-thread arenas: after a batch of large images this amounts to gigabytes that nothing
-    else can use.
+    glibc retains freed memory in per-thread arenas: gigabytes after a batch of large images, which nothing else can
+    use.
     """
     global _last
     now = time.monotonic()

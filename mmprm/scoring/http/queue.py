@@ -1,4 +1,4 @@
-"""Share one scorer among many callers: requests that arrive while it works are scored together in the next batch."""
+"""Batch concurrent requests to one scorer: those that arrive while it works form the next batch."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class _Asked:
 class Pace:
     """Adapts the batch size to the scorer's speed.
 
-    `limit` is the maximum total weight of a batch. It is updated from the duration of the last batch, so that a batch
-    takes about `seconds`, and never exceeds `most`.
+    `limit` is the maximum total weight of a batch. It is updated from the duration of the last batch so that a batch
+    takes about `seconds`; it never exceeds `most`.
     """
 
     most: float = math.inf
@@ -36,7 +36,7 @@ class Pace:
     limit: float = math.inf
 
     def took(self, weight: float, solutions: int, seconds: float) -> None:
-        """Update the limit from the duration of the last batch."""
+        """Update the limit from the weight, size and duration of the last batch."""
         if seconds > self.seconds and solutions > 1:
             self.limit = weight * self.seconds / seconds
         elif seconds < self.seconds / 2 and weight > self.limit / 2:
@@ -44,17 +44,17 @@ class Pace:
 
 
 class ScoreQueue:
-    """Batches the requests of one event loop, which is never blocked: the scorer runs in `thread`, or in a thread owned
-    by the queue.
+    """Batches requests from one event loop and scores them in a separate thread: `thread`, or one that the queue owns.
 
-    A batch holds as many waiting solutions as the pace allows, with callers taking turns; a heavier solution is scored
-    alone. Identical solutions of a batch are scored once. `batches` and `scored` count what the scorer has answered.
+    A batch holds as many waiting solutions as the pace allows, and clients take turns; a heavier solution is scored
+    alone. Identical solutions in a batch are scored once. `batches` and `scored` count the completed batches and
+    solutions.
     """
 
     def __init__(self, scorer: Scorer, pace: Pace | None = None, thread: ThreadPoolExecutor | None = None) -> None:
         self.batches = 0
         self.scored = 0
-        # A scorer that reports errors per solution needs no bisection of failed batches.
+        # A scorer that reports errors per solution needs no bisection of a failed batch.
         self._score: Callable[[Sequence[Solution]], Sequence[ScoreResult]] = getattr(scorer, "score_each", scorer.score)
         self._pace = pace or Pace()
         self._thread = thread or ThreadPoolExecutor(max_workers=1, thread_name_prefix="scorer")
@@ -63,11 +63,11 @@ class ScoreQueue:
 
     @property
     def waiting(self) -> int:
-        """Return the number of solutions that wait to be scored."""
+        """Return the number of solutions waiting to be scored."""
         return len(self._waiting)
 
     async def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
-        """Score as Scorer.score does. A solution that cannot be scored fails only the call that submitted it."""
+        """Score solutions like Scorer.score; one that cannot be scored fails only the call that submitted it."""
         scores: list[StepScores] = []
         for answer in await self.judge(solutions):
             if isinstance(answer, Exception):
@@ -76,8 +76,7 @@ class ScoreQueue:
         return scores
 
     async def score_apart(self, solutions: Sequence[Solution]) -> list[StepScores | DataError]:
-        """Score the solutions; one that cannot be scored gets its DataError in place of scores. Other errors are
-        raised."""
+        """Score solutions, returning a DataError for each one that cannot be scored. Other errors are raised."""
         answers: list[StepScores | DataError] = []
         for answer in await self.judge(solutions):
             if isinstance(answer, Exception) and not isinstance(answer, DataError):
@@ -88,7 +87,7 @@ class ScoreQueue:
     async def judge(
         self, solutions: Sequence[Solution], weights: Sequence[float] | None = None, caller: str = ""
     ) -> list[ScoreResult]:
-        """Return the scores of each solution, or the reason why it has none."""
+        """Score solutions, returning an exception for each one that failed."""
         loop = asyncio.get_running_loop()
         asked = [_Asked(solution, loop.create_future()) for solution in solutions]
         self._waiting.add(caller, zip(asked, weights or [0.0] * len(asked), strict=True))
@@ -97,7 +96,7 @@ class ScoreQueue:
         return await asyncio.gather(*(item.answer for item in asked), return_exceptions=True)
 
     def close(self) -> None:
-        """Wait for the running batch, then release the thread."""
+        """Wait for the running batch, then shut down the thread."""
         self._thread.shutdown()
 
     async def _run(self) -> None:
@@ -109,12 +108,12 @@ class ScoreQueue:
             begun = time.monotonic()
             try:
                 answers = await asyncio.get_running_loop().run_in_executor(self._thread, self._answers, solutions)
-            except Exception as error:  # Whatever the error is, no caller may wait forever.
+            except Exception as error:  # no client may wait forever, whatever the error is
                 answers = [error] * len(solutions)
             self._pace.took(weight, len(solutions), time.monotonic() - begun)
             for solution, answer in zip(solutions, answers, strict=True):
                 for future in batch[solution]:
-                    if future.done():  # its caller has disconnected in the meantime
+                    if future.done():  # its client has disconnected in the meantime
                         continue
                     if isinstance(answer, Exception):
                         future.set_exception(answer)
@@ -122,7 +121,7 @@ class ScoreQueue:
                         future.set_result(answer)
 
     def _batch(self) -> tuple[dict[Solution, list[asyncio.Future[StepScores]]], float]:
-        """Return the callers that wait for each solution of the next batch, and the total weight of the batch."""
+        """Take the next batch from the queue; return (futures that wait for each solution, total weight)."""
         batch: dict[Solution, list[asyncio.Future[StepScores]]] = {}
         total = 0.0
         while self._waiting:
@@ -138,11 +137,11 @@ class ScoreQueue:
         return batch, total
 
     def _answers(self, solutions: list[Solution]) -> list[ScoreResult]:
-        """Score a batch; if it fails, score its halves, so that in the end only the faulty solution has no scores.
+        """Score a batch; if it fails, bisect it, so that in the end only the faulty solution has no scores.
 
-        The other solutions may then be computed up to three times. If the engine has stopped, all of them fail.
+        The other solutions may then be scored up to three times. If the engine has stopped, all of them fail.
         """
-        # Any error may be that of one solution, such as what a processor raises for an image that it cannot process.
+        # Any exception may be caused by one solution, for example by an image that a processor cannot process.
         return run_halving(solutions, self._scored_together, lambda _, error: error, Exception)
 
     def _scored_together(self, solutions: Sequence[Solution]) -> list[ScoreResult]:

@@ -1,4 +1,4 @@
-"""Map errors to the answers of `mmprm serve`, by status and type."""
+"""Map exceptions to the error responses of `mmprm serve`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mmprm.scoring.http.refused import Refused
 from mmprm.scoring.http.wire import ErrorOut, invalid
 
 _KINDS = {401: "unauthorized", 403: "unauthorized", 404: "not_found", 408: "too_slow", 413: "too_large"}
-"""Error types by status; every other status maps to invalid_request."""
+"""Error types by HTTP status; every other status maps to invalid_request."""
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorOut, "description": text}
     for status, text in {
@@ -28,13 +28,13 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 def refused_for(error: Exception) -> Refused:
-    """Return the refusal that answers an error."""
+    """Convert an exception to the error response to send."""
     if isinstance(error, Refused):
         return error
     if isinstance(error, RequestValidationError):
         return invalid(error.errors())
     if isinstance(error, HTTPException):
-        # FastAPI raises 400 for a body that ended early.
+        # FastAPI raises 400 for an incomplete body.
         text = "the body cannot be read; send it again" if error.status_code == 400 else str(error.detail)
         refused = Refused(error.status_code, _KINDS.get(error.status_code, "invalid_request"), text)
         refused.headers = error.headers

@@ -1,4 +1,4 @@
-"""Define the error that rejects a request or one of its solutions."""
+"""Define the exception that rejects a request or one of its solutions."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ _OBJECT = re.compile(r"<([\w.]+) object at 0x[0-9a-fA-F]+>")
 
 
 class Refused(HTTPException):
-    """Rejects a request or one of its solutions. `kind` is the error type on the wire. It derives from HTTPException so
-    that it passes through FastAPI's body parsing."""
+    """Signals that a request or one of its solutions is rejected.
+
+    `kind` is the error type in the response. It derives from HTTPException to pass through FastAPI's body parsing.
+    """
 
     def __init__(self, status: int, kind: str, message: str, field: str | None = None) -> None:
         super().__init__(status, message)
@@ -22,10 +24,10 @@ class Refused(HTTPException):
         return self.detail
 
     def body(self) -> dict[str, Any]:
-        """Return the error as JSON."""
+        """Return the error as a JSON object."""
         return error_body(self.kind, self.detail, self.field)
 
 
 def error_body(kind: str, message: str, field: str | None = None) -> dict[str, Any]:
-    """Return an error as JSON, without the addresses of objects that libraries put into their messages."""
+    """Format an error as a JSON object, removing the object addresses that libraries put into their messages."""
     return {"error": {"type": kind, "message": _OBJECT.sub(r"\1", message), "field": field}}

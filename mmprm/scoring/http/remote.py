@@ -1,4 +1,4 @@
-"""Score steps with one or more `mmprm serve` processes."""
+"""Score solutions remotely with one or more `mmprm serve` processes."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from mmprm.types import ImageRef, Solution, StepScores
 
 REQUEST_SOLUTIONS = 32
 BODY_MIB = 64
-"""Default for servers that do not state their limit."""
+"""Default maximum body size, for servers that do not report theirs."""
 BODY_SHARE = 0.9
-"""Share of the server's maximum body size to fill; the rest is for keys and separators, which are not counted."""
+"""Fraction of the server's maximum body size to fill; the rest is for JSON keys and separators."""
 _BATCH = TypeAdapter(BatchOut)
 _MODEL = TypeAdapter(ModelOut)
 _SOMEBODY: Body = {"solutions": [{"question": "What is 1 + 1?", "steps": ["1 + 1 = 2"]}]}
@@ -33,12 +33,11 @@ T = TypeVar("T")
 
 
 class RemoteScorer:
-    """Scores solutions on servers. Requests are sent from a dedicated thread, so any number of threads may call it
-    concurrently.
+    """Scores solutions on `mmprm serve` servers. It is thread-safe: a dedicated thread sends all requests.
 
     A server that is busy, loading or temporarily unreachable is retried as configured; if none answers, `score` raises
-    EngineStoppedError. `model` describes the model of the first URL that answers. Scores of another model raise
-    ConfigError, since they are not comparable.
+    EngineStoppedError. `model` describes the model of the first URL that answers. Scores from another model raise
+    ConfigError, because they are not comparable.
     """
 
     def __init__(self, config: ServerConfig) -> None:
@@ -57,7 +56,7 @@ class RemoteScorer:
         return self._wait(self._score(solutions))
 
     def close(self) -> None:
-        """Close the connections and stop the thread."""
+        """Close the connections and stop the background thread."""
         self._wait(self._client.close())
         self._stop()
 
@@ -100,7 +99,7 @@ class RemoteScorer:
         return [scores[index] for index in range(len(solutions))]
 
     def _requests(self, solutions: Sequence[Solution]) -> Iterator[list[int]]:
-        """Yield the indices of the solutions that go into each request: as many as fit."""
+        """Split the solutions into requests that fit the server's limits; yield the indices of each."""
         limits = self.model.limits
         count = min(REQUEST_SOLUTIONS, limits.get("solutions", REQUEST_SOLUTIONS))
         max_size = limits.get("body_mib", BODY_MIB) * MIB * BODY_SHARE
@@ -119,10 +118,10 @@ class RemoteScorer:
             yield indices
 
     def _size(self, solution: Solution) -> int:
-        """Return an upper bound on the bytes of a solution in JSON: a character takes up to 12 bytes in ASCII."""
+        """Return an upper bound on a solution's size as JSON, in bytes; an escaped character takes up to 12."""
         texts = (asked_question(solution.problem), *solution.steps)
         size = sum(len(text) if text.isascii() else 12 * len(text) for text in texts) + 16 * len(texts)
-        # The server accepts as many bytes of images by path as by body.
+        # The server limits the bytes of images sent by path like those in the body.
         return size + sum(_length(image) * 4 // 3 + 16 for image in solution.problem.images)
 
     async def _ask(self, solutions: Sequence[Solution]) -> list[StepScores]:
@@ -156,7 +155,7 @@ class RemoteScorer:
         return answer
 
     async def _see_that_it_works(self, result: ErrorOut) -> None:
-        """Check that the model works at all: if it fails on every solution, no single solution is at fault."""
+        """Raise EngineStoppedError if the model also fails on a trivial solution, and is therefore broken."""
         if result.error.type == "internal":
             (probe,) = (await self._post(_SOMEBODY, "")).results
             if isinstance(probe, ErrorOut) and probe.error.type == "internal":
@@ -215,7 +214,7 @@ def _identity(answer: ModelOut | BatchOut) -> str:
 
 
 def _complaint(solution: Solution, result: ErrorOut) -> str:
-    """Return the server's message, which begins with the problem's name if it comes from the model."""
+    """Format the server's error message with the problem's name, unless it already begins with it."""
     message, field, name = result.error.message, result.error.field, f"problem {solution.problem.id}"
     if message.startswith(name):
         return message
@@ -244,7 +243,7 @@ def _read_batch(values: Any, body: Body) -> BatchOut:
     for solution, result in zip(asked, answer.results, strict=True):
         if isinstance(result, ErrorOut):
             continue
-        # A server that cuts solutions that are too long returns no scores for the last steps.
+        # A server with too_long=cut returns no scores for the last steps of a long solution.
         if not 0 < len(result.scores) <= len(solution["steps"]) or not all(0 <= score <= 1 for score in result.scores):
             raise Failure("answer has impossible scores", f"{len(solution['steps'])} steps, {result.scores[:8]}")
     return answer

@@ -1,4 +1,4 @@
-"""Run the scoring service under uvicorn, with limits on connections and an orderly shutdown."""
+"""Run the scoring service under uvicorn, with connection limits and graceful shutdown."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ BACKLOG = 2048
 
 
 CLOSING_SECONDS = 5
-"""Time for slow readers to receive their answers once everything is computed."""
+"""Seconds that slow clients have to receive their responses once all are computed."""
 
 
 class Server(uvicorn.Server):
-    """Keeps answering during shutdown: accepted requests are finished, and new ones get 503.
+    """Shuts down gracefully: accepted requests are finished, and new ones get 503.
 
     The model's thread cannot be interrupted while it loads or scores. If that exceeds the time limit, or if a second
     signal arrives, the process exits immediately. `limit` is the timer.
@@ -39,7 +39,7 @@ class Server(uvicorn.Server):
                 http=functools.partial(Connection, table=ConnectionTable(service.limits)),  # type: ignore[arg-type]
                 loop="asyncio",
                 ws="none",
-                proxy_headers=False,  # a caller could otherwise assume the address of another one
+                proxy_headers=False,  # a client could otherwise impersonate another address
                 backlog=ACCEPTED_AT_ONCE,
                 log_config=None,
                 log_level="warning",
@@ -57,8 +57,10 @@ class Server(uvicorn.Server):
         self.limit.daemon = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start listening. The loop accepts few connections in a row, so that those over the limit are closed before
-        it accepts more; the system's queue of new connections is longer."""
+        """Start listening, with a kernel backlog that is longer than the event loop's accept batch.
+
+        The loop accepts few connections in a row, so that those over the limit are closed before it accepts more.
+        """
         await super().startup(sockets)
         for listener in sockets or []:
             listener.listen(BACKLOG)
@@ -70,7 +72,7 @@ class Server(uvicorn.Server):
         self._service.closing = True
 
     async def on_tick(self, counter: int) -> bool:
-        """Exit when every accepted request has been answered, or when the time limit has passed."""
+        """During shutdown, exit once every accepted request has been answered or the time limit has passed."""
         service = self._service
         if (service.closing or service.failure is not None) and self._closes is None:
             logging.getLogger(__name__).info("closing; %d requests remain", service.traffic.requests)
@@ -82,6 +84,6 @@ class Server(uvicorn.Server):
 
 
 def _end_at_once(why: str) -> None:
-    """Exit without waiting for threads. Both backends compute in this process, so no other process remains."""
+    """Exit without waiting for threads. Both backends run in this process, so no other process remains."""
     logging.getLogger(__name__).warning("exits without waiting: %s", why)
     os._exit(1)

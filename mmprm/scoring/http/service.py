@@ -1,7 +1,7 @@
-"""Implement `mmprm serve`, the HTTP service of one process reward model.
+"""Implement `mmprm serve`, the HTTP service for one process reward model.
 
-Waiting requests are scored together, with callers taking turns. One thread loads the model, scores with it and closes
-it; PREPARING_THREADS other threads per kind of work parse requests and decode images.
+Waiting requests are scored together, and clients take turns. One thread loads the model, scores with it and closes it.
+PREPARING_THREADS threads parse requests, and as many others decode images.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ from mmprm.scoring.open import ClosableScorer
 from mmprm.types import Problem, Solution, StepScores
 
 _BATCH_SOLUTIONS = 256
-"""Maximum number of solutions given to the model at once, so that a new request does not wait for all earlier ones."""
+"""Maximum number of solutions per batch, so that a new request need not wait for all earlier ones."""
 PREPARING_THREADS = 2
-"""Number of threads that parse JSON and texts while the event loop and the model run; as many others decode images."""
+"""Number of threads that parse JSON and validate texts; as many others decode images."""
 RETRY_AFTER = "1"
 
 PROBE = Solution(Problem("probe", "What is 1 + 1?", answer=""), ("1 + 1 = 2",))
-"""Solution that every working model can score, to tell a broken model from an invalid solution."""
+"""Solution that every working model can score, used to tell a broken model from an invalid solution."""
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
 class Service:
-    """Serves one scorer. `app` is the ASGI application, `facts` is the response to GET /v1/model, and `load` creates
-    the scorer.
+    """Serves one scorer over HTTP.
 
-    `failure` is set if the model could not be loaded or has stopped working.
+    `app` is the ASGI application, `facts` is the response to GET /v1/model, and `load` creates the scorer. `failure` is
+    set if the model could not be loaded or has stopped working.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Service:
         self._images = ThreadPoolExecutor(PREPARING_THREADS, thread_name_prefix="images")
         self._queue: ScoreQueue | None = None
         self._max_characters = limits.characters
-        # The weights of solutions are fractions of a batch; the margin allows for rounding of their sum.
+        # Solution weights are fractions of a full batch; the margin allows for rounding in their sum.
         self._pace = Pace(1 + 1e-9, limits.batch_seconds, 1 + 1e-9)
         self._probing: asyncio.Task[None] | None = None
         self.metrics.in_flight.set_function(lambda: self.traffic.requests)
@@ -86,7 +86,7 @@ class Service:
         self.app = self._application()
 
     def refusal(self) -> Refused | None:
-        """Return why nothing can be scored at the moment, or None."""
+        """Return the 503 error to send while the service is not ready, or None if it is ready."""
         if self.failure is not None:
             return Refused(503, "internal", "the model has failed; see the service's log")
         if self.closing:
@@ -194,7 +194,7 @@ class Service:
     async def _judge(
         self, values: Sequence[Any], positions: Sequence[str], caller: str
     ) -> list[dict[str, Any] | Refused]:
-        """Return the result of each solution, or why it has none."""
+        """Score solutions; one that cannot be scored gets its Refused error in place of a result."""
         assert self._queue is not None, "the gate has checked that"
         threads = self._images if any(map(_has_images, values)) else self._texts
         prepared = await _in_thread(threads, self._prepared, values, positions)
@@ -204,7 +204,7 @@ class Service:
         return [item if isinstance(item, Refused) else self._scored(next(answers)) for item in prepared]
 
     def _prepared(self, values: Sequence[Any], positions: Sequence[str]) -> list[tuple[Solution, float] | Refused]:
-        """Return each solution with its weight as a fraction of a batch, or why it is refused."""
+        """Validate solutions; return (solution, weight as a fraction of a batch) or the Refused error for each."""
         limits = self.limits
         reader = Reader(limits, self._image_root, self._max_characters)
         prepared: list[tuple[Solution, float] | Refused] = []
@@ -268,7 +268,7 @@ class Service:
         return scorer
 
     def _loaded(self) -> ClosableScorer:
-        """Return the scorer, and set the pace from the time for a short solution: a slow start that doubles quickly."""
+        """Load the scorer, and set the first batch size from the time that a short solution takes."""
         scorer = self._load()
         with contextlib.suppress(DataError):
             scorer.score([PROBE])  # the first call takes longer than later ones
@@ -285,7 +285,7 @@ async def _in_thread(threads: ThreadPoolExecutor, work: Callable[..., T], *value
 
 
 def _has_images(value: Any) -> bool:
-    """Return whether a solution, or a value that is to become one, has images."""
+    """Return True if a solution, validated or still raw JSON, has images."""
     return bool(value.images if isinstance(value, SolutionIn) else isinstance(value, dict) and value.get("images"))
 
 

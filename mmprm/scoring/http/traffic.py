@@ -1,4 +1,4 @@
-"""Track the bytes and solutions in flight per address, and the metrics of the scoring service."""
+"""Track the scoring service's bytes and solutions in flight per IP address, and its Prometheus metrics."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from mmprm.scoring.http.refused import Refused
 
 @dataclass
 class Traffic:
-    """Counts the requests for scoring that have arrived and are not answered yet, and the bytes and solutions of these
-    and of requests that are still arriving."""
+    """Counts the requests, bytes and solutions that the service has received and not yet answered.
+
+    `requests` counts only scoring requests that have arrived completely; `bytes` also counts those still arriving.
+    """
 
     limits: ServiceLimits
     requests: int = 0
@@ -25,7 +27,7 @@ class Traffic:
 
     @contextmanager
     def answering(self) -> Iterator[None]:
-        """Count one request as in progress for the duration of the block."""
+        """Count one request as in flight inside the block."""
         self.requests += 1
         try:
             yield
@@ -33,14 +35,14 @@ class Traffic:
             self.requests -= 1
 
     def check_bytes(self, address: str, more: int) -> None:
-        """Raise Refused if `more` bytes exceed what the service, or one address, may hold."""
+        """Raise Refused (429) if `more` bytes would exceed the limit of the service or of this address."""
         limits = self.limits
         most = limits.in_flight_mib * MIB
         self._check(self.bytes, address, more, most, limits.per_address(most, limits.body_mib * MIB), "bytes")
 
     @contextmanager
     def holding(self, address: str, solutions: int) -> Iterator[None]:
-        """Count solutions as in flight for the duration of the block."""
+        """Count solutions as in flight inside the block; raise Refused (429) if there would be too many."""
         limits = self.limits
         most = limits.per_address(limits.in_flight, limits.solutions)
         self._check(self.solutions, address, solutions, limits.in_flight, most, "solutions")
@@ -51,7 +53,7 @@ class Traffic:
             self.release(self.solutions, address, solutions)
 
     def release(self, held: Tally[str], address: str, count: int) -> None:
-        """Subtract `count` from what an address holds."""
+        """Subtract `count` from an address's entry in `held`, and delete the entry at 0."""
         held[address] -= count
         if not held[address]:
             del held[address]
@@ -66,7 +68,7 @@ class Traffic:
 
 
 class Metrics:
-    """Holds the service's own registry of metrics, in the Prometheus text format."""
+    """Holds the service's Prometheus metrics in a separate registry."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -83,5 +85,5 @@ class Metrics:
         self.ready = Gauge("mmprm_ready", "1 while requests are accepted", **one)
 
     def text(self) -> bytes:
-        """Return all metrics in the Prometheus text format."""
+        """Format all metrics in the Prometheus text format."""
         return generate_latest(self._registry)

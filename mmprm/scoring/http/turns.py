@@ -1,4 +1,4 @@
-"""Schedule callers fairly on a shared scorer, however much each of them has submitted."""
+"""Share one scorer fairly among clients, regardless of how much each has submitted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 @dataclass(order=True)
 class _Request(Generic[T]):
-    """Holds a request, ordered by the weight already served, then by the weight still waiting, then by arrival."""
+    """Holds a request; requests are ordered by weight already served, then by remaining weight, then by arrival."""
 
     served: float
     left: float
@@ -23,15 +23,15 @@ class _Request(Generic[T]):
 
 
 class FairQueue(Generic[T]):
-    """Queues the weighted items of callers' requests.
+    """Queues the weighted items of clients' requests (fair queuing).
 
-    Callers take turns, one item per turn. Among the requests of a caller, the one that has been served least is next,
-    and of these the smallest. A small request thus waits for at most one item of each larger one that came before it,
-    not for all of their items.
+    Clients take turns, one item per turn. Among a client's requests, the one that has been served least is next; of
+    equals, the smallest. A small request thus waits for at most one item of each earlier, larger request instead of for
+    all of their items.
     """
 
     def __init__(self) -> None:
-        self._callers: dict[str, list[_Request[T]]] = {}  # the first caller is next; each list is a heap
+        self._callers: dict[str, list[_Request[T]]] = {}  # the first client is next; each list is a heap
         self._numbers = itertools.count()
         self._length = 0
 
@@ -39,7 +39,7 @@ class FairQueue(Generic[T]):
         return self._length
 
     def add(self, caller: str, items: Iterable[tuple[T, float]]) -> None:
-        """Add one request: its items, each with its weight, in the order in which they are to be served."""
+        """Add one request: (item, weight) pairs in the order in which to serve them."""
         waiting = deque(items)
         if waiting:
             left = sum(weight for _, weight in waiting)
@@ -51,8 +51,7 @@ class FairQueue(Generic[T]):
         return next(iter(self._callers.values()))[0].items[0]
 
     def pop(self, free: bool = False) -> T:
-        """Remove and return the next item; a `free` one costs its caller no turn, because nobody waits for it any
-        longer."""
+        """Remove and return the next item; `free` does not count it as a turn, for items that nobody waits for."""
         caller, requests = next(iter(self._callers.items()))
         request = requests[0]
         item, weight = request.items.popleft()

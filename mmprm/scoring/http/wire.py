@@ -1,4 +1,4 @@
-"""Define the requests, answers and errors of `mmprm serve`, and convert requests to solutions."""
+"""Define the request, response and error schemas of `mmprm serve`, and convert requests to solutions."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ class _Message(BaseModel):
 
 
 class ImageIn(_Message):
-    """An image, given by exactly one of the two fields."""
+    """An image, given as either `data` or `path`."""
 
     data: str | None = None
     """The encoded image (PNG, JPEG, WebP, GIF, BMP, TIFF) in base64."""
     path: str | None = None
-    """A file below the service's `image_root`, if one is set."""
+    """A file below the service's `image_root`; accepted only if `image_root` is set."""
 
 
 class SolutionIn(_Message):
     """A solution to score."""
 
     id: str = Field("", max_length=1000)
-    """Name of the solution in error messages."""
+    """Name that identifies the solution in error messages."""
     question: str
-    """The question of the problem."""
+    """The problem's question."""
     steps: Annotated[list[str], FailFast()]
-    """The steps of the solution, or of its beginning, as plain texts."""
+    """The steps of the complete or partial solution, as plain text."""
     images: Annotated[list[ImageIn], FailFast()] = []
-    """Images of the problem, in order."""
+    """The problem's images, in order."""
 
 
 class BatchIn(_Message):
     """Several solutions to score in one request."""
 
     solutions: list[Any] = Field(json_schema_extra={"items": {"$ref": "#/components/schemas/SolutionIn"}})
-    """Solutions, each validated separately, so that an invalid one does not affect the others."""
+    """The solutions; each is validated separately, so an invalid one does not affect the others."""
 
 
 class ErrorDetail(_Message):
@@ -58,13 +58,13 @@ class ErrorDetail(_Message):
     type: str
     """invalid_request, too_large, unscorable, unauthorized, not_found, busy, loading, closing or internal."""
     message: str
-    """What was found, the rule, and how to resolve it."""
+    """What is wrong, what is allowed, and how to fix it."""
     field: str | None
-    """Location in the request, such as steps[3]."""
+    """Path of the invalid field in the request, such as steps[3]."""
 
 
 class ErrorOut(_Message):
-    """Body of an error, or result of a solution that could not be scored."""
+    """The body of an error response, or the result for a solution that could not be scored."""
 
     error: ErrorDetail
 
@@ -73,13 +73,13 @@ class ScoresOut(_Message):
     """The scores of one solution."""
 
     scores: list[float]
-    """P(step is correct), one per step."""
+    """P(step is correct) for each step."""
     aggregate: float
-    """The aggregate of all step scores."""
+    """The step scores aggregated into one number."""
 
 
 class ScoreOut(ScoresOut):
-    """The answer to a request with one solution."""
+    """The response to a request with one solution."""
 
     aggregator: str
     model: str
@@ -88,10 +88,10 @@ class ScoreOut(ScoresOut):
 
 
 class BatchOut(_Message):
-    """The answer to a request with several solutions."""
+    """The response to a request with several solutions."""
 
     results: list[ScoresOut | ErrorOut]
-    """Results in the order of the solutions."""
+    """One result per solution, in order."""
     aggregator: str
     model: str
     fingerprint: str = ""
@@ -103,22 +103,25 @@ class ModelOut(_Message):
 
     model: str
     fingerprint: str = ""
-    """Distinguishes models of the same name: a hash over the configuration and samples of the weight files."""
+    """Hash of the configuration and of samples of the weight files, which distinguishes models of the same name."""
     format: str
-    """The family whose prompt format the model was trained with."""
+    """The model family, which determines the prompt format."""
     backend: str
     dtype: str
     aggregator: str
     aggregator_evidence: AggregatorEvidence | None
     """How the aggregator was chosen; null if it was set manually."""
     threshold: float | None
-    """A step with a score below it counts as the first error; null if none was chosen."""
+    """The first step with a score below this is the first error; null if no threshold was chosen."""
     limits: dict[str, int | float]
 
 
 class Reader:
-    """Reads the solutions of one request. `pixels` and `bytes` count those of all images so far; `max_characters` is
-    the maximum length of a solution that the model could read."""
+    """Converts the solutions of one request, enforcing the limits.
+
+    `pixels` and `bytes` are the totals over all images so far; `max_characters` is the maximum length of a solution
+    that can fit the model's context.
+    """
 
     def __init__(self, limits: ServiceLimits, image_root: Path | None, max_characters: int) -> None:
         self._limits, self._root = limits, image_root
@@ -126,7 +129,7 @@ class Reader:
         self.pixels = self.bytes = 0
 
     def read(self, value: Any, location: str) -> Solution:
-        """Return the solution with its images as bytes. Raises Refused."""
+        """Validate a solution from JSON and load its images; raises Refused if it is invalid."""
         try:
             item = SolutionIn.model_validate(value)
         except ValidationError as error:
@@ -207,7 +210,7 @@ def _check_texts(item: SolutionIn, max_steps: int) -> None:
 
 
 def invalid(errors: list[Any]) -> Refused:
-    """Return the first of pydantic's errors as a refusal; the caller's input is not repeated."""
+    """Convert the first pydantic error to a 422 response, which does not repeat the client's input."""
     first = errors[0]
     parts = [part for part in first["loc"] if part != "body"]
     field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
@@ -227,8 +230,10 @@ def _decoded(text: str, field: str) -> bytes:
 
 
 def _read(path: str, field: str, root: Path | None, most: int) -> bytes:
-    """Read at most `most` + 1 bytes of a regular file below the root. For a path outside the root, the error does not
-    reveal whether it exists."""
+    """Read at most `most` + 1 bytes of a regular file below the root.
+
+    For a path outside the root, the error does not reveal whether it exists.
+    """
     if root is None:
         raise Refused(422, "invalid_request", "paths are not accepted, because image_root is not set; send data", field)
     try:
@@ -250,6 +255,8 @@ def _read(path: str, field: str, root: Path | None, most: int) -> bytes:
 
 
 def _no_link(path: str, flags: int) -> int:
-    """Open the file without following links: it may have become a link since it was resolved, or may be a pipe
-    without a writer."""
+    """Open a file without following symbolic links and without blocking.
+
+    It may have become a link since it was resolved, or may be a pipe without a writer.
+    """
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
