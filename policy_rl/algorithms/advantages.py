@@ -74,7 +74,7 @@ def tabulate(rewards: Sequence[Sequence[float | None]], dtype: torch.dtype = tor
 
 
 def keep(known_PK: Tensor, least: int = 2) -> Tensor:
-    """Return kept_PK, a mask of the known samples in groups with at least `least` of them."""
+    """Return kept_PK, the mask of samples with a known reward in groups with at least `least` such samples."""
     return known_PK & (known_PK.sum(dim=1, keepdim=True) >= least)
 
 

@@ -62,7 +62,7 @@ class AdvantageSettings:
 
 
 def kept_mask(groups: Sequence[GradedGroup], least: int) -> Tensor:
-    """Return kept_PK, a mask of the samples with a reward in groups with at least `least` of them."""
+    """Return kept_PK, the mask of samples with a reward in groups with at least `least` such samples."""
     return keep(_rewards(groups)[1], least)
 
 
