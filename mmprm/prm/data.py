@@ -1,4 +1,4 @@
-"""Turn labeled paths into training samples: rendered tokens with targets and weights per step."""
+"""Turn labeled paths into training samples: token ids with a target and a weight for each step."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from mmprm.prm.targets import TargetConfig, make_targets
 from mmprm.types import Solution
 
 
-@dataclass(frozen=True, slots=True, eq=False)  # arrays have no equality of their own
+@dataclass(frozen=True, slots=True, eq=False)  # arrays cannot be compared with ==
 class PrmSample:
-    """Holds one rendered solution with the targets of its steps."""
+    """Holds one tokenized solution with a target and a weight for each step."""
 
     solution: Solution
     targets: tuple[float, ...]
-    """Target of each step in [0, 1]; NaN for a step without a label."""
+    """Target of each step, in [0, 1], or NaN if the step has no label."""
     weights: tuple[float, ...]
-    """Weight of each step, with mean 1 over the labels of the training set."""
+    """Loss weight of each step; the mean over all labels of the training set is 1."""
     ids: Ints
-    """Token ids, including those of images."""
+    """Token ids, including image tokens."""
     positions: Ints
-    """Index of the token at which each step is judged."""
+    """Index of each step's marker token, where the step is scored."""
 
     @property
     def length(self) -> int:
@@ -40,9 +40,10 @@ class PrmSample:
 
 
 def make_samples(examples: Sequence[LabeledExample], renderer: Renderer, config: TargetConfig) -> list[PrmSample]:
-    """Return the samples with at least one target, in order, each truncated after its last target.
+    """Convert labeled paths to samples, truncated after their last target; drop paths without a target.
 
-    Later steps would contribute nothing to the loss. Raises DataError for a solution that cannot be rendered.
+    Steps after the last target would add nothing to the loss. The order of the paths is preserved. Raises DataError if
+    a solution cannot be rendered.
     """
     marks, samples = Marks(OwnFormat(renderer.processor, renderer.tokens)), []
     for example, targets in zip(examples, make_targets(examples, config), strict=True):

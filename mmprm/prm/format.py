@@ -1,8 +1,8 @@
-"""Render the MM-PRM format, in which a solution becomes text and tokens for training, scoring and serving.
+"""Render solutions in the MM-PRM format as text and tokens for training, scoring and serving.
 
 After an empty user turn, the assistant's turn is `<image>\\nQuestion: {q}\\nProcess: {s1}<prm>{s2}<prm>…`. `<image>`
-is what the model's chat template writes for one image, and `<prm>` is a special token. A step is judged at its `<prm>`,
-without shift: P(correct) is the first value of the softmax of the logits of [Yes, No].
+stands for the placeholder that the model's chat template writes for one image, and `<prm>` is a special token. Each
+step is scored at its own `<prm>`, without a shift by one token: P(correct) = softmax([logit_Yes, logit_No])[0].
 
 Nothing here imports torch: `processor` is a transformers processor, or the tokenizer of a text-only model.
 
@@ -32,10 +32,16 @@ from mmprm.types import Solution
 
 
 class Renderer:
-    """Renders solutions as text and tokens for one processor. Reuse it, because reading a chat template is slow."""
+    """Renders solutions as text and tokens for one processor.
+
+    Reuse an instance, because reading a chat template is slow.
+    """
 
     def __init__(self, processor: Any, tokens: PrmTokens) -> None:
-        """Raise CheckpointError if a judgment token is not a single token, or the processor has no chat template."""
+        """Look up the chat template and token ids.
+
+        Raises CheckpointError if there is no chat template or a judgment token is not a single token.
+        """
         if not getattr(processor, "chat_template", None):
             raise CheckpointError(
                 f"{type(processor).__name__}: has no chat template; add chat_template.jinja to the model folder"
@@ -49,11 +55,13 @@ class Renderer:
         empty_turn = {"role": "user", "content": ""}
         self._before, self._after = _around([empty_turn, {"role": "assistant", "content": _PROBE}], processor)
         self.image = image_placeholder(processor) if reads_images(processor) else ""
-        """Text that the chat template writes for one image: three tokens around a pad for Qwen-VL, one for InternVL."""
+        """Image placeholder that the chat template writes: vision start, pad and vision end for Qwen-VL, one token for
+        InternVL.
+        """
         self._reserved = (tokens.marker, *vision_tokens(processor, self.image), *special_tokens(processor))
 
     def render(self, solution: Solution) -> str:
-        """Return the text of a solution; raise DataError if it has no steps or contains a reserved token."""
+        """Render a solution as text; raise DataError if it has no steps or contains a reserved token."""
         check_solution(solution, bool(self.image), self._reserved)
         problem = solution.problem
         question, head = asked_question(problem), ""
@@ -63,9 +71,9 @@ class Renderer:
         return f"{self._before}{head}Question: {question}\nProcess: {process}{self._after}"
 
     def encode(self, solutions: Sequence[Solution]) -> Any:
-        """Return model inputs: a BatchFeature of right-padded tensors input_ids_BT and attention_mask_BT, and images.
+        """Return model inputs as a BatchFeature: right-padded input_ids_BT and attention_mask_BT, and image tensors.
 
-        Row b holds exactly len(solutions[b].steps) markers. Raises DataError as `render` does, and for broken images.
+        Row b holds exactly len(solutions[b].steps) markers. Raises DataError like `render`, and for broken images.
         """
         texts = [self.render(solution) for solution in solutions]
         images = [open_image(image) for solution in solutions for image in solution.problem.images]
@@ -77,14 +85,14 @@ class Renderer:
             add_special_tokens=False,  # the chat template already wrote them
             return_tensors="pt",
         )
-        # A marker that occurred in a text, or was merged with it, would shift all later scores.
+        # A marker that also occurred in a text, or merged with it, would shift all later scores.
         counts_B = (inputs["input_ids"] == self.marker_id).sum(dim=1).tolist()
         assert counts_B == [len(solution.steps) for solution in solutions], "one marker per step"
         return inputs
 
 
 def check_solution(solution: Solution, images: bool, reserved: Iterable[str]) -> None:
-    """Raise DataError for a solution that no format can express; `images` says whether this format has images."""
+    """Raise DataError if a format cannot express the solution; `images` tells whether it supports images."""
     problem, name = solution.problem, f"problem {solution.problem.id}"
     if not solution.steps:
         raise DataError(f"{name}: a solution must have at least one step to be scored; remove it or add steps")
@@ -98,12 +106,12 @@ def check_solution(solution: Solution, images: bool, reserved: Iterable[str]) ->
 
 
 def special_tokens(processor: Any) -> list[str]:
-    """Return the tokenizer's special tokens, which inside a text would end a turn or a sequence."""
+    """Return the tokenizer's special tokens, which could end a turn or the sequence if a text contained them."""
     return sorted(token.content for token in tokenizer_of(processor).added_tokens_decoder.values() if token.special)
 
 
 def check_tokens(processor: Any, tokens: PrmTokens, added: bool) -> None:
-    """Raise CheckpointError without a chat template, or if a judgment token is not a single token.
+    """Raise CheckpointError if there is no chat template, or if a judgment token is not a single token.
 
     With `added`, the judgment tokens may be missing, because they will be added to the vocabulary.
     """

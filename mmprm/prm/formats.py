@@ -1,4 +1,4 @@
-"""Render every family of process reward models: how a solution becomes tokens, and where each step's score is read.
+"""Tokenize solutions for each PRM family and locate the token at which each step's score is read.
 
     mm-prm         after an empty user turn: `Question: {q}\\nProcess: {s1}<prm>{s2}<prm>`           at <prm>
     math-shepherd  `{q} Step 1: {s1} ки\\nStep 2: {s2} ки`                                           at ки
@@ -8,8 +8,8 @@
     skywork        bos, `{q}\\n`, then each step and `\\n`, tokenized separately                    at each of these
     trl            bos if there is one, `{q}`, then each step and `\\n`, tokenized separately         at each of these
 
-mm-prm, math-shepherd, rlhflow and visualprm score by the logits of two tokens, qwen and trl by a head with two classes
-(incorrect, correct), and skywork by a head with one value, through the sigmoid. Each family is tokenized as in its
+mm-prm, math-shepherd, rlhflow and visualprm score steps with the logits of two tokens. qwen and trl use a two-class
+head (incorrect, correct), and skywork a single-output head followed by a sigmoid. Each family is tokenized as in its
 published code.
 
 Shapes: B solution, T token.
@@ -50,14 +50,14 @@ Head = Literal["two_tokens", "two_classes", "value"]
 ChatTurns = list[dict[str, str]]
 
 MARK = "\ue000"
-"""Placeholder for the marker while a text is written: an unassigned character, so that its positions can be found."""
+"""Private-use character that stands for the marker while text is written, to find the markers' positions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Marked:
-    """Holds the tokens of a solution, with one placeholder per image, and the index at which each step's score is read.
+    """Holds a solution's token ids, with one placeholder per image, and the index at which each step's score is read.
 
-    Images come before the first step. When they expand to many tokens, an index keeps its distance from the end.
+    Images come before the first step, so an index keeps its distance from the end when placeholders are expanded.
     """
 
     ids: Sequence[int]
@@ -65,7 +65,7 @@ class Marked:
 
 
 class Format(ABC):
-    """Renders solutions for one family. `yes_id` and `no_id` are None for a family with a scoring head."""
+    """Renders solutions for one PRM family; `yes_id` and `no_id` are None if the family has a scoring head."""
 
     yes_id: int | None = None
     no_id: int | None = None
@@ -76,14 +76,14 @@ class Format(ABC):
 
     @abstractmethod
     def mark(self, solution: Solution) -> Marked:
-        """Return the tokens of a solution; raise DataError if the family cannot express it."""
+        """Tokenize a solution and locate its scores; raise DataError if the family cannot express it."""
 
     def mark_many(self, solutions: Sequence[Solution]) -> list[Marked]:
-        """Return the tokens of several solutions."""
+        """Tokenize several solutions; see `mark`."""
         return [self.mark(solution) for solution in solutions]
 
     def encode(self, solutions: Sequence[Solution]) -> tuple[Any, Tensor]:
-        """Return right-padded model inputs, and read_BT, which is True where a score is read, once per step."""
+        """Return right-padded inputs and read_BT, a mask that is True at the token where each step's score is read."""
         marked = [self.mark(solution) for solution in solutions]
         inputs = self._inputs(solutions, marked)
         input_ids_BT = inputs["input_ids"]
@@ -97,7 +97,7 @@ class Format(ABC):
         return inputs, read_BT
 
     def length(self, solution: Solution) -> int:
-        """Return the number of tokens of a solution, including images."""
+        """Count the tokens of a solution, including image tokens."""
         return self._inputs([solution], [self.mark(solution)])["input_ids"].shape[1]
 
     def _inputs(self, solutions: Sequence[Solution], marked: Sequence[Marked]) -> Any:
@@ -113,7 +113,7 @@ class Format(ABC):
 
 
 class OwnFormat(Format):
-    """Renders mm-prm with the renderer that training uses."""
+    """Renders the mm-prm format with the same `Renderer` as training."""
 
     def __init__(self, processor: Any, tokens: PrmTokens) -> None:
         super().__init__("two_tokens", processor, tokens)
@@ -121,7 +121,7 @@ class OwnFormat(Format):
         self.yes_id, self.no_id = self.renderer.yes_id, self.renderer.no_id
 
     def text(self, solution: Solution) -> str:
-        """Return the text of a solution."""
+        """Render a solution as text."""
         return self.renderer.render(solution)
 
     def mark(self, solution: Solution) -> Marked:
@@ -138,11 +138,11 @@ class OwnFormat(Format):
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Describes how a family writes a question and steps.
+    """Describes how a family lays out the question and the steps.
 
-    `write` returns a text or the turns of a chat, with MARK for each marker. With `predicted`, the score is the model's
-    prediction for the marker, so it is read one token earlier. Such a marker is a placeholder of common characters,
-    which may also occur in the steps.
+    `write` returns a text or chat turns, with MARK for each marker. With `predicted`, the score is the model's
+    prediction of the marker, so it is read one token earlier. Such a marker consists of ordinary characters, which may
+    also occur in the steps.
     """
 
     write: Callable[[str, Steps], str | ChatTurns]
@@ -152,7 +152,7 @@ class Layout:
 
 
 class WrittenFormat(Format):
-    """Renders a family whose solution is tokenized as one text; its markers are found by their character positions."""
+    """Renders a family that tokenizes the whole solution as one text; markers are located by character offset."""
 
     def __init__(self, layout: Layout, processor: Any, tokens: PrmTokens) -> None:
         super().__init__(layout.head, processor, tokens)
@@ -207,7 +207,7 @@ class WrittenFormat(Format):
         )
 
     def _text(self, solution: Solution, marker: str) -> tuple[str, list[int]]:
-        """Return the text, and the character index at which each marker begins."""
+        """Return the text and the character offset of each marker."""
         question = asked_question(solution.problem)
         if solution.problem.images:
             head = f"{self._image}\n" * len(solution.problem.images)
@@ -225,8 +225,8 @@ class WrittenFormat(Format):
         return marker.join([*before, end]), list(starts)
 
     def _tokens(self, text: str, characters: Sequence[int]) -> tuple[list[int], list[tuple[int, int]], list[int]]:
-        """Return token ids, the (begin, end) of each token in the text, and the token at each of `characters`."""
-        # A chat template writes its special tokens itself.
+        """Return token ids, each token's (begin, end) character span, and the token index at each of `characters`."""
+        # The chat template already wrote its special tokens.
         encoded = self.tokenizer(text, add_special_tokens=not self._chat, return_offsets_mapping=True)
         ids, spans = encoded["input_ids"], encoded["offset_mapping"]
         positions, token = [], 0
@@ -237,7 +237,7 @@ class WrittenFormat(Format):
         return ids, spans, positions
 
     def _predicted_id(self, word: str) -> int:
-        """Return the token of a word that is the whole assistant turn, as tokenized between the template's tokens."""
+        """Return the id of the token that a word becomes when it is the whole assistant turn of the chat template."""
         text, characters = self._text(Solution(Problem("", "?", ""), ("?",)), word)
         ids, spans, (position,) = self._tokens(text, characters)
         begin, end = spans[position]
@@ -250,7 +250,7 @@ class WrittenFormat(Format):
 
 
 class PieceFormat(Format):
-    """Renders a family that tokenizes question, steps and separators separately and concatenates them."""
+    """Renders a family that tokenizes question, steps and separators separately and concatenates the ids."""
 
     def __init__(self, head: Head, after_question: str, needs_bos: bool, processor: Any, tokens: PrmTokens) -> None:
         super().__init__(head, processor, tokens)
@@ -277,7 +277,7 @@ class PieceFormat(Format):
 
 
 def open_format(processor: Any, info: PrmInfo) -> Format:
-    """Return the format of a PRM; raise CheckpointError if the tokenizer lacks what the family needs."""
+    """Create the format of a PRM; raise CheckpointError if its tokenizer lacks something that the family needs."""
     return _FORMATS[info.format](processor, info.tokens)
 
 

@@ -1,4 +1,7 @@
-"""Read and write prm.json, which makes a Hugging Face checkpoint a process reward model, and name the PRM families."""
+"""Read and write prm.json, the file that marks a Hugging Face checkpoint as a process reward model.
+
+Also lists the supported PRM families and their default tokens.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from mmprm.errors import CheckpointError, ConfigError
 from mmprm.files import parse_json, whole_file
 
 FormatName = Literal["mm-prm", "math-shepherd", "qwen", "rlhflow", "skywork", "visualprm", "trl"]
-"""Families of mmprm.prm.formats; the first is the one that mmprm trains."""
+"""Supported PRM families (see mmprm.prm.formats); mmprm trains the first one."""
 
 FORMAT: FormatName = "mm-prm"
 INFO_FILE = "prm.json"
@@ -21,7 +24,7 @@ INFO_FILE = "prm.json"
 
 class PrmTokens(Config):
     marker: str = "<prm>"
-    """Token after each step at which the step is judged; added to the tokenizer as a special token."""
+    """Token that follows each step and at which the step is scored; added to the tokenizer as a special token."""
     yes: str = "Yes"
     """Token whose logit stands for "no error so far"."""
     no: str = "No"
@@ -37,46 +40,46 @@ TOKENS: dict[str, PrmTokens] = {
     "visualprm": PrmTokens(marker="+", yes="+", no="-"),
     "trl": PrmTokens(marker="\n", yes="", no=""),
 }
-"""Default tokens of each family; empty for families with a scoring head instead of two tokens."""
+"""Default tokens of each family; `yes` and `no` are empty for families with a scoring head."""
 
 
 class AggregatorEvidence(Config):
-    """Holds the best-of-N accuracy of the aggregator on its development set, with a 95 % interval."""
+    """Holds the aggregator's best-of-N accuracy on its development set, with a 95 % confidence interval."""
 
     problems: int = Field(ge=1)
     """Number of problems in the development set."""
     samples: int = Field(ge=1)
     """N, the number of samples per problem."""
     value: float = Field(ge=0, le=1)
-    """Share of the problems for which the chosen sample is correct."""
+    """Fraction of problems for which the chosen sample is correct."""
     low: float
-    """Lower bound of the interval."""
+    """Lower bound of the confidence interval."""
     high: float
-    """Upper bound of the interval."""
+    """Upper bound of the confidence interval."""
 
 
 class PrmInfo(Config):
-    """Holds the content of prm.json: what a scorer must know in addition to the Hugging Face checkpoint."""
+    """Holds the contents of prm.json: what a scorer needs to know beyond the Hugging Face checkpoint."""
 
     format: FormatName = FORMAT
-    """How solutions are rendered and where scores are read."""
+    """PRM family, which determines how solutions are rendered and where scores are read."""
     tokens: PrmTokens = PrmTokens()
     """Marker and judgment tokens."""
     base: str = ""
-    """Model folder or hub id from which training started."""
+    """Model folder or hub id that training started from."""
     aggregator: str | None = None
-    """Aggregator that turns step scores into one number; null until chosen on a development set."""
+    """Aggregator that reduces step scores to one solution score; null until one is chosen on a development set."""
     aggregator_evidence: AggregatorEvidence | None = None
-    """Evidence for the aggregator; null if it was set by hand."""
+    """Accuracy measured when the aggregator was chosen; null if it was set by hand."""
     threshold: float | None = Field(None, ge=0, le=1)
-    """Score below which a step counts as the first error; null until chosen on a development set."""
+    """The first step that scores below this counts as the first error; null until chosen on a development set."""
     labels: dict[str, Any] = Field(default_factory=dict)
-    """Settings of the labels used for training."""
+    """Settings that turned labels into training targets, and the name of the label file."""
 
     @model_validator(mode="before")
     @classmethod
     def _tokens_of_the_format(cls, values: Any) -> Any:
-        """Take tokens that are not given from the format's family."""
+        """Fill in missing tokens with the defaults of the format's family."""
         given = values.get("tokens", {})
         family = TOKENS.get(values.get("format", FORMAT))
         return values | {"tokens": family.model_dump() | given} if family and isinstance(given, dict) else values
@@ -85,8 +88,8 @@ class PrmInfo(Config):
 def read_info(path: str | Path, format: FormatName | Literal["auto"] = "auto") -> PrmInfo:
     """Read prm.json from a folder.
 
-    For a checkpoint without it, given by folder or hub id, `format` names the family. If prm.json exists, its format
-    must agree with `format`.
+    If a checkpoint (folder or hub id) has no prm.json, `format` names its family. If prm.json exists, its format must
+    match `format`.
     """
     file = Path(path) / INFO_FILE
     if not file.is_file():

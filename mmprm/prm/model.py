@@ -1,4 +1,4 @@
-"""Define the process reward model: a language model with two logits read at each step marker.
+"""Define the process reward model: a language model whose Yes and No logits are read at each step marker.
 
 Shapes: B solution, T token, M marker (all markers of a batch, solution by solution), H hidden, 2 [Yes, No].
 """
@@ -27,10 +27,10 @@ from mmprm.weights import model_errors
 
 
 class PrmModel(nn.Module):
-    """Computes the logits of [Yes, No] at every marker.
+    """Computes the [Yes, No] logits at every marker token.
 
-    Only these two rows of the output layer are multiplied, so no B×T×vocabulary tensor is created. The result equals
-    the full logits at the marker positions.
+    Only these two rows of the output layer are used, so no B×T×vocabulary tensor is created. The result equals the full
+    logits at the marker positions.
     """
 
     def __init__(self, backbone: PreTrainedModel, renderer: Renderer) -> None:
@@ -41,7 +41,7 @@ class PrmModel(nn.Module):
         self.judgment_ids = [renderer.yes_id, renderer.no_id]
 
     def forward(self, input_ids: Tensor, **inputs: Any) -> Tensor:
-        """Return logits_M2 for input_ids_BT and the processor's other outputs."""
+        """Return logits_M2, given input_ids_BT and the processor's other outputs."""
         hidden_BTH = self.backbone.model(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state
         hidden_MH = hidden_BTH[input_ids == self.marker_id]
         # ZeRO-3 gathers the weight only if it is read here, within a forward pass.
@@ -50,7 +50,10 @@ class PrmModel(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Prm:
-    """Bundles a PRM with the renderer that makes its inputs; the model returns one pair of logits per step."""
+    """Bundles a PRM with the renderer that builds its inputs and the contents of its prm.json.
+
+    The model returns one pair of logits per step.
+    """
 
     model: PrmModel
     renderer: Renderer
@@ -64,10 +67,10 @@ class Prm:
 def initialize_prm(
     base: str, tokens: PrmTokens, add_missing_tokens: bool = False, dtype: torch.dtype = torch.float32
 ) -> Prm:
-    """Create a PRM from a vision-language or language model, given by folder or hub id.
+    """Create a PRM from a language or vision-language model, given as a folder or hub id.
 
     The marker becomes a special token. Yes and No must already be single tokens unless `add_missing_tokens` is set.
-    The embeddings of new tokens, input and output, are initialized with the mean of all others.
+    Input and output embeddings of new tokens are initialized with the mean of the existing ones.
     """
     backbone, processor = load_backbone(base, dtype)
     with model_errors(base):
@@ -78,7 +81,7 @@ def _initialized(
     backbone: PreTrainedModel, processor: Any, base: str, tokens: PrmTokens, add_missing_tokens: bool
 ) -> Prm:
     tokenizer = tokenizer_of(processor)
-    known = len(tokenizer)  # the model may have more rows: vocabularies are padded to round sizes
+    known = len(tokenizer)  # embeddings may have more rows, because they are padded to round sizes
     tokenizer.add_tokens([AddedToken(tokens.marker, normalized=False)], special_tokens=True)
     if add_missing_tokens:
         missing = [t for t in (tokens.yes, tokens.no) if len(tokenizer.encode(t, add_special_tokens=False)) != 1]
@@ -88,7 +91,7 @@ def _initialized(
 
 
 def load_prm(path: str | Path, dtype: torch.dtype | Literal["auto"] = torch.float32) -> Prm:
-    """Load a folder written by `save_prm` in evaluation mode; raise CheckpointError for any other folder."""
+    """Load a PRM that `save_prm` wrote, in evaluation mode; raise CheckpointError for any other folder."""
     info = read_info(path)
     if info.format != FORMAT:
         raise CheckpointError(
@@ -103,9 +106,9 @@ def load_prm(path: str | Path, dtype: torch.dtype | Literal["auto"] = torch.floa
 
 
 def save_prm(path: str | Path, prm: Prm, weights: dict[str, Tensor] | None = None) -> None:
-    """Write a plain Hugging Face checkpoint with processor and prm.json; the folder appears complete or not at all.
+    """Write a plain Hugging Face checkpoint with processor and prm.json; the folder is created atomically.
 
-    `weights` are those of the backbone, if they were gathered from several ranks.
+    `weights` is the backbone's state dict if it was gathered from several ranks.
     """
     with new_model_folder(path) as folder:
         prm.model.backbone.save_pretrained(folder, state_dict=weights)
@@ -119,10 +122,10 @@ def _assemble(backbone: PreTrainedModel, processor: Any, info: PrmInfo) -> Prm:
 
 
 def _extend_embeddings(backbone: PreTrainedModel, known: int, wanted: int) -> None:
-    """Set rows known…wanted to the mean of the earlier rows. Spare rows of a vocabulary are kept."""
+    """Initialize embedding rows `known` to `wanted` with the mean of the earlier rows; never shrink the tables."""
     if wanted > backbone.get_input_embeddings().num_embeddings:
         backbone.resize_token_embeddings(wanted, mean_resizing=False)
-    # By identity, because tied embeddings are one table.
+    # Keyed by identity, because tied embeddings share one table.
     tables = {id(t.weight): t.weight for t in (backbone.get_input_embeddings(), backbone.get_output_embeddings())}
     with torch.no_grad(), whole(tables.values(), changed=True):
         for weight_VH in tables.values():

@@ -1,7 +1,7 @@
-"""Pack model inputs: several token trees per row, in which each token attends only to its ancestors.
+"""Pack several token trees into each input row, where every token attends only to its ancestors.
 
-Positions count depth in the tree. A tree holds the solutions of one problem, or a single solution. Its images are
-encoded once.
+A token's position is its depth in the tree. A tree holds the solutions of one problem, or a single solution. Its
+images are encoded once.
 
 Shapes: B row, T token of a row, X axis of positions (3 with M-RoPE, else 1), D depth.
 """
@@ -28,36 +28,36 @@ from mmprm.types import ImageRef, Solution
 
 @dataclass(frozen=True, slots=True)
 class PackedTree:
-    """Holds solutions of one problem; `members` are their indices in the sequence that they were packed from."""
+    """Holds the token tree of one problem's solutions; `members` are their indices in the list that was packed."""
 
     members: tuple[int, ...]
     images: tuple[ImageRef, ...]
     tokens: TokenTree
     deepest: Ints
-    """Tokens of the tree that form the longest solution; everything that depends on depth is computed from them."""
+    """Indices of the tokens that form the longest solution, from which the position ids of all depths are computed."""
     reads: tuple[Ints, ...]
-    """For each member, the tokens of the tree at which its steps are judged."""
+    """For each member, the indices of the tree tokens at which its steps are scored."""
 
 
 @dataclass(frozen=True, slots=True)
 class PackedInputs:
-    """Holds packed model inputs."""
+    """Holds the model inputs of packed rows and the positions of their scores."""
 
     inputs: dict[str, Tensor]
     """input_ids_BT, position_ids_BT (or position_ids_XBT) and the image tensors."""
     end_BT: Tensor
-    """Last token of the subtree below each token; a padding token attends only to itself."""
+    """Index of the last token in each token's subtree; a padding token attends only to itself."""
     read_BT: Tensor
-    """True where the model is read; a token shared by several solutions is read once."""
+    """True at each token whose score is read; a token shared by several solutions is read once."""
     reads: list[tuple[Ints, ...]]
-    """For each tree and each of its members, the indices among the read tokens that judge its steps."""
+    """For each tree and member, the indices of its steps' scores among all scores that the model returns."""
 
 
 class Marks:
-    """Computes the tokens of solutions with images expanded, and the tokens at which their steps are judged.
+    """Tokenizes solutions, expands image placeholders, and locates the tokens at which steps are scored.
 
-    The result equals that of Format.encode without processing pixels, because the number of image tokens depends only
-    on the image size. Each image is opened once, so a broken one is found before a run begins.
+    The result equals that of Format.encode, but no pixels are processed, because the number of image tokens depends
+    only on the image size. Each image is opened once, so broken images are found before a run begins.
     """
 
     def __init__(self, form: Format) -> None:
@@ -74,7 +74,7 @@ class Marks:
 
     def many(self, solutions: Sequence[Solution]) -> list[tuple[Ints, Ints]]:
         found = list(map(self._grown, solutions, self._form.mark_many(solutions)))
-        self._of_image.clear()  # a scorer lives long, and a key may hold the bytes of an image
+        self._of_image.clear()  # a scorer is long-lived, and a key may hold an image's bytes
         return found
 
     def _grown(self, solution: Solution, marked: Marked) -> tuple[Ints, Ints]:
@@ -93,7 +93,7 @@ class Marks:
 
     def _sized(self, size: tuple[int, int]) -> list[int]:
         if size not in self._of_size:
-            # A blank image of this size expands to as many tokens, and is processed faster than the real one.
+            # A blank image of this size expands to the same number of tokens and is faster to process.
             images = [Image.new("RGB", size)]
             inputs = self._form.processor(text=[self._text], images=images, add_special_tokens=False)
             self._of_size[size] = list(inputs["input_ids"][0])
@@ -106,15 +106,15 @@ def pack_solutions(
     max_tokens: int,
     shared: bool = True,
 ) -> list[PackedTree]:
-    """Pack solutions into trees of at most `max_tokens` tokens; a longer solution is a tree of its own.
+    """Pack solutions into trees of at most `max_tokens` tokens; a longer solution gets its own tree.
 
-    Solution i has the tokens and judged positions `marked[i]`; tokens after its last judged position are dropped.
-    Without `shared`, each solution is its own tree.
+    `marked[i]` holds the tokens of solution i and the positions of its scores; tokens after the last score are dropped.
+    With `shared=False`, each solution gets its own tree.
     """
     paths = [ids[: positions[-1] + 1] for ids, positions in marked]
     groups: dict[Hashable, list[int]] = {}
     for number, solution in enumerate(solutions):
-        problem = solution.problem  # grouped by content, because the id may be the line of a file
+        problem = solution.problem  # grouped by content, because the id may be a line number
         groups.setdefault((problem.question, problem.images) if shared else number, []).append(number)
     trees = []
     for group in groups.values():
@@ -128,7 +128,7 @@ def pack_solutions(
 
 
 class TreeInputs:
-    """Builds right-padded inputs from rows of trees. `model` only provides the position scheme of its images."""
+    """Builds right-padded inputs from rows of trees; `model` only determines how position ids are computed."""
 
     def __init__(self, form: Format, model: nn.Module) -> None:
         self._pad = tokenizer_of(form.processor).pad_token_id or 0
@@ -154,7 +154,7 @@ class TreeInputs:
                 position_XBT[:, b, here] = position_XD[:, tokens.depth_T]
                 read_T = np.zeros(len(tokens), dtype=bool)
                 read_T[np.concatenate(tree.reads)] = True
-                # The model returns the read tokens of all rows in order: the cumulative sum is the index there.
+                # The model returns the scores of all rows in token order, so the cumulative sum is their index.
                 order_T = np.cumsum(read_T) - 1 + found
                 reads.append(tuple(order_T[positions] for positions in tree.reads))
                 read_BT[b, here] = read_T
@@ -165,7 +165,7 @@ class TreeInputs:
 
 
 class Pixels:
-    """Computes the image tensors of a processor, without text tokens."""
+    """Runs the processor on images and returns only the image tensors."""
 
     def __init__(self, form: Format) -> None:
         self._processor = form.processor

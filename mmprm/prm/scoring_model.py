@@ -1,4 +1,4 @@
-"""Load a PRM of any family for scoring: a backbone, read where the format says, and the head that scores there.
+"""Load a PRM of any family for scoring: the backbone, and the head that is applied where scores are read.
 
 Shapes: B solution, T token, M position at which a score is read (all of a batch, solution by solution), H hidden,
 C output of the head: 2 for [incorrect, correct], 1 for a value.
@@ -23,14 +23,14 @@ from mmprm.prm.info import PrmInfo
 from mmprm.weights import model_errors, shard_names
 
 _HEADS = {"two_classes": ("score.", 2), "value": ("v_head.summary.", 1)}
-"""Prefix of the names of a head's weights in the checkpoint, and its number of outputs."""
+"""For each kind of head, the name prefix of its weights in the checkpoint and its number of outputs."""
 
 
 class ScoringModel(nn.Module):
-    """Computes the log-odds that a step is correct: logit_correct − logit_incorrect, or the head's single value.
+    """Computes the log-odds that a step is correct: logit_correct − logit_incorrect, or the head's single output.
 
-    P(correct) = sigmoid(log-odds), which for two logits equals softmax([correct, incorrect])[0]. The head is applied
-    only at the positions that are read, so no B×T×vocabulary tensor is created, and always in float32.
+    P(correct) = sigmoid(log-odds), which for two logits equals softmax([correct, incorrect])[0]. The head runs
+    in float32 and only at the positions where scores are read, so no B×T×vocabulary tensor is created.
     """
 
     def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
@@ -38,17 +38,17 @@ class ScoringModel(nn.Module):
         self.backbone, self.head = backbone, head.float()
 
     def forward(self, read_BT: Tensor, **inputs: Any) -> Tensor:
-        """Return log_odds_M for the inputs of a format."""
+        """Return log_odds_M for the outputs of `Format.encode`."""
         hidden_BTH = self.backbone(use_cache=False, **inputs).last_hidden_state
         logits_MC = self.head(hidden_BTH[read_BT].float())
         return logits_MC[:, 1] - logits_MC[:, 0] if logits_MC.shape[1] == 2 else logits_MC[:, 0]
 
 
 def load_scoring_model(path: str, info: PrmInfo, dtype: torch.dtype = torch.float32) -> tuple[ScoringModel, Format]:
-    """Load a checkpoint of any family, by folder or hub id, in evaluation mode.
+    """Load a PRM checkpoint of any family, given as a folder or hub id, in evaluation mode.
 
     For a family with its own model code (Qwen2.5-Math-PRM, Skywork-o1), the native backbone is loaded and the head is
-    read from the weight files, so no remote code runs. Raises CheckpointError for a checkpoint of another kind.
+    read from the weight files, so no remote code runs. Raises CheckpointError if the checkpoint does not fit.
     """
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # loading a backbone would report the head's weights as unexpected
@@ -74,7 +74,7 @@ def _load(path: str, info: PrmInfo, dtype: torch.dtype) -> tuple[ScoringModel, F
 
 
 def linear(weight_OI: Tensor, bias_O: Tensor | None = None) -> nn.Linear:
-    """Return a linear layer with copies of these weights."""
+    """Build a linear layer with copies of the given weights."""
     layer = nn.Linear(weight_OI.shape[1], weight_OI.shape[0], bias=bias_O is not None, dtype=weight_OI.dtype)
     with torch.no_grad():
         layer.weight.copy_(weight_OI)
@@ -84,7 +84,7 @@ def linear(weight_OI: Tensor, bias_O: Tensor | None = None) -> nn.Linear:
 
 
 def _stored_head(path: str, info: PrmInfo, prefix: str, outputs: int) -> nn.Module:
-    """Return a head of one linear layer (`score.weight`), or several with ReLU between (`score.0.weight`, …)."""
+    """Load a head: one linear layer (`score.weight`), or several with ReLU in between (`score.0.weight`, …)."""
     weights = _weights(path, prefix)
     layers = [
         linear(weights[name], weights.get(name.removesuffix("weight") + "bias"))
@@ -102,12 +102,12 @@ def _stored_head(path: str, info: PrmInfo, prefix: str, outputs: int) -> nn.Modu
 
 
 def _weights(path: str, prefix: str) -> dict[str, Tensor]:
-    """Return the weights whose names begin with `prefix`, by the remainder of their names."""
+    """Load the weights whose names start with `prefix`, keyed by the rest of the name."""
     index = cached_file(path, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
     files = {"model.safetensors"}
     if index is not None:
-        positions = shard_names(Path(index))
-        files = {file for name, file in positions.items() if name.startswith(prefix)}
+        shards = shard_names(Path(index))
+        files = {file for name, file in shards.items() if name.startswith(prefix)}
     weights = {}
     for file in files:
         with safe_open(cached_file(path, file), framework="pt") as tensors:

@@ -1,4 +1,4 @@
-"""Compute the target and weight of each step of a labeled path from its counts, as pure functions."""
+"""Compute the target and weight of each labeled step from its rollout counts, as pure functions."""
 
 from __future__ import annotations
 
@@ -20,34 +20,36 @@ NO_TARGET = float("nan")
 
 class TargetConfig(Config):
     kind: Literal["soft", "hard"] = "soft"
-    """soft: the Monte Carlo value itself; hard: 1 if it is above error_value, else 0."""
+    """soft: the target is the Monte Carlo value; hard: the target is 1 if the value is above error_value, else 0."""
     error_value: float = Field(0.0, ge=0, lt=1)
-    """Monte Carlo value up to which a prefix counts as incorrect."""
+    """A prefix counts as incorrect if its Monte Carlo value is at most this."""
     steps: Literal["all", "last"] = "all"
-    """last: train an outcome reward model, with the verdict of each complete solution as target of its last step."""
+    """all: train on every labeled step; last: train an outcome reward model, with the final verdict of each complete
+    solution as the target of its last step."""
     after_error: Literal["keep", "mask"] = "keep"
-    """mask: a step after an incorrect prefix has no target, so that only the first error is learned as one."""
+    """keep: train on all labels; mask: drop all targets after the first incorrect prefix."""
     correct_solutions: Literal["last_step", "all_steps"] = "last_step"
-    """all_steps: in a correct complete solution without a known incorrect prefix, steps without a label have target 1.
-    Search labels few correct steps late in a solution; but a correct answer can follow from incorrect steps."""
+    """Targets of unlabeled steps in a correct complete solution with no known incorrect prefix. last_step: none;
+    all_steps: 1. Search labels few correct steps late in a solution, but a correct answer can follow from incorrect
+    steps."""
     weight: Literal["none", "count", "precision"] = "none"
-    """Weight of a label in the loss, relative to the mean. none: 1; count: rollouts with a known verdict; precision:
-    1 / variance of the value's Beta posterior."""
+    """Loss weight of a label, scaled to mean 1. none: equal weights; count: number of rollouts with a known verdict;
+    precision: 1 / variance of the value's Beta posterior."""
 
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """Holds the value and weight of each step of a path. The value is NaN for a step without a target."""
+    """Holds the target value and weight of each step in a path; the value is NaN if a step has no target."""
 
     values: tuple[float, ...]
     weights: tuple[float, ...]
 
 
 def make_targets(examples: Sequence[LabeledExample], config: TargetConfig) -> list[Targets]:
-    """Return the targets of each path, in order.
+    """Compute the targets of each path, in order.
 
-    The label of a shared prefix is stored on one path only, so incorrect prefixes are collected over all paths. The
-    mean weight is 1 over all paths.
+    The label of a shared prefix is stored on one path only, so incorrect prefixes are collected over all paths. Weights
+    have mean 1 over all paths.
     """
     # Two passes: a path may contain a prefix whose label is stored on a later path.
     incorrect = _incorrect_prefixes(examples, config.error_value)
@@ -57,7 +59,7 @@ def make_targets(examples: Sequence[LabeledExample], config: TargetConfig) -> li
 
 
 def precision(correct: float, incorrect: float) -> float:
-    """Return 1 / σ² of the Beta posterior under a flat prior.
+    """Return the precision 1 / σ² of the Beta posterior under a flat prior.
 
     σ² = ab / ((a + b)² (a + b + 1)) with a = 1 + correct and b = 1 + incorrect rollouts.
     """
@@ -69,7 +71,7 @@ _WEIGHTS: dict[str, Callable[[float, float], float]] = {
     "count": lambda value, known: known,
     "precision": lambda value, known: precision(value * known, (1 - value) * known),
 }
-"""Weight of a label from its Monte Carlo value and its number of known verdicts."""
+"""Functions from (Monte Carlo value, number of known verdicts) to a label's weight before scaling."""
 
 
 def _values(path: LabeledPath, incorrect: set[tuple[str, Steps]], config: TargetConfig) -> list[float]:
@@ -95,9 +97,9 @@ def _target(counts: Counts | None, config: TargetConfig) -> float:
 def _weights(
     examples: Sequence[LabeledExample], values: Sequence[list[float]], config: TargetConfig
 ) -> list[list[float]]:
-    """Return the weights of all targets, with mean 1.
+    """Compute the weights of all targets, scaled to mean 1.
 
-    A solution's own verdict is not an estimate; it weighs as much as a label with the most rollouts of all. A target
+    A solution's final verdict is not an estimate, so it weighs as much as the label with the most rollouts. A target
     without counts weighs 1, the mean.
     """
     most = max((counts.known for example in examples for counts in example.path.counts if counts), default=1)

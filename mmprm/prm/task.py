@@ -1,6 +1,6 @@
-"""Arrange samples as rows of model inputs, unpacked or packed, and compute the PRM's loss and evaluation on them.
+"""Arrange samples in packed or unpacked input rows, and compute the PRM's loss and evaluation metrics.
 
-Shapes: M marker (all that the model reads in a batch, row by row), N labeled step, 2 logits of [Yes, No].
+Shapes: M marker (all markers read in a batch, row by row), N labeled step, 2 logits of [Yes, No].
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ Packing = Literal["none", "samples", "trees"]
 
 @dataclass(frozen=True, slots=True)
 class PrmBatch:
-    """Holds the inputs and targets of some rows."""
+    """Holds the model inputs, targets and weights of a batch of rows."""
 
     inputs: dict[str, Any]
     marker_N: Tensor
-    """Index among the M markers at which each labeled step is judged; packed paths may share one."""
+    """Index of each labeled step's marker among the M markers; packed paths may share a marker."""
     target_N: Tensor
     weight_N: Tensor
     end_BT: Tensor | None = None
-    """Set for packed rows; see mmprm.prm.packing."""
+    """Index of the last token in each token's subtree; set for packed rows only (see mmprm.prm.packing)."""
 
 
 class TrainingRows(Protocol):
-    """Defines the data to train or evaluate on as a number of rows."""
+    """Defines the interface of training or evaluation data that is arranged in rows."""
 
     lengths: list[int]
-    """Number of tokens of each row."""
+    """Number of tokens in each row."""
     terms: list[int]
-    """Number of labeled steps of each row."""
+    """Number of labeled steps in each row."""
 
     def collate(self, rows: Sequence[int]) -> PrmBatch:
-        """Return the inputs and targets of some rows, on the CPU."""
+        """Build a batch from the given rows, on the CPU."""
         ...
 
 
@@ -82,10 +82,10 @@ class PathRows:
 
 
 class PackedRows:
-    """Packs trees of samples into rows of `width` tokens; the default is the length of the longest tree.
+    """Packs token trees of samples into rows of `width` tokens, by default the length of the longest tree.
 
-    With `shared`, all samples of a problem form one tree, which is cut if it is longer than `max_tokens`. Otherwise
-    each sample is its own tree. Labels belong to samples: if two samples of a tree have a label at the same node, both
+    With `shared`, all samples of a problem form one tree, which is cut if it is longer than `max_tokens`. Otherwise,
+    each sample has its own tree. Labels belong to samples: if two samples of a tree have a label at the same node, both
     count, as they would unpacked.
     """
 
@@ -132,7 +132,7 @@ def make_rows(
     micro_batch_tokens: int,
     shares: int = 1,
 ) -> TrainingRows:
-    """Return rows of at most `micro_batch_tokens`; a longer sample is a row of its own.
+    """Arrange samples in rows of at most `micro_batch_tokens` tokens; a longer sample gets its own row.
 
     Packed rows need a backbone that supports them. `shares` is the number of (rank, step) pairs: packed rows are made
     short enough for each pair to get one, but not shorter than the longest sample. One third is added because rows are
@@ -154,13 +154,13 @@ def make_rows(
 
 
 class PrmTask:
-    """Implements mmprm.training.loop.Task: a sample is a row, and a loss term is a labeled step."""
+    """Implements the protocol mmprm.training.loop.Task: a sample is a row, and a loss term is a labeled step."""
 
     def __init__(
         self, train: TrainingRows, held_out: TrainingRows, micro_batch_tokens: int, device: torch.device
     ) -> None:
         self._train, self._held_out = train, held_out
-        self._tokenizing = threading.Lock()  # training and held-out batches are made in two threads with one tokenizer
+        self._tokenizing = threading.Lock()  # two threads build training and held-out batches with one tokenizer
         self._micro_batch_tokens, self._device = micro_batch_tokens, device
         self.lengths, self.terms = train.lengths, train.terms
 
@@ -173,9 +173,9 @@ class PrmTask:
         return soft_cross_entropy_sum(self._logits(model, batch), target_N, weight_N)
 
     def evaluate(self, engine: Engine) -> dict[str, float]:
-        """Return the held-out loss per label (unweighted) and the AUC of P(Yes) against target > 0.5.
+        """Return the unweighted held-out loss per label and the ROC AUC of P(Yes) against target > 0.5.
 
-        Returns {} without held-out samples.
+        Returns {} if there are no held-out samples.
         """
         lengths = self._held_out.lengths
         if not lengths:
@@ -198,7 +198,7 @@ class PrmTask:
         return {"loss": loss / len(pairs), "auc": _auc(pairs), "labels": float(len(pairs))}
 
     def _logits(self, model: nn.Module, batch: PrmBatch) -> Tensor:
-        """Return logits_N2 of the labeled steps."""
+        """Run the model and return logits_N2 at the labeled steps."""
         inputs = {name: tensor.to(self._device) for name, tensor in batch.inputs.items()}
         if batch.end_BT is not None:
             inputs["attention_mask"] = packed_mask(batch.end_BT.to(self._device))
@@ -206,7 +206,7 @@ class PrmTask:
 
 
 def _auc(pairs: Sequence[tuple[float, float]]) -> float:
-    """Return the AUC, or NaN if all held-out labels are on the same side of 0.5."""
+    """Return the ROC AUC, or NaN if all held-out labels are on the same side of 0.5."""
     try:
         return roc_auc([score for score, _ in pairs], [target > 0.5 for _, target in pairs])
     except DataError:

@@ -38,7 +38,7 @@ from mmprm.training.stop_request import StopRequest
 
 
 class TrainConfig(TrainableConfig):
-    """Configure a run of `mmprm train`."""
+    """Configures a run of `mmprm train`."""
 
     model: PathText
     """Base model: a folder, a hub id such as Qwen/Qwen2.5-VL-7B-Instruct, or tiny (the built-in policy)."""
@@ -46,23 +46,23 @@ class TrainConfig(TrainableConfig):
     """Parquet file written by mmprm labels; its train split is used for training, its dev split for evaluation."""
     output: PathText
     """Run folder for the model (prm/), checkpoints/, metrics.jsonl and tensorboard/. An existing run is resumed. On
-    several machines it must be on shared storage."""
+    several machines, it must be on shared storage."""
     tokens: PrmTokens = PrmTokens()
     """Marker and judgment tokens."""
     add_missing_tokens: bool = False
-    """Add Yes and No to a vocabulary that does not have them as single tokens."""
+    """Add Yes and No to the vocabulary if they are not yet single tokens."""
     target: TargetConfig = TargetConfig()
-    """How the counts of a step become its target."""
+    """How a step's rollout counts become its target."""
     packing: Packing = "none"
-    """samples: pack several paths per row without attention between them; trees: pack all paths of a problem as one
-    sequence that contains shared steps once. The loss is the same. Unsupported models fall back to none with a
-    warning."""
+    """none: one path per row; samples: pack several paths per row without attention between them; trees: pack all paths
+    of a problem as one sequence that contains shared steps once. The loss is the same. Unsupported models fall back to
+    none with a warning."""
     max_length: int = Field(4096, ge=1)
-    """Maximum number of tokens per path; longer paths are excluded from training and counted."""
+    """Maximum number of tokens per path; longer paths are excluded from training, and their number is reported."""
     training: TrainingConfig = TrainingConfig()
-    """Optimization, batches, sharding, checkpoints."""
+    """Settings of the optimizer, batches, sharding and checkpoints."""
     hardware: HardwareConfig = Field(HardwareConfig(), exclude=True)
-    """Machines that `mmprm plan` assumes; the run itself ignores these keys."""
+    """Hardware that `mmprm plan` assumes; the run itself ignores these settings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class TrainSummary:
 
 
 def train_prm(config: TrainConfig) -> TrainSummary:
-    """Train in one process, or as one of the ranks started by torchrun; every rank returns the summary."""
+    """Train a PRM in a single process or as one torchrun rank; every rank returns the summary."""
     ranks = join_ranks()
     with alone_in(ranks, Path(config.output), "output"):
         return _train(config, ranks)
@@ -90,14 +90,14 @@ def train_prm(config: TrainConfig) -> TrainSummary:
 
 def _train(config: TrainConfig, ranks: Ranks) -> TrainSummary:
     started, output = time.perf_counter(), Path(config.output)
-    examples = read_parquet(config.labels)  # read first, so that errors in it appear before a model is loaded
+    examples = read_parquet(config.labels)  # read first, to report its errors before a model is loaded
     splits = (example.split for example in examples)
     check_splits(splits, config.labels, "rename it, or split again with mmprm labels export --format parquet")
     check_tracker(config.training.tracker, "training.tracker")
     check_model(config.model)
     check_disk_space(config.output, "output", config.model)
     check_tokens(load_template_owner(config.model), config.tokens, config.add_missing_tokens)
-    torch.manual_seed(config.training.seed)  # all ranks must initialize new weights equally
+    torch.manual_seed(config.training.seed)  # all ranks must initialize new weights identically
     dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
     with loading_in_parts(config.training):
         prm = initialize_prm(config.model, config.tokens, config.add_missing_tokens, dtype)
@@ -131,7 +131,7 @@ def _train(config: TrainConfig, ranks: Ranks) -> TrainSummary:
 
 
 def _with_choices(info: PrmInfo, folder: Path) -> PrmInfo:
-    """Keep the aggregator and threshold that were chosen for the same model since it was written."""
+    """Preserve an aggregator and threshold that were chosen for the same model after it was first written."""
     if not (folder / INFO_FILE).is_file():
         return info
     written = read_info(folder)
@@ -140,19 +140,19 @@ def _with_choices(info: PrmInfo, folder: Path) -> PrmInfo:
 
 
 def _origin(config: TrainConfig) -> dict[str, Any]:
-    """Return the further settings that determine the weights; a run is resumed only if they are unchanged."""
+    """Return the other settings that determine the weights; a run is resumed only if they are unchanged."""
     kept = config.model_dump(mode="json", exclude={"labels", "output", "training", "gradient_checkpointing"})
     return kept | {"labels": hashlib.sha256(Path(config.labels).read_bytes()).hexdigest()[:16]}
 
 
 def prepare_model(model: PrmModel, config: TrainableConfig) -> None:
-    """Freeze and adapt a PRM; see prepare_training."""
+    """Freeze parts of a PRM, add its LoRA adapters and set it to training mode; see prepare_training."""
     prepare_training(model.backbone, config, [model.marker_id], model.judgment_ids)
     model.train()
 
 
 def _samples(config: TrainConfig, prm: Prm, examples: Sequence[LabeledExample]) -> list[tuple[list[PrmSample], int]]:
-    """Return (samples, number of samples excluded as too long) of the train and of the dev split."""
+    """Return (samples, number of samples that are too long) for the train split and for the dev split."""
     parts = []
     for split in ("train", "dev"):
         chosen = [example for example in examples if example.split == split]
@@ -168,7 +168,7 @@ def _samples(config: TrainConfig, prm: Prm, examples: Sequence[LabeledExample]) 
 
 
 def _rows(config: TrainConfig, prm: Prm, parts: list[list[PrmSample]], ranks: Ranks) -> list[TrainingRows]:
-    """Return the samples of each part as rows, packed if requested and supported by the backbone."""
+    """Arrange the samples of each split in rows, packed if requested and supported by the backbone."""
     packing, backbone = config.packing, prm.model.backbone
     why_not = why_not_packed(backbone)
     if packing != "none" and why_not:
@@ -188,7 +188,7 @@ def _rows(config: TrainConfig, prm: Prm, parts: list[list[PrmSample]], ranks: Ra
 
 
 def _check_images(samples: list[PrmSample], config: TrainConfig, ranks: Ranks) -> None:
-    """Raise ConfigError if a mixture of problems with and without images cannot be trained on several ranks.
+    """Raise ConfigError if several ranks cannot train on this mixture of problems with and without images.
 
     A rank whose batch has no image runs neither vision tower nor projector. Under ZeRO-3 the other ranks would wait for
     it to gather these weights; under stages 1 and 2 they would reduce gradients that it does not have.

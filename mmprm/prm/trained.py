@@ -1,7 +1,7 @@
-"""Convert a training checkpoint into the model it holds: `mmprm convert RUN/checkpoints/step-00000010 FOLDER`.
+"""Convert a training checkpoint to a Hugging Face folder: `mmprm convert RUN/checkpoints/step-00000010 FOLDER`.
 
-Checkpoints of mmprm rl, sft and train hold the trained weights in DeepSpeed's own files, and the name of the base
-model, which provides the rest.
+Checkpoints of mmprm rl, sft and train hold the trained weights in DeepSpeed's format. They name the base model, which
+provides everything else.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PREFIX = "backbone."
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """Describes what was written: `kind` is "policy" or "process reward model"."""
+    """Describes the model that was written; `kind` is "policy" or "process reward model"."""
 
     kind: str
     step: int
@@ -39,7 +39,7 @@ class Trained:
 
 
 def convert_checkpoint(source: str | Path, target: str | Path) -> Trained:
-    """Write a checkpoint, or the newest one in a run folder, as a Hugging Face folder. No GPU is needed.
+    """Convert a checkpoint, or the newest one in a run folder, to a Hugging Face folder; no GPU is needed.
 
     Raises ConfigError if the target exists, and CheckpointError if the checkpoint is damaged or its base model cannot
     be found.
@@ -93,7 +93,7 @@ def _write_prm(path: Path, resume_key: dict[str, Any], base: str, dtype: torch.d
 def _merged(
     path: Path, resume_key: dict[str, Any], backbone: Any, input_rows: Sequence[int], output_rows: Sequence[int]
 ) -> dict[str, Tensor]:
-    """Return the plain state of the backbone with its weights replaced by those of the checkpoint."""
+    """Return the backbone's state dict with the checkpoint's weights, after merging any LoRA adapters."""
     if resume_key.get("lora"):
         add_adapters(backbone, LoraConfig(**resume_key["lora"]), input_rows, output_rows)
     own = backbone.state_dict(keep_vars=True)
@@ -114,7 +114,7 @@ def _merged(
 
 
 def _stop_at_end_of_turn(backbone: Any, processor: Any, prompt: PromptConfig) -> None:
-    """Add the token that ends a turn of the chat template to the generation config's stop tokens."""
+    """Add the chat template's end-of-turn token to the generation config's EOS tokens."""
     tokenizer = getattr(processor, "tokenizer", processor)
     special = sorted(map(re.escape, tokenizer.all_special_tokens), key=len, reverse=True)
     end = re.search("|".join(special), end_of_turn(processor, prompt)) if special else None
