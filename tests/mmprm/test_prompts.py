@@ -86,7 +86,7 @@ def test_steps_and_think_presets_name_their_tags() -> None:
 
 
 def test_user_text_without_the_question_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"user='no place': must hold \{question\}"):
+    with pytest.raises(ConfigError, match=r"user='no place': must contain \{question\}"):
         build(PromptConfig, {"user": "no place"})
 
 
