@@ -16,7 +16,7 @@ NO_ARGUMENTS: Mapping[str, Any] = MappingProxyType({})
 
 
 def engine_arguments(config: EngineConfig, extra: Mapping[str, Any] = NO_ARGUMENTS) -> Any:
-    """Return vLLM's engine arguments for a configuration; `extra` adds further ones."""
+    """Convert a configuration to vLLM's engine arguments; `extra` holds additional arguments."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.platforms import current_platform
 
@@ -28,7 +28,7 @@ def engine_arguments(config: EngineConfig, extra: Mapping[str, Any] = NO_ARGUMEN
         "block_size": config.block_size or (CPU_BLOCK_SIZE if cpu else None),
         "kv_cache_memory_bytes": int(kv_cache_gib * 2**30) if kv_cache_gib else None,
         "mm_processor_kwargs": config.pixel_limits or None,
-        # Inside a Ray placement group, vLLM would start Ray workers of its own, and find no GPU for them there.
+        # Inside a Ray placement group, vLLM would start its own Ray workers, which would find no GPU there.
         "distributed_executor_backend": "mp" if config.tensor_parallel_size > 1 else None,
         # For a seeded request whose prompt is computed in chunks, vLLM rewinds the random generator, which stops the
         # engine on CPU ("CPU Generator does not use offset"). Prompts are therefore computed whole, many per step.

@@ -1,4 +1,4 @@
-"""Configure an engine, the servers that may replace it, and sampling."""
+"""Configure the vLLM engine, the servers that can replace it, and sampling."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from mmprm.config import Config, PathText
 
 
 class ServersConfig(ClientConfig):
-    """Configures OpenAI-compatible servers that sample for the policy."""
+    """Configures the OpenAI-compatible servers that serve the policy."""
 
     dialect: Literal["vllm", "openai"] = "vllm"
-    """vllm: the assistant turn is continued, and top_k and repetition_penalty are sent; openai: only the fields of
-    OpenAI's own API, which cannot continue an assistant turn (use prompt.preset=previous_steps).
+    """API dialect. vllm: continue the assistant turn, and send top_k and repetition_penalty; openai: send only the
+    fields of OpenAI's own API, which cannot continue an assistant turn (use prompt.preset=previous_steps).
     """
     trust_prefix: bool = False
-    """Continue prefixes even on a server that does not return the prompt that it rendered (prompt_text), such as
-    SGLang. The continuation is then not verified; a server that does not continue the prefix silently yields
+    """Continue prefixes even on a server that does not return its rendered prompt (prompt_text), such as SGLang. The
+    continuation is then not verified; a server that does not continue the prefix silently yields
     incorrect labels.
     """
 
@@ -33,23 +33,23 @@ class LocalEngineConfig(Config):
     chat_template: PathText | None = None
     """Chat template file (Jinja) that replaces the checkpoint's template."""
     mode: Literal["auto", "in_process", "separate"] = "auto"
-    """in_process: the engine runs in the calling process (fast to start); separate: in vLLM's own processes. auto
-    selects in_process on CPU and separate on GPU, where each is faster.
+    """in_process: run the engine in the calling process (fast to start); separate: run it in vLLM's own processes. auto
+    selects the faster mode: in_process on CPU, separate on GPU.
     """
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    """Number format of weights and activations."""
+    """Data type of weights and activations."""
     compile: bool | None = None
-    """Compile the model (torch.compile): fewer seconds per token, but a longer start. Default: on GPU only. On CPU it
+    """Compile the model with torch.compile: faster generation, but a slower start. Default: on GPU only. On CPU, it
     needs a C++ compiler and pays off only if a small model samples for more than a few minutes.
     """
     max_model_len: int | None = Field(None, ge=2)
-    """Maximum number of tokens of prompt and completion together; default: the checkpoint's limit."""
+    """Maximum total number of prompt and completion tokens; default: the checkpoint's limit."""
     max_num_seqs: int = Field(256, ge=1)
-    """Maximum number of completions computed at the same time; further ones wait."""
+    """Maximum number of completions generated concurrently; further ones wait."""
     kv_cache_gib: float | None = Field(None, gt=0)
-    """Size of the key-value cache; default: 1 GiB on CPU; on GPU, what gpu_memory_utilization leaves."""
+    """Size of the KV cache in GiB; default: 1 on CPU; on GPU, the memory that gpu_memory_utilization leaves."""
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
-    """Fraction of the GPU's memory for weights and cache."""
+    """Fraction of GPU memory used for weights and KV cache."""
     tensor_parallel_size: int = Field(1, ge=1)
     """Number of GPUs per engine."""
     block_size: int | None = Field(None, ge=16)
@@ -75,20 +75,20 @@ class LocalEngineConfig(Config):
 
 
 class EngineConfig(LocalEngineConfig):
-    """Configures a vLLM engine, or the servers that sample in its place."""
+    """Configures a vLLM engine, or the servers that replace it."""
 
     model: PathText
     """Folder of a Hugging Face checkpoint, or a hub id such as owner/name; with servers, the served model's name."""
     servers: ServersConfig | None = None
-    """OpenAI-compatible servers that are already running, used instead of engines of this run; the servers then
-    determine the other settings of this group.
+    """OpenAI-compatible servers that are already running, to use instead of local engines; the servers then determine
+    the other settings of this group.
     """
     cores: tuple[int, ...] | None = None
-    """CPU cores that the engine runs on (in_process only); default: all cores available to the process."""
+    """CPU cores to pin the engine to (in_process only); default: all cores available to the process."""
 
 
 class WholeDistributionConfig(Config):
-    """Configures sampling from the policy's whole distribution."""
+    """Configures sampling from the policy's full distribution, with no top-p, top-k or repetition penalty."""
 
     temperature: float = Field(1.0, ge=0)
     """Sampling temperature; 0 selects the most likely token."""
@@ -97,7 +97,7 @@ class WholeDistributionConfig(Config):
 
 
 class SamplingConfig(WholeDistributionConfig):
-    """Configures how completions are sampled, also from a part of the distribution or from a changed one."""
+    """Configures sampling, including top-p, top-k and the repetition penalty."""
 
     top_p: float = Field(1.0, gt=0, le=1)
     """Sample from the smallest set of tokens whose total probability reaches this value."""
@@ -114,7 +114,7 @@ def pixel_limits(min_pixels: int | None, max_pixels: int | None) -> dict[str, in
 
 
 def check_pixel_limits(min_pixels: int | None, max_pixels: int | None) -> None:
-    """Raise ValueError if both limits are set and no image can meet them."""
+    """Raise ValueError if both limits are set and the minimum exceeds the maximum."""
     if min_pixels is not None and max_pixels is not None and min_pixels > max_pixels:
         raise ValueError(
             f"min_pixels={min_pixels} must not exceed max_pixels={max_pixels}; lower the former or raise the latter"
@@ -122,16 +122,16 @@ def check_pixel_limits(min_pixels: int | None, max_pixels: int | None) -> None:
 
 
 def engine_of(config: LocalEngineConfig) -> EngineConfig:
-    """Return the same settings as the configuration of an engine without servers."""
+    """Convert local engine settings to an EngineConfig without servers."""
     return EngineConfig(**config.model_dump())
 
 
 def sampling_of(config: WholeDistributionConfig) -> SamplingConfig:
-    """Return the same settings as a sampling configuration that changes nothing else about the distribution."""
+    """Convert to a SamplingConfig that leaves the distribution otherwise unchanged."""
     return SamplingConfig(**config.model_dump())
 
 
 def on_one_core(engine: EngineConfig, index: int) -> EngineConfig:
-    """Return the configuration bound to core number `index` (cyclic) of those available to this process."""
+    """Return the engine configuration pinned to one available CPU core, chosen by `index` modulo their number."""
     allowed = sorted(os.sched_getaffinity(0))
     return engine.model_copy(update={"cores": (allowed[index % len(allowed)],)})

@@ -1,4 +1,4 @@
-"""Run one vLLM engine, in process or separately, behind one interface: submit a prompt, get a future.
+"""Run a vLLM engine, in this process or in separate ones, with one interface: submit a prompt, get a future.
 
 InProcessEngine computes in a thread of this process; SeparateEngine uses the processes that vLLM starts.
 """
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Holds totals since the engine started and the state of its last step."""
+    """Holds token totals since the engine started, and its state after the last step."""
 
     generated_tokens: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
-    """Prompt tokens served from the prefix cache."""
+    """Number of prompt tokens served from the prefix cache."""
     running: int = 0
-    """Completions being computed."""
+    """Number of completions being generated."""
     waiting: int = 0
-    """Completions that wait for a slot among max_num_seqs or for cache blocks."""
+    """Number of completions that wait for one of max_num_seqs slots or for cache blocks."""
     kv_cache_usage: float = 0.0
-    """Fraction of the key-value cache in use, in [0, 1]."""
+    """Fraction of the KV cache in use, in [0, 1]."""
 
 
 class _StatsKeeper:
@@ -87,7 +87,7 @@ class _Call:
 
 
 class InProcessEngine:
-    """Runs the engine in one thread that accepts submissions, steps the engine and completes futures.
+    """Runs the engine in a background thread that accepts requests, steps the engine and completes futures.
 
     `arguments` are additional vLLM engine arguments beyond those derived from the configuration.
     """
@@ -103,11 +103,11 @@ class InProcessEngine:
         ready.result()
 
     def submit(self, prompt: dict[str, Any], params: SamplingParams) -> Future[RequestOutput]:
-        """Return a future for vLLM's output for a prompt."""
+        """Submit a prompt and return a future for vLLM's output."""
         return self._put(_Prompt(prompt, params, Future()))
 
     def call(self, method: str, *arguments: Any) -> Future[Any]:
-        """Return a future for a call of a vLLM engine method.
+        """Schedule a call of a vLLM engine method and return a future for its result.
 
         The method runs once nothing is in flight; later submissions wait for it.
         """
@@ -152,8 +152,8 @@ class InProcessEngine:
 
     def _start(self, config: EngineConfig, extra: Mapping[str, Any]) -> Any:
         if config.cores:
-            # Threads inherit the affinity mask of their parent, so OpenMP's threads also stay on these cores. Without
-            # processes of its own, vLLM binds nothing.
+            # Threads inherit the affinity mask of their parent, so OpenMP's threads also stay on these cores. In
+            # this mode, vLLM itself pins no threads.
             os.sched_setaffinity(0, config.cores)
         import torch
         from vllm.v1.engine.llm_engine import LLMEngine
@@ -201,7 +201,7 @@ class InProcessEngine:
     def _refuse(self) -> None:
         """Fail the requests left in a stopped engine's inbox.
 
-        This also runs after a late submit, which may race with the stop.
+        Also called after a late submit, which may race with the stop.
         """
         with contextlib.suppress(queue.Empty):
             while True:
@@ -247,11 +247,11 @@ class SeparateEngine:
             raise
 
     def submit(self, prompt: dict[str, Any], params: SamplingParams) -> Future[RequestOutput]:
-        """Return a future for vLLM's output for a prompt."""
+        """Submit a prompt and return a future for vLLM's output."""
         return asyncio.run_coroutine_threadsafe(self._generate(prompt, params), self._loop)
 
     def call(self, method: str, *arguments: Any) -> Future[Any]:
-        """Return a future for a call of a vLLM engine method.
+        """Schedule a call of a vLLM engine method and return a future for its result.
 
         The method runs once nothing is in flight; later submissions wait for it.
         """
@@ -267,7 +267,7 @@ class SeparateEngine:
         self._loop.call_soon_threadsafe(self._loop.stop)
 
     async def _start(self, arguments: Any) -> Any:
-        """Start AsyncLLM on the engine's own loop, since it reads its processes' outputs on the running loop."""
+        """Start AsyncLLM on the engine's event loop, because it reads its workers' outputs on the running loop."""
         from vllm.v1.engine.async_llm import AsyncLLM
 
         return AsyncLLM.from_engine_args(arguments, stat_loggers=[lambda *_: self._keeper])
@@ -299,7 +299,7 @@ class SeparateEngine:
                 raise self._death(error) from error
 
     def _death(self, error: Exception) -> EngineStoppedError:
-        """Return the error of an engine whose processes have ended, with what they wrote last."""
+        """Build the error for an engine whose processes have died, with the cause from their log."""
         cause = cause_since(self._log_position) or f"{error}; see its log above"
         return EngineStoppedError(f"the engine has stopped: {cause}; run the command again")
 

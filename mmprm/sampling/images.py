@@ -13,13 +13,13 @@ from mmprm.problems import open_image
 from mmprm.types import ImageRef
 
 KEPT = 128
-"""Maximum number of encoded images cached for further requests about the same problem."""
+"""Maximum number of encoded images to cache for later requests about the same problem."""
 
 
 async def with_images(messages: Sequence[dict[str, Any]], images: Sequence[ImageRef]) -> list[dict[str, Any]]:
-    """Return the messages of mmprm.prompts with each {"type": "image"} replaced by the next image as a data URL.
+    """Replace each {"type": "image"} part in messages of mmprm.prompts with the next image as a data URL.
 
-    Raises DataError for an image that cannot be read.
+    Raises DataError if an image cannot be read.
     """
     urls = iter([await asyncio.to_thread(_data_url, image) for image in images])
 
@@ -34,7 +34,10 @@ async def with_images(messages: Sequence[dict[str, Any]], images: Sequence[Image
 
 @functools.lru_cache(maxsize=KEPT)
 def _data_url(image: ImageRef) -> str:
-    """Return the image as a PNG data URL of the pixels that a local engine sees; servers differ on transparency."""
+    """Encode an image as a PNG data URL with the same pixels that a local engine sees.
+
+    Servers would otherwise differ in how they handle transparency.
+    """
     encoded = io.BytesIO()
     open_image(image).save(encoded, "PNG", compress_level=1)
     return "data:image/png;base64," + base64.b64encode(encoded.getvalue()).decode()

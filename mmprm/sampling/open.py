@@ -1,4 +1,4 @@
-"""Open a sampler from its configuration, importing only the selected kind."""
+"""Open a sampler from its configuration, importing only the backend that it selects."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mmprm.types import Sampler
 async def open_sampler(
     engine: EngineConfig, sampling: SamplingConfig, prompt: PromptConfig, workers: int | None = None
 ) -> AsyncIterator[Sampler]:
-    """Yield a sampler on `engine.servers` or, without servers, on `workers` local engines; close it afterwards."""
+    """Open a sampler on `engine.servers`, or on `workers` local engines if none are set; close it on exit."""
     if engine.servers is not None:
         from mmprm.sampling.server_sampler import ServerSampler
 

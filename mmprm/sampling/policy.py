@@ -20,14 +20,14 @@ DECISIVE = {
     "grader": {"timeout_seconds": True, "max_length": True, "judge": {"model"}},
     **dict.fromkeys(("sampling", "prompt", "step_format", "seed"), True),
 }
-"""Keys that determine what is sampled for a problem and how it is graded."""
+"""Configuration keys that determine what is sampled for a problem and how it is graded."""
 
 
 class PolicyConfig(Config):
     """Configures the problems, the policy's engine and prompt, the grader and the random seed."""
 
     problems: ProblemsConfig
-    """The problems to answer."""
+    """Problems to solve."""
     engine: EngineConfig
     """The policy's engine; the model "tiny" is the built-in policy."""
     sampling: SamplingConfig = SamplingConfig()
@@ -39,17 +39,17 @@ class PolicyConfig(Config):
     grader: GraderConfig = GraderConfig()
     """How final answers are graded."""
     seed: int = 0
-    """Run seed; together with the content of a request, it determines the request's seed. It also seeds the confidence
+    """Run seed; each request's seed is derived from it and from the request's content. It also seeds the confidence
     intervals.
     """
     workers: int | None = Field(None, ge=1)
-    """Number of engines; by default one per group of tensor_parallel_size GPUs or, without GPUs, one per CPU core."""
+    """Number of engines; default: one per tensor_parallel_size GPUs or, if there are no GPUs, one per CPU core."""
     ray_address: str | None = None
-    """Address (host:port) of a Ray cluster to join; by default that of RAY_ADDRESS or of a local `ray start`. If there
-    is none, Ray is started here and listens on the loopback interface only. local: always start Ray here.
+    """Address (host:port) of a Ray cluster to join; default: RAY_ADDRESS or a local `ray start`. If there is none, Ray
+    is started on this machine and listens only on the loopback interface. local: always start Ray on this machine.
     """
     hardware: HardwareConfig = Field(HardwareConfig(), exclude=True)
-    """Machines that `mmprm plan` assumes; the run itself ignores these keys."""
+    """Hardware that `mmprm plan` assumes; the run itself ignores these settings."""
 
     @model_validator(mode="before")
     @classmethod
@@ -57,5 +57,5 @@ class PolicyConfig(Config):
         return template_of_file(values, "engine", "chat_template")
 
     def resume_key(self) -> dict[str, Any]:
-        """Return the settings that must be equal for samples of a problem to be the same."""
+        """Return the settings that determine a problem's samples, which must not change when a run is resumed."""
         return self.model_dump(mode="json", include=DECISIVE)

@@ -1,4 +1,4 @@
-"""Provide one Sampler over several engines, each in a Ray actor, on one machine or on a cluster."""
+"""Distribute sampling over several engines, each in a Ray actor, on one machine or on a cluster."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ REQUESTS_IN_FLIGHT = 10_000
 class SamplerPool:
     """Distributes requests over `size` engines; all requests for a problem go to the engine that caches its prefixes.
 
-    By default, there is one engine per GPU (or group of tensor_parallel_size GPUs), without a GPU one per core, bound
-    to it. Starts Ray if it is not running. Raises SamplingError if an engine does not start; with `wait=False`,
-    `started` raises it instead.
+    By default, there is one engine per GPU (or per group of tensor_parallel_size GPUs). Machines without a GPU get one
+    engine per CPU core, pinned to it. Starts Ray if it is not running. Raises SamplingError if an engine does not
+    start; with `wait=False`, `started` raises it instead.
     """
 
     def __init__(
@@ -60,7 +60,10 @@ class SamplerPool:
             raise
 
     async def sample(self, request: SampleRequest) -> tuple[Completion, ...]:
-        """Return the completions of a request; see types.Sampler. Raises the error raised in the engine's actor."""
+        """Return the completions of a request; see types.Sampler.
+
+        Errors raised in the engine's actor are raised again here.
+        """
         actor = self._actors[zlib.crc32(request.problem.id.encode()) % len(self._actors)]
         try:
             return await actor.sample.remote(request)
@@ -68,7 +71,7 @@ class SamplerPool:
             raise actors.cause_of(error) from None
 
     async def stats(self) -> EngineStats:
-        """Return statistics summed over the engines, except kv_cache_usage, which is their mean."""
+        """Return statistics summed over the engines, except kv_cache_usage, which is averaged."""
         all_stats = await asyncio.gather(*(actor.stats.remote() for actor in self._actors))
         *sums, usage = (sum(column) for column in zip(*map(astuple, all_stats), strict=True))
         return EngineStats(*sums, usage / len(all_stats))
@@ -84,7 +87,10 @@ class SamplerPool:
 
 
 class _Engine:
-    """Runs a sampler in an actor process. It starts by a method call, because Ray preserves the errors of methods."""
+    """Runs a sampler in a Ray actor.
+
+    The sampler is created by a method, not the constructor, because Ray preserves exceptions of methods.
+    """
 
     async def start(self, engine: EngineConfig, sampling: SamplingConfig | None, prompt: PromptConfig | None) -> None:
         from mmprm.sampling.vllm_sampler import VllmSampler
@@ -99,7 +105,7 @@ class _Engine:
 
 
 def engine_resources(engine: EngineConfig, size: int | None) -> tuple[list[EngineConfig], dict[str, float]]:
-    """Return the configuration of each engine and the Ray resources of one; by default as many as fit.
+    """Return each engine's configuration and the Ray resources per engine; `size` defaults to as many as fit.
 
     Starts Ray if it is not running.
     """

@@ -1,4 +1,4 @@
-"""Provide a deterministic sampler without a model, for tests and for trying out a search at scale."""
+"""Provide a deterministic sampler that needs no model, to test a search or try it out at scale."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Write = Callable[[Problem, str, random.Random], str]
 
 
 class ScriptedSampler:
-    """Returns `write(problem, prefix, Random(seed + i))` as sample i, so that equal requests give equal completions.
+    """Returns `write(problem, prefix, Random(seed + i))` as sample i, so equal requests give equal completions.
 
-    Each answer is delayed by `delay` seconds, so that many requests can be in flight; `requests` records all requests.
+    Each response is delayed by `delay` seconds, so many requests can be in flight. `requests` records all requests.
     """
 
     def __init__(self, write: Write, delay: float = 0.0) -> None:

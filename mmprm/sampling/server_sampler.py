@@ -23,10 +23,9 @@ _OPENING = re.compile(r"<(?:think|step(?:_\d+)?)>[^<]*(?:</think>\s*)?\Z")
 class ServerSampler:
     """Samples from `engine.servers` on one event loop; close it there, or use it in an `async with` block.
 
-    A prefix is the beginning of the assistant turn, which the server is asked to continue. The n samples are one
+    A prefix is the beginning of the assistant turn, which the server is asked to continue. All n samples are one
     request: vLLM gives sample i the seed `seed + i`, as local engines do. `token_count` counts the token ids if the
-    server returns them (vLLM); otherwise the total number of tokens reported by the server is divided in proportion to
-    the text lengths.
+    server returns them (vLLM). Otherwise, the server's total token count is split in proportion to the text lengths.
     """
 
     def __init__(
@@ -42,7 +41,7 @@ class ServerSampler:
         """Return the completions of a request; see types.Sampler.
 
         SamplingError and DataError (an unreadable image) name the problem; EngineStoppedError means that no server
-        could be asked, regardless of the problem.
+        is usable, regardless of the problem.
         """
         problem = request.problem
         try:
@@ -66,7 +65,7 @@ class ServerSampler:
         return tuple(with_given(completion, given) for completion in sampled)
 
     def load(self) -> tuple[int, int]:
-        """Return the number of running requests and of those waiting for a slot."""
+        """Return the number of running requests and the number waiting for a slot."""
         return self._client.running, self._client.waiting
 
     async def close(self) -> None:
@@ -94,7 +93,7 @@ class ServerSampler:
             self._check_plain(beginning)
             return body
         # Send these even if neutral, because a server's defaults come from the checkpoint's generation_config.json.
-        # All tokens are -1, which vLLM treats like 0, and which is the only value that SGLang accepts.
+        # top_k=-1 means all tokens: vLLM treats it like 0, and SGLang accepts no other value.
         body |= {"top_k": sampling.top_k or -1, "repetition_penalty": sampling.repetition_penalty}
         body |= {"return_token_ids": True, "return_prompt_text": True}
         if request.stop:  # OpenAI's API omits the stop string from the text, which would lose the end of a step
@@ -120,7 +119,7 @@ class ServerSampler:
             )
 
     def _check_question(self, reply: Reply, problem: Problem) -> None:
-        """Raise EngineStoppedError if the prompt lacks the question.
+        """Raise EngineStoppedError if the rendered prompt lacks the question.
 
         The chat template of a base model may render nothing for messages with content parts.
         """
@@ -132,10 +131,10 @@ class ServerSampler:
             )
 
     def _trimmed(self, reply: Reply, beginning: str) -> str:
-        """Return the line breaks after a step's tag that the chat template trimmed at the end of the turn.
+        """Return the trailing line breaks of the prefix that the chat template trimmed after a step tag.
 
-        Raises EngineStoppedError for a server that ignores continue_final_message, and for a template that trims other
-        text or rewrites the turn, because these would continue something other than the prefix.
+        Raises EngineStoppedError if the server ignores continue_final_message, or if its template trims other text or
+        rewrites the turn. The server would then continue something other than the prefix.
         """
         if not beginning:
             return ""
@@ -165,16 +164,16 @@ def _finish_reason(choice: Choice) -> str:
 
 
 def served_opening(prompt_text: str) -> str:
-    """Return the tag at the end of the prompt by which the server's chat template opens the assistant turn, or ""."""
+    """Return the tag with which the server's chat template opens the assistant turn, or "" if there is none."""
     found = _OPENING.search(prompt_text)
     return found[0] if found else ""
 
 
 def token_counts(reply: Reply) -> list[int]:
-    """Return the number of tokens of each choice.
+    """Return the token count of each choice.
 
-    If only their total is known, it is divided in proportion to the text lengths, with counts that add up to it. Raises
-    SamplingError if the server reports no counts.
+    If only their total is known, it is split in proportion to the text lengths, and the counts still add up to it.
+    Raises SamplingError if the server reports no counts.
     """
     counts = [choice.token_count for choice in reply.choices if choice.token_count is not None]
     if len(counts) == len(reply.choices):

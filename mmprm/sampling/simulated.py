@@ -1,7 +1,6 @@
-"""Provide a sampler without a model that writes solutions of recorded lengths and values.
+"""Simulate a policy without a model, from recorded solution lengths and success rates.
 
-It exercises the bookkeeping of an annotation run at any scale without an engine, and search statistics against known
-values.
+This tests the bookkeeping of an annotation run at any scale, and checks search statistics against known values.
 """
 
 from __future__ import annotations
@@ -13,12 +12,12 @@ from dataclasses import dataclass
 from mmprm.types import Completion, Problem, SampleRequest
 
 BAD = "!"
-"""Marks a bad step; no solution that contains one is correct."""
+"""Marks a bad step; a solution that contains one is never correct."""
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Describes the distribution of solutions.
+    """Describes the distribution of simulated solutions.
 
     Each problem gets one of `values`, the fraction of solutions from the root that are correct; each solution gets one
     of `lengths`, the number of words of each step. A step has one of `variants` texts, or a new one each time if None.
@@ -45,7 +44,7 @@ class SimulatedSampler:
         return tuple(self._write(request.problem, written, good, request.seed + i) for i in range(request.n))
 
     def true_value(self, problem: Problem, steps: Sequence[str], length: int) -> float:
-        """Return the value of a prefix of a solution with `length` steps."""
+        """Return the true value of a prefix whose complete solution has `length` steps."""
         if any(BAD in step for step in steps):
             return 0.0
         return self._value(problem) ** (1 - len(steps) / length)

@@ -1,4 +1,4 @@
-"""Start vLLM engines that sample: those of `mmprm annotate`, `filter` and `eval policy`, and those of `mmprm rl`."""
+"""Start the vLLM engines of `mmprm annotate`, `filter`, `eval policy` and `rl`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from mmprm.worker_logs import cause_since, log_position
 
 
 def start_engine(config: EngineConfig, arguments: Mapping[str, Any] = NO_ARGUMENTS) -> InProcessEngine | SeparateEngine:
-    """Start an engine in the mode of its configuration.
+    """Start an engine in this process or in separate ones, according to its configuration.
 
-    Raises vLLM's own error, or, if a process that vLLM started failed, SamplingError with the cause from its log.
+    Raises vLLM's own error, or SamplingError with the cause from the log if a process that vLLM started failed.
     """
     from vllm.platforms import current_platform
 

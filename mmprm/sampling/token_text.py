@@ -1,4 +1,4 @@
-"""Map token ids to text: where each token of a completion ends, and how much of a prefix given ids cover."""
+"""Map token ids to text: find where each token ends, and how much of a prefix the ids cover."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmprm.types import Tokens
 
 
 class TokenText:
-    """Provides the bytes of each token of a transformers tokenizer, to compare ids and text without decoding.
+    """Maps each token of a transformers tokenizer to its bytes, to compare ids with text without decoding.
 
     Special tokens have no text. A tokenizer whose tokens do not simply concatenate to the text (SentencePiece at the
     beginning of a text) yields no Tokens there.
@@ -27,7 +27,7 @@ class TokenText:
         self._bytes_of = functools.cache(self._bytes)
 
     def tokens(self, ids: Sequence[int], text: str, begin: int = 0) -> Tokens | None:
-        """Return the tokens of a completion with ends counted from character `begin`, or None if they do not spell it.
+        """Return tokens with their end offsets from character `begin`, or None if the ids do not spell `text`.
 
         The ids may extend beyond the text. Trailing special tokens are dropped; any other special token gives None,
         because a prefix contains only what its text shows.
@@ -43,7 +43,7 @@ class TokenText:
         return Tokens(ids, tuple(end - begin for end in ends) if begin else ends)
 
     def missing(self, ids: Sequence[int], prefix: str) -> str | None:
-        """Return the end of `prefix` that its ids do not cover.
+        """Return the last part of `prefix`, which the ids do not cover.
 
         Returns None if the ids spell something else or end inside a character.
         """
@@ -60,7 +60,7 @@ class TokenText:
         if index in self._literal:
             return self._literal[index].encode()
         token = self._tokenizer.convert_ids_to_tokens(index)
-        if token is None:  # rows of the embedding beyond the vocabulary
+        if token is None:  # an embedding row beyond the vocabulary
             return b""
         if self._style == "bytes":
             alphabet = _byte_alphabet()
@@ -85,19 +85,22 @@ def _style(tokenizer: Any) -> str:
 
 @functools.cache
 def _byte_alphabet() -> dict[str, int]:
-    """Return the byte of each character in byte-level vocabularies: printable Latin-1 as itself, others from U+0100."""
+    """Map each character of byte-level BPE vocabularies to its byte: printable Latin-1 as is, others from U+0100."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(0x100) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
 
 
 def _is_within_character(byte: int) -> bool:
-    """Return whether a byte continues a UTF-8 character rather than beginning one."""
+    """Return whether a byte is a UTF-8 continuation byte."""
     return byte & 0xC0 == 0x80
 
 
 def _character_ends(written: bytes, ends: list[int]) -> tuple[int, ...]:
-    """Return byte offsets as character counts; an offset inside a character maps to the next end between characters."""
+    """Convert the tokens' byte offsets to character offsets.
+
+    An offset inside a character maps to the next offset at a character boundary.
+    """
     if written.isascii():
         return tuple(ends)
     begins = [int(not _is_within_character(byte)) for byte in written]

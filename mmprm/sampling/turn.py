@@ -1,7 +1,7 @@
-"""Handle the beginning of an assistant turn that the prompt writes itself, which belongs to every completion's text.
+"""Handle prefilled text: the beginning of an assistant turn that the prompt writes and every completion includes.
 
-A completion from an empty prefix starts with it, so that the steps of a response, and every prefix made of them,
-contain it as if the policy had written it.
+A completion from an empty prefix starts with it. The steps of a response, and every prefix made of them, thus contain
+it as if the policy had written it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class TurnBeginning:
     prompt: PromptConfig
 
     def own(self, request: SampleRequest) -> tuple[SampleRequest, str]:
-        """Return the request without the prefix part written by the prompt, and the beginning of its completions."""
+        """Strip the prompt's own text from the request's prefix; also return the text that completions begin with."""
         if request.prefix and PRESETS[self.prompt.preset].continuation is not None:
             return request, self.opening  # the user turn shows the prefix, and the assistant turn starts afresh
         begins = self.opening + assistant_beginning(self.prompt, "")
@@ -33,7 +33,7 @@ class TurnBeginning:
 
 
 def with_given(completion: Completion, given: str) -> Completion:
-    """Return the completion with the text that the prompt wrote prepended and its token ends shifted accordingly."""
+    """Prepend the text that the prompt wrote to a completion, and shift its token ends accordingly."""
     if not given:
         return completion
     tokens = completion.tokens

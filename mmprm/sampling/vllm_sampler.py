@@ -29,18 +29,17 @@ if TYPE_CHECKING:
     from vllm import RequestOutput
 
 ATTEMPTS = 8
-"""Maximum number of attempts at a sample whose tokens diverge from the prefix before it is continued as text."""
+"""Maximum number of attempts to sample tokens that match the prefix, before the prefix is continued as text."""
 
 
 class VllmSampler:
-    """Samples from a vLLM engine that it starts, and that `close` stops.
+    """Starts a vLLM engine and samples from it; `close` stops the engine.
 
     Hundreds of `sample` calls may be in flight, from any event loop; the engine batches them and shares the computation
     of common prefixes.
 
-    `Completion.text` omits special tokens; `token_count` counts every generated token. Sample i uses seed + i, so that
-    a request repeated alone on the same machine gives the same text; in other batches, rounding may lead to different
-    text.
+    `Completion.text` omits special tokens; `token_count` counts every generated token. Sample i uses seed + i, so a
+    request repeated alone on the same machine gives the same text; in other batches, rounding may change the text.
 
     With `prefix_ids`, the prompt ends in these ids. If the policy's next token spanned the end of the prefix, the ids
     stop before that token and the policy samples it again. Only samples that begin with the rest of the prefix are
@@ -93,7 +92,10 @@ class VllmSampler:
         return tuple(with_given(completion, given) for completion in kept)
 
     async def generate(self, request: SampleRequest, **settings: Any) -> RequestOutput:
-        """Return vLLM's output with token ids; `settings` are further SamplingParams fields. Raises like `sample`."""
+        """Return vLLM's output, including token ids; `settings` are additional SamplingParams fields.
+
+        Raises the same errors as `sample`.
+        """
         problem = request.problem
         try:
             prompt = self._beginning(request)
@@ -118,7 +120,7 @@ class VllmSampler:
         return tuple(position[token].logprob for position, token in positions)
 
     async def call(self, method: str, *arguments: Any) -> Any:
-        """Return the result of a vLLM engine method, run once nothing is in flight; later submissions wait for it."""
+        """Call a vLLM engine method as soon as no request is in flight; later submissions wait for it."""
         return await asyncio.wrap_future(self._engine.call(method, *arguments))
 
     @property
@@ -135,7 +137,7 @@ class VllmSampler:
         self._engine.close()
 
     def _fitted(self, request: SampleRequest) -> tuple[SampleRequest, str]:
-        """Return the request, without ids if they cannot be continued, and the end of its prefix that they lack."""
+        """Return the request, without unusable prefix ids, and the end of the prefix that the ids do not cover."""
         if request.prefix_ids is None:
             return request, ""
         rest = self._token_text.missing(request.prefix_ids, request.prefix) if self._takes_ids else None
@@ -144,7 +146,7 @@ class VllmSampler:
         return (replace(request, stop=()) if _may_stop_in(rest, request.stop) else request), rest
 
     async def _sample(self, request: SampleRequest) -> list[tuple[Any, bool]]:
-        """Return vLLM's samples in order, each with whether its tokens continue the ids of the request."""
+        """Return vLLM's samples in order, each with a flag: whether its tokens continue the request's prefix ids."""
         output = await self.generate(request)
         if any(
             generated.finish_reason == "error" for generated in output.outputs
@@ -158,7 +160,7 @@ class VllmSampler:
     async def _kept(
         self, request: SampleRequest, rest: str, number: int, generated: Any, continued: bool
     ) -> Completion:
-        """Return the completion of a sample, resampled with other seeds until it begins with the rest of the prefix."""
+        """Resample with other seeds until a sample begins with the rest of the prefix, and return its completion."""
         seed, token_count = request.seed + number, len(generated.token_ids)
         attempts = 1 if request.greedy else ATTEMPTS
         while not generated.text.startswith(rest):
@@ -196,14 +198,14 @@ class VllmSampler:
 
 
 def _may_stop_in(rest: str, stop: Sequence[str]) -> bool:
-    """Return whether a stop string may begin within the text sampled again, where it must not end the completion."""
+    """Return whether a stop string may begin within `rest`, the resampled part of the prefix, and end it early."""
     tails = [rest[position:] for position in range(len(rest))]
     # A tail longer than the stop string may contain all of it; a shorter one may be its beginning.
     return any(end.startswith(tail[: len(end)]) for end in stop for tail in tails)
 
 
 def _image_id(image: ImageRef) -> str:
-    """Return an identifier by which the engine recognizes a repeated image without hashing its pixels."""
+    """Return the image's cache key, which saves the engine from hashing the pixels of repeated images."""
     return image.path or hashlib.sha256(image.data or b"").hexdigest()
 
 
@@ -219,7 +221,7 @@ def _check_model(model: str) -> None:
 
 
 def _prepare_environment(model: str) -> None:
-    """Set variables that vLLM and the hub client read when first imported; values set by the user take precedence."""
+    """Set environment variables that vLLM and huggingface_hub read on import; user settings take precedence."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # mmprm.worker_logs finds causes there
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
