@@ -2,10 +2,10 @@
 
     check_tracker("wandb", "tracker")                        # SetupError if the package is not installed
     tracker = Tracker("wandb", folder, settings, resumes=True)
-    tracker.log({"train/loss": 0.5}, step=3)                 # returns at once
+    tracker.log({"train/loss": 0.5}, step=3)                 # returns immediately
     tracker.close()
 
-Each tracker is called from a separate thread, so a missing network neither delays nor ends a run: only the first error
+Each tracker is called from a separate thread, so a missing network neither delays nor ends a run; only the first error
 is printed. It stays offline unless the user has logged in or set its environment variables. The id of the tracker's run
 is stored in tracker.json in the run folder, so that a resumed run continues it.
 """
@@ -31,7 +31,7 @@ from mmprm.errors import MmprmError, SetupError
 from mmprm.files import parse_json, whole_file
 
 TrackerName = Literal["wandb", "mlflow", "swanlab", "trackio"]
-"""Packages to which a run can log, in addition to TensorBoard."""
+"""Packages that a run can log to, in addition to TensorBoard."""
 
 PROJECT = "mmprm"
 RUN_FILE = "tracker.json"
@@ -42,7 +42,7 @@ MAX_WAITING = 100_000
 
 
 def check_tracker(name: TrackerName | None, key: str) -> None:
-    """Raise SetupError if the tracker's package is not installed; `key` is its configuration key."""
+    """Raise SetupError if the tracker's package is not installed; `key` names the setting for the error message."""
     if name is not None and name not in sys.modules and find_spec(name) is None:
         raise SetupError(
             f"{key}={name} needs the package {name}, which is not installed; run `pip install {name}`, or leave {key} "
@@ -51,7 +51,7 @@ def check_tracker(name: TrackerName | None, key: str) -> None:
 
 
 class Tracker:
-    """Logs to the tracker `name` from a background thread; `settings` are logged as the configuration of its run.
+    """Logs to the tracker `name` from a background thread; `settings` are logged as the run's configuration.
 
     If the run in `folder` is resumed and was logged to the same tracker before, the tracker's run is resumed too.
     """
@@ -136,7 +136,7 @@ def _open_wandb(run: _TrackedRun) -> Sink:
 
 
 def _logged_in_to_wandb() -> bool:
-    """Return whether an API key for W&B is set in WANDB_API_KEY or in the file that `wandb login` writes."""
+    """Return whether a W&B API key is set in WANDB_API_KEY or in the netrc file that `wandb login` writes."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""

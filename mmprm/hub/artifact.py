@@ -1,7 +1,7 @@
-"""Find what a run or folder holds for the Hugging Face Hub: a PRM, a policy or labels, and the files to push.
+"""Find the PRM, policy or labels in a folder, and select the files to push to the Hugging Face Hub.
 
-Files are chosen by what they are, so that checkpoints of optimizers, logs and samples are never pushed. Names of local
-models are removed from their settings, and a file that still holds a path of this machine or a secret is an error.
+Only listed kinds of files are selected, so optimizer states, logs and samples are never pushed. Names of local models
+are removed from the files' settings. A file that still contains a local path or a secret raises an error.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ ArtifactKind = Literal["prm", "policy", "labels"]
 
 LABELS_FILE = "labels.parquet"
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "vocab.txt", "merges.txt")
-"""Files of a model folder that are pushed."""
+"""Glob patterns of the files in a model folder to push."""
 _NEVER_PUSHED = {"settings.json", "tracker.json", "summary.json", "trainer_state.json", "demo.json"}
 _PLACES = {"prm": "prm", "policy": "policy", LABELS_FILE: "labels"}
-"""Contents of a run folder, and what they are."""
+"""Maps entries of a run folder to the kind of artifact that they hold."""
 _NAMES_OF_MODELS = {"_name_or_path", "name_or_path", "base", "base_model_name_or_path", "tokenizer_file"}
 _TOKEN_TABLES = {"tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json"}
-"""Files whose texts are tokens, so that a path in them is not one of this machine."""
+"""Vocabulary files, in which text that looks like a local path is a token."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w-]*/[A-Za-z0-9][\w.-]*")
 _MACHINE_PATH = re.compile(r"(?<![\w./:])(?:~|/(?:home|root|Users|mnt|tmp|scratch|work|data|opt|var))/[\w.-]+")
 _SECRET_NAME = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
@@ -40,10 +40,10 @@ _SECRET = re.compile(r"\b(?:hf_|sk-|ghp_)[A-Za-z0-9_-]{16,}")
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """Holds what is pushed: `files` maps each name in the repository to its file, or to its rewritten content.
+    """Holds an artifact to push; `files` maps each name in the repository to a local file or to rewritten content.
 
-    `run` is the folder with the metrics and settings of the run that made it; `examples` are the labels, if it is
-    labels.
+    `run` is the folder with the metrics and settings of the run that produced it. `examples` holds the labels; it is
+    empty for a model.
     """
 
     kind: ArtifactKind
@@ -53,20 +53,20 @@ class Artifact:
     base: str = ""
     """Hub id of the base model; empty if it is not on the Hub."""
     base_folder: Path | None = None
-    """Folder of the base model, if it is a local one."""
+    """Folder of the base model, or None if it is not local."""
     examples: tuple[LabeledExample, ...] = ()
 
     @property
     def repo_type(self) -> Literal["model", "dataset"]:
-        """Return the type of its repository."""
+        """Return the Hub repository type: dataset for labels, else model."""
         return "dataset" if self.kind == "labels" else "model"
 
 
 def read_artifact(source: Path, temporary: Path) -> Artifact:
-    """Return what `source` holds; labels are written into the folder `temporary`, with their images.
+    """Read the artifact in `source`; labels are rewritten to the folder `temporary` with embedded images.
 
-    Raises CheckpointError or DataError for incomplete contents, and ConfigError for a source that holds nothing or
-    several things to push, and for files that name this machine or hold a secret.
+    Raises CheckpointError or DataError if the contents are incomplete. Raises ConfigError if the source holds no
+    artifact or several, or if a file contains a local path or a secret.
     """
     path, kind = _found(source)
     artifact = _labels(path, temporary) if kind == "labels" else _model(path, kind)
@@ -111,7 +111,7 @@ def _model(folder: Path, kind: ArtifactKind) -> Artifact:
 
 
 def _labels(path: Path, temporary: Path) -> Artifact:
-    """Return the labels with the bytes of their images in place of paths."""
+    """Write the labels with embedded images instead of image paths, and return them as an artifact."""
     examples = tuple(
         replace(
             each,
@@ -125,14 +125,14 @@ def _labels(path: Path, temporary: Path) -> Artifact:
 
 
 def stored_settings(run: Path) -> dict[str, Any]:
-    """Return the settings that a training run stored; empty for a run of an earlier version."""
+    """Read the settings that a training run stored, or return {} if an earlier version stored none."""
     path = run / "settings.json"
     found = parse_json(path.read_bytes(), str(path)) if path.is_file() else {}
     return found if isinstance(found, dict) else {}
 
 
 def _base(folder: Path, run: Path) -> str:
-    """Return the name or folder of the model that training started from; empty if it is unknown."""
+    """Return the hub id or folder of the model that training started from, or "" if it is unknown."""
     info, settings = folder / INFO_FILE, stored_settings(run)
     named = parse_json(info.read_bytes(), str(info)).get("base") if info.is_file() else None
     engine = settings.get("engine")
@@ -140,12 +140,12 @@ def _base(folder: Path, run: Path) -> str:
 
 
 def hub_name(model: str) -> str:
-    """Return `model` if it is a hub id, and "" for a local folder or any other text."""
+    """Return `model` if it is a hub id, or "" if it is a local folder or any other text."""
     return model if _HUB_NAME.fullmatch(model) and not Path(model).exists() else ""
 
 
 def _cleaned(path: Path) -> Path | bytes:
-    """Return a file without names of local models in its settings; the file itself if it has none."""
+    """Remove names of local models from a JSON file; return its new content, or its path if nothing changed."""
     if path.suffix != ".json" or path.name in _TOKEN_TABLES:
         return path
     value = parse_json(path.read_bytes(), str(path), CheckpointError)
@@ -165,7 +165,7 @@ def _without_local_models(value: Any) -> Any:
 
 
 def check_public(text: str, name: str, is_table: bool = False) -> None:
-    """Raise ConfigError if a text that is about to be published holds a path of this machine or a secret."""
+    """Raise ConfigError if a text to be published contains a local path or a secret."""
     found = next(_secrets(text), None)
     if found is not None:
         raise ConfigError(f"{name}: contains {found}, which must not be published; remove it from the file")
@@ -178,7 +178,7 @@ def check_public(text: str, name: str, is_table: bool = False) -> None:
 
 
 def _secrets(text: str) -> Iterator[str]:
-    """Yield what each secret in a text is, without the secret itself."""
+    """Yield a description of each secret in a text, without the secret itself."""
     for name, value in os.environ.items():
         if _SECRET_NAME.search(name) and len(value) >= 8 and value in text:
             yield f"the value of the environment variable {name}"
@@ -187,7 +187,7 @@ def _secrets(text: str) -> Iterator[str]:
 
 
 def _text(content: Path | bytes) -> str:
-    """Return the readable part of a file: all of a text, and the header of a file of tensors."""
+    """Return the text to check: the whole of a text file, but only the header of a safetensors file."""
     if isinstance(content, bytes):
         return content.decode("utf-8", "replace")
     if content.suffix == ".parquet":  # its columns were written from checked values

@@ -1,8 +1,8 @@
-"""Write the model card or dataset card of what is pushed, from the run that made it.
+"""Write the model card or dataset card of an artifact, from the files of the run that produced it.
 
-A card states what is known and leaves out the rest: the license is that of the base model's own card, metrics come from
-metrics.jsonl, prm.json and the JSON files of `mmprm eval` in RUN/eval, settings from settings.json. Values that could
-name a machine, a person or a server are left out.
+A card states only what is known. The license comes from the base model's card, metrics from metrics.jsonl, prm.json and
+the JSON files of `mmprm eval` in RUN/eval, and settings from settings.json. Values that could name a machine, a person
+or a server are left out.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from mmprm.trees.database import STORE_NAME
 from mmprm.trees.store import Store
 
 MAX_VALUE_LENGTH = 80
-"""Number of characters above which a setting, such as a prompt, is not shown."""
+"""Maximum number of characters in a setting; longer ones, such as prompts, are not shown."""
 MAX_FIGURES = 12
 """Maximum number of metrics shown per evaluation."""
 _LICENSE_KEYS = ("license", "license_name", "license_link")
 _PRIVATE = {"output", "ray_address", "servers", "server", "url", "urls", "hardware", "tracker", "api_key_env"}
-"""Settings, and groups of them, that describe where a run took place."""
+"""Settings, and groups of settings, that reveal where a run took place."""
 _NOT_SHOWN = re.compile(r"://|\n|^[0-9a-f]{16}$")
-"""Matches addresses, texts of several lines, and the hashes by which a run is recognized."""
+"""Matches URLs, multi-line texts, and the hashes that identify a run."""
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 _CITATION = """## Citation
 
@@ -45,7 +45,7 @@ _CITATION = """## Citation
 
 
 def card_text(artifact: Artifact, repo: str, license_of_base: Mapping[str, str]) -> str:
-    """Return the README.md of a repository; raise ConfigError if it would hold anything private."""
+    """Write the README.md text of a repository; raise ConfigError if it would contain a local path or a secret."""
     front = _front_matter(artifact, license_of_base)
     body = {"prm": _prm_body, "policy": _policy_body, "labels": _labels_body}[artifact.kind]
     lines = [f"# {repo.split('/')[-1]}", "", *body(artifact, repo, license_of_base), _CITATION]
@@ -55,7 +55,7 @@ def card_text(artifact: Artifact, repo: str, license_of_base: Mapping[str, str])
 
 
 def license_of(folder: Path | None) -> dict[str, str]:
-    """Return the license that the card in a model folder states; empty if there is no card or it names none."""
+    """Return the license fields of the card in a model folder, or {} if there is no card or it names no license."""
     from huggingface_hub import ModelCard
 
     card = None if folder is None else folder / "README.md"
@@ -175,7 +175,7 @@ def _counts(artifact: Artifact) -> Iterator[str]:
 
 
 def _campaign(folder: Path) -> Iterator[str]:
-    """Yield the settings of the campaign whose store is next to the labels, or in annotate/."""
+    """Yield a table of the annotation campaign's settings; its store is in `folder` or in annotate/ below it."""
     for place in (folder, folder / "annotate"):
         if (place / STORE_NAME).is_file():
             store = Store.read(place)
@@ -187,7 +187,7 @@ def _campaign(folder: Path) -> Iterator[str]:
 
 
 def _figures(run: Path) -> Iterator[str]:
-    """Yield the last metrics of training and of each evaluation in eval/, and the settings."""
+    """Yield tables of the last training metrics, of each evaluation in eval/, and of the settings."""
     path = run / "metrics.jsonl"
     rows = list(logged_rows(path, ("kind",))) if path.is_file() else []
     for kind, title in (("train", "Training"), ("eval", "Held-out evaluation")):
@@ -215,9 +215,9 @@ def _is_number(value: Any) -> bool:
 
 
 def public_settings(values: Mapping[str, Any]) -> dict[str, str]:
-    """Return the settings with dotted keys that can be published: no servers, folders, or long texts.
+    """Flatten settings to dotted keys, and drop those that must not be published: servers, folders and long texts.
 
-    Paths are reduced to the name of the file.
+    Paths are reduced to the file name.
     """
     found = {}
     for key, value in _leaves(values):
@@ -239,7 +239,7 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _table(title: str, rows: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a table of the known values under a heading; nothing if none is known."""
+    """Yield a Markdown table of the known values under a heading, or nothing if no value is known."""
     known = {key: _cell_text(str(value)) for key, value in rows.items() if value not in (None, "")}
     if known:
         yield from (f"## {title}", "", "| | |", "|---|---|")
@@ -248,6 +248,6 @@ def _table(title: str, rows: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _cell_text(value: str) -> str:
-    """Return a value for a cell of a Markdown table; a token such as <prm> is shown as code, not taken as HTML."""
+    """Escape a value for a Markdown table cell; a token such as <prm> is formatted as code, not read as HTML."""
     text = value.replace("|", "\\|").replace("\n", "\\n")
     return f"`{text}`" if "<" in text else text

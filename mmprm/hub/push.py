@@ -1,4 +1,4 @@
-"""Push a PRM, a policy or labels to the Hugging Face Hub in one commit, with a card; or show what would be pushed."""
+"""Push a PRM, a policy or labels with a card to the Hugging Face Hub in one commit, or do a dry run."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ DRY_CARD = "card.md"
 
 
 class HubError(MmprmError):
-    """The Hub cannot be reached, or rejects a request."""
+    """Raised when the Hub cannot be reached or rejects a request."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pushed:
-    """Describes what was pushed, or would be: `files` maps names in the repository to bytes.
+    """Describes what was pushed, or would be in a dry run; `files` maps names in the repository to sizes in bytes.
 
-    `location` is the address of the commit, or without one the file of the card.
+    `location` is the URL of the commit, or the path of the card in a dry run.
     """
 
     kind: ArtifactKind
@@ -35,7 +35,7 @@ class Pushed:
 
 
 def push(source: str | Path, repo: str, private: bool = False, update: bool = False, dry_run: bool = False) -> Pushed:
-    """Push what `source` holds to the repository `repo` on the Hub at HF_ENDPOINT.
+    """Push the artifact in `source` to the repository `repo` on the Hub at HF_ENDPOINT.
 
     Args:
         source: Folder of a finished run, a model folder, or the Parquet file of mmprm labels.
@@ -46,8 +46,8 @@ def push(source: str | Path, repo: str, private: bool = False, update: bool = Fa
 
     Raises:
         ConfigError: `source` holds nothing to push or something private, or `repo` is not valid.
-        SetupError: No access token is stored here, or the Hub is switched off.
-        HubError: The Hub cannot be reached, or refuses.
+        SetupError: No access token is stored on this machine, or the Hub is switched off.
+        HubError: The Hub cannot be reached, or rejects the request.
     """
     _check_repo(repo)
     source = Path(source)
@@ -84,7 +84,7 @@ def _check_repo(repo: str) -> None:
 
 
 def _open_hub() -> Any:
-    """Return the client of the Hub. Raises SetupError without a token, and if the Hub is switched off."""
+    """Create a Hub client; raise SetupError if there is no access token or the Hub is switched off."""
     from huggingface_hub import HfApi, constants, get_token
 
     if constants.HF_HUB_OFFLINE:
@@ -98,7 +98,7 @@ def _open_hub() -> Any:
 
 
 def _license_on_hub(api: Any, base: str) -> dict[str, str]:
-    """Return the license in the card of the base model on the Hub; empty without a network or a card."""
+    """Return the license fields of the base model's card on the Hub, or {} if the card is not available."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HTTPError
 
@@ -142,7 +142,7 @@ _WAYS_OUT = {
 
 @contextlib.contextmanager
 def _hub_errors(api: Any, repo: str) -> Iterator[None]:
-    """Raise HubError with a way out for the errors of huggingface_hub."""
+    """Convert errors of huggingface_hub to HubError, with advice on how to solve them."""
     from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
     try:
@@ -157,5 +157,5 @@ def _hub_errors(api: Any, repo: str) -> Iterator[None]:
             f"{repo}: {api.endpoint} cannot be reached ({error or type(error).__name__}); check the network, "
             "HTTPS_PROXY and HF_ENDPOINT, then push again, with --update if the repository was created"
         ) from error
-    except ValueError as error:  # huggingface_hub checks the card and the storage's answers
+    except ValueError as error:  # huggingface_hub validates the card and the storage server's responses
         raise HubError(f"{repo}: {error}; push again, with --update if the repository was created") from error
