@@ -24,7 +24,7 @@ class Filtered:
 
 
 def question_only(config: CampaignConfig, samples: int) -> CampaignConfig:
-    """Configure a campaign to sample `samples` rollouts per question and search no further.
+    """Derive a configuration that samples `samples` rollouts per question and skips the tree search.
 
     The root uses up the rollout budget, so no other state is sampled.
     """
@@ -44,7 +44,7 @@ def check_range(low: float, high: float) -> None:
 
 
 def by_accuracy(store: Store, asked: Set[str], low: float, high: float) -> Filtered:
-    """Keep the `asked` problems whose accuracy is in [low, high], and count the others by reason.
+    """Keep the problems in `asked` whose accuracy is in [low, high], and count the others by reason.
 
     Accuracy is correct / (correct + incorrect) over the samples of the question. The store may also hold problems of
     an earlier file, which are ignored.

@@ -41,11 +41,11 @@ def estimate_campaign(
     seed: int = 0,
     resamples: int = 2000,
 ) -> CampaignEstimate:
-    """Estimate each total as its mean over the pilot's ended problems times `problems`.
+    """Estimate each total as its mean over the pilot's finished problems times `problems`.
 
     Engine time is tokens divided by the pilot's rate, Σ tokens / `engine_seconds`. The store's file size
     (`store_bytes`) is divided among problems in proportion to their compressed bytes. Raises DataError if fewer than
-    two problems have ended.
+    two problems are finished.
     """
     ended = [tally for tally in pilot if tally.status != "open"]
     if len(ended) < 2:

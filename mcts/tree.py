@@ -93,7 +93,7 @@ class SearchTree:
         return counts_of(self._through.get(steps, [0, 0, 0]))
 
     def at_once(self, steps: Steps) -> int:
-        """Return how many rollouts with a known verdict a single first batch has through `steps`, at most.
+        """Return the largest number of known verdicts through `steps` in any one state's first batch.
 
         mmprm.trees.evidence may label the prefix from that batch.
         """

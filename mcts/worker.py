@@ -48,7 +48,7 @@ class Worker(Protocol):
         ...
 
     async def collect(self, seconds: float) -> Report:
-        """Wait until a group of batches is complete or a problem ends, at most `seconds`, and return a report."""
+        """Wait up to `seconds` for a full group of batches or the end of a problem, and return a report."""
         ...
 
     async def close(self) -> None:

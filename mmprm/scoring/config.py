@@ -41,8 +41,8 @@ class LocalScorerConfig(Config):
     """Maximum number of tokens per forward pass, including padding. A longer solution is scored alone by transformers
     and rejected by vllm."""
     share_prefixes: bool = False
-    """transformers: pack the solutions of a problem into one sequence, in which the question, the images and shared
-    steps occur once."""
+    """transformers: pack the solutions of a problem that are scored together into one sequence. The question, images
+    and shared steps then occur in it only once."""
     too_long: TooLong = "refuse"
     """How to handle a solution longer than the model's context. refuse: raise an error; cut: score only as many of its
     first steps as fit, so that it has fewer scores than steps."""

@@ -39,7 +39,7 @@ def fitting(solution: Solution, tokens: Callable[[Solution], int], limit: int, t
         return solution
     if too_long == "refuse":
         check_length(solution, length, limit)
-    # Tokenizing is expensive, and the number of tokens grows with the number of steps: search by bisection.
+    # Counting tokens is expensive, and the number of tokens grows with the number of steps: search by bisection.
     kept = bisect_right(
         range(1, len(solution.steps)),
         limit,

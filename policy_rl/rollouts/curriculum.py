@@ -23,9 +23,9 @@ class FilterConfig(Config):
     """Configure the filter that selects groups to train on by their mean accuracy."""
 
     low: float = Field(0.1, ge=0, le=1)
-    """Minimum mean accuracy of a group that is trained on."""
+    """Minimum mean accuracy for a group to be used in training."""
     high: float = Field(0.9, ge=0, le=1)
-    """Maximum mean accuracy of a group that is trained on."""
+    """Maximum mean accuracy for a group to be used in training."""
     rounds: int = Field(3, ge=1)
     """Maximum number of sampling rounds per step; after these, the step trains on the groups it has, with a warning."""
 
@@ -80,7 +80,7 @@ def phase_of(schedule: Sequence[Phase], step: int) -> Phase:
 
 
 class Prompts:
-    """Iterate over problems for any number of epochs, reshuffled with the seed in each.
+    """Iterate over the problems endlessly, reshuffling them with the seed in each epoch.
 
     Its only state is `position`, the number of problems taken.
     """

@@ -14,7 +14,7 @@ from mmprm.errors import EngineStoppedError
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """Hold one engine of the pool and its load. `actor` is None while the engine is being replaced."""
+    """Hold one engine of the pool and its load; `actor` is None while no engine is running."""
 
     name: str
     actor: Any = None

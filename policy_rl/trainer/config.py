@@ -31,7 +31,7 @@ class UpdateConfig(OptimizationConfig):
 
 
 class CriticConfig(Config):
-    """Configure the critic."""
+    """Configure the critic: value loss, clipping and learning rate."""
 
     coefficient: float = Field(0.5, gt=0)
     """Weight of the value loss relative to the policy loss."""
@@ -44,14 +44,14 @@ class CriticConfig(Config):
 
 
 class TrainerConfig(TrainableConfig):
-    """Configure the trainer."""
+    """Configure the RL trainer."""
 
     ranks: int = Field(1, ge=1)
     """Number of training processes: one per GPU; without a GPU they share the CPU cores."""
     loss: LossConfig = LossConfig()
     """Surrogate loss, KL penalty and loss aggregation."""
     critic: CriticConfig = CriticConfig()
-    """Value loss, for estimators with a critic."""
+    """Settings of the critic, for advantage estimators that use one."""
     optimization: UpdateConfig = UpdateConfig()
     """Learning rate, precision, sharding and micro-batches."""
     float32_logits: bool = True

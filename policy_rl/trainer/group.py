@@ -97,7 +97,7 @@ class TrainerGroup:
         found: dict[int, LogProbs] = {}
         for share in self._call("log_probs", list(samples), reference_only):
             found |= share
-        named = [asdict(found[place]) for place in range(len(samples))]
+        named = [asdict(found[index]) for index in range(len(samples))]
         return [
             replace(sample, **{name: array for name, array in each.items() if array is not None})
             for sample, each in zip(samples, named, strict=True)

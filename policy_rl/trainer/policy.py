@@ -31,7 +31,7 @@ class PolicyInputs:
 
     input_ids_BL: Tensor
     position_ids: Tensor
-    """_BL, or _XBL if the model has positions on several axes."""
+    """Shape BL, or XBL if the model has several position axes (M-RoPE)."""
     end_BL: Tensor | None
     """Last token that attends to each token, for rows with several responses; None if every row has one response."""
     present_BL: Tensor

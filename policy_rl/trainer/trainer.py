@@ -207,7 +207,7 @@ class Trainer:
         self._transfer = make(self.ranks.rank)
 
     def publish(self, version: int, probe_token_ids: Sequence[int], dtype: torch.dtype) -> Published | None:
-        """Send the weights to the engines in their dtype; returns None on all ranks but rank 0."""
+        """Send the weights to the engines as `dtype`; returns None on all ranks but rank 0."""
         assert self._transfer is not None, "call open_transfer first"
         self.doing = f"sending weights of version {version}"
         with self._engine.inference():

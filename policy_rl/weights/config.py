@@ -16,7 +16,7 @@ class WeightsConfig(Config):
     transport: Literal["auto", "file", "nccl", "ipc"] = "auto"
     """file: safetensors files in shared memory or a shared folder; nccl: vLLM's broadcast from GPU to GPU; ipc: vLLM's
     transfer between trainer and engine on the same GPU. auto: file on CPU; on GPU, ipc for colocated engines and nccl
-    for others. Only with file are engines that die replaced."""
+    for others. Dead engines are replaced only with file."""
     folder: PathText | None = None
     """With transport=file, the parent of the folder that this run creates for its weight files; by default /dev/shm, or
     the run folder if /dev/shm is not writable. It needs space for two versions of the weights, and all machines of the

@@ -13,7 +13,8 @@ In the driver: `await pool.load_weights(published)`. This verifies:
   and have changed if the trainer's changed by more than MOVED.
 
 Checksums do not cover what vLLM makes of a tensor (fused with others, packed for the CPU), nor the nccl and ipc
-transports. There, old weights that are close to the new ones are detected only once the probe has changed by MOVED.
+transports. With nccl and ipc, old weights that are close to the new ones are detected only once the probe has changed
+by MOVED.
 """
 
 from __future__ import annotations

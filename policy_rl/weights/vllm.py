@@ -31,7 +31,7 @@ class VllmTransfer:
         self._sender: Any = None
 
     def publish(self, weights: ModelWeights, version: int, probe: tuple[float, ...]) -> Published | None:
-        """Send the weights into the engines' models. Every rank calls it; rank 0 gets the result, the others None."""
+        """Send the weights to the engines, which load them. Every rank calls it; only rank 0 gets a result."""
         from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
 
         self._weights = weights
@@ -78,7 +78,7 @@ class VllmTransfer:
 
 
 def packed_buffer_bytes(tensors: Sequence[TensorInfo]) -> int:
-    """Return a size for vLLM's ipc buffer, in bytes, that holds the largest tensor."""
+    """Return the size in bytes of vLLM's ipc buffer, which must hold the largest tensor."""
     from vllm.distributed.weight_transfer.packed_tensor import DEFAULT_PACKED_BUFFER_SIZE_BYTES
 
     return max([DEFAULT_PACKED_BUFFER_SIZE_BYTES, *(tensor.bytes for tensor in tensors)])

@@ -1,4 +1,4 @@
-"""Limit the connections to `mmprm serve`, per IP address and in total, by closing old ones without a request."""
+"""Limit connections to `mmprm serve` per IP address and in total, closing the oldest that await a request."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class ConnectionTable:
             self._waiting[connection.address][connection] = None
 
     def log(self, event: str, address: str) -> None:
-        """Log an event at most once per LOG_SECONDS and kind; the next line reports how many were suppressed."""
+        """Log a kind of event at most once per LOG_SECONDS; the next line reports how many were suppressed."""
         at, count = self._logged.get(event, (float("-inf"), 0))
         now = time.monotonic()
         if now - at < LOG_SECONDS:

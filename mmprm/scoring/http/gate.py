@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _OPEN = {"/health", "/docs", "/openapi.json"}
-"""Paths that need no API key, for load balancers and people."""
+"""Paths that need no API key: health checks and documentation."""
 SCORING = {"/v1/score", "/v1/score/batch"}
 LOCAL_NAMES = {"localhost", "127.0.0.1", "::1"}
 

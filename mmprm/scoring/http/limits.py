@@ -31,14 +31,14 @@ class ServiceLimits(Config):
     characters: int = Field(400_000, ge=1)
     """Maximum number of characters per solution, including its question."""
     characters_per_token: float = Field(16.0, gt=0)
-    """A solution with more characters than the model's context length in tokens times this is rejected without being
+    """A solution with more characters than this per token of the model's context length is rejected without being
     tokenized; a shorter one is tokenized to check its length."""
     images: int = Field(16, ge=0)
     """Maximum number of images per solution."""
     image_mib: int = Field(16, ge=1)
     """Maximum size of one encoded image, in MiB."""
     pixels: int = Field(16_777_216, ge=1, le=MAX_PIXELS)
-    """Maximum number of pixels per image, read from the image's header before it is decoded."""
+    """Maximum number of pixels per image, checked in the image's header before it is decoded."""
     solution_pixels: int = Field(33_554_432, ge=1)
     """Maximum total number of pixels in the images of one solution, which are decoded together."""
     request_pixels: int = Field(268_435_456, ge=1)

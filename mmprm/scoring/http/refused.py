@@ -13,7 +13,8 @@ _OBJECT = re.compile(r"<([\w.]+) object at 0x[0-9a-fA-F]+>")
 class Refused(HTTPException):
     """Signals that a request or one of its solutions is rejected.
 
-    `kind` is the error type in the response. It derives from HTTPException to pass through FastAPI's body parsing.
+    `kind` is the error type in the response. The class derives from HTTPException to pass through FastAPI's body
+    parsing.
     """
 
     def __init__(self, status: int, kind: str, message: str, field: str | None = None) -> None:

@@ -56,7 +56,8 @@ class ErrorDetail(_Message):
     """Reason why a request or one of its solutions was rejected."""
 
     type: str
-    """invalid_request, too_large, unscorable, unauthorized, not_found, busy, loading, closing or internal."""
+    """One of invalid_request, too_large, too_slow, unscorable, unauthorized, not_found, busy, loading, closing or
+    internal."""
     message: str
     """What is wrong, what is allowed, and how to fix it."""
     field: str | None
@@ -112,7 +113,7 @@ class ModelOut(_Message):
     aggregator_evidence: AggregatorEvidence | None
     """How the aggregator was chosen; null if it was set manually."""
     threshold: float | None
-    """The first step with a score below this is the first error; null if no threshold was chosen."""
+    """The first step with a score below this counts as the first error; null if no threshold was chosen."""
     limits: dict[str, int | float]
 
 
