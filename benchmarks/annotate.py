@@ -1,12 +1,12 @@
 """Measure the cost and quality of annotation: `make bench-annotate` writes benchmarks/results/annotate.json.
 
 saturation            generated tokens/s of a campaign, relative to the same engines given all requests at once
-speedup_over_serial   distinct labels/s, relative to one problem at a time with fixed K on all cores
-adaptive_token_ratio  tokens per distinct label, relative to fixed K; both with many trees in flight
-simulated             a campaign without a model, at scale
+speedup_over_serial   distinct labels/s, relative to one problem at a time with K rollouts per state on all cores
+adaptive_token_ratio  tokens per distinct label, relative to K rollouts per state; both with many trees in flight
+simulated             a large campaign without a model
 kill                  a campaign whose driver and workers are killed at random times
 
-Each of the first three metrics is the median over several rounds with different problems, with its minimum and maximum.
+The first three metrics are medians over several rounds with different problems, with their minimum and maximum.
 All other measurements are stored in annotate_details.json; docs/growth.png also shows how costs grow.
 """
 
@@ -34,7 +34,7 @@ RATIOS = ("saturation", "speedup_over_serial", "adaptive_token_ratio")
 
 
 def no_higher_error(details: Results) -> bool:
-    """Return whether the default has no higher label error than fixed K.
+    """Return whether the label errors of the default schedule are no higher than with fixed K.
 
     RMSEs are compared by their medians over the rounds. First errors are compared over all rounds: the upper end of the
     95 % interval of the paired difference must not be below 0.
@@ -44,10 +44,10 @@ def no_higher_error(details: Results) -> bool:
 
 
 def first_error_difference(details: Results) -> tuple[float, float, float]:
-    """Return the difference in correctly located first errors between the default and fixed K, with its 95 % interval.
+    """Return the difference in correctly located first errors, default minus fixed K, with a 95 % interval.
 
-    It is a fraction of the searched solutions. The bootstrap resamples problems, because solutions to one problem are
-    not independent: one prefix may decide several of them.
+    The difference is a fraction of the searched solutions. The bootstrap resamples problems, because solutions to one
+    problem are not independent: one prefix may decide several of them.
     """
     problems = np.array([each for one in details["rounds"] for each in one["errors"]["pairs"]["problems"]])
     draws = np.random.default_rng(0).integers(len(problems), size=(10_000, len(problems)))
@@ -88,10 +88,9 @@ PARTS = ("engine", "simulated", "kill", "growth")
 
 
 def engine(folder: Path, arguments: argparse.Namespace, details: Results) -> Results:
-    """Return the ratios with their spread.
+    """Measure all rounds and return the median ratios with their minimum and maximum.
 
-    Each round is stored in `details` when it ends, so that an interrupted benchmark resumes; a finished one starts
-    over.
+    Each round is stored in `details` when it ends, so an interrupted benchmark resumes; a finished one starts over.
     """
     from annotate_engine import one_round
 
@@ -111,7 +110,7 @@ def engine(folder: Path, arguments: argparse.Namespace, details: Results) -> Res
 
 
 def profile_of(folder: Path) -> Path:
-    """Record a profile from a campaign of the built-in policy, and return its path."""
+    """Run a campaign with the built-in policy, record its profile for the simulation, and return the path."""
     from annotate_engine import annotate
     from annotate_simulated import record_profile
 
@@ -125,7 +124,7 @@ def profile_of(folder: Path) -> Path:
 
 
 def draw_growth(growth: dict[str, Any], path: Path) -> None:
-    """Plot the growth of bookkeeping costs; flat lines mean linear cost."""
+    """Plot bookkeeping time per label and per state against size; flat lines mean linear total cost."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 3), layout="constrained")

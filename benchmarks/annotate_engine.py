@@ -1,6 +1,6 @@
-"""Annotate with real engines: the built-in policy in vLLM, with one engine per core and all runs on the same problems.
+"""Annotate with real engines: the built-in policy in vLLM, with one engine per core.
 
-The same search runs under three schedules:
+The same search runs on the same problems under three schedules:
 
 default   adaptive rollouts, shared evidence, as many trees in flight as keep the engines busy
 fixed     K rollouts per state, no shared evidence, as many trees in flight as keep the engines busy
@@ -57,7 +57,7 @@ SCHEDULES = {
 
 @dataclass(frozen=True)
 class Run:
-    """Hold a finished campaign. `labels` are its distinct non-terminal labels, by problem and prefix."""
+    """Holds a finished campaign; `labels` maps (problem id, prefix) to the distinct non-terminal labels."""
 
     summary: CampaignSummary
     trees: list[Tree]
@@ -66,7 +66,7 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Return the seconds from the start of the first engine to the last commit."""
+        """Return the seconds from the first engine's start to the last database commit."""
         return sum(session.seconds for session in sessions(self.store))
 
     @property
@@ -108,7 +108,7 @@ def annotate(schedule: str, problems: Sequence[Problem], folder: Path, seed: int
 
 
 class AllAtOnce:
-    """Run one engine in an actor, as in a campaign, and give it all its requests at once."""
+    """Runs one engine in a Ray actor, as in a campaign, and submits all its requests at once."""
 
     async def load(self, core: int) -> None:
         from mmprm.sampling.vllm_sampler import VllmSampler
@@ -123,9 +123,9 @@ class AllAtOnce:
 
 
 def all_at_once(run: Run, seed: int) -> tuple[int, float]:
-    """Return the tokens and seconds of the same requests, given to newly started engines all at once.
+    """Submit a campaign's requests to newly started engines all at once; return generated tokens and seconds.
 
-    Requests are distributed evenly by their tokens.
+    Requests are balanced over the engines by their token counts.
     """
     load = [0] * len(CORES)
     requests: list[list[SampleRequest]] = [[] for _ in CORES]
@@ -149,12 +149,12 @@ def all_at_once(run: Run, seed: int) -> tuple[int, float]:
 
 
 def label_errors(runs: dict[str, Run], labels: int, solutions: int, seed: int) -> dict[str, dict[str, Any]]:
-    """Return the label errors of each run, measured with FRESH new rollouts per prefix.
+    """Measure the label errors of each run against FRESH new rollouts per prefix.
 
-    For each run: RMSE and bias of a sample of its labels, and the fraction of a sample of its searched solutions whose
-    first error agrees with the fresh rollouts, that is, with the first prefix without success. `pairs` counts, among
-    the solutions that both runs searched, those whose first error only one run located correctly. Its `problems` has
-    (solutions, correct in default minus correct in fixed) per problem.
+    For each run, it returns the RMSE and bias over a sample of labels. It also returns the fraction of sampled
+    solutions whose first error agrees with the fresh rollouts, that is, with the first prefix that never succeeds.
+    `pairs` counts, among the solutions that both runs searched, those whose first error only one run located correctly.
+    Its `problems` lists (solutions, correct in default minus correct in fixed) per problem.
     """
     rng = random.Random(seed)
     chosen = {name: rng.sample(sorted(run.labels), min(labels, len(run.labels))) for name, run in runs.items()}
@@ -190,9 +190,9 @@ def label_errors(runs: dict[str, Run], labels: int, solutions: int, seed: int) -
 
 
 def _first_errors(run: Run) -> dict[tuple[str, Steps], int]:
-    """Return the index of the first error by (problem, incorrect solution from the root), if the search located it.
+    """Map each incorrect solution from the root to the index of its first error, if the search located one.
 
-    It is located if a correct answer was reached from the steps before it, and if its own prefix is labeled by
+    An error is located if a correct answer was reached from the steps before it, and if its own prefix has only
     incorrect rollouts or it is the last step.
     """
     found = {}

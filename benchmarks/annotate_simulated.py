@@ -1,7 +1,7 @@
-"""Annotate without a model: measure the bookkeeping of a large campaign, and of campaigns that are killed.
+"""Annotate without a model, to measure the bookkeeping of a large campaign and the recovery of killed ones.
 
-The engines are Ray actors as usual, but their sampler writes solutions with recorded lengths and values. Run as a
-program, this file is the driver: `annotate_simulated.py PROFILE FOLDER PROBLEMS MAX_ROLLOUTS`.
+The engines are Ray actors as usual, but their sampler simulates solutions of recorded lengths and success rates. Run as
+a script, this file is the driver: `annotate_simulated.py PROFILE FOLDER PROBLEMS MAX_ROLLOUTS`.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ from mmprm.types import Problem
 GIB = 2**30
 TOTALS = """SELECT TOTAL(correct + incorrect + unknown + tokens) FROM batches
 UNION ALL SELECT TOTAL(count) FROM reasons UNION ALL SELECT TOTAL(labels) FROM problems"""
-"""Query of the totals that would change if a batch were counted twice."""
+"""SQL query for totals that would change if a batch were counted twice."""
 
 
 def record_profile(store: Store, path: Path) -> None:
-    """Write the values of a campaign's problems, and the words per step of the solutions sampled at their roots."""
+    """Record the value of each problem in a campaign, and the words per step of the solutions from its root."""
     values, lengths = [], []
     for tree in store.trees():
         root = tree.nodes[0]
@@ -132,7 +132,7 @@ def last_batch(folder: Path) -> int:
 
 
 def labels_of(folder: Path) -> tuple[int, str]:
-    """Return the number of distinct labels, and a hash of all labels with their counts and values."""
+    """Return the number of distinct labels and a hash of all labels with their counts."""
     store = Store.read(folder / STORE_NAME)
     rule = rule_of(store.config)
     count, digest = 0, hashlib.sha256()
@@ -145,7 +145,7 @@ def labels_of(folder: Path) -> tuple[int, str]:
 
 
 def simulated(profile: Path, folder: Path, problems: int, max_rollouts: int) -> dict:
-    """Run a whole campaign; kill its driver near the end, and measure the time until the next run's first batch."""
+    """Run a whole campaign, kill its driver near the end, and time the restart until the next run's first batch."""
     arguments = (profile, folder, problems, max_rollouts)
 
     def nearly_done() -> bool:
@@ -178,10 +178,10 @@ def simulated(profile: Path, folder: Path, problems: int, max_rollouts: int) -> 
 
 
 def kill(profile: Path, folder: Path, kills: int, problems: int, max_rollouts: int) -> dict:
-    """Kill the driver or a worker with SIGKILL, alternately and at random times; then run once to the end."""
+    """Kill the driver or a worker, chosen at random, at random times with SIGKILL; then run to completion."""
     moment = random.Random(0)
     folder.mkdir()
-    repeating = folder / "profile.json"  # steps of equal texts, so that rollouts of one state are evidence for another
+    repeating = folder / "profile.json"  # repeated step texts, so that rollouts of one state are evidence for another
     repeating.write_text(json.dumps(asdict(replace(read_profile(profile), variants=3))))
     profile = repeating
     undisturbed, killed = folder / "undisturbed", folder / "killed"
@@ -242,7 +242,7 @@ def _title(process: psutil.Process) -> str:
 
 
 def growth(profile: Path, folder: Path) -> dict:
-    """Measure the microseconds per label by the number of problems, and per state by the number of states in a tree."""
+    """Measure microseconds per label against the number of problems, and per state against the states in a tree."""
     by_problems = {}
     for problems in (10, 100, 1000):
         target = folder / f"problems-{problems}"

@@ -1,11 +1,11 @@
-"""Measure the driver's work in an RL step of 1,024 responses of 4,096 tokens, with nothing else to wait for.
+"""Measure the driver's own work in an RL step of 1,024 responses of 4,096 tokens, without engines or GPUs.
 
-cut      split the responses into steps, map the tokens to steps, and take the scores of a PRM that answers at once
-credit   turn rewards and scores into advantages per token
+cut      split the responses into steps, map tokens to steps, and collect the scores of a PRM that responds instantly
+credit   turn rewards and scores into per-token advantages
 plan     check the samples and plan the micro-batches of eight ranks
 
 Seconds are CPU time of one thread, because the driver has one event loop. Other processes slow it down only through
-shared caches and cores with two threads; `load` is the load average of the machine.
+shared caches and hyperthreading; `load` is the load average of the machine.
 
 Writes benchmarks/results/driver.json: `python benchmarks/driver.py [--rounds 3]`. The total must be at most 2 seconds.
 """
@@ -47,7 +47,7 @@ SYMBOLS = "√≤≥∠πθ△°∞≈"
 
 
 class Instant:
-    """Score every step at once."""
+    """Scores every step instantly, in place of a PRM."""
 
     async def judge(self, solutions: Sequence[Solution]) -> list[StepScores]:
         """Return a score between 0.5 and 0.9 for each step."""
@@ -55,7 +55,7 @@ class Instant:
 
 
 def make_tokenizer(rng: random.Random) -> PreTrainedTokenizerFast:
-    """Return a byte-level tokenizer of 1,000 tokens, some of which end within a character, as in Qwen's."""
+    """Train a byte-level tokenizer with 1,000 tokens, some of which end inside a character, as Qwen's do."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -66,7 +66,7 @@ def make_tokenizer(rng: random.Random) -> PreTrainedTokenizerFast:
 
 
 def make_text(rng: random.Random, words: int, symbols: str = SYMBOLS) -> str:
-    """Return steps of 30 to 120 words, each with one of `symbols`."""
+    """Write random steps of 30 to 120 words, each ending in one of `symbols`."""
     steps, left = [], words
     while left > 0:
         length = min(left, rng.randint(30, 120))
@@ -77,7 +77,7 @@ def make_text(rng: random.Random, words: int, symbols: str = SYMBOLS) -> str:
 
 
 def make_response(rng: random.Random, tokenizer: PreTrainedTokenizerFast) -> Response:
-    """Return a response of TOKENS tokens: as many whole steps as fit, and an answer that fills the rest."""
+    """Make a response of TOKENS tokens: as many whole steps as fit, and an answer that fills the rest."""
     ids = encode(tokenizer, make_text(rng, TOKENS))[: TOKENS - 20]
     text = tokenizer.decode(ids)
     whole = text[: text.rindex("</step>") + len("</step>")]
@@ -87,18 +87,18 @@ def make_response(rng: random.Random, tokenizer: PreTrainedTokenizerFast) -> Res
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    """Return the tokens of a text."""
+    """Return the token ids of a text."""
     return tokenizer.encode(text, add_special_tokens=False)
 
 
 def make_groups(rng: random.Random, tokenizer: PreTrainedTokenizerFast) -> list[tuple[Problem, list[Response]]]:
-    """Return the responses to each problem."""
+    """Make PROBLEMS problems, each with GROUP_SIZE responses."""
     problems = (Problem(f"p{number}", "how many?", "4") for number in range(PROBLEMS))
     return [(problem, [make_response(rng, tokenizer) for _ in range(GROUP_SIZE)]) for problem in problems]
 
 
 async def cut(groups: list[tuple[Problem, list[Response]]], process: ProcessReward) -> list[GradedGroup]:
-    """Return the groups with process rewards; half of the answers are correct."""
+    """Compute the process rewards of all groups; half of the answers count as correct."""
     graded = []
     for problem, responses in groups:
         scores = await process.score(problem, responses)
@@ -117,7 +117,7 @@ async def cut(groups: list[tuple[Problem, list[Response]]], process: ProcessRewa
 
 
 def credit(groups: list[GradedGroup]) -> list[TrainingSample]:
-    """Return samples with advantages."""
+    """Turn graded groups into training samples with advantages."""
     kept_PK = kept_mask(groups, 2)
     settings = AdvantageSettings(AdvantageConfig(), CreditConfig())
     return add_advantages(groups, kept_PK, draft(groups, kept_PK), settings)[0]
@@ -133,7 +133,7 @@ def plan_batch(samples: list[TrainingSample], limits: Limits) -> None:
 
 
 def measure(groups: list[tuple[Problem, list[Response]]], tokenizer: PreTrainedTokenizerFast) -> dict[str, float]:
-    """Return the seconds of each part and their total."""
+    """Measure the CPU seconds of each part and their total."""
     process = ProcessReward(tokenizer, "tags", "", Instant())
     limits = Limits(context=32768, reserved=frozenset({10**6}))
     times = [time.process_time()]
@@ -148,7 +148,7 @@ def measure(groups: list[tuple[Problem, list[Response]]], tokenizer: PreTrainedT
 
 
 def main() -> None:
-    """Measure and write the result; exit with an error if the bar is missed."""
+    """Measure and write the results; exit with status 1 if the total exceeds BAR_SECONDS."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=RESULTS)

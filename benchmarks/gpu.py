@@ -1,11 +1,11 @@
 """Check the GPU paths on one GPU and write benchmarks/results/gpu.json: `make gpu-check`.
 
-    python benchmarks/gpu.py                      # every part, each in a process of its own
-    python benchmarks/gpu.py --only update ipc    # some parts; results of the others are kept
+    python benchmarks/gpu.py                      # every part, each in a separate process
+    python benchmarks/gpu.py --only update ipc    # some parts; other results stay in the file
     python benchmarks/gpu.py --dry                # small sizes on CPU; parts that need a GPU are skipped
 
 Each part prints one line. A part that fails or takes too long is reported, and the next one runs. The model has the
-width and the vocabulary of Qwen2.5-VL-7B, few layers and random weights: real shapes, and nothing is downloaded.
+width and vocabulary of Qwen2.5-VL-7B, but few layers and random weights: shapes are real, and nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ DEVICE = "cpu" if DRY else "cuda"
 
 
 def flex_attention() -> dict[str, Any]:
-    """Compare tree attention with a dense mask in float32, and measure time and memory.
+    """Compare FlexAttention over token trees with dense-mask attention in float32, and measure time and memory.
 
-    Compiled graphs are counted over many shapes, and time and memory measured at 16 k tokens.
+    Counts compiled graphs over many shapes, and measures time and memory at 16 k tokens.
     """
     from torch._dynamo.utils import counters
     from transformers.integrations.flex_attention import flex_attention_forward
@@ -104,7 +104,7 @@ def flex_attention() -> dict[str, Any]:
 
 
 def vision_tower() -> dict[str, Any]:
-    """Measure the milliseconds per image of Qwen2.5-VL-7B's vision tower, in bfloat16 without gradient."""
+    """Measure the milliseconds per image of Qwen2.5-VL-7B's vision tower in bfloat16, without gradients."""
     from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
     from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
@@ -144,7 +144,7 @@ def update_unshared() -> dict[str, Any]:
 
 
 def engine() -> dict[str, Any]:
-    """Measure an engine as `mmprm rl` starts it: startup seconds, tokens per second, equal ids for equal seeds."""
+    """Measure a rollout engine of `mmprm rl`: startup time, tokens per second, and ids repeated with equal seeds."""
     with _engine(_model_folder()[0], 0.5) as (engine, started):
         problems = _problems(4 if DRY else 64)
         found: dict[str, Any] = {"start_seconds": started, **_memory()}
@@ -162,7 +162,7 @@ def engine() -> dict[str, Any]:
 
 
 def ipc() -> dict[str, Any]:
-    """Run an engine beside a trainer: weights over ipc, mismatch of log-probabilities, sleep, update, wake."""
+    """Run engine and trainer on one GPU: log-probability mismatch, sleep, update, CUDA IPC weight transfer, wake-up."""
     folder, _ = _model_folder()
     with _engine(folder, 0.4) as (engine, _):
         found: dict[str, Any] = {}
@@ -180,7 +180,7 @@ def ipc() -> dict[str, Any]:
 
 
 def scorers() -> dict[str, Any]:
-    """Compare PRM scores through transformers and vLLM on the built-in model: largest difference and seconds."""
+    """Compare PRM scores of transformers and vLLM on the built-in model: largest difference and seconds."""
     import shutil
 
     from mmprm.prm.info import PrmInfo, write_info
@@ -218,7 +218,7 @@ GPU_ONLY = {"flex_attention", "vision_tower", "ipc"}
 
 
 def _subtree_ends(rows: int, width: int, prompt: int, cuts: int) -> torch.Tensor:
-    """Return end_BT for a prompt followed by several responses: the last token that may attend to token T."""
+    """Return end_BT, the last token that may attend to each token, for a prompt with several responses."""
     end_BT = torch.full((rows, width), width - 1)
     borders = sorted(random.sample(range(prompt + 1, width), cuts))
     for start, end in zip([prompt, *borders], [*borders, width], strict=True):
@@ -239,7 +239,7 @@ def _milliseconds(function: Callable[[], Any], repeats: int = 5) -> float:
 
 
 def _memory() -> dict[str, float]:
-    """Return the GiB used by this process's tensors, reserved by its allocator, and free on the device."""
+    """Return GPU memory in GiB: used by this process's tensors, reserved by its allocator, and free."""
     if DRY:
         return {}
     sizes = {"in_use": torch.cuda.memory_allocated(), "cached": torch.cuda.memory_reserved()}
@@ -249,7 +249,7 @@ def _memory() -> dict[str, float]:
 
 
 def _model_folder() -> tuple[str, int]:
-    """Return (folder, number of parameters) of a checkpoint with random weights and the built-in model's processor."""
+    """Write a checkpoint with random weights and the built-in model's processor; return (folder, parameter count)."""
     from transformers import AutoConfig, AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
     from mmprm.tiny.model import weights_path
@@ -312,7 +312,7 @@ def _random_samples(trainer: Any) -> list[Any]:
 
 
 def _updates(**settings: Any) -> dict[str, Any]:
-    """Perform three updates on the same responses, of which the first compiles.
+    """Measure three updates on the same responses; the first one includes compilation.
 
     MFU counts 8 FLOPs per parameter and token.
     """
@@ -353,7 +353,7 @@ def _wait(coroutine: Coroutine[Any, Any, Any]) -> Any:
 
 @contextmanager
 def _engine(folder: str, share_of_memory: float) -> Iterator[tuple[Any, float]]:
-    """Return (engine of the RL loop in vLLM's own processes, seconds that it took to start)."""
+    """Start an RL rollout engine in separate vLLM processes; yield it with its startup time in seconds."""
     from mmprm.prompts import PromptConfig
     from mmprm.sampling.config import EngineConfig, SamplingConfig
     from policy_rl.rollouts.engine import RolloutEngine
@@ -402,7 +402,7 @@ def _samples_of(groups: Sequence[Any]) -> list[Any]:
 
 
 def _mismatch(trainer: Any, groups: Sequence[Any]) -> dict[str, float]:
-    """Return |trainer − engine| of log-probabilities in nats."""
+    """Summarize the differences between the trainer's and the engine's log-probabilities, in nats."""
     samples = _samples_of(groups)
     known = trainer.log_probs(samples)
     differences = np.concatenate([known[index].old - samples[index].engine for index in known])
@@ -417,7 +417,7 @@ def _mismatch(trainer: Any, groups: Sequence[Any]) -> dict[str, float]:
 
 
 def _local_transfer(engine: Any) -> Any:
-    """Return the ipc transfer of the RL loop for an engine in this process instead of a Ray actor."""
+    """Create the RL loop's CUDA IPC weight transfer for an engine in this process instead of a Ray actor."""
     from policy_rl.weights.vllm import EngineClient, VllmTransfer
 
     class LocalClient(EngineClient):
@@ -430,7 +430,10 @@ def _local_transfer(engine: Any) -> Any:
 
 
 def _asleep_and_back(engine: Any, trainer: Any, samples: Sequence[Any], version: int, level: int) -> dict[str, Any]:
-    """Return the seconds per phase, the memory around the update, and the difference of engine and trainer after it."""
+    """Put the engine to sleep, update the trainer and wake the engine; return time and memory of each phase.
+
+    `probe_distance` is the mean difference between engine and trainer after the weight transfer.
+    """
     found: dict[str, Any] = {}
     call = engine._sampler.call
 
@@ -460,7 +463,7 @@ def _asleep_and_back(engine: Any, trainer: Any, samples: Sequence[Any], version:
 
 
 def _run(name: str, dry: bool) -> dict[str, Any]:
-    """Run a part in a separate process and return its metrics: DeepSpeed and vLLM do not release their memory."""
+    """Run a part in a separate process, because DeepSpeed and vLLM do not free their memory; return its metrics."""
     if dry and name in GPU_ONLY:
         return {"skipped": "needs a GPU"}
     environment = os.environ | ({"MMPRM_GPU_DRY": "1"} if dry else {}) | {"VLLM_LOGGING_LEVEL": "ERROR"}

@@ -1,17 +1,17 @@
-"""Measure how well the grader judges real gold answers: `make bench-grading` writes benchmarks/results/grading.json.
+"""Measure the grader's accuracy on real gold answers: `make bench-grading` writes benchmarks/results/grading.json.
 
-repeat     fraction of golds graded correct when repeated between answer tags
-rewritten  fraction of rewritings (boxed; unit or trailing dot removed; fraction as decimal) graded correct, over the
-           golds that math-verify parses
-shuffled   other problems' different golds graded correct (a count)
-perturbed  golds with one changed numeral graded correct (a count)
-unknown    UNKNOWN verdicts in each of these; a failure in the first two
-cases      over a folder of JSON lines (gold, response, choices, right): fraction of correct verdicts, and in
-           false_correct the incorrect answers graded correct (a count); skipped if there is no such folder
+repeat     fraction of gold answers graded correct when repeated between answer tags
+rewritten  fraction of rewritten gold answers graded correct (boxed; unit or trailing dot removed; fraction as decimal),
+           over the gold answers that Math-Verify parses
+shuffled   number of different gold answers of other problems that are graded correct
+perturbed  number of gold answers with one changed numeral that are graded correct
+unknown    number of UNKNOWN verdicts in each of these; they count as failures in the first two
+cases      fraction of correct verdicts over a folder of JSON lines (gold, response, choices, right); false_correct
+           counts incorrect answers graded correct; both are skipped if there is no such folder
 speed      Math-Verify's seconds divided by the grader's: see grading_speed.py
 
-`n` holds the denominators. Two golds are different unless their letters, digits and signs agree, or Math-Verify's
-readings of both have the same value, exactly or in its first 50 digits.
+`n` holds the denominators. Two gold answers count as equal if their letters, digits and signs agree, or if Math-Verify
+parses both to the same value, exactly or to 50 digits.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ BARS = {
 }
 
 Pair = tuple[Problem, str]
-"""A problem, and the answer to put between the tags or the whole response."""
+"""A problem and a response to grade."""
 
 
 def repeat(problems: list[Problem]) -> list[Pair]:
@@ -82,7 +82,7 @@ def perturbed(problems: list[Problem]) -> list[Pair]:
 
 
 def without_dollars(gold: str) -> str:
-    """Return the text without math delimiters; `\\$` is a price and is kept."""
+    """Remove math delimiters from a gold answer, but keep `\\$`, which marks a price."""
     return re.sub(r"(?<!\\)\$", "", gold).strip()
 
 
@@ -106,12 +106,12 @@ def skeleton(gold: str) -> str:
 
 
 def math_verify_values(gold: str) -> list:
-    """Parse with math-verify's own time limit, which works here because this is the main thread."""
+    """Parse a gold answer with Math-Verify; its own time limit works here, because this is the main thread."""
     return parse(f"${without_dollars(gold)}$", fallback_mode="no_fallback")
 
 
 def really_different(gold: str, other: str) -> bool:
-    """Judge two golds independently of the grader: Math-Verify reads both, and their values differ."""
+    """Return whether two gold answers differ according to Math-Verify, independently of the grader."""
     one, two = (next(iter(math_verify_values(text)), None) for text in (gold, other))
     one, two = (
         value.rhs if isinstance(value, Eq) else value for value in (one, two)
@@ -126,7 +126,7 @@ def really_different(gold: str, other: str) -> bool:
 
 
 def judge_cases(folder: Path, grader: SymbolicGrader) -> dict | None:
-    """Return the fractions over known verdicts, or None without the folder."""
+    """Grade the cases in a folder and compare with the known verdicts, or return None if there are no cases."""
     files = sorted(folder.glob("*.jsonl"))
     if not files:
         print(f"cases: skipped, {folder} has no .jsonl files", file=sys.stderr)

@@ -1,7 +1,7 @@
-"""Compare the speed of grading with Math-Verify's own `parse` and `verify` of the same pairs in the same process.
+"""Compare the grader's speed with Math-Verify's `parse` and `verify` on the same pairs in the same process.
 
-easy       whole numbers, fractions, decimals, a named value, a unit; half of them incorrect
-symbolic   one pair in five is an expression: a polynomial, a root, a multiple of pi
+easy       integers, fractions, decimals, a named value, a unit; half of them incorrect
+symbolic   like easy, but one pair in five is an expression: a polynomial, a root or a multiple of pi
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from mmprm.grading.symbolic import SymbolicGrader
 from mmprm.types import Problem
 
 SHARES = {"easy": 0.0, "symbolic": 0.2}
-"""Fraction of pairs that are expressions."""
+"""Fraction of pairs that are symbolic expressions, for each kind of test."""
 RUNS = 5
 
 Texts = tuple[str, str]
-"""A gold and an answer."""
+"""A gold answer and the answer to grade."""
 
 
 def easy(rng: random.Random) -> Texts:
@@ -69,7 +69,7 @@ def seconds_there(texts: list[Texts]) -> float:
 
 
 def speed_ups(count: int) -> dict[str, float]:
-    """Return, by kind of pairs, the median over runs of Math-Verify's seconds divided by the grader's."""
+    """Return the grader's median speedup over Math-Verify for each kind of test."""
     ratios: dict[str, float] = {}
     for name, share in SHARES.items():
         runs = []

@@ -1,15 +1,15 @@
-"""Measure training, scoring, serving and searching with a PRM: `make bench-prm` writes benchmarks/results/prm.json.
+"""Measure training, scoring, serving and search with a PRM: `make bench-prm` writes benchmarks/results/prm.json.
 
-train_vs_trl   labels trained per second relative to TRL's PRM trainer; largest loss difference over 20 equal steps
-tree_packing   distinct labels trained per second, trees as sequences relative to one path per row
-score          steps scored per second: vLLM relative to transformers, one at a time and batched; shared prefixes
-               relative to none
-serve          a service under load: errors, and whether its scores equal those of the scorer itself
-search         beam search and best-of-N at equal generated tokens in the tiny world
+train_vs_trl   labels trained per second relative to TRL's PRM trainer; largest loss difference over 20 identical steps
+tree_packing   distinct labels trained per second, packed trees relative to one path per row
+score          steps scored per second: vLLM relative to transformers, unbatched and batched; shared prefixes relative
+               to separate ones
+serve          the scoring server under load: errors, and whether its scores equal those of the offline scorer
+search         beam search and best-of-N at equal numbers of generated tokens in the built-in toy world
 demo           the demo's own metrics: F1 of first errors, accuracy, seconds of training
 
-It uses the labels, trees and PRM of a demo run (`make demo`), whose metrics are in its summary. Ratios are medians of
-several rounds, with their minimum and maximum; all other measurements are in prm_details.json.
+The benchmark uses the labels, trees and PRM of a demo run (`make demo`), and the metrics in its summary. Ratios are
+medians of several rounds, with their minimum and maximum; all other measurements are in prm_details.json.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def tree_packing(demo: Path) -> Results:
 
 
 def score(demo: Path, rounds: int = 3, problems: int = 64) -> Results:
-    """Measure scoring of 16 solutions per problem, with their images, shuffled for the engines."""
+    """Measure scoring speed on 16 solutions per problem, with images, in shuffled order."""
     from prm_packing import shared_scoring_ratio
 
     rng, prm = random.Random(0), str(demo / "train" / "prm")
@@ -131,7 +131,7 @@ def serve(demo: Path) -> Results:
 
 
 def search(demo: Path, problems: int = 200) -> Results:
-    """Run `mmprm search` with its defaults for the tiny world, and best-of-N for comparison."""
+    """Run `mmprm search` with its defaults for the built-in toy world, and compare it with best-of-N."""
     with tempfile.TemporaryDirectory(prefix="mmprm-bench-") as folder:
         made = [tiny.problem for tiny in make_problems(problems, 2000, "test")]
         write_problems(Path(folder) / "problems.jsonl", made)
@@ -151,7 +151,7 @@ def search(demo: Path, problems: int = 200) -> Results:
 
 
 def demo_figures(demo: Path) -> Results:
-    """Return the metrics at the largest N from the demo's summary; nothing is run."""
+    """Read the metrics at the largest N from the demo's summary, without running anything."""
     summary = json.loads((demo / "summary.json").read_text())
     return {
         "prm_step_f1": summary["first_error"]["f1"],

@@ -1,10 +1,10 @@
-"""Measure what shared prefixes save, on the trees of a demo run; these are parts of benchmarks/prm.py.
+"""Measure the speedup from sharing prefixes, on the trees of a demo run, for benchmarks/prm.py.
 
 tree_packing    distinct labels trained per second, all paths of a tree as one sequence relative to one path per row
 shared_scoring  steps scored per second, 16 solutions of a problem as one tree relative to one solution per row
 
-Both sides of a ratio use the same model, data, token budget and machine, alternate, and count each label once. The
-first step of a run is excluded, because it includes one-time preparation.
+Both sides of a ratio use the same model, data, token budget and machine, run alternately, and count each label once.
+The first step of a run is excluded, because it includes one-time setup.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ ROUNDS = 3
 def tree_packing_ratio(
     labels: Path, micro_batch_tokens: int = 8192, batch_size: int = 512, rounds: int = ROUNDS
 ) -> dict[str, Any]:
-    """Return the ratio with the demo's targets, and with all labels (`all_labels`), including steps after an error.
+    """Measure tree packing's speedup with the demo's targets and with all labels, also those after an error.
 
-    Each label counts once. The demo's other source of targets, whole correct solutions, repeats shared steps.
+    Each label counts once. `correct_solutions` of the demo is not used, because it repeats the labels of shared steps.
     """
     demo = {"error_value": 0.15, "after_error": "mask"}
     speeds: dict[str, dict[str, list[float]]] = {}
@@ -45,7 +45,7 @@ def tree_packing_ratio(
 
 
 def shared_scoring_ratio(prm: Path, solutions: Sequence[Sequence[Solution]], rounds: int = ROUNDS) -> dict[str, Any]:
-    """Return the ratio of scoring with shared prefixes; `solutions` holds those of each problem."""
+    """Measure the speedup of scoring with shared prefixes; `solutions` holds one group per problem."""
     flat = [solution for group in solutions for solution in group]
     scorers = {
         name: TransformersScorer(ScorerConfig(prm=str(prm), share_prefixes=name == "shared"))
@@ -65,7 +65,10 @@ def shared_scoring_ratio(prm: Path, solutions: Sequence[Sequence[Solution]], rou
 def _labels_per_second(
     labels: Path, packing: str, target: dict[str, Any], micro_batch_tokens: int, batch_size: int
 ) -> float:
-    """Train with the demo's recipe, except for its steps of 32 paths, which would mostly measure the optimizer here."""
+    """Train with the demo's recipe and return labels per second.
+
+    Batches are larger than the demo's 32 paths, which would mostly measure the optimizer.
+    """
     with tempfile.TemporaryDirectory() as folder:
         training = {"batch_size": batch_size, "micro_batch_tokens": micro_batch_tokens, "precision": "fp32"}
         values = {"model": str(weights_path()), "labels": str(labels), "output": folder, "frozen": ("visual",)}

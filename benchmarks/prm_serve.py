@@ -1,4 +1,4 @@
-"""Load `mmprm serve` with many concurrent clients, and check that they get the scores of the scorer itself."""
+"""Load-test `mmprm serve` with concurrent clients, and check that its scores equal those of the offline scorer."""
 
 from __future__ import annotations
 
@@ -23,20 +23,21 @@ from mmprm.tiny.world import Mistakes, make_problems, solve
 from mmprm.types import Solution
 
 TOLERANCE = 1e-3
-"""Maximum difference of float32 scores, as in every comparison of vLLM with transformers."""
+"""Maximum difference between float32 scores of vLLM and transformers."""
 START_SECONDS = 300
 BAD_EVERY = 16
-"""One of this many requests must be refused."""
+"""Interval between invalid requests, which the server must answer with status 422."""
 
 
 def serve_load(
     prm: str, clients: int = 64, requests: int = 2048, backend: str = "vllm", seed: int = 0
 ) -> dict[str, int | float | bool]:
-    """Send `requests` different solutions with their images, one per request, from `clients` concurrent callers.
+    """Send `requests` different solutions with their images, one per request, from `clients` concurrent clients.
 
-    Each caller sends its next request when the previous one is answered. Requests that must be refused are mixed in and
-    do not count. `equal`: every score is within TOLERANCE of transformers offline. `errors`: scored requests answered
-    without their scores, and invalid ones that were not refused. Latencies are those of scored requests, in seconds.
+    Each client sends its next request when the previous one is answered. Invalid requests are mixed in and do not
+    count. `equal`: every score is within TOLERANCE of the offline transformers scorer. `errors`: valid requests
+    answered without their scores, and invalid ones answered with a status other than 422. Latencies are in seconds and
+    cover valid requests only.
     """
     rng = random.Random(seed)
     solutions = [

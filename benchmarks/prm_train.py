@@ -1,9 +1,9 @@
 """Compare `mmprm train` with TRL's PRM trainer on a small text-only model and the labels of a demo run.
 
-Rates are in distinct labels: both use the same paths, on which TRL's export repeats what they share. Both train hard
-labels in float32 from the same weights, with at most the same number of tokens at once: TRL in batches of rows of
-similar length, padded to the longest; mmprm with each of its packings, of which the fastest counts. TRL is installed in
-its own folder (`make trl`) and runs in a separate process.
+Rates count distinct labels. Both trainers use the same paths, but TRL's export repeats labels that paths share. Both
+train on hard labels in float32 from the same weights, with the same limit on tokens at once. TRL batches rows of
+similar length, padded to the longest; for mmprm, the fastest of its packings counts. TRL is installed in its own folder
+(`make trl`) and runs in a separate process.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ COMPARED_STEPS, COMPARED_BATCH, COMPARED_RATE = 20, 16, 1e-3
 
 
 def train_vs_trl(labels: Path, rounds: int = 3) -> dict[str, Any]:
-    """Return {ratio, spread, max_loss_diff, labels per second of each}."""
+    """Measure both trainers and return {ratio, spread, max_loss_diff, packing, labels_per_second}."""
     with tempfile.TemporaryDirectory(prefix="mmprm-bench-") as name:
         folder = Path(name)
         examples = [_without_images(example) for example in read_parquet(str(labels))]
@@ -81,9 +81,9 @@ def _without_images(example: LabeledExample) -> LabeledExample:
 
 
 def _make_models(folder: Path) -> None:
-    """Write base/, a language model of the tiny policy's size, and trl/, the same model as a PRM in TRL's form."""
+    """Write base/, a language model of the built-in policy's size, prm/, its PRM, and trl/, the PRM in TRL's format."""
     known = AutoTokenizer.from_pretrained(weights_path())
-    tokenizer = PreTrainedTokenizerFast(  # without the class that reads images
+    tokenizer = PreTrainedTokenizerFast(  # without the image processor
         tokenizer_object=known.backend_tokenizer, eos_token=known.eos_token, pad_token=known.pad_token
     )
     tokenizer.chat_template = known.chat_template
@@ -126,15 +126,15 @@ def _trl_labels_per_second(folder: Path) -> float:
 
 
 def _distinct_labels(folder: Path) -> int:
-    """Return the number of distinct labels; the export repeats on every path what paths share."""
+    """Count distinct labels; in the export, every path repeats the labels that it shares with others."""
     examples = read_parquet(str(folder / "labels.parquet"))
     return sum(counts is not None for example in examples for counts in example.path.counts)
 
 
 def _largest_loss_difference(folder: Path) -> float:
-    """Return the maximum over the steps of two runs.
+    """Return the largest loss difference between TRL and mmprm over COMPARED_STEPS steps.
 
-    They start from the same weights and use the same batches, both with a two-class head.
+    Both runs start from the same weights, use the same batches and train a two-class head.
     """
     theirs = _trl(folder, COMPARED_BATCH, 1, COMPARED_STEPS, COMPARED_RATE, "sequential")["losses"]
     judge, form = load_scoring_model(str(folder / "trl"), read_info(folder / "trl"))
@@ -159,7 +159,7 @@ def _largest_loss_difference(folder: Path) -> float:
 
 
 def _rows(folder: Path) -> Iterator[tuple[Solution, Sequence[float]]]:
-    """Return the exported rows as solutions with their labels."""
+    """Yield the exported rows as solutions with their labels."""
     for line in (folder / "export" / "train.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         yield Solution(Problem("", row["prompt"], ""), tuple(row["completions"])), [float(x) for x in row["labels"]]

@@ -1,16 +1,16 @@
 """Measure reinforcement learning of the built-in policy: `make bench-rl` writes benchmarks/results/rl.json.
 
-rloo_outcome   held-out pass@1 before and after RLOO on outcomes alone, with three seeds; the smallest gain
-cpgd_outcome   CPGD and RLOO with PPO clip at eight updates per rollout: pass@1, and with increasing learning rates the
-               number of runs that collapse (pass@1 below half of its initial value, or not finite)
-prm_speedup    steps that outcome alone needs to reach its final accuracy, relative to outcome and process
-overhead       fraction of a step outside generation, scoring, forward, backward and optimizer
-sync           fraction of a step spent on the transfer of weights
-vs_trl         seconds per step relative to TRL's RLOO trainer as installed; when tuned, per step and per update
+rloo_outcome   held-out pass@1 before and after RLOO with outcome rewards alone, for three seeds, and the smallest gain
+cpgd_outcome   CPGD against RLOO with PPO clipping, at eight updates per rollout: pass@1, and the number of runs that
+               collapse as the learning rate increases (pass@1 below half of its initial value, or not finite)
+prm_speedup    steps to the final accuracy of outcome rewards alone, relative to outcome and process rewards
+overhead       fraction of a step spent outside generation, scoring, forward, backward and optimizer
+sync           fraction of a step spent on weight transfer
+vs_trl         seconds per step relative to TRL's RLOO trainer with default settings; per step and update when tuned
 
-Each run is `mmprm rl` with configs/rl/tiny.yaml and overridden keys, in a separate process. Its metrics.jsonl is kept
-in the working folder, so that an interrupted benchmark resumes with the missing runs. prm_speedup uses the process
-reward model of a demo run.
+Each run is `mmprm rl` with configs/rl/tiny.yaml and overridden keys, in a separate process. Its metrics.jsonl stays in
+the working folder, so an interrupted benchmark resumes with the missing runs. prm_speedup uses the process reward model
+of a demo run.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ SEEDS = (0, 1, 2)
 HELD_OUT = 300
 STEPS = 40
 EVERY = 5
-"""Steps between evaluations in runs that measure a number of steps."""
+"""Number of steps between evaluations, in runs that measure how many steps an accuracy takes."""
 RATE = 3e-4
 UPDATES = 8
 MANY_UPDATES_RATE = 1e-4
 """Learning rate with UPDATES updates per rollout."""
 RATES = (3e-4, 6e-4, 1e-3, 3e-3)
-"""Learning rates of the stability trials, each with all seeds, until PPO clip collapses with two seeds."""
+"""Learning rates of the stability trials, tried with all seeds until PPO clipping collapses for two."""
 
 Results = dict[str, Any]
 BARS: dict[str, tuple[str, Callable[[Any], bool]]] = {
@@ -63,7 +63,7 @@ BARS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 class Runs:
-    """Hold finished runs by name in one folder, all on the same problems."""
+    """Runs `mmprm rl` on the same problems, and reuses finished runs by name from one folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -74,7 +74,7 @@ class Runs:
                 write_problems(self.problems(split), [tiny.problem for tiny in made])
 
     def __call__(self, name: str, seed: int, **sets: Any) -> list[Results]:
-        """Return the rows of the run's metrics.jsonl; if the run ended with an error, those written until then."""
+        """Run `mmprm rl` unless it has finished; return its metrics.jsonl rows, even if it ended with an error."""
         output = self._folder / f"{name}-{seed}"
         done, metrics = output / "done", output / "metrics.jsonl"
         if not done.exists():
@@ -139,7 +139,7 @@ def cpgd_outcome(runs: Runs) -> Results:
 
 
 def prm_speedup(runs: Runs) -> Results:
-    """Return the speedup to the first evaluation that reaches the final accuracy of outcome alone, or None."""
+    """Measure how much faster process rewards reach the final accuracy of outcome rewards; None if they never do."""
     outcome = [_evaluations(each) for each in _rloo(runs)]
     process = {"eval_every": EVERY, "process.scorer.prm": PRM}
     both = [_evaluations(runs("process", seed, **process)) for seed in SEEDS]
@@ -164,7 +164,7 @@ def sync(runs: Runs) -> Results:
 
 
 def vs_trl(_: Runs) -> Results:
-    """Compare with TRL; no run is kept, because the two alternate."""
+    """Compare with TRL; runs are not reused, because both trainers must alternate on the machine."""
     from rl_trl import step_vs_trl
 
     with tempfile.TemporaryDirectory(prefix="mmprm-bench-") as folder:
@@ -185,7 +185,7 @@ def _evaluations(rows: list[Results]) -> list[Results]:
 
 
 def _collapsed(evaluations: list[Results]) -> bool:
-    """Return whether a run collapsed; a run that ended with an error has no last evaluation."""
+    """Return whether a run collapsed; a run that ended with an error lacks its last evaluation and counts too."""
     before, after = evaluations[0]["pass_at_1"], evaluations[-1]["pass_at_1"]
     return evaluations[-1]["step"] < STEPS or math.isnan(after) or after < before / 2
 

@@ -1,11 +1,11 @@
-"""Compare a step of `mmprm rl` with one of TRL's RLOO trainer: the built-in policy, its images, the same problems.
+"""Compare a step of `mmprm rl` with a step of TRL's RLOO trainer, on the built-in policy and the same image problems.
 
 Both sample PROMPTS × GROUP_SIZE responses per step, grade them with mmprm's grader and perform one float32 update from
 the same weights, without a reference model. TRL samples with transformers, mmprm with vLLM and a compiled model. TRL
-runs twice. As installed (`ratio`), it uses its defaults where the task leaves a choice: 8 rows at once and gradient
-checkpointing. Tuned (`tuned_ratio`, `update_ratio`), it runs without checkpointing; at most TOKENS_AT_ONCE tokens,
-including padding, pass through the model at once in an update, and the fastest batch size within that limit counts for
-each side. TRL is installed in its own folder (`make trl`) and runs in a separate process.
+runs twice. With default settings (`ratio`), it uses 8 rows at once and gradient checkpointing. With tuned settings
+(`tuned_ratio`, `update_ratio`), it runs without checkpointing. In an update, at most TOKENS_AT_ONCE tokens, including
+padding, then pass through the model at once, and the fastest batch size within that limit counts for each side. TRL is
+installed in its own folder (`make trl`) and runs in a separate process.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ STEPS, WARM_UP = 8, 2
 TOKENS_AT_ONCE = 8192
 OUR_BUDGETS = (2048, 4096, 8192)
 TRL_BATCHES = (16, 32, 64)
-"""Rows at once, into which TRL can divide a step."""
+"""Numbers of rows at once that divide TRL's step evenly."""
 AS_IT_COMES = 0
-"""Value in place of a number of rows that keeps TRL's defaults."""
+"""Batch size that stands for TRL's default settings."""
 
 Results = dict[str, Any]
 
@@ -38,10 +38,10 @@ Results = dict[str, Any]
 def step_vs_trl(
     ours: Callable[..., list[Results]], problems: Path, seeds: Sequence[int], learning_rate: float
 ) -> Results:
-    """Return {ratio, tuned_ratio, update_ratio, their spreads, all three medians} over the steps after WARM_UP.
+    """Measure both trainers after WARM_UP steps; return the three ratios, their spreads and each side's medians.
 
-    `ours(name, seed, **keys)` runs `mmprm rl` on `problems` and returns its metrics. `update_seconds` are those of
-    forward, backward and optimizer.
+    `ours(name, seed, **keys)` runs `mmprm rl` on `problems` and returns its metrics. `update_seconds` covers forward,
+    backward and optimizer.
     """
 
     def our_step(seed: int, budget: int) -> Results:
@@ -91,7 +91,7 @@ def step_vs_trl(
 
 
 def _fastest(step: Callable[[int, int], Results], seed: int, batchings: Sequence[int]) -> tuple[int, Results]:
-    """Return the fastest run; sampling is the same in all of them."""
+    """Return the batch size with the fastest update, and its metrics; sampling is the same for all batch sizes."""
     found = {batching: step(seed, batching) for batching in batchings}
     return min(found.items(), key=lambda item: item[1]["update_seconds"])
 

@@ -1,15 +1,15 @@
 """Measure the cost of prefixes that end inside a token: `make bench-borders` writes results/borders.json.
 
-A small text policy with a byte-level vocabulary split like Qwen's is trained to write calculations, with its step tags
-one after the other (`><` is a token), line by line (`>\\n`) or with blank lines between them (`>\\n\\n`). Its own
-solutions are cut after each tag, and the same states are continued from the token ids that the policy wrote and from
-their text. The policy is measured twice: trained on its own tokenization alone, and then also on mixed tokenizations
-(BPE dropout).
+A small text policy with a Qwen-like byte-level vocabulary is trained to write calculations. Its step tags follow each
+other directly (`><` is a token), on separate lines (`>\\n`) or with blank lines between them (`>\\n\\n`). Its own
+solutions are cut after each tag. The same states are then continued both from the policy's token ids and from their
+text. The policy is measured twice: trained on its own tokenization alone, and then also on mixed tokenizations (BPE
+dropout).
 
-inside_tokens   borders at which the prompt ends inside a token of the policy
-difference      mean of |value by ids - value by text|; noise: the same between two runs by ids with other seeds
-repeated        fraction of the samples by ids that left the prefix and were sampled again
-unsplit         fraction of the continuations that cannot be split into steps
+inside_tokens   step borders at which the prompt ends inside one of the policy's tokens
+difference      mean |value from ids - value from text|; noise: the same for two runs from ids with different seeds
+repeated        fraction of samples from ids that did not match the prefix and were sampled again
+unsplit         fraction of continuations that cannot be split into steps
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ROLLOUTS = 256
 
 
 class State(NamedTuple):
-    """Hold a prefix of a solution that ends at a step's tag, and the tokens that end in it."""
+    """Holds a solution prefix that ends at a step tag, and the ids of the tokens that end within it."""
 
     problem: Problem
     prefix: str
@@ -50,7 +50,7 @@ class State(NamedTuple):
 
 
 def way(step: str) -> str | None:
-    """Return how the solution that this step begins is written."""
+    """Return how the solution separates its steps, from the whitespace after its first step."""
     behind = step[len(step.rstrip()) :]
     return next((name for name, between in BETWEEN.items() if behind == between), None)
 
@@ -65,15 +65,18 @@ def unsplit(completions: Sequence[Completion]) -> float:
 
 
 def repeated(completions: Sequence[Completion]) -> float:
-    """Return the fraction of samples that left the prefix: those with more tokens than a completion and end of turn."""
+    """Return the fraction of samples that did not match the prefix.
+
+    These have more tokens than the completion and its end-of-turn token.
+    """
     return fmean(c.tokens is None or c.token_count > len(c.tokens.ids) + 1 for c in completions)
 
 
 async def states_of(sampler: Any, count: int, seed: int) -> tuple[dict[str, list[State]], dict[str, Counter[str]]]:
-    """Return states by the way in which their solution is written, each from a different one, and counts of borders.
+    """Sample states grouped by step separator, each from a different solution, and count step borders inside tokens.
 
-    The counts are "borders" for the total, "inside_tokens_by_ids", and by text those at the tag and after its line
-    breaks, where a step ends.
+    The counts are "borders" for the total, "inside_tokens_by_ids", and two for prefixes given as text: cut at the tag,
+    and cut after its line breaks, where a step ends.
     """
     rng = random.Random(f"{seed}/states")
     found: dict[str, list[State]] = {name: [] for name in BETWEEN}

@@ -1,4 +1,4 @@
-"""Define the policy of step_borders.py: calculations with step tags, in a byte-level vocabulary split like Qwen's."""
+"""Train the policy of step_borders.py, which writes calculations in step tags with a Qwen-like byte-level BPE."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PAD, BEGIN, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""Pattern by which Qwen's vocabulary splits a text before it merges bytes."""
+"""Regular expression with which Qwen's tokenizer splits text before it merges bytes."""
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -51,7 +51,7 @@ def results(digits: Sequence[int], signs: Sequence[str]) -> Iterator[int]:
 
 
 def solution(digits: Sequence[int], signs: Sequence[str], rng: random.Random) -> Steps:
-    """Return a solution; some results are off by one or ten, and the error is carried forward."""
+    """Write a solution in which some results are off by one or ten and later steps build on the error."""
     value, steps = digits[0], []
     for sign, digit in zip(signs, digits[1:], strict=True):
         result = OPERATORS[sign](value, digit)
@@ -67,7 +67,7 @@ def text_of(problem: Problem, response: str = "") -> str:
 
 
 def examples(rng: random.Random) -> Iterator[tuple[str, str]]:
-    """Return pairs of a prompt and a response, in all ways to write steps."""
+    """Yield pairs of a prompt and a response, with a random separator between steps."""
     while True:
         problem, digits, signs = calculation(rng)
         yield text_of(problem), rng.choice(list(BETWEEN.values())).join(solution(digits, signs, rng)) + END
@@ -100,10 +100,10 @@ def build_tokenizer(seed: int) -> PreTrainedTokenizerFast:
 
 
 def train(folder: Path, steps: int, batch: int, seed: int, beginning: Path | None = None) -> None:
-    """Train a policy from random weights, or continue from another one with mixed tokenizations (BPE dropout).
+    """Train a policy from random weights, or continue training one with mixed tokenizations (BPE dropout).
 
-    With these, the tokens of every second batch are merged at random: text that is not tokenized in the vocabulary's
-    usual way, as large corpora contain it.
+    With mixed tokenizations, every second batch merges its tokens at random, because large corpora also contain text
+    that is not tokenized in the usual way.
     """
     torch.manual_seed(seed)
     if beginning is None:
@@ -149,7 +149,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
 
 
 def loss_of(model: Qwen2ForCausalLM, tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> torch.Tensor:
-    """Return the mean cross-entropy over the tokens of the responses."""
+    """Compute the mean cross-entropy over response tokens."""
     prompts, responses = (
         tokenizer(list(texts), add_special_tokens=False).input_ids for texts in zip(*pairs, strict=True)
     )

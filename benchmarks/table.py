@@ -1,4 +1,4 @@
-"""Write docs/benchmarks.md from benchmarks/results: `python benchmarks/table.py`."""
+"""Generate docs/benchmarks.md from benchmarks/results: `python benchmarks/table.py`."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def borders(results: dict[str, Any], _: dict[str, Any]) -> Iterator[tuple[str, s
 
 
 def parts(results: dict[str, Any], details: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Yield one row per part, with its other metrics after those that have a target."""
+    """Yield one table row per part; metrics with a target come before the others."""
     for key, bar in details["bars"].items():
         bar = f"{bar}: {'met' if details['met'][key] else 'missed'}" if not bar.startswith("reported") else bar
         more = {name: each for name, each in details[key].items() if name not in results[key]}

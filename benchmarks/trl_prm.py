@@ -1,8 +1,8 @@
 """Run TRL's PRM trainer on a file in the trl export format.
 
 `trl_prm.py DATA MODEL SEPARATOR BATCH ACCUMULATE STEPS LEARNING_RATE ORDER` runs in a separate process with TRL on the
-path (`make trl`); ORDER is one of transformers' (sequential, group_by_length). It prints one JSON line: loss and
-seconds of each optimizer step, and the labels of each row.
+path (`make trl`). ORDER is a sampling strategy of transformers, sequential or group_by_length. It prints one JSON line:
+loss and seconds of each optimizer step, and the number of labels in each row.
 """
 
 from __future__ import annotations

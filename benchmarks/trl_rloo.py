@@ -1,10 +1,10 @@
 """Run TRL's RLOO trainer on problems of a JSONL file, with answers graded by mmprm's grader.
 
 `trl_rloo.py MODEL PROBLEMS PROMPTS GROUP_SIZE STEPS BATCH MAX_TOKENS LEARNING_RATE SEED` runs in a separate process
-with TRL on the path (`make trl`). BATCH is per_device_train_batch_size, without gradient checkpointing; 0 leaves both
-to TRL. The problems are the first PROMPTS × STEPS of the file. It prints one JSON line with, per step, the seconds,
-those of forward, backward and optimizer among them, the mean reward, and the mean tokens per response; and with the
-tokens of the longest row.
+with TRL on the path (`make trl`). BATCH is per_device_train_batch_size and switches gradient checkpointing off; 0 keeps
+TRL's defaults for both. The problems are the first PROMPTS × STEPS of the file. It prints one JSON line. Per step, it
+holds the total seconds, the seconds of forward, backward and optimizer, the mean reward and the mean tokens per
+response. It also holds the number of tokens in the longest row.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ PROMPT = PromptConfig(preset="plain")
 
 
 class Clock(TrainerCallback):
-    """Measure each step.
+    """Measures the duration of each training step.
 
-    `seconds` start at the end of the previous step, so that reading the data counts too. `update_seconds` start at the
-    beginning of the step and exclude `preparing`, in which TRL samples and scores.
+    `seconds` starts at the end of the previous step, to include data loading. `update_seconds` starts at the beginning
+    of the step and excludes `preparing`, the time in which TRL samples and scores.
     """
 
     def __init__(self) -> None:
@@ -130,7 +130,7 @@ def _dataset(problems: list[Problem]) -> Dataset:
 
 
 def _check_prompt(trainer: TimedTrainer, problem: Problem) -> None:
-    """Check that the prompt equals the one that our policy gets."""
+    """Check that TRL's prompt equals the prompt of `mmprm rl`."""
     text = render(trainer.processing_class, problem, "", PROMPT)
     row = trainer.train_dataset[0]
     parts = messages(problem, PROMPT)[0]["content"]
