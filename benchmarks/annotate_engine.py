@@ -119,7 +119,7 @@ class AllAtOnce:
     async def ask(self, requests: Sequence[SampleRequest]) -> tuple[int, float]:
         begun = time.perf_counter()
         answers = await asyncio.gather(*map(self._sampler.sample, requests))
-        return sum(rng.token_count for answer in answers for rng in answer), time.perf_counter() - begun
+        return sum(completion.token_count for answer in answers for completion in answer), time.perf_counter() - begun
 
 
 def all_at_once(run: Run, seed: int) -> tuple[int, float]:
@@ -192,8 +192,8 @@ def label_errors(runs: dict[str, Run], labels: int, solutions: int, seed: int) -
 def _first_errors(run: Run) -> dict[tuple[str, Steps], int]:
     """Map each incorrect solution from the root to the index of its first error, if the search located one.
 
-    An error is located if a correct answer was reached from the steps before it, and if its own prefix has only
-    incorrect rollouts or it is the last step.
+    For a located error, a correct answer was reached from the steps before it. In addition, its own prefix has only
+    incorrect rollouts, or it is the last step.
     """
     found = {}
     for tree in run.trees:
@@ -232,7 +232,7 @@ def _fresh_values(
             sampled = await pool.sample(
                 SampleRequest(problem, prefix, FRESH, derive_seed(seed, problem_id, prefix, 10**6))
             )
-        gradings = await asyncio.gather(*(grader.grade(problem, prefix + rng.text) for rng in sampled))
+        gradings = await asyncio.gather(*(grader.grade(problem, prefix + completion.text) for completion in sampled))
         known = [grading.verdict for grading in gradings if grading.verdict is not Verdict.UNKNOWN]
         return sum(verdict is Verdict.CORRECT for verdict in known) / len(known)
 

@@ -101,7 +101,7 @@ class Runs:
 
 def rloo_outcome(runs: Runs) -> Results:
     found = [_evaluations(each) for each in _rloo(runs)]
-    before, after = ([each[position]["pass_at_1"] for each in found] for position in (0, -1))
+    before, after = ([each[index]["pass_at_1"] for each in found] for index in (0, -1))
     gains = [after - before for before, after in zip(before, after, strict=True)]
     return {"before": median(before), "after": median(after), "min_gain": min(gains), "gains": gains, "steps": STEPS}
 

@@ -4,7 +4,7 @@ Both sample PROMPTS × GROUP_SIZE responses per step, grade them with mmprm's gr
 the same weights, without a reference model. TRL samples with transformers, mmprm with vLLM and a compiled model. TRL
 runs twice. With default settings (`ratio`), it uses 8 rows at once and gradient checkpointing. With tuned settings
 (`tuned_ratio`, `update_ratio`), it runs without checkpointing. In an update, at most TOKENS_AT_ONCE tokens, including
-padding, then pass through the model at once, and the fastest batch size within that limit counts for each side. TRL is
+padding, then pass through the model at once. The fastest batch size within that limit counts for each side. TRL is
 installed in its own folder (`make trl`) and runs in a separate process.
 """
 

@@ -75,8 +75,8 @@ def repeated(completions: Sequence[Completion]) -> float:
 async def states_of(sampler: Any, count: int, seed: int) -> tuple[dict[str, list[State]], dict[str, Counter[str]]]:
     """Sample states grouped by step separator, each from a different solution, and count step borders inside tokens.
 
-    The counts are "borders" for the total, "inside_tokens_by_ids", and two for prefixes given as text: cut at the tag,
-    and cut after its line breaks, where a step ends.
+    The counts are "borders" for the total, "inside_tokens_by_ids", and two for prefixes given as text. One of these is
+    for prefixes cut at the tag, the other for prefixes cut after its line breaks, where a step ends.
     """
     rng = random.Random(f"{seed}/states")
     found: dict[str, list[State]] = {name: [] for name in BETWEEN}

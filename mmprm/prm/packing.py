@@ -44,7 +44,7 @@ class PackedInputs:
     """Holds the model inputs of packed rows and the positions of their scores."""
 
     inputs: dict[str, Tensor]
-    """input_ids_BT, position_ids_BT (or position_ids_XBT) and the image tensors."""
+    """Model inputs: input_ids_BT, position_ids_BT (or position_ids_XBT) and image tensors."""
     end_BT: Tensor
     """Index of the last token in each token's subtree; a padding token attends only to itself."""
     read_BT: Tensor

@@ -47,8 +47,9 @@ class ScoringModel(nn.Module):
 def load_scoring_model(path: str, info: PrmInfo, dtype: torch.dtype = torch.float32) -> tuple[ScoringModel, Format]:
     """Load a PRM checkpoint of any family, given as a folder or hub id, in evaluation mode.
 
-    For a family with its own model code (Qwen2.5-Math-PRM, Skywork-o1), the native backbone is loaded and the head is
-    read from the weight files, so no remote code runs. Raises CheckpointError if the checkpoint does not fit.
+    Some families ship their own model code (Qwen2.5-Math-PRM, Skywork-o1). For these, the native backbone is loaded and
+    the head is read from the weight files, so no remote code runs. Raises CheckpointError if the checkpoint does not
+    match the family.
     """
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # loading a backbone would report the head's weights as unexpected

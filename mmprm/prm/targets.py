@@ -24,7 +24,7 @@ class TargetConfig(Config):
     error_value: float = Field(0.0, ge=0, lt=1)
     """A prefix counts as incorrect if its Monte Carlo value is at most this."""
     steps: Literal["all", "last"] = "all"
-    """all: train on every labeled step; last: train an outcome reward model, with the final verdict of each complete
+    """all: train on every labeled step. last: train an outcome reward model, with the final verdict of each complete
     solution as the target of its last step."""
     after_error: Literal["keep", "mask"] = "keep"
     """keep: train on all labels; mask: drop all targets after the first incorrect prefix."""

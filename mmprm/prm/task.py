@@ -134,7 +134,7 @@ def make_rows(
 ) -> TrainingRows:
     """Arrange samples in rows of at most `micro_batch_tokens` tokens; a longer sample gets its own row.
 
-    Packed rows need a backbone that supports them. `shares` is the number of (rank, step) pairs: packed rows are made
+    Packed rows need a backbone that supports them. `shares` is the number of (rank, step) pairs. Packed rows are
     short enough for each pair to get one, but not shorter than the longest sample. One third is added because rows are
     not completely full, and because cut trees repeat their shared tokens.
     """

@@ -52,9 +52,9 @@ class TrainConfig(TrainableConfig):
     add_missing_tokens: bool = False
     """Add Yes and No to the vocabulary if they are not yet single tokens."""
     target: TargetConfig = TargetConfig()
-    """How a step's rollout counts become its target."""
+    """Settings that turn a step's rollout counts into its training target."""
     packing: Packing = "none"
-    """none: one path per row; samples: pack several paths per row without attention between them; trees: pack all paths
+    """none: one path per row. samples: pack several paths per row without attention between them. trees: pack all paths
     of a problem as one sequence that contains shared steps once. The loss is the same. Unsupported models fall back to
     none with a warning."""
     max_length: int = Field(4096, ge=1)
@@ -190,8 +190,8 @@ def _rows(config: TrainConfig, prm: Prm, parts: list[list[PrmSample]], ranks: Ra
 def _check_images(samples: list[PrmSample], config: TrainConfig, ranks: Ranks) -> None:
     """Raise ConfigError if several ranks cannot train on this mixture of problems with and without images.
 
-    A rank whose batch has no image runs neither vision tower nor projector. Under ZeRO-3 the other ranks would wait for
-    it to gather these weights; under stages 1 and 2 they would reduce gradients that it does not have.
+    A rank whose batch has no image runs neither vision tower nor projector. Under ZeRO-3, the other ranks would wait
+    for it to gather these weights. Under stages 1 and 2, they would reduce gradients that it does not have.
     """
     kinds = {bool(sample.solution.problem.images) for sample in samples}
     stage, still = config.training.stage, {"vision", "projector"} <= set(config.frozen) and config.lora is None

@@ -15,13 +15,12 @@ class ServersConfig(ClientConfig):
     """Configures the OpenAI-compatible servers that serve the policy."""
 
     dialect: Literal["vllm", "openai"] = "vllm"
-    """API dialect. vllm: continue the assistant turn, and send top_k and repetition_penalty; openai: send only the
+    """API dialect. vllm: continue the assistant turn, and send top_k and repetition_penalty. openai: send only the
     fields of OpenAI's own API, which cannot continue an assistant turn (use prompt.preset=previous_steps).
     """
     trust_prefix: bool = False
     """Continue prefixes even on a server that does not return its rendered prompt (prompt_text), such as SGLang. The
-    continuation is then not verified; a server that does not continue the prefix silently yields
-    incorrect labels.
+    continuation is then not verified, and a server that does not continue the prefix silently yields incorrect labels.
     """
 
 

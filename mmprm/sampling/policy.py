@@ -29,15 +29,15 @@ class PolicyConfig(Config):
     problems: ProblemsConfig
     """Problems to solve."""
     engine: EngineConfig
-    """The policy's engine; the model "tiny" is the built-in policy."""
+    """Engine that runs the policy; the model "tiny" is the built-in policy."""
     sampling: SamplingConfig = SamplingConfig()
-    """How completions are sampled; max_tokens limits each sample."""
+    """Sampling settings; max_tokens limits each sample."""
     prompt: PromptConfig = PromptConfig()
-    """How the policy is prompted."""
+    """Prompt settings, such as the preset and the prefill."""
     step_format: StepFormat = "tags"
     """How the policy marks its steps: tags, blank_lines or numbered."""
     grader: GraderConfig = GraderConfig()
-    """How final answers are graded."""
+    """Settings for grading final answers."""
     seed: int = 0
     """Run seed; each request's seed is derived from it and from the request's content. It also seeds the confidence
     intervals.

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from mmprm.types import Completion, Problem, SampleRequest
 
 BAD = "!"
-"""Marks a bad step; a solution that contains one is never correct."""
+"""Marker in the text of a bad step; a solution that contains one is never correct."""
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
     """Describes the distribution of simulated solutions.
 
-    Each problem gets one of `values`, the fraction of solutions from the root that are correct; each solution gets one
-    of `lengths`, the number of words of each step. A step has one of `variants` texts, or a new one each time if None.
+    Each problem gets one of `values`, the fraction of solutions from the root that are correct. Each solution gets one
+    of `lengths`, the number of words in each step. A step has one of `variants` texts, or a new one each time if None.
     """
 
     values: tuple[float, ...]

@@ -43,7 +43,7 @@ class TokenText:
         return Tokens(ids, tuple(end - begin for end in ends) if begin else ends)
 
     def missing(self, ids: Sequence[int], prefix: str) -> str | None:
-        """Return the last part of `prefix`, which the ids do not cover.
+        """Return the suffix of `prefix` that the ids do not cover.
 
         Returns None if the ids spell something else or end inside a character.
         """

@@ -39,7 +39,7 @@ class VllmSampler:
     of common prefixes.
 
     `Completion.text` omits special tokens; `token_count` counts every generated token. Sample i uses seed + i, so a
-    request repeated alone on the same machine gives the same text; in other batches, rounding may change the text.
+    request repeated alone on the same machine gives the same text. In other batches, rounding may change the text.
 
     With `prefix_ids`, the prompt ends in these ids. If the policy's next token spanned the end of the prefix, the ids
     stop before that token and the policy samples it again. Only samples that begin with the rest of the prefix are
@@ -198,7 +198,10 @@ class VllmSampler:
 
 
 def _may_stop_in(rest: str, stop: Sequence[str]) -> bool:
-    """Return whether a stop string may begin within `rest`, the resampled part of the prefix, and end it early."""
+    """Return whether a stop string may begin inside `rest`, the part of the prefix that is sampled again.
+
+    It would then end the completion too early.
+    """
     tails = [rest[position:] for position in range(len(rest))]
     # A tail longer than the stop string may contain all of it; a shorter one may be its beginning.
     return any(end.startswith(tail[: len(end)]) for end in stop for tail in tails)
