@@ -177,7 +177,7 @@ def _trl(folder: Path, batch: int, accumulate: int, steps: int, rate: float, ord
     command += [str(folder / "trl"), separator, *map(str, (batch, accumulate, steps, rate, order))]
     environment = {
         name: value for name, value in os.environ.items() if name != "LOCAL_RANK"
-    }  # set by an engine in this process
+    }  # LOCAL_RANK was set by an engine in this process
     environment |= {"PYTHONPATH": str(TRL), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -68,7 +68,7 @@ def step_vs_trl(
         found = _trl(problems, batch, learning_rate, seed)
         assert batch * found.pop("longest") <= TOKENS_AT_ONCE, (
             "TRL processes more tokens at once than mmprm"
-        )  # 0 keeps the defaults
+        )  # batch 0 stands for TRL's defaults, which are not limited
         return _medians(**found)
 
     budget, our_first = _fastest(our_step, seeds[0], OUR_BUDGETS)

@@ -190,7 +190,7 @@ def _text(content: Path | bytes) -> str:
     """Return the text to check: the whole of a text file, but only the header of a safetensors file."""
     if isinstance(content, bytes):
         return content.decode("utf-8", "replace")
-    if content.suffix == ".parquet":  # its columns were written from checked values
+    if content.suffix == ".parquet":  # mmprm wrote its columns from checked values
         return ""
     with content.open("rb") as file:
         if content.suffix != ".safetensors":

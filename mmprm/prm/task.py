@@ -102,7 +102,7 @@ class PackedRows:
         solutions = [sample.solution for sample in samples]
         marked = [(sample.ids, sample.positions) for sample in samples]
         trees = pack_solutions(solutions, marked, max_tokens, shared)
-        # Rows are filled by length, so shuffle first: otherwise trees of one problem would share a row again and again.
+        # Rows are filled by length, so shuffle first: otherwise trees of one problem would often share a row.
         random.Random(0).shuffle(trees)
         lengths = [len(tree.tokens) for tree in trees]
         filled = fill_rows(lengths, width or max(lengths, default=0))

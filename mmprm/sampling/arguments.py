@@ -30,8 +30,8 @@ def engine_arguments(config: EngineConfig, extra: Mapping[str, Any] = NO_ARGUMEN
         "mm_processor_kwargs": config.pixel_limits or None,
         # Inside a Ray placement group, vLLM would start its own Ray workers, which would find no GPU there.
         "distributed_executor_backend": "mp" if config.tensor_parallel_size > 1 else None,
-        # For a seeded request whose prompt is computed in chunks, vLLM rewinds the random generator, which stops the
-        # engine on CPU ("CPU Generator does not use offset"). Prompts are therefore computed whole, many per step.
+        # With chunked prefill, vLLM rewinds the random generator of a seeded request, which stops the engine on CPU
+        # ("CPU Generator does not use offset"). Prompts are therefore prefilled whole, many per step.
         "enable_chunked_prefill": False if cpu else None,
         "max_num_batched_tokens": max(CPU_BATCHED_TOKENS, config.max_model_len or 0) if cpu else None,
     }
