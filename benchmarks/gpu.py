@@ -432,7 +432,7 @@ def _local_transfer(engine: Any) -> Any:
 def _asleep_and_back(engine: Any, trainer: Any, samples: Sequence[Any], version: int, level: int) -> dict[str, Any]:
     """Put the engine to sleep, update the trainer and wake the engine; return time and memory of each phase.
 
-    `probe_distance` is the mean difference between engine and trainer after the weight transfer.
+    `probe_distance` is the mean absolute difference between engine and trainer after the weight transfer.
     """
     found: dict[str, Any] = {}
     call = engine._sampler.call
