@@ -123,7 +123,7 @@ async def _annotate_on_servers(config: CampaignConfig, store: Store, progress: P
 
 @dataclass(slots=True)
 class _Slot:
-    """Track one worker slot, whose worker is replaced when it dies."""
+    """Tracks one worker slot, whose worker is replaced when it dies."""
 
     number: int
     in_flight: set[str] = field(default_factory=set)
@@ -135,7 +135,7 @@ class _Slot:
 
 
 class _Driver:
-    """Assign problems to workers and write their reports to the store."""
+    """Assigns problems to workers and write their reports to the store."""
 
     def __init__(
         self,

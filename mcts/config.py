@@ -13,7 +13,7 @@ from mmprm.trackers import TrackerName
 
 
 class CampaignConfig(PolicyConfig):
-    """Configure an annotation campaign."""
+    """Configures an annotation campaign."""
 
     output: PathText = "runs/annotate"
     """Run folder with the store trees.sqlite and summary.json. An existing run is resumed."""

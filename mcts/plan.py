@@ -12,7 +12,7 @@ from mmprm.trees.tallies import ProblemTally
 
 @dataclass(frozen=True, slots=True)
 class CampaignEstimate:
-    """Hold a campaign's expected totals with 95 % bootstrap intervals over the pilot's problems.
+    """Holds a campaign's expected totals, with 95% bootstrap intervals over the pilot's problems.
 
     `tokens_per_engine_second` and `engine_hours` are None if the pilot recorded no engine time. `pilot_open` counts the
     pilot's unfinished problems, which are excluded.

@@ -27,7 +27,7 @@ PLAIN_LINE_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class CampaignSummary:
-    """Hold the totals of the whole store and what this run of the command added to it (`new_rollouts`, …).
+    """Holds the totals of the whole store and what this run of the command added to it (`new_rollouts`, …).
 
     Rates are per second of `seconds`, which begin when the first engine is ready and exclude `startup_seconds`.
     """

@@ -23,7 +23,7 @@ _CLOSE_SECONDS = 10.0
 
 
 class EngineActor:
-    """Run a LocalWorker with its own vLLM engine and grader in a Ray actor."""
+    """Runs a LocalWorker with its own vLLM engine and grader in a Ray actor."""
 
     async def load(self, config: CampaignConfig, number: int, bind_core: bool) -> None:
         """Start the engine and the grader.

@@ -21,7 +21,7 @@ Roll = Callable[[Steps, int], Awaitable[tuple[Rollout, ...]]]
 
 
 class SearchConfig(StoppingRule):
-    """Configure the OmegaPRM search and the number of rollouts per state; the defaults are those of MM-PRM."""
+    """Configures the OmegaPRM search and the number of rollouts per state; the defaults are those of MM-PRM."""
 
     alpha: float = Field(0.5, gt=0, le=1)
     """α in Q = α^(1 − MC(s)) · β^(len(r)/L); smaller values favor high-value states more strongly."""
@@ -48,7 +48,7 @@ class SearchConfig(StoppingRule):
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """Hold the search tree and the reason why the search ended.
+    """Holds the search tree and the reason the search ended.
 
     `ended` is one of "too easy", "too hard", "no known verdict", "no candidates left", "search budget" and "rollout
     budget".

@@ -18,7 +18,7 @@ from mmprm.types import Counts, Node, Rollout, Steps, Tree, Verdict
 
 @dataclass(slots=True)
 class State:
-    """Hold a prefix and the rollouts sampled from it; `waiting` is a heap of (−Q, rollout index, rollout)."""
+    """Holds a prefix and the rollouts sampled from it; `waiting` is a heap of (−Q, rollout index, rollout)."""
 
     number: int
     steps: Steps
@@ -39,7 +39,7 @@ class SearchCandidate:
 
 
 class SearchTree:
-    """Select the (state, incorrect rollout) pair with the highest Q + U without comparing all candidates.
+    """Selects the (state, incorrect rollout) pair with the highest Q + U without comparing all candidates.
 
     U is equal for all states with the same visit count N(s), so among them the highest Q wins for any Σ N. The tree
     therefore has one heap of states by best Q for each visit count, and compares only the heads. A single heap by

@@ -26,7 +26,7 @@ TOGETHER_SECONDS = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Hold the batches and problems that a worker finished since its last report.
+    """Holds the batches and problems that a worker finished since its last report.
 
     A problem's last batches are reported before or together with its end. `load` is the engine's load, if known.
     """
@@ -37,11 +37,11 @@ class Report:
 
 
 class WorkerDiedError(Exception):
-    """Signal that a worker died and lost all unreported work; its problems are resumed from the store."""
+    """Signals that a worker died and lost all unreported work; its problems are resumed from the store."""
 
 
 class Worker(Protocol):
-    """Define the worker interface that the driver uses. All methods may raise WorkerDiedError."""
+    """Defines the worker interface that the driver uses. All methods may raise WorkerDiedError."""
 
     async def start(self, problem: Problem, stored: Sequence[Batch]) -> None:
         """Start searching a problem in the background, replaying the `stored` batches first."""
@@ -57,7 +57,7 @@ class Worker(Protocol):
 
 
 class LocalWorker:
-    """Run searches in this process, buffering finished batches so that no search waits for the driver."""
+    """Runs searches in this process, buffering finished batches so that no search waits for the driver."""
 
     def __init__(
         self,

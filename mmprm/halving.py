@@ -17,8 +17,10 @@ def run_halving(
     """Run `run` on batches of the items and return one result per item, in order.
 
     If `run` raises one of `errors` for a batch, each half is run again. An item that fails by itself gets the result
-    `failed(item, error)`. Every other item runs at most 1 + log2(len(items)) times.
+    `failed(item, error)`. Every other item runs at most 1 + ⌈log2(len(items))⌉ times.
     """
+    if not items:
+        return []
     try:
         return list(run(items))
     except errors as error:

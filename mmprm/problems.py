@@ -120,7 +120,7 @@ def _tell_missing(problems: Sequence[Problem]) -> None:
 
 
 def image_folder(config: ProblemsConfig) -> Path:
-    """Return the absolute path of the folder for relative image paths; stores are also read from other folders."""
+    """Return the folder that relative image paths refer to, as an absolute path."""
     path = Path(config.path)
     return Path(config.image_root or (path if os.path.isdir(path) else path.parent)).absolute()
 

@@ -23,6 +23,7 @@ _EXCEPTION = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Interrupt|Exit)\b(?::
 _POINTER = re.compile(r"root cause|stack trace", re.IGNORECASE)
 """Matches exceptions that only point to another one in the log."""
 _PID = re.compile(r"\bpid: (\d+)")
+_IP = re.compile(r"\bip: (\S+)")
 
 
 def log_position() -> int | None:
@@ -48,10 +49,11 @@ def cause_since(position: int | None) -> str:
 def cause_of_death(message: str) -> str:
     """Return the last exception in the log of a dead Ray worker on this machine, and the path of the log.
 
-    `message` is Ray's error text, which names the PID. Returns "" if it has no PID or this machine has no such log.
+    `message` is Ray's error text, which names the PID and the machine. Returns "" if it has no PID or names another
+    machine.
     """
-    process = _PID.search(message)
-    log = _log_of(int(process[1])) if process else None
+    process, machine = _PID.search(message), _IP.search(message)
+    log = _log_of(int(process[1]), machine[1] if machine else None) if process else None
     found = last_exception(_read(log, 0)) if log else ""
     return f"{found}; its log is {_named(str(log))}" if found else ""
 
@@ -87,14 +89,15 @@ def _read(path: Path, position: int) -> str:
         return ""
 
 
-def _log_of(process: int) -> Path | None:
+def _log_of(process: int, machine: str | None) -> Path | None:
+    """Return the newest log of a process with this PID, or None if it ran on another machine."""
     from ray._private import worker
 
     node = worker._global_node
-    if node is None:
+    if node is None or machine not in (None, node.node_ip_address):
         return None
     found = Path(node.get_logs_dir_path()).glob(f"worker-*-{process}.err")
-    return next(iter(sorted(found)), None)
+    return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
 def _named(path: str) -> str:

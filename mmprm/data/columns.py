@@ -181,7 +181,7 @@ def check_media(row: Row, location: str) -> None:
 
 
 def check_unread_images(rest: Row, question: str, location: str) -> str | None:
-    """Check whether unread columns of a row without images may hold images.
+    """Look for images in the unread columns of a row for which no image was found.
 
     Raises DataError for a column that holds images. Returns the name of a column that may hold some, judging by its
     name and the question, or None.

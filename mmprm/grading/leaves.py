@@ -1,4 +1,4 @@
-"""Compare two single values by exact arithmetic, units, rounding and evaluation of expressions."""
+"""Compare two scalar answers by exact arithmetic, unit conversion, rounding, and evaluation."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def near_duplicates(problems: Sequence[Problem]) -> dict[int, int]:
 
 
 def text_of(question: str) -> Text:
-    """Normalize a question, and extract its exact parts and word triples."""
+    """Normalize a question and extract its word triples and the parts, such as numbers, that must match exactly."""
     folded = unicodedata.normalize("NFKC", question.replace(IMAGE, " ")).casefold()
     words = [word for word in _WORD.findall(_HYPHEN.sub(" ", folded)) if word not in _PUNCTUATION]
     # A question with fewer than three words has a single, shorter "triple".

@@ -51,7 +51,7 @@ class GpuGroup:
 
     @property
     def fits(self) -> bool:
-        """Return whether every phase fits into the usable bytes of a GPU."""
+        """Return whether every phase fits in the usable memory of a GPU."""
         return self.peak <= self.usable
 
     def total(self, phase: str) -> float:

@@ -20,6 +20,7 @@ def scorer_dtype(config: LocalScorerConfig, on_gpu: bool) -> str:
     from transformers import AutoConfig
 
     with model_errors(config.prm):
-        stored = AutoConfig.from_pretrained(config.prm, trust_remote_code=False).dtype
+        model = AutoConfig.from_pretrained(config.prm, trust_remote_code=False)
+    stored = model.dtype or model.get_text_config().dtype  # Qwen3-VL's config.json has it only in text_config
     name = str(stored).removeprefix("torch.")
     return name if name in _DTYPES else "float32"

@@ -41,7 +41,7 @@ CHECK_HEADS = (
     "{image}\nQuestion: {question}\nProcess: ",
     "<|im_start|>assistant\n{image}\nQuestion: {question}\nProcess: ",
 )
-"""Prefixes of the statements: only the image, or also a question, as in the input of a process reward model."""
+"""Prompts that precede a statement to verify: the image alone, or the image and a question as a PRM reads it."""
 
 IGNORED = -100
 

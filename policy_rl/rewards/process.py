@@ -78,7 +78,7 @@ class Judge(Protocol):
     """Protocol for scoring solutions."""
 
     async def judge(self, solutions: Sequence[Solution]) -> list[ScoreResult]:
-        """Score solutions; return for each its scores or an exception, which is a DataError if it cannot be scored."""
+        """Score solutions and return for each its scores or an exception: a DataError if it cannot be scored."""
         ...
 
 

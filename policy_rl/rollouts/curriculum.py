@@ -20,7 +20,7 @@ LEAST_RATE = 0.25
 
 
 class FilterConfig(Config):
-    """Configure the filter that selects groups to train on by their mean accuracy."""
+    """Configures the filter that selects groups to train on by their mean accuracy."""
 
     low: float = Field(0.1, ge=0, le=1)
     """Minimum mean accuracy for a group to be used in training."""
@@ -60,7 +60,7 @@ def update_count(groups: int, prompts: int, updates: int) -> int:
 
 
 class Phase(Config):
-    """Configure one phase of a progressive schedule (PTST): many short responses first, then fewer, longer ones."""
+    """Configures one phase of a progressive schedule (PTST): many short responses first, then fewer, longer ones."""
 
     steps: int = Field(ge=1)
     """Number of steps in this phase; the last phase lasts until the end of the run."""

@@ -25,7 +25,7 @@ ARGUMENTS = {
 
 
 class RolloutEngine:
-    """Run a vLLM engine in a Ray actor.
+    """Runs a vLLM engine in a Ray actor.
 
     Its methods are called through Ray. `start` launches the engine instead of the constructor, because Ray passes on
     the exceptions of a method unchanged.

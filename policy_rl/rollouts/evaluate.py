@@ -19,7 +19,7 @@ DRAWS = -1
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Hold the result of an evaluation.
+    """Holds the result of an evaluation.
 
     `pass_at_1` averages each problem's fraction of correct responses over problems, at the sampling temperature, with a
     95 % interval over problems; responses without a known accuracy are left out. `problems` counts the problems in this

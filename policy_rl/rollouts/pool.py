@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 
 class RolloutConfig(Config):
-    """Configure the rollout engines."""
+    """Configures the rollout engines."""
 
     engines: int | None = Field(None, ge=1)
     """Number of engines. Default on CPU: one per core. Default with GPUs: one per GPU (or group of tensor_parallel_size
@@ -82,7 +82,7 @@ def check_sampling(sampling: SamplingConfig) -> None:
 
 
 class RolloutPool:
-    """Sample groups of responses from engines and load new weights into them.
+    """Samples groups of responses from engines and load new weights into them.
 
     Create it with `start`, and use it in the same event loop.
     """
@@ -111,7 +111,7 @@ class RolloutPool:
         pool = cls(engine, sampling, prompt, config or RolloutConfig(), weights or WeightsConfig(), version, options)
         # Wait for all engines before raising, so that none is left half started.
         try:
-            errors = await asyncio.gather(*map(pool._start, pool._slots.all), return_exceptions=True)
+            errors = await asyncio.gather(*map(pool._fill, pool._slots.all), return_exceptions=True)
         except asyncio.CancelledError:
             pool.close()
             raise
@@ -218,37 +218,41 @@ class RolloutPool:
                 actors.kill(slot.actor)
                 slot.actor = None
 
-    async def _start(self, slot: Slot) -> None:
-        actor = ray.remote(max_concurrency=REQUESTS_IN_FLIGHT, **self._options[slot.name])(RolloutEngine).remote()
-        engine = self._engines[slot.name]
+    async def _fill(self, slot: Slot) -> None:
+        slot.actor = await self._start(slot.name)
+
+    async def _start(self, name: str) -> Any:
+        """Start an engine with the weights of its model, and return its actor."""
+        actor = ray.remote(max_concurrency=REQUESTS_IN_FLIGHT, **self._options[name])(RolloutEngine).remote()
+        engine = self._engines[name]
         start = actor.start.remote(engine, self._sampling, self._prompt, self._further)
         try:
             self.probe_token_ids, self.banned_token_ids = await actors.wait(
                 start,
-                f"{slot.name} to start {engine.model}",
+                f"{name} to start {engine.model}",
                 self._config.start_timeout_seconds,
                 "raise rollouts.start_timeout_seconds if it only needs longer",
             )
         except BaseException:
             actors.kill(actor)
             raise
-        slot.actor = actor
+        return actor
 
-    async def _load(self, slot: Slot, published: Published) -> float:
+    async def _load(self, name: str, actor: Any, published: Published) -> float:
         """Load the weights into one engine, and verify them with the probe."""
         answer = await _answer(
-            slot.actor.load.remote(published),
-            f"{slot.name} to load the {published}",
+            actor.load.remote(published),
+            f"{name} to load the {published}",
             self._weights.timeout_seconds,
             "raise weights.timeout_seconds if it only needs longer",
             TrainingError,
         )
-        return self._checks[slot.name].check(published, answer)
+        return self._checks[name].check(published, answer)
 
     async def _load_or_replace(self, slot: Slot, published: Published) -> float:
         actor = slot.actor
         try:
-            return await self._load(slot, published)
+            return await self._load(slot.name, actor, published)
         except _LostError as error:
             return await self._replace(slot, actor, error)
 
@@ -269,19 +273,29 @@ class RolloutPool:
             except MmprmError as error:
                 self._slots.fail(str(error))
                 raise
+            except asyncio.CancelledError:  # the next request finds the engine dead, and replaces it
+                slot.actor = lost
+                self.restarts -= 1
+                raise
         self._slots.fill()
         return distance
 
     async def _start_again(self, slot: Slot, reason: _LostError) -> float:
         """Start a replacement for a lost engine, with the current weights."""
         try:
-            await self._start(slot)
+            actor = await self._start(slot.name)
         except MmprmError as error:  # the reserved GPUs may be gone with a lost machine
             raise EngineStoppedError(
                 f"{reason}; no other engine starts in its place ({error}); run the same command again to resume from "
                 "the last checkpoint on the machines that Ray then has"
             ) from error
-        return 0.0 if self._current is None else await self._load(slot, self._current)
+        try:
+            distance = 0.0 if self._current is None else await self._load(slot.name, actor, self._current)
+        except BaseException:
+            actors.kill(actor)
+            raise
+        slot.actor = actor  # only now: the slot takes requests as soon as it has an actor
+        return distance
 
     def _check_replaceable(self, reason: _LostError) -> None:
         if self.restarts > self._config.max_restarts:
@@ -304,7 +318,7 @@ class RolloutPool:
 
 
 class _LostError(EngineStoppedError):
-    """Signal that an engine died or does not answer."""
+    """Signals that an engine died or does not answer."""
 
 
 async def _answer(answer: Awaitable[T], what: str, timeout_seconds: float, *arguments: Any, silent: bool = False) -> T:

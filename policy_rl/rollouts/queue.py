@@ -14,7 +14,7 @@ from mmprm.errors import EngineStoppedError
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """Hold one engine of the pool and its load; `actor` is None while no engine is running."""
+    """Holds one engine of the pool and its load; `actor` is None while no engine is running."""
 
     name: str
     actor: Any = None
@@ -30,7 +30,7 @@ class _Waiting:
 
 
 class Slots:
-    """Assign requests to engines.
+    """Assigns requests to engines.
 
     Each engine takes up to `capacity` responses in flight; `version` is the weights version of all engines.
     """

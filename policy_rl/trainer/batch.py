@@ -30,7 +30,7 @@ from policy_rl.types import ARRAYS, TrainingSample
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Hold the model's context length in tokens, and the token ids that only a prompt may contain."""
+    """Holds the model's context length in tokens, and the token ids that only a prompt may contain."""
 
     context: int
     reserved: frozenset[int]
@@ -98,7 +98,7 @@ PromptRow = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Hold the packed rows of a batch and their micro-batches: each round has one micro-batch per rank."""
+    """Holds the packed rows of a batch and their micro-batches: each round has one micro-batch per rank."""
 
     rows: tuple[PromptRow, ...]
     rounds: tuple[tuple[MicroBatch, ...], ...]

@@ -18,7 +18,7 @@ CHANGEABLE: dict[str, Any] = dict.fromkeys(
 
 
 class UpdateConfig(OptimizationConfig):
-    """Configure the policy's optimizer; the RL loop determines the number and size of its steps."""
+    """Configures the policy's optimizer; the RL loop determines the number and size of its steps."""
 
     learning_rate: float = Field(1e-6, gt=0)
     """Peak learning rate, constant unless warmup or final_learning_rate is set."""
@@ -31,7 +31,7 @@ class UpdateConfig(OptimizationConfig):
 
 
 class CriticConfig(Config):
-    """Configure the critic: value loss, clipping and learning rate."""
+    """Configures the critic: value loss, clipping and learning rate."""
 
     coefficient: float = Field(0.5, gt=0)
     """Weight of the value loss relative to the policy loss."""
@@ -44,7 +44,7 @@ class CriticConfig(Config):
 
 
 class TrainerConfig(TrainableConfig):
-    """Configure the RL trainer."""
+    """Configures the RL trainer."""
 
     ranks: int = Field(1, ge=1)
     """Number of training processes: one per GPU; without a GPU they share the CPU cores."""

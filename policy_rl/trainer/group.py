@@ -40,7 +40,7 @@ GRACE_SECONDS = 10
 
 
 class TrainerGroup:
-    """Run a Trainer on every rank. Starts Ray if it is not running.
+    """Runs a Trainer on every rank. Starts Ray if it is not running.
 
     `options`, one dict of Ray actor options per rank, come from policy_rl.placement; by default each rank has a GPU if
     there are any. The group adds itself to `starting` before it waits for its ranks, so that another thread can abandon
@@ -205,7 +205,7 @@ class TrainerGroup:
 
 
 class _Rank:
-    """Run a Trainer in its own process, with a second thread that answers `doing` during other calls."""
+    """Runs a Trainer in its own process, with a second thread that answers `doing` during other calls."""
 
     def __init__(self) -> None:
         self._trainer: Trainer | None = None

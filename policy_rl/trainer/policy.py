@@ -27,7 +27,7 @@ from policy_rl.trainer.output_layer import at_least_float32, token_logprobs
 
 @dataclass(frozen=True, slots=True)
 class PolicyInputs:
-    """Hold the tensors of a micro-batch (see policy_rl.trainer.batch)."""
+    """Holds the tensors of a micro-batch (see policy_rl.trainer.batch)."""
 
     input_ids_BL: Tensor
     position_ids: Tensor
@@ -55,7 +55,7 @@ class PolicyInputs:
 
 
 class PolicyOutput(NamedTuple):
-    """Hold the policy's outputs per response token, 0 on padding.
+    """Holds the policy's outputs per response token, 0 on padding.
 
     `entropy_NT` has no gradient. `values_NT` are the critic's values of the states before each token.
     """
@@ -66,7 +66,7 @@ class PolicyOutput(NamedTuple):
 
 
 class Policy(nn.Module):
-    """Compute log-probabilities of response tokens under the sampling distribution, softmax(logits / temperature).
+    """Computes log-probabilities of response tokens under the sampling distribution, softmax(logits / temperature).
 
     `banned` tokens have probability 0. `critic` adds a value head, initialized to 0, on the same hidden states.
     `float32_logits` is explained in `token_logprobs`.
@@ -141,7 +141,7 @@ class Policy(nn.Module):
 
 
 class ValueHead(nn.Linear):
-    """Compute values W·h + b in float32 or better: near 0.5, bfloat16 has a resolution of only 0.002."""
+    """Computes values W·h + b in float32 or better: near 0.5, bfloat16 has a resolution of only 0.002."""
 
     def forward(self, hidden_MH: Tensor) -> Tensor:
         """Return the value of each hidden state."""

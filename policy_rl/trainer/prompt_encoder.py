@@ -31,7 +31,7 @@ _TEXT_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids")
 
 @dataclass(frozen=True, slots=True)
 class EncodedPrompt:
-    """Hold an encoded prompt: token ids, positions, image inputs by name, and the number of image tokens."""
+    """Holds an encoded prompt: token ids, positions, image inputs by name, and the number of image tokens."""
 
     ids_P: Tensor
     position_XP: Tensor
@@ -45,7 +45,7 @@ class EncodedPrompt:
 
 
 class PromptEncoder:
-    """Encode problems' prompts as tensors, with an LRU cache of KEPT_BYTES.
+    """Encodes problems' prompts as tensors, with an LRU cache of KEPT_BYTES.
 
     Images with more than `max_pixels` are scaled down and those with fewer than `min_pixels` up, as in the engine.
     """

@@ -12,7 +12,7 @@ from policy_rl.types import TrainingSample
 
 
 class TrainerLike(Protocol):
-    """Define the TrainerGroup methods that the RL loop calls."""
+    """Defines the TrainerGroup methods that the RL loop calls."""
 
     def log_probs(self, samples: Sequence[TrainingSample], reference_only: bool = False) -> list[TrainingSample]:
         """Return copies of the samples with the log-probabilities and values that the update needs."""

@@ -54,7 +54,7 @@ from policy_rl.weights.transfer import ModelWeights, Published, Transfer
 
 @dataclass(frozen=True, slots=True)
 class LogProbs:
-    """Hold log-probabilities and values per response token; None if not requested or not available."""
+    """Holds log-probabilities and values per response token; None if not requested or not available."""
 
     old: np.ndarray | None = None
     ref: np.ndarray | None = None
@@ -70,7 +70,7 @@ class _MicroBatch:
 
 
 class Trainer:
-    """Train the policy on one rank.
+    """Trains the policy on one rank.
 
     `temperature` is the sampling temperature. `total_updates` is the number of optimizer steps of the whole run (an
     estimate if there is a filter), over which the learning rate is scheduled. `critic` adds a value head.

@@ -11,7 +11,7 @@ from mmprm.errors import ConfigError
 
 
 class WeightsConfig(Config):
-    """Configure the transfer of new weights from the trainer to the engines."""
+    """Configures the transfer of new weights from the trainer to the engines."""
 
     transport: Literal["auto", "file", "nccl", "ipc"] = "auto"
     """file: safetensors files in shared memory or a shared folder; nccl: vLLM's broadcast from GPU to GPU; ipc: vLLM's

@@ -46,7 +46,7 @@ KEPT_VERSIONS = 2
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """Describe weights that are ready to be loaded, after `version` updates.
+    """Describes weights that are ready to be loaded, after `version` updates.
 
     `folder` holds their files, or is None if the engines already have them in memory. `probe` holds the trainer's
     log-probabilities on the probe; `checksums` maps the name of each tensor in the files to its CRC-32.
@@ -66,7 +66,7 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Hold the name, dtype and shape of a checkpoint tensor."""
+    """Holds the name, dtype and shape of a checkpoint tensor."""
 
     name: str
     dtype: torch.dtype
@@ -117,7 +117,7 @@ class ModelWeights:
 
 
 class Transfer(Protocol):
-    """Define the trainer's side of a weight transfer; `RolloutPool.load_weights` is the engines' side."""
+    """Defines the trainer's side of a weight transfer; `RolloutPool.load_weights` is the engines' side."""
 
     def publish(self, weights: ModelWeights, version: int, probe: tuple[float, ...]) -> Published | None:
         """Send or store the weights for the engines. Every rank calls it; rank 0 gets the result, the others None."""
@@ -129,7 +129,7 @@ class Transfer(Protocol):
 
 
 class FileTransfer:
-    """Write weights from rank 0 as safetensors files in `folder`, usually in shared memory.
+    """Writes weights from rank 0 as safetensors files in `folder`, usually in shared memory.
 
     Each version's folder is written atomically; other content of `folder` is left unchanged.
     """

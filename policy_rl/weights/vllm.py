@@ -11,7 +11,7 @@ from policy_rl.weights.transfer import ModelWeights, Published, TensorInfo
 
 
 class VllmTransfer:
-    """Transfer weights with vLLM's protocol: `publish` already loads them into the engines.
+    """Transfers weights with vLLM's protocol: `publish` already loads them into the engines.
 
     `RolloutPool.load_weights` then clears the engines' caches and checks the probe. `engines` is `RolloutPool.engines`.
     Tensors are sent in packed buffers as they are gathered, so the whole model is never in memory at once.
