@@ -83,7 +83,8 @@ class SamplerPool:
 
     def _wait(self) -> None:
         count = len(self._starts)
-        actors.wait_all(self._starts, f"{count} engine{'s' if count > 1 else ''} of {self._model} to start")
+        engines = f"{count} engine{'s' if count > 1 else ''} of {self._model}"
+        actors.wait_all(self._starts, lambda: f"{engines} to start; Ray has {actors.free_resources()} free")
 
 
 class _Engine:
@@ -110,14 +111,14 @@ def engine_resources(engine: EngineConfig, size: int | None) -> tuple[list[Engin
     Starts Ray if it is not running.
     """
     actors.connect()
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    if gpus:
+    gpus = [int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]]
+    if any(gpus):
         each = engine.tensor_parallel_size
-        size = size or gpus // each
+        size = size or sum(count // each for count in gpus)  # an engine's GPUs are on one machine
         if not size:
             raise SetupError(
-                f"engine.tensor_parallel_size={each} must be at most {gpus}, the number of GPUs; lower it, or join a "
-                "cluster with more"
+                f"engine.tensor_parallel_size={each} must be at most {max(gpus)}, the number of GPUs of one machine; "
+                "lower it, or join a cluster with larger machines"
             )
         return [engine] * size, {"num_gpus": each}
     size = size or int(ray.cluster_resources()["CPU"])

@@ -33,3 +33,13 @@ def test_a_batch_without_fault_runs_once() -> None:
 def test_other_errors_are_raised() -> None:
     with pytest.raises(ZeroDivisionError):
         run_halving([1, 2], lambda items: [1 // 0], lambda *_: None, DataError)
+
+
+def test_no_items_are_not_run() -> None:
+    assert run_halving([], lambda items: doubled([-1], []), lambda *_: None, DataError) == []
+
+
+def test_an_item_runs_once_per_halving() -> None:
+    seen: list[list[int]] = []
+    run_halving([-1, 2, -3], lambda items: doubled(items, seen), lambda *_: None, DataError)
+    assert sum(2 in batch for batch in seen) == 3

@@ -72,9 +72,14 @@ def test_the_log_of_a_dead_worker_is_found_by_its_process(tmp_path: Path, monkey
     log = tmp_path / "worker-ab-01000000-77.err"
     log.write_text("Fatal Python error: Segmentation fault\n")
     (tmp_path / "worker-cd-01000000-7.err").write_text("other\n")
-    monkeypatch.setattr(worker, "_global_node", SimpleNamespace(get_logs_dir_path=lambda: str(tmp_path)))
+    earlier = tmp_path / "worker-aa-01000000-77.err"  # of a process with the same id
+    earlier.write_text("ValueError: earlier\n")
+    os.utime(earlier, (1, 1))
+    node = SimpleNamespace(get_logs_dir_path=lambda: str(tmp_path), node_ip_address="10.0.0.1")
+    monkeypatch.setattr(worker, "_global_node", node)
     message = "The actor died unexpectedly.\n\tclass_name: RolloutEngine\n\tpid: 77\n\tip: 10.0.0.1"
     found = cause_of_death(message)
     assert found == f"Fatal Python error: Segmentation fault; its log is {log} on {os.uname().nodename}"
     assert cause_of_death("The actor died. pid: 78") == ""
+    assert cause_of_death(message.replace("10.0.0.1", "10.0.0.2")) == "", "of another machine"
     assert cause_of_death("The actor never ran.") == ""

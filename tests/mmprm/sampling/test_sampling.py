@@ -98,8 +98,23 @@ async def test_an_engine_of_the_pool_that_is_killed_for_memory_has_stopped():
         await engines.sample(SampleRequest(PROBLEM, "", 1, 0))
 
 
-def test_an_engine_of_more_gpus_than_there_are_is_refused(monkeypatch):
-    ray = SimpleNamespace(is_initialized=lambda: True, cluster_resources=lambda: {"CPU": 8.0, "GPU": 4.0})
-    monkeypatch.setattr(pool, "ray", ray)
-    with pytest.raises(SetupError, match=r"tensor_parallel_size=8 must be at most 4, the number of GPUs"):
-        pool.engine_resources(EngineConfig(model="owner/name", tensor_parallel_size=8), None)
+@pytest.fixture
+def gpus_of_machines(monkeypatch):
+    """Two machines of three GPUs each, one of CPUs alone, and a lost one."""
+    resources = [{"CPU": 8.0, "GPU": 3.0}, {"CPU": 8.0, "GPU": 3.0}, {"CPU": 8.0}]
+    nodes = [{"Alive": True, "Resources": each} for each in resources] + [{"Alive": False, "Resources": {}}]
+    monkeypatch.setattr(pool, "ray", SimpleNamespace(nodes=lambda: nodes))
+    monkeypatch.setattr(pool.actors, "connect", lambda: False)
+
+
+def test_an_engine_of_more_gpus_than_a_machine_has_is_refused(gpus_of_machines):
+    with pytest.raises(
+        SetupError, match=r"tensor_parallel_size=4 must be at most 3, the number of GPUs of one machine"
+    ):
+        pool.engine_resources(EngineConfig(model="owner/name", tensor_parallel_size=4), None)
+
+
+@pytest.mark.parametrize(("width", "count"), [(1, 6), (2, 2), (3, 2)])
+def test_engines_fill_each_machine(gpus_of_machines, width, count):
+    engines, resources = pool.engine_resources(EngineConfig(model="owner/name", tensor_parallel_size=width), None)
+    assert (len(engines), resources) == (count, {"num_gpus": width})

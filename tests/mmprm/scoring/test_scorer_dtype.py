@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,9 +14,9 @@ from mmprm.scoring.config import LocalScorerConfig, ScorerConfig
 from mmprm.scoring.dtype import scorer_dtype
 
 
-def folder_of(path: Path, **more: str) -> str:
+def folder_of(path: Path, **more: Any) -> str:
     """Write the config.json of a Qwen2 model, with a number format or without."""
-    (path / "config.json").write_text(json.dumps({"model_type": "qwen2", **more}), encoding="utf-8")
+    (path / "config.json").write_text(json.dumps({"model_type": "qwen2"} | more), encoding="utf-8")
     return str(path)
 
 
@@ -25,6 +26,12 @@ def test_auto_is_the_format_of_the_checkpoint_on_gpu_and_float32_on_cpu(tmp_path
     config = LocalScorerConfig(prm=folder_of(tmp_path, **{key: stored}))
     assert scorer_dtype(config, on_gpu=True) == stored
     assert scorer_dtype(config, on_gpu=False) == "float32"
+
+
+def test_the_format_of_the_language_model_is_that_of_the_checkpoint(tmp_path: Path) -> None:
+    text = {"model_type": "qwen3_vl_text", "dtype": "bfloat16"}
+    folder = folder_of(tmp_path, model_type="qwen3_vl", text_config=text, vision_config={"model_type": "qwen3_vl"})
+    assert scorer_dtype(LocalScorerConfig(prm=folder), on_gpu=True) == "bfloat16"
 
 
 def test_a_checkpoint_that_names_no_format_is_computed_in_float32(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ class Script:
         """Actors, by order, from this one on do not start: their machine is lost."""
         self.silent = False
         self.delay = 0.01
+        self.start_delay = self.load_delay = 0.0
         self.bad_probe = False
 
 
@@ -61,6 +62,7 @@ class Actor:
         self.script.further.append(further)
         if self.script.lost_from is not None and self.number >= self.script.lost_from:
             raise RayActorError
+        await asyncio.sleep(self.script.start_delay)
         return (1, 2, 3), (9,)
 
     async def _sample(self, problem: Problem, n: int, seed: int, version: int) -> Group:
@@ -79,7 +81,7 @@ class Actor:
         self.during_load.append(self.in_flight)
         if self.script.silent:
             await asyncio.sleep(60)
-        await asyncio.sleep(self.script.delay)
+        await asyncio.sleep(self.script.delay + self.script.load_delay)
         self.loaded.append(published.version)
         self.folders.append(published.folder)
         return PROBE if self.script.bad_probe else published.probe
@@ -191,6 +193,30 @@ async def test_a_dead_engine_is_replaced_and_its_groups_are_asked_again(script):
     script.dies = set()
     await pool.load_weights(published(2))
     assert [actor.loaded for actor in script.actors[1:]] == [[1, 2], [1, 2]]
+
+
+async def test_a_new_engine_takes_requests_only_once_it_has_the_current_weights(script):
+    pool = await start()
+    await pool.load_weights(published(1))
+    script.dies, script.load_delay = {0}, 0.2
+    early = asyncio.create_task(ask(pool, 2))
+    await asyncio.sleep(0.1)
+    assert len(script.actors) == 3, "the new engine is loading"
+    groups = await ask(pool, 4) + await early
+    assert {response.text[-3:] for group in groups for response in group.responses} == {"[1]"}
+
+
+async def test_a_request_canceled_while_it_replaces_an_engine_leaves_that_to_the_next(script):
+    pool = await start(max_restarts=2)
+    script.dies, script.start_delay = {0, 1}, 0.5
+    tasks = [asyncio.create_task(pool.sample(problem, 16, 1, 0)) for problem in problems(2)]
+    await asyncio.sleep(0.1)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    script.start_delay = 0
+    assert len(await asyncio.wait_for(ask(pool, 4), 5)) == 4
+    assert pool.restarts == 2
 
 
 GPU_PLACES = [{"num_gpus": 0, "runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": str(gpu)}}} for gpu in range(2)]
