@@ -199,12 +199,17 @@ def image_bytes(ref: ImageRef) -> bytes:
     return data
 
 
-def image_digest(ref: ImageRef) -> str:
-    """Return the SHA-256 of the encoded image, or of its path if the file cannot be read."""
+def content_digest(ref: ImageRef) -> str | None:
+    """Return the SHA-256 of the encoded image, or None if the file cannot be read."""
     try:
         return hashlib.sha256(image_bytes(ref)).hexdigest()
     except (OSError, ValueError, DataError):
-        return hashlib.sha256((ref.path or "").encode()).hexdigest()
+        return None
+
+
+def image_digest(ref: ImageRef) -> str:
+    """Return the SHA-256 of the encoded image, or of its path if the file cannot be read."""
+    return content_digest(ref) or hashlib.sha256((ref.path or "").encode()).hexdigest()
 
 
 def write_image(ref: ImageRef, folder: Path) -> str:

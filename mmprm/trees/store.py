@@ -6,7 +6,6 @@ batch has a checksum, so damage raises an error and never changes a label; mmprm
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sqlite3
@@ -20,8 +19,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmprm.config import differing_keys, with_current_names
-from mmprm.data.images import image_bytes
-from mmprm.errors import DataError, StoreError
+from mmprm.data.images import content_digest
+from mmprm.errors import StoreError
 from mmprm.files import digest_of, parse_json
 from mmprm.trees.database import STORE_NAME, Database
 from mmprm.trees.serialization import (
@@ -34,7 +33,7 @@ from mmprm.trees.serialization import (
     unpack_problem,
 )
 from mmprm.trees.summary import StoreSummary, summarize
-from mmprm.types import Batch, ImageRef, Node, Problem, Steps, Tree
+from mmprm.types import Batch, Node, Problem, Steps, Tree
 
 ProblemStatus = Literal["open", "done", "failed"]
 
@@ -176,7 +175,7 @@ class Store:
         differing = [
             name for name in ("question", "answer", "choices") if getattr(known, name) != getattr(problem, name)
         ]
-        before, here = _contents(known.images), _contents(problem.images)
+        before, here = list(map(content_digest, known.images)), list(map(content_digest, problem.images))
         if None not in before + here and before != here:
             differing.append("image")
         if differing:
@@ -335,21 +334,6 @@ class Store:
     def transaction(self) -> AbstractContextManager[Callable[..., sqlite3.Cursor]]:
         """Run a transaction for mmprm.trees.repair: yield a function that executes statements; commit all or none."""
         return self._database.transaction()
-
-
-def _contents(images: Iterable[ImageRef]) -> list[bytes | None]:
-    """Hash the bytes of each image; the hash is None if the image cannot be read."""
-
-    def content(image: ImageRef) -> bytes | None:
-        data = image.data
-        if data is None:
-            try:
-                data = image_bytes(image)
-            except (OSError, ValueError, DataError):
-                return None
-        return hashlib.sha256(data).digest()
-
-    return [content(image) for image in images]
 
 
 def _node(steps: Steps, batches: list[Batch]) -> Node:

@@ -23,6 +23,7 @@ from mmprm.backbone.masks import on_grid
 from mmprm.backbone.token_tree import common_prefix, token_tree
 from mmprm.errors import DataError, TrainingError
 from mmprm.training.batches import MicroBatch, micro_batches
+from policy_rl.algorithms.losses import LossConfig, denominator
 from policy_rl.trainer.policy import PolicyInputs
 from policy_rl.trainer.prompt_encoder import EncodedPrompt, PromptEncoder
 from policy_rl.types import ARRAYS, TrainingSample
@@ -56,6 +57,15 @@ def tokens_of_groups(samples: Iterable[TrainingSample]) -> Counter[int]:
     for sample in samples:
         tokens[sample.group] += int(sample.counted.sum())
     return tokens
+
+
+def loss_denominator(samples: Sequence[TrainingSample], config: LossConfig) -> Tensor:
+    """Return the denominator of the loss, summed over the responses of all ranks."""
+    tokens, total = tokens_of_groups(samples), torch.zeros(())
+    for sample in samples:
+        mask_1T = torch.from_numpy(np.array(sample.counted))[None]
+        total = total + denominator(mask_1T, config, torch.tensor([tokens[sample.group]]))
+    return total
 
 
 def check_finite(samples: Sequence[TrainingSample]) -> None:

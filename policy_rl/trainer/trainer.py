@@ -40,8 +40,17 @@ from mmprm.training.engine import Engine, for_inference
 from mmprm.training.lora import plain_weights
 from mmprm.training.ranks import check_shared, join_ranks
 from mmprm.training.sharding import loading_in_parts
-from policy_rl.algorithms.losses import aggregate, denominator, policy_loss, truncated_weights, value_loss
-from policy_rl.trainer.batch import Limits, PromptRow, check_finite, collate_rows, padded, plan, tokens_of_groups
+from policy_rl.algorithms.losses import aggregate, policy_loss, truncated_weights, value_loss
+from policy_rl.trainer.batch import (
+    Limits,
+    PromptRow,
+    check_finite,
+    collate_rows,
+    loss_denominator,
+    padded,
+    plan,
+    tokens_of_groups,
+)
 from policy_rl.trainer.config import CHANGEABLE, TrainerConfig, reference_sharding
 from policy_rl.trainer.policy import Policy, PolicyInputs, without_adapters
 from policy_rl.trainer.prompt_encoder import PromptEncoder
@@ -179,7 +188,7 @@ class Trainer:
         for sample in samples:
             self.limits.check(sample)
         check_finite(samples)
-        size = self._denominator(samples).to(self.ranks.device)
+        size = loss_denominator(samples, self.config.loss).to(self.ranks.device)
         if not size > 0:
             raise TrainingError(
                 "an update needs a response token that counts, but all tokens are masked; skip the update, or check "
@@ -337,14 +346,6 @@ class Trainer:
             return loss * 0.0
         tally.add(loss_metrics, output.entropy_NT, mask_NT, old_NT, engine_NT, value, arrays["ref"] is not None)
         return loss
-
-    def _denominator(self, samples: Sequence[TrainingSample]) -> Tensor:
-        """Return the denominator of the loss, summed over the responses of all ranks."""
-        tokens, total = tokens_of_groups(samples), torch.zeros(())
-        for sample in samples:
-            mask_1T = torch.from_numpy(np.array(sample.counted))[None]
-            total = total + denominator(mask_1T, self.config.loss, torch.tensor([tokens[sample.group]]))
-        return total
 
     def _reference_logprobs(self, model: nn.Module, inputs: PolicyInputs) -> Tensor | None:
         if self._reference is not None:
