@@ -73,7 +73,8 @@ def read_served(path: str | None, sets: Sequence[str] = ()) -> Served:
     if "engine" not in values:
         kind: type[Served] = ServeConfig
     elif "scorer" not in values:
-        kind = CampaignConfig if {"run", "search"} & values.keys() else RerankConfig
+        own = CampaignConfig.model_fields.keys() - RerankConfig.model_fields.keys()
+        kind = CampaignConfig if own & values.keys() else RerankConfig
     else:
         kind = GuidedSearchConfig if "search" in values else RerankConfig
     if kind is not ServeConfig and "problems" not in values:

@@ -31,6 +31,11 @@ def test_the_command_of_a_file_is_known_by_its_keys(file: str, kind: type) -> No
     assert isinstance(read_served(None, SERVE_38B), ServeConfig)
 
 
+@pytest.mark.parametrize("key", ["trees_in_flight=8", "max_restarts=1", "search.rollouts=8"])
+def test_any_key_of_annotate_alone_tells_its_files(key: str) -> None:
+    assert isinstance(read_served(None, ["engine.model=tiny", "output=run", key]), CampaignConfig)
+
+
 def test_search_has_engine_and_scorer_on_the_first_gpu() -> None:
     first, others = plan_serve(read_served(str(CONFIGS / "search" / "internvl3-8b.yaml"))).groups
     assert (first.name, others.name) == ("1 GPU, engine and scorer", "7 GPUs, engine")
