@@ -85,5 +85,14 @@ class TrainingSample:
         return np.ones(len(self.token_ids), dtype=bool) if self.mask is None else self.mask
 
 
+@dataclass(frozen=True, slots=True)
+class LogProbs:
+    """Holds log-probabilities and values per response token; None if not requested or not available."""
+
+    old: np.ndarray | None = None
+    ref: np.ndarray | None = None
+    values: np.ndarray | None = None
+
+
 ARRAYS = ("engine", "old", "ref", "values", "advantages", "returns")
 """Fields of TrainingSample that hold one value per response token."""

@@ -77,7 +77,7 @@ def packed_mask(end_BT: Tensor) -> Any:
 
 
 def ancestors(end_BT: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """Return the rule of `attention_mask` as a mask_mod function for FlexAttention."""
+    """Return the FlexAttention `mask_mod` of `attention_mask`: each token attends only to its ancestors."""
 
     def sees(b: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return (j <= i) & (i <= end_BT[b, j])

@@ -103,7 +103,10 @@ def _deepest(states: dict[Steps, Counts]) -> list[Steps]:
 
 
 def _choose(deepest: list[Steps], solutions: dict[Steps, bool], rng: random.Random) -> list[Steps]:
-    """Choose the paths: a solution through each deepest state, or the state itself, and more solutions for balance."""
+    """Select the paths to export: one solution through each deepest state, and more solutions for balance.
+
+    A state without a solution through it is a path itself. Balance means as many correct as incorrect solutions.
+    """
     through: dict[Steps, dict[bool, list[Steps]]] = {state: {True: [], False: []} for state in deepest}
     for steps, correct in solutions.items():
         for depth in range(1, len(steps)):

@@ -79,7 +79,7 @@ class MemoryPlan:
         return not self.shortfalls()
 
     def shortfalls(self) -> list[str]:
-        """Return one sentence per reason why the run does not fit: refusals, GPU memory, CPU memory."""
+        """Return one message per reason why the run cannot start: unsupported settings, or too little GPU or CPU memory."""
         found = list(self.refusals)
         for group in self.groups:
             if not group.fits:

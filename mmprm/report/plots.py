@@ -32,7 +32,7 @@ SERIES = {
     "random": ("#000015", "v", "--"),
     "first": ("#000016", "x", ":"),
 }
-"""Color, marker and line style of each selector; with three cues, none depends on color alone."""
+"""Color, marker and line style of each selector, so that lines can be told apart without color."""
 
 _VARIABLES = {color: name for name, color in PLACEHOLDERS.items()}
 _VARIABLES |= {color: f"series-{name}" for name, (color, _, _) in SERIES.items()}

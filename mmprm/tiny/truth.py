@@ -1,4 +1,4 @@
-"""Look up the truth about labels and sampled solutions in the built-in toy world, to evaluate the whole pipeline."""
+"""Evaluate labels and sampled solutions against the ground truth of the built-in toy world."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ class Credit:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Holds the steps of the samples in `scored_PK`; all other steps are masked, with score 0 and 0 tokens."""
+    """Holds the step scores of the samples in `scored_PK`; steps of other samples are masked out, with score 0."""
 
     steps: ScoredSteps
     scored_PK: Tensor

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from mmprm.errors import DataError, EngineStoppedError, SamplingError, TrainingError
 from mmprm.metrics import Interval, bootstrap_mean
 from mmprm.types import Grader, Problem
+from policy_rl.collector import all_or_none
 from policy_rl.rewards.outcome import ACCURACIES
 from policy_rl.rollouts.pool import RolloutPool, rollout_seed
 from policy_rl.types import Group, Response
@@ -75,7 +76,7 @@ async def evaluate(
             return None
         return group, await asyncio.gather(*(grade(problem, response) for response in group.responses))
 
-    answers = [answer for answer in await asyncio.gather(*map(ask, problems)) if answer is not None]
+    answers = [answer for answer in await all_or_none(map(ask, problems)) if answer is not None]
     known = [[accuracy for accuracy in accuracies if accuracy is not None] for _, accuracies in answers]
     shares = [sum(each) / len(each) for each in known if each]
     if not shares:

@@ -31,8 +31,8 @@ from mmprm.errors import MmprmError, TrainingError
 from mmprm.prompts import PromptConfig
 from policy_rl.trainer.batch import Limits
 from policy_rl.trainer.config import TrainerConfig
-from policy_rl.trainer.trainer import LogProbs, Trainer
-from policy_rl.types import TrainingSample
+from policy_rl.trainer.trainer import Trainer
+from policy_rl.types import LogProbs, TrainingSample
 from policy_rl.weights.transfer import Published, Transfer
 
 GRACE_SECONDS = 10

@@ -24,7 +24,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -56,18 +55,9 @@ from policy_rl.trainer.policy import Policy, PolicyInputs, without_adapters
 from policy_rl.trainer.prompt_encoder import PromptEncoder
 from policy_rl.trainer.resume_key import current_trainer_key
 from policy_rl.trainer.update_metrics import Tally
-from policy_rl.types import ARRAYS, TrainingSample
+from policy_rl.types import ARRAYS, LogProbs, TrainingSample
 from policy_rl.weights.probe import probe_logprobs
 from policy_rl.weights.transfer import ModelWeights, Published, Transfer
-
-
-@dataclass(frozen=True, slots=True)
-class LogProbs:
-    """Holds log-probabilities and values per response token; None if not requested or not available."""
-
-    old: np.ndarray | None = None
-    ref: np.ndarray | None = None
-    values: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,6 +135,6 @@ class EngineClient:
             )
         except EngineStoppedError as error:
             raise TrainingError(
-                f"an engine died while the weights of version {self.version} were sent to it: {error}; run the same "
+                f"an engine failed while the weights of version {self.version} were sent to it: {error}; run the same "
                 "command again to resume from the last checkpoint"
             ) from None
