@@ -79,7 +79,7 @@ class MemoryPlan:
         return not self.shortfalls()
 
     def shortfalls(self) -> list[str]:
-        """Return one message per reason why the run cannot start: unsupported settings, or too little GPU or CPU memory."""
+        """Return one message per reason the run cannot start: unsupported settings or too little memory."""
         found = list(self.refusals)
         for group in self.groups:
             if not group.fits:
