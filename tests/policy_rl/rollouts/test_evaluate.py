@@ -54,6 +54,30 @@ async def test_pass_at_1_by_hand() -> None:
         await evaluate(nothing, ScriptedGrader(), PROBLEMS[:2], 2, 0)
 
 
+async def test_an_evaluation_that_fails_asks_for_nothing_further() -> None:
+    """Its requests would otherwise reach the engines while they sleep or load new weights."""
+    pool, waiting = ScriptedPool(lambda *_: "right"), asyncio.Event()
+    sample, canceled = pool.sample, []
+
+    async def first_alone(problem: Problem, *arguments: Any) -> Group:
+        if problem is PROBLEMS[0]:
+            return await sample(problem, *arguments)
+        try:
+            await waiting.wait()
+        except asyncio.CancelledError:
+            canceled.append(problem)
+            raise
+
+    class Broken(ScriptedGrader):
+        async def grade(self, problem: Problem, text: str) -> Any:
+            raise ConnectionError("judge")
+
+    pool.sample = first_alone
+    with pytest.raises(ConnectionError):
+        await evaluate(pool, Broken(), PROBLEMS[:3], 1, 0)
+    assert canceled == PROBLEMS[1:3]
+
+
 def _in_turn(pool: ScriptedPool):
     sample, lock = pool.sample, asyncio.Lock()
 

@@ -20,7 +20,7 @@ from policy_rl.weights.transfer import FileTransfer, ModelWeights, shared_folder
 from policy_rl.weights.vllm import EngineClient
 
 
-def test_an_engine_that_dies_in_a_transfer_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_fails_in_a_transfer_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def dead(_: Any) -> None:
         raise RayActorError
 
@@ -31,7 +31,7 @@ def test_an_engine_that_dies_in_a_transfer_is_reported(monkeypatch: pytest.Monke
     client.version = 3
     with pytest.raises(
         TrainingError,
-        match=r"died while the weights of version 3 were sent to it: start_weight_update of 1 engines .* checkpoint",
+        match=r"failed while the weights of version 3 were sent to it: start_weight_update of 1 engines .* checkpoint",
     ):
         client.start_weight_update()
 
