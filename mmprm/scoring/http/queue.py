@@ -139,7 +139,8 @@ class ScoreQueue:
     def _answers(self, solutions: list[Solution]) -> list[ScoreResult]:
         """Score a batch; if it fails, bisect it, so that in the end only the faulty solution has no scores.
 
-        The other solutions may then be scored up to three times. If the engine has stopped, all of them fail.
+        The other solutions may then be scored several times (see run_halving). If the engine has stopped, all of them
+        fail.
         """
         # Any exception may be caused by one solution, for example by an image that a processor cannot process.
         return run_halving(solutions, self._scored_together, lambda _, error: error, Exception)
