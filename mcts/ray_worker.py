@@ -114,7 +114,7 @@ class RayWorkers:
         if not fitting:
             gpus = int(max(node["Resources"].get("GPU", 0) for node in nodes))
             raise SetupError(
-                f"engine.tensor_parallel_size={gpus_each} must be at most {gpus}, the number of GPUs per machine; "
+                f"engine.tensor_parallel_size={gpus_each} must be at most {gpus}, the number of GPUs of one machine; "
                 "lower it or add a larger machine to the cluster"
             )
         if self.count > fitting:

@@ -98,7 +98,7 @@ def plan_serve(config: Served, prompt_tokens: int = PROMPT_TOKENS) -> MemoryPlan
     if scorer is not None:
         prm = (model_shape(scorer.prm, hardware, "scorer.prm"), scorer_settings(scorer))
     together = isinstance(config, GuidedSearchConfig)
-    return serving_plan(policy, prm, hardware.gpus, hardware.gpu_memory_gib, together, tokens)
+    return serving_plan(policy, prm, hardware.gpus, hardware.gpu_memory_gib, together, tokens, hardware.nodes)
 
 
 def serve_changes(config: Served) -> Iterator[Changes]:

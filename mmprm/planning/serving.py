@@ -22,6 +22,7 @@ def serving_plan(
     gpu_gib: float,
     together: bool,
     sequence: int,
+    nodes: int = 1,
 ) -> MemoryPlan:
     """Estimate the memory of engines on all GPUs, or groups of GPUs, and of a scorer on the first ones.
 
@@ -30,6 +31,7 @@ def serving_plan(
         prm: Shape and scorer settings of the process reward model, or None.
         together: Whether both run at the same time; otherwise the engines are closed before the scorer starts.
         sequence: Number of tokens per sequence, to report how many sequences the cache holds.
+        nodes: Number of machines that have the `gpus` GPUs together; a model is split over GPUs of one machine.
     """
     gpu = gpu_gib * GIB
     phases: dict[str, Parts] = {}
@@ -40,17 +42,23 @@ def serving_plan(
         phases["sampling"] = engine_parts(shape, engine, gpu)
         refusals += engine_refusals(shape, engine, phases["sampling"])
         notes.append(cache_note(shape, engine, phases["sampling"], sequence))
-        if gpus < engine.tensor_parallel:
-            refusals.append(f"engine.tensor_parallel_size={engine.tensor_parallel} is more than hardware.gpus={gpus}")
+        refusals += _too_wide("engine", engine.tensor_parallel, gpus, nodes)
     alone = 0
     if prm is not None:
         shape, scorer = prm
         phases["scoring"] = scorer_parts(shape, scorer, gpu)
         refusals += scorer_refusals(shape, scorer, phases["scoring"])
         alone = scorer.tensor_parallel
-        if gpus < alone:
-            refusals.append(f"scorer.tensor_parallel_size={alone} is more than hardware.gpus={gpus}")
+        refusals += _too_wide("scorer", alone, gpus, nodes)
     return MemoryPlan(tuple(_groups(phases, gpus, alone, gpu, together)), {}, None, tuple(refusals), tuple(notes))
+
+
+def _too_wide(group: str, split: int, gpus: int, nodes: int) -> list[str]:
+    """Return a refusal if a model is split over more GPUs than one machine has."""
+    if split <= gpus // nodes:
+        return []
+    machines = "" if nodes == 1 else f" / hardware.nodes={nodes}"
+    return [f"{group}.tensor_parallel_size={split} is more than hardware.gpus={gpus}{machines}"]
 
 
 def _groups(phases: dict[str, Parts], gpus: int, scoring: int, gpu: float, together: bool) -> list[GpuGroup]:

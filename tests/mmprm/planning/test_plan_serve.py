@@ -60,6 +60,14 @@ def test_a_78b_scorer_fits_on_four_gpus_in_the_checkpoints_own_format() -> None:
     assert group.fits
 
 
+def test_a_model_is_split_over_the_gpus_of_one_machine() -> None:
+    sets = ["scorer.prm=OpenGVLab/InternVL2_5-78B", "scorer.backend=vllm", "scorer.tensor_parallel_size=4"]
+    eight = [*sets, "hardware.gpus=8"]
+    assert not plan_serve(read_served(None, [*eight, "hardware.nodes=2"])).refusals
+    (refusal,) = plan_serve(read_served(None, [*eight, "hardware.nodes=4"])).refusals
+    assert refusal == "scorer.tensor_parallel_size=4 is more than hardware.gpus=8 / hardware.nodes=4"
+
+
 def test_a_38b_scorer_on_one_gpu_is_told_to_use_more(capsys: pytest.CaptureFixture[str]) -> None:
     sets = ["scorer.prm=OpenGVLab/InternVL3-38B-hf", "hardware.gpus=4"]
     assert main(["plan", "serve", *(word for pair in sets for word in ("--set", pair))]) == 2
