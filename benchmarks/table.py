@@ -14,10 +14,11 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 INTRODUCTION = """# Benchmarks
 
 This page shows the latest results of each benchmark, with the target for each metric. `python benchmarks/table.py`
-generates it from `benchmarks/results/*.json`. To run a benchmark yourself, use the `make` target in its section.
-Results depend on the machine; each section lists it. Each ratio compares runs on the same machine in the same session.
-Ranges after medians are min–max. [Doctor and demo](doctor-and-demo.md#results) lists the metrics of the demo,
-[GPU](gpu.md) lists the measurements on a GPU, and [experiments](experiments.md) describes what did not work.
+generates it from `benchmarks/results/*.json`. To run a benchmark yourself, use the command in its section.
+Results depend on the machine, so each section names the machine that was used. Each ratio compares two runs on the same
+machine in the same session. A range in parentheses after a median is the minimum and maximum over repeated runs.
+[Doctor and demo](doctor-and-demo.md#results) lists the metrics of the demo, [GPU](gpu.md) lists measurements on a GPU,
+and [experiments](experiments.md) describes approaches that did not work.
 """
 
 
@@ -33,7 +34,7 @@ def grading(results: dict[str, Any], _: dict[str, Any]) -> Iterator[tuple[str, s
 
 def annotate(results: dict[str, Any], details: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     for key, bar in details["bars"].items():
-        bar = f"{bar}: {'met' if details['met'][key] else 'missed'}"
+        bar = f"{bar.replace(' %', '%')}: {'met' if details['met'][key] else 'missed'}"
         value, spread = results[key], results.get(f"{key}_spread")
         if isinstance(value, dict):
             yield f"`{key}`", "<br>".join(f"{name} {_shown(each)}" for name, each in value.items()), bar
@@ -97,45 +98,52 @@ BENCHMARKS = {
     "grading": (
         grading,
         "make bench-grading",
-        "This benchmark grades answers derived from two problem files: the reference answer is repeated, rewritten, "
-        "swapped with another one, or changed.",
+        "This benchmark grades answers that were derived from the reference answers of two problem files. Each "
+        "reference answer is repeated as is (`repeat`), rewritten in an equivalent form (`rewritten`), replaced by "
+        "that of another problem (`shuffled`), or changed in one numeral (`perturbed`). For `repeat` and `rewritten`, "
+        "the table shows the fraction graded as correct; for `shuffled` and `perturbed`, it shows how many are "
+        "incorrectly graded as correct. `speed` is the grader's speed relative to Math-Verify's.",
     ),
     "annotate": (
         annotate,
         "make bench-annotate",
-        "The built-in policy runs in vLLM, with one engine per core. `default` uses the default settings of "
-        "`mmprm annotate`; `fixed` samples 16 rollouts per state. Errors are measured against 256 fresh rollouts per "
-        "label.",
+        "This benchmark annotates problems with the built-in policy, using one vLLM engine per core. `default` refers "
+        "to the default settings of `mmprm annotate`; `fixed` refers to 16 rollouts per state. To measure label "
+        "errors, each label is compared with the value from 256 new rollouts.",
     ),
     "borders": (
         borders,
         "make bench-borders",
-        "Generation continues from states that end at a step's tag, either from token IDs or from text, with 256 "
-        "rollouts per value. The policy has 0.9 M parameters and is trained on calculations; its byte-level "
-        "vocabulary splits text as Qwen's does. `difference` is the mean absolute difference between values from token "
-        "IDs and values from text; `noise` is the mean absolute difference between two runs from token IDs.",
+        "This benchmark measures how the value of a state changes if generation continues from the text of the prefix "
+        "instead of its token IDs. All states end at a step boundary, and each value is computed from 256 rollouts. "
+        "The policy has 0.9 M parameters and is trained on calculations; its byte-level vocabulary splits text in the "
+        "same way as Qwen's. `difference` is the mean absolute difference between values from token IDs and values "
+        "from text; `noise` is the mean absolute difference between two runs that both use token IDs.",
     ),
     "prm": (
         parts,
         "make bench-prm",
-        "This benchmark uses the labels and the process reward model of a demo run. The comparison with TRL 1.8.0 uses "
-        "a text-only model of the same size. The spread of a ratio is the minimum and maximum of three rounds; "
-        "accuracies have 95 % intervals.",
+        "This benchmark measures the training and serving of a process reward model (PRM), scoring, and guided search, "
+        "with the labels and the PRM of a demo run. The comparison with TRL 1.8.0 uses a text-only model of the same "
+        "size. The spread of a ratio is the minimum and maximum over three rounds. Accuracies are given with 95% "
+        "confidence intervals.",
     ),
     "rl": (
         parts,
         "make bench-rl",
-        "The built-in policy is trained with 32 problems × 8 responses per step and three seeds. pass@1 is measured at "
-        "temperature 1 on 300 held-out problems with 8 samples per problem. TRL 1.8.0 generates with transformers and "
-        "runs with default settings (`ratio`) and with tuned settings. With tuned settings, both systems process at "
-        "most 8,192 tokens at once in the update.",
+        "This benchmark trains the built-in policy with 32 problems × 8 responses per step, with three seeds. pass@1 "
+        "is measured at temperature 1 on 300 held-out problems with 8 samples per problem. In the comparison, TRL "
+        "1.8.0 generates responses with transformers. It runs with its default settings (`ratio`) and with tuned "
+        "settings (`tuned_ratio`). With tuned settings, both systems process at most 8,192 tokens at a time in the "
+        "update.",
     ),
     "driver": (
         driver,
         "python benchmarks/driver.py",
-        "This benchmark measures the driver's CPU time in a step of 1,024 responses of 4,096 tokens. `cut` is the time "
-        "for splitting responses into steps and mapping tokens to steps, `credit` for advantages, and `plan` for "
-        "micro-batches. Other processes kept the machine busy during the measurement.",
+        "This benchmark measures the CPU time that the driver of `mmprm rl` needs for one training step with 1,024 "
+        "responses of 4,096 tokens each. `cut` is the time for splitting responses into steps and mapping tokens to "
+        "steps, `credit` the time for computing advantages, and `plan` the time for planning micro-batches. Other "
+        "processes were running on the machine during the measurement.",
     ),
 }
 
