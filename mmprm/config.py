@@ -20,6 +20,7 @@ RENAMED = {
     "base": "model",
     "doubt": "false_negative_rate",
     "embed_pictures": "embed_images",
+    "heldout": "held_out",
     "images_root": "image_root",
     "layout": "benchmark",
     "markup": "step_format",
@@ -50,9 +51,15 @@ PathText = Annotated[str, AfterValidator(os.path.expanduser)]
 
 
 class Config(BaseModel):
-    """Base class of all configurations: frozen, with no unknown keys, documented by field docstrings."""
+    """Base class of all configurations: frozen, finite, with no unknown keys, documented by field docstrings."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        validate_default=True,
+        allow_inf_nan=False,
+    )
 
     @model_validator(mode="before")
     @classmethod

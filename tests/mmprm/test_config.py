@@ -46,6 +46,12 @@ def test_help_tells_the_defaults_that_hold() -> None:
     assert (whole.sampling.temperature, whole.sampling.max_tokens, whole.prompt.preset) == (0, 8192, "think")
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_a_number_must_be_finite(value: float) -> None:
+    with pytest.raises(ConfigError, match=f"configuration: middle.inner.rate={value}: Input should be a finite number"):
+        build(Outer, {"middle": {"inner": {"rate": value}}})
+
+
 def test_an_error_of_a_group_does_not_repeat_the_group() -> None:
     with pytest.raises(ConfigError) as raised:
         build(Outer, {"middle": {"size": "x"}})
