@@ -127,14 +127,16 @@ async def _start(
             await pool.sleep()
             trainer_start = start_trainer()
         await asyncio.wait({trainer_start})
-    except asyncio.CancelledError:
+    except BaseException as error:  # raised even if the abandoned trainer fails too
         for group in starting:
-            group.abandon("the run was stopped")
-        raise
-    finally:
+            group.abandon("the run was stopped" if isinstance(error, asyncio.CancelledError) else str(error))
         if trainer_start is not None:
-            trainer = await trainer_start
-            stack.callback(trainer.close)
+            (trainer,) = await asyncio.gather(trainer_start, return_exceptions=True)
+            if not isinstance(trainer, BaseException):
+                stack.callback(trainer.close)
+        raise
+    trainer = trainer_start.result()
+    stack.callback(trainer.close)
     return pool, trainer
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -80,6 +81,26 @@ async def test_engines_that_do_not_start_close_the_trainer(
     with pytest.raises(SamplingError, match="no memory"):
         await start(tmp_path)
     assert events == ["trainer starts", "trainer runs", "trainer closes"]
+
+
+async def test_the_error_of_the_engines_precedes_that_of_the_trainer_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = threading.Event()
+
+    def start_trainer(*arguments: Any) -> Any:
+        arguments[-1].append(SimpleNamespace(abandon=lambda reason: ended.set()))
+        assert ended.wait(5), "the trainer is abandoned"
+        raise TrainingError("rank 0 of the trainer has died")
+
+    async def fail(*_: Any, **__: Any) -> None:
+        await asyncio.sleep(0.1)
+        raise SamplingError("no memory")
+
+    monkeypatch.setattr(run, "_start_trainer", start_trainer)
+    monkeypatch.setattr(run.RolloutPool, "start", fail)
+    with pytest.raises(SamplingError, match="no memory"):
+        await start(tmp_path)
 
 
 async def test_a_stop_during_the_start_abandons_the_trainer(
