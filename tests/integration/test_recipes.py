@@ -273,7 +273,7 @@ def test_a_policy_learns_its_solutions_and_is_evaluated(data: Path, tmp_path: Pa
             out.write(json.dumps({**line, "answer": row["answer"], "subject": f"half {number % 2}"}) + "\n")
     accuracy = {}
     for name, model in (("random", str(tmp_path / "sft" / "policy")), ("tiny", "tiny")):
-        found = ("layout=mathvision", "prompt.preset=plain", "sampling.max_tokens=96", "workers=1")
+        found = ("benchmark=mathvision", "prompt.preset=plain", "sampling.max_tokens=96", "workers=1")
         mmprm("eval", "policy", str(file), *sets(found, f"engine.model={model}", f"output={tmp_path / name}"))
         result = json.loads((tmp_path / name / "policy-mathvision.json").read_text())
         assert result["questions"] == 32
