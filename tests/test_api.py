@@ -132,6 +132,14 @@ def test_the_aggregator_decides_the_order(scorer: mmprm.LoadedScorer) -> None:
             lambda scorer: mmprm.rerank(scorer, "q", [CORRECT], aggregator="best"),
             "aggregator='best'",
         ),
+        (
+            lambda scorer: mmprm.rerank(scorer, "q", [CORRECT], step_format="tag"),
+            "step_format='tag' must be one of tags, blank_lines, numbered",
+        ),
+        (
+            lambda scorer: mmprm.load_labels("labels.parquet", "held_out"),
+            "split='held_out' must be one of train, dev, test",
+        ),
         (lambda scorer: mmprm.read_trees("nowhere"), "nowhere: .* run mmprm annotate first"),
         (
             lambda scorer: mmprm.annotate([3], "r", engine={"model": "tiny"}),
@@ -232,6 +240,13 @@ def test_damaged_labels_are_refused(run: Path, tmp_path: Path, damage: Callable[
     damage(path)
     with pytest.raises(mmprm.MmprmError, match=message):
         mmprm.load_labels(path)
+
+
+def test_a_split_without_rows_is_named(run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "labels.parquet"
+    mmprm.write_labels(run, path)
+    with pytest.raises(mmprm.MmprmError, match=r"labels.parquet: has no rows of split=test; choose another split"):
+        mmprm.load_labels(path, "test")
 
 
 def flip_a_bit(path: Path) -> None:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from mcts.campaign import run_campaign
 from mcts.config import CampaignConfig
@@ -89,16 +89,20 @@ def load_labels(path: AnyPath, split: Split | None = None) -> Dataset:
     """Load a Parquet file of `mmprm labels` as a `datasets.Dataset`: all rows, or those of one split.
 
     The columns are those of `mmprm.labels.parquet.SCHEMA`; images are decoded on access. Raises DataError for a file
-    that is missing, damaged or not written by `mmprm labels`.
+    that is missing, damaged or not written by `mmprm labels`, and for a split without rows.
     """
     import datasets
     import pyarrow
     from pyarrow import dataset, parquet
 
+    if split is not None and split not in get_args(Split):
+        raise ConfigError(f"mmprm.load_labels: split={split!r} must be one of {', '.join(get_args(Split))}")
     options = dataset.ParquetFragmentScanOptions(page_checksum_verification=True)
     filters = None if split is None else [("split", "==", split)]
     try:
         names = known_columns(parquet.read_schema(path).names, path)
+        if filters is not None and not parquet.read_table(path, columns=["split"], filters=filters).num_rows:
+            raise DataError(f"{path}: has no rows of split={split}; choose another split")
         labels = datasets.load_dataset(
             "parquet",
             data_files=os.fspath(path),

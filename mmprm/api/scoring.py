@@ -7,12 +7,12 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from mmprm.api.inputs import AnyPath, asked_problem, configured
 from mmprm.cli.shared.aggregator import settled
 from mmprm.data.cells import cut
-from mmprm.errors import DataError
+from mmprm.errors import ConfigError, DataError
 from mmprm.preflight import check_prm
 from mmprm.prm.info import PrmInfo
 from mmprm.scoring.config import ScorerConfig
@@ -113,6 +113,8 @@ def rerank(
     default it is the one in prm.json. Responses that cannot be scored come last. Raises DataError if none can be
     scored.
     """
+    if step_format not in get_args(StepFormat):
+        raise ConfigError(f"mmprm.rerank: step_format={step_format!r} must be one of {', '.join(get_args(StepFormat))}")
     problem = asked_problem(question, images, choices, "rerank")
     texts = _texts(responses, "rerank", "responses", "one per response")
     group = CandidateGroup(problem, tuple(_candidate(text, step_format) for text in texts))
