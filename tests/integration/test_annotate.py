@@ -31,9 +31,7 @@ pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
 
 
-def test_a_killed_engine_is_replaced_without_loss(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_engine_is_replaced_without_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_problems(tmp_path / "problems.jsonl", [tiny.problem for tiny in make_problems(16, 5, "annotate")])
     sets = [
         f"output={tmp_path}",

@@ -54,9 +54,7 @@ def test_what_cannot_be_split_says_why(text: str, reason: str) -> None:
         ("numbered", ("Step 1: a\n\n", "  Step 2: b\n", "<answer>1</answer>")),
     ],
 )
-def test_line_breaks_end_a_step_and_indentation_begins_one(
-    step_format: StepFormat, steps: Steps
-) -> None:
+def test_line_breaks_end_a_step_and_indentation_begins_one(step_format: StepFormat, steps: Steps) -> None:
     assert split("".join(steps), step_format).steps == steps
 
 

@@ -124,7 +124,7 @@ def test_an_evaluation_that_fails_costs_no_training(tmp_path: Path, monkeypatch:
     assert [(row["kind"], row["step"]) for row in lines] == [*(("train", step) for step in range(1, 9)), ("eval", 8)]
 
 
-def test_an_evaluation_cut_off_behind_its_checkpoint_is_made_up_for(
+def test_an_evaluation_interrupted_after_its_checkpoint_is_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def killed(*_: Any) -> dict[str, float]:
