@@ -51,6 +51,19 @@ class Limits:
             raise DataError(f"{name}: a response contains token {min(found)}, which represents an image; leave it out")
 
 
+@dataclass(frozen=True, slots=True)
+class CollatedRows:
+    """Holds a micro-batch of one rank: its rows, the inputs of the model, and arrays_NT by the names of ARRAYS.
+
+    A padding micro-batch repeats rows with a weight of 0.
+    """
+
+    rows: list[PromptRow]
+    is_padding: bool
+    inputs: PolicyInputs
+    arrays: dict[str, Tensor | None]
+
+
 def tokens_of_groups(samples: Iterable[TrainingSample]) -> Counter[int]:
     """Count the response tokens that enter the loss (`counted`), per group."""
     tokens: Counter[int] = Counter()

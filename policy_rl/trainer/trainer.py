@@ -19,7 +19,6 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +40,7 @@ from mmprm.training.ranks import check_shared, join_ranks
 from mmprm.training.sharding import loading_in_parts
 from policy_rl.algorithms.losses import aggregate, policy_loss, truncated_weights, value_loss
 from policy_rl.trainer.batch import (
+    CollatedRows,
     Limits,
     PromptRow,
     check_finite,
@@ -58,14 +58,6 @@ from policy_rl.trainer.update_metrics import Tally
 from policy_rl.types import ARRAYS, LogProbs, TrainingSample
 from policy_rl.weights.probe import probe_logprobs
 from policy_rl.weights.transfer import ModelWeights, Published, Transfer
-
-
-@dataclass(frozen=True, slots=True)
-class _MicroBatch:
-    rows: list[PromptRow]
-    is_padding: bool
-    inputs: PolicyInputs
-    arrays: dict[str, Tensor | None]
 
 
 class Trainer:
@@ -283,7 +275,7 @@ class Trainer:
 
     def _micro_batches(
         self, samples: Sequence[TrainingSample], arrays: Sequence[str], purpose: str
-    ) -> Iterator[_MicroBatch]:
+    ) -> Iterator[CollatedRows]:
         """Yield this rank's micro-batches; a thread prepares the next one while the model runs."""
         budget = self.config.optimization.micro_batch_tokens
         planned = plan(samples, budget, self.ranks.count, self._share_prompt, self._attention_cost)
@@ -292,19 +284,19 @@ class Trainer:
         # Ranks also synchronize in the vision tower, so all of them must run it.
         stand_in = self.ranks.count > 1 and any(sample.problem.images for sample in samples)
 
-        def make(rows: list[PromptRow], is_padding: bool) -> _MicroBatch:
+        def make(rows: list[PromptRow], is_padding: bool) -> CollatedRows:
             inputs = collate_rows(rows, samples, self._encoder, stand_in)
             named = {name: padded(rows, samples, name) for name in arrays}
             named["mask"] = padded(rows, samples, "counted", torch.bool)
             named["group_tokens"] = torch.tensor([tokens[samples[position].group] for row in rows for position in row])
-            return _MicroBatch(rows, is_padding, inputs, named)
+            return CollatedRows(rows, is_padding, inputs, named)
 
         for number, micro in enumerate(one_ahead(partial(make, *each) for each in own), start=1):
             self.doing = f"{purpose}: micro-batch {number} of {len(own)}"
             yield micro
         self.doing = f"{purpose}: the other ranks"
 
-    def _loss(self, model: nn.Module, micro: _MicroBatch, size: Tensor, tally: Tally) -> Tensor:
+    def _loss(self, model: nn.Module, micro: CollatedRows, size: Tensor, tally: Tally) -> Tensor:
         config, device = self.config.loss, self.ranks.device
         arrays = {name: None if array is None else array.to(device) for name, array in micro.arrays.items()}
         output, mask_NT, engine_NT = model(micro.inputs.to(device)), arrays["mask"], arrays["engine"]
