@@ -135,7 +135,7 @@ class _Slot:
 
 
 class _Driver:
-    """Assigns problems to workers and write their reports to the store."""
+    """Assigns problems to workers and writes their reports to the store."""
 
     def __init__(
         self,

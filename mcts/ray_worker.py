@@ -66,7 +66,7 @@ class EngineActor:
 
 
 class RemoteWorker:
-    """Adapt an EngineActor to the driver's Worker protocol, and own its placement group."""
+    """Adapts an EngineActor to the driver's Worker protocol and owns its placement group."""
 
     def __init__(self, actor: Any, group: PlacementGroup) -> None:
         self._actor = actor
@@ -92,7 +92,7 @@ class RemoteWorker:
 
 
 class RayWorkers:
-    """Create the workers of a campaign as Ray actors.
+    """Creates the workers of a campaign as Ray actors.
 
     As a context manager, it starts Ray or joins the cluster on entry; on exit, it shuts Ray down if it started it.
     """

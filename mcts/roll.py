@@ -25,7 +25,7 @@ from mmprm.types import (
 
 
 class Roller:
-    """Implement `mcts.search.Roll`: `await roller(steps, n)` returns the next n rollouts from a prefix.
+    """Implements `mcts.search.Roll`: `await roller(steps, n)` returns the next n rollouts from a prefix.
 
     `stored` holds the batches of an earlier, interrupted search of this problem. `emit` is called with each new batch
     as soon as it is complete. Seeds are derived from the request's content, so repeating it gives the same samples.

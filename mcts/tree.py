@@ -31,7 +31,7 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class SearchCandidate:
-    """Pair a state with one of its incorrect rollouts, to be searched for its first error."""
+    """Pairs a state with one of its incorrect rollouts, to be searched for its first error."""
 
     state: State
     rollout: Rollout

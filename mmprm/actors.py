@@ -266,7 +266,7 @@ async def _until_gone() -> str:
 
 
 async def _state() -> str | None:
-    """Return why Ray is gone, or None if it works. The query runs in a thread because it may hang."""
+    """Return why Ray is unavailable, or None if it is running. The query runs in a thread because it may hang."""
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[str | None] = loop.create_future()
 

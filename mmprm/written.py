@@ -46,7 +46,7 @@ def read_text(text: str) -> Any:
 
 
 def read_set(text: str) -> Any:
-    """Parse the value of `--set key=value` as YAML, together with its source text for keys of type text."""
+    """Parse the value of `--set key=value` as YAML, keeping its source text for string-typed keys."""
     if not text:
         return ""
     try:

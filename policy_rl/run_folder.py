@@ -60,7 +60,7 @@ def summary_without_training(config: RLConfig, total: int, problems: Sequence[Pr
 
 
 def _stops_here(config: RLConfig, total: int, extra: dict[str, Any]) -> bool:
-    """Return whether `steps` was lowered to at most the completed steps, which ends the run.
+    """Return whether `steps` was lowered to at most the number of completed steps, which ends the run.
 
     Raises CheckpointError if `steps` was lowered but exceeds the completed steps, because learning rates and schedules
     depend on the number of steps that the run was started with.

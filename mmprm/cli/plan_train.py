@@ -12,6 +12,7 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterator, Sequence
 
 from mmprm.cli.plan_shared import model_shape, more_gpus, report_plan, trainer_changes, trainer_settings
@@ -92,7 +93,7 @@ def _check(arguments: argparse.Namespace) -> None:
     """Raise ConfigError if an option is out of range."""
     for name in ("paths", "path_tokens", "tflops"):
         value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"--{name.replace('_', '-')}={value} must be at least 1; raise it")
+        if value is not None and not 1 <= value < math.inf:
+            raise ConfigError(f"--{name.replace('_', '-')}={value} must be a number of at least 1; correct it")
     if not 0 < arguments.mfu <= 1:
         raise ConfigError(f"--mfu={arguments.mfu} must lie in (0, 1]; use 0.3 to 0.5 for a large dense model")

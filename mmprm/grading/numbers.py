@@ -139,7 +139,9 @@ def rounds_to(exact: Fraction, written: str) -> bool:
 
 
 def is_rounding(written: str, exact: Fraction) -> bool:
-    """Return whether `written`, a decimal gold with at least two digits, is `exact` rounded to its places.
+    """Return whether `written` equals `exact` rounded to as many decimal places as `written` has.
+
+    A decimal gold needs at least two digits.
 
     A gold that looks exact, such as 8.5, accepts further digits (8.54), but not values that round up to it (8.46). A
     gold without decimal places, such as 1.2e5, needs at least three digits.

@@ -1,4 +1,4 @@
-"""Compare equations and inequalities, by the value that they state for a quantity or by equivalence."""
+"""Compare equations and inequalities, by the value they assign to a quantity or by equivalence."""
 
 from __future__ import annotations
 

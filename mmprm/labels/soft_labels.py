@@ -83,7 +83,7 @@ def _states(tree: Tree, rule: StoppingRule, step_format: StepFormat) -> dict[Ste
 
 
 def _solutions(tree: Tree, step_format: StepFormat) -> dict[Steps, bool]:
-    """Map each complete solution's plain steps to whether it is correct; skip solutions that were graded both ways.
+    """Map the plain steps of each complete solution to whether it is correct; skip conflicting verdicts.
 
     Only the root's rollouts are used, as the policy writes them. Rollouts from deeper states would be a biased sample:
     the search visits incorrect prefixes most, and correct answers found after them are lucky recoveries.

@@ -82,7 +82,7 @@ def check_sampling(sampling: SamplingConfig) -> None:
 
 
 class RolloutPool:
-    """Samples groups of responses from engines and load new weights into them.
+    """Samples groups of responses from engines and loads new weights into them.
 
     Create it with `start`, and use it in the same event loop.
     """

@@ -15,7 +15,7 @@ from policy_rl.algorithms.losses import LossMetrics, mismatch
 
 
 class Tally:
-    """Accumulate the sums and maxima of an update's metrics.
+    """Accumulates the sums and maxima of an update's metrics.
 
     Tensors stay on their device until the end, so that no micro-batch waits for the previous one.
     """

@@ -85,7 +85,7 @@ def packed_buffer_bytes(tensors: Sequence[TensorInfo]) -> int:
 
 
 class EngineClient:
-    """Implement vLLM's VLLMWeightSyncClient for several engines.
+    """Implements vLLM's VLLMWeightSyncClient for several engines.
 
     Each engine has its own worker ranks, and every call has a timeout.
     """
