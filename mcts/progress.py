@@ -79,7 +79,7 @@ class Progress:
     unknown: Counter[str] = field(default_factory=Counter)
     unsplit: Counter[str] = field(default_factory=Counter)
     _labeled: dict[str, set[bytes]] = field(default_factory=dict)
-    """For each problem in flight, the states that are already counted as labels."""
+    """Maps each problem in flight to the states that are already counted as labels."""
 
     def started(self, problem_id: str, stored: Sequence[Batch]) -> None:
         """Record that a problem has started; `stored` are the batches that the store already has."""

@@ -25,7 +25,7 @@ MAX_FACTOR = 16
 TENSOR_PARALLEL_SIZES = (1, 2, 4, 8)
 """Tensor-parallel sizes to propose for an engine or a scorer."""
 STORED_DTYPE = "bfloat16"
-"""Dtype of stored checkpoints, which dtype=auto keeps on GPU."""
+"""Assumed dtype of checkpoints; dtype=auto loads models on GPU in it."""
 LARGER_GPUS = (139, 178)
 """Memory in GiB of larger GPUs to propose: H200 and B200."""
 

@@ -1,4 +1,4 @@
-"""Reopen failed problems of a run after fixing the cause of their failure.
+"""Mark the failed problems of a run as open again, once the cause of the failure is fixed.
 
 Examples:
   mmprm retry runs/k12

@@ -111,7 +111,7 @@ def without_leading_marks(texts: Sequence[str]) -> list[str]:
 
 
 def check_text(text: str, field: str, location: str) -> None:
-    """Raise DataError if a text contains a mark of unsupported media or a special token of a chat template."""
+    """Raise DataError if the text contains a placeholder for video or audio, or a special token of a chat template."""
     if match := _MEDIA.search(text):
         raise DataError(
             f"{location}: {field} holds {match[0]!r}: video and audio are not supported; remove the mark, or the row"

@@ -1,4 +1,4 @@
-"""Compare answers in words: labels from a closed set, where any other label is incorrect, and equal wordings.
+"""Compare verbal answers: by label if the gold belongs to a closed set of labels, otherwise by wording.
 
 A set is a row of labels; synonyms of one label are joined by `|`.
 """

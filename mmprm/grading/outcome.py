@@ -17,7 +17,7 @@ class Outcome(enum.Enum):
 SAME, DIFFERENT, UNDECIDED = Outcome.SAME, Outcome.DIFFERENT, Outcome.UNDECIDED
 
 SymbolTest = Callable[[str, str], Outcome]
-"""Fallback that compares a gold with an answer when the grader's own parser or evaluator fails."""
+"""Fallback for comparing the gold with an answer when the grader's own parser or evaluator fails."""
 
 
 def all_of(outcomes: Iterable[Outcome]) -> Outcome:

@@ -29,9 +29,9 @@ class TargetConfig(Config):
     after_error: Literal["keep", "mask"] = "keep"
     """keep: train on all labels; mask: drop all targets after the first incorrect prefix."""
     correct_solutions: Literal["last_step", "all_steps"] = "last_step"
-    """Targets of unlabeled steps in a correct complete solution with no known incorrect prefix. last_step: none;
-    all_steps: 1. Search labels few correct steps late in a solution, but a correct answer can follow from incorrect
-    steps."""
+    """How to treat unlabeled steps of a correct solution without a known incorrect prefix. last_step: no target;
+    all_steps: target 1. Search labels few correct steps late in a solution, but a correct answer can follow from
+    incorrect steps."""
     weight: Literal["none", "count", "precision"] = "none"
     """Loss weight of a label, scaled to mean 1. none: equal weights; count: number of rollouts with a known verdict;
     precision: 1 / variance of the value's Beta posterior."""

@@ -160,7 +160,7 @@ class VllmSampler:
     async def _kept(
         self, request: SampleRequest, rest: str, number: int, generated: Any, continued: bool
     ) -> Completion:
-        """Resample with other seeds until a sample begins with the rest of the prefix, and return its completion."""
+        """Resample until the output begins with `rest`, the part of the prefix that is not in the prompt ids."""
         seed, token_count = request.seed + number, len(generated.token_ids)
         attempts = 1 if request.greedy else ATTEMPTS
         while not generated.text.startswith(rest):

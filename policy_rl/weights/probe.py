@@ -19,8 +19,7 @@ MOVED = 1e-2
 
 
 TOLERANCE = {"float32": 0.01, "bfloat16": 0.15, "float16": 0.05}
-"""Default maximum of the mean |engine − trainer| over the probe, in nats; several times the rounding error of the
-dtype."""
+"""Default tolerance per dtype, in nats, for the mean |engine − trainer| of the log-probabilities of the probe."""
 
 
 def probe_token_ids(tokenizer: Any) -> tuple[int, ...]:

@@ -214,7 +214,7 @@ def _identity(answer: ModelOut | BatchOut) -> str:
 
 
 def _complaint(solution: Solution, result: ErrorOut) -> str:
-    """Format the server's error message with the problem's name, unless it already begins with it."""
+    """Prefix the server's error message with the problem's name if it is not there already."""
     message, field, name = result.error.message, result.error.field, f"problem {solution.problem.id}"
     if message.startswith(name):
         return message

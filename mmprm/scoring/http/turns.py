@@ -23,7 +23,7 @@ class _Request(Generic[T]):
 
 
 class FairQueue(Generic[T]):
-    """Queues the weighted items of clients' requests (fair queuing).
+    """Implements a fair queue over clients: each turn serves the next weighted item of one client.
 
     Clients take turns, one item per turn. Among a client's requests, the one that has been served least is next; of
     equals, the smallest. A small request thus waits for at most one item of each earlier, larger request instead of for

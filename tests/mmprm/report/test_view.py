@@ -270,7 +270,7 @@ def test_the_page_shows_a_problem_and_the_rollouts_of_a_state(seen: dict[str, st
         "0\nthe question\n0.75\n3 ✓\n1 ✗\n1 ?\n2\nguess\n0.50\n1 ✓\n1 ✗\n1\nadd\n0.00\n0 ✓\n2 ✗\n·\nlook\n1.00" in shown
     )
     panel = shown.split("State 2 · value 0.50\n")[1]
-    assert panel == "1 ✓\n1 ✗\nRollouts sampled from this state: 2\n✓ right\n7 tokens\n3\n✗ wrong\n7 tokens\nagain\n4"
+    assert panel == "1 ✓\n1 ✗\nRollouts sampled from this state: 2\n✓ correct\n7 tokens\n3\n✗ incorrect\n7 tokens\nagain\n4"
 
 
 def test_the_page_filters_by_outcome_and_text(seen: dict[str, str]) -> None:
@@ -285,7 +285,7 @@ def test_the_page_filters_by_outcome_and_text(seen: dict[str, str]) -> None:
 def test_the_page_obeys_keys(seen: dict[str, str]) -> None:
     shown = seen["down"]
     assert "Not a state · value 1.00\n3 ✓\n0 ✗" in shown
-    assert "pass through it: 3\n✓ right\nfrom state 0 · 7 tokens\ncount\n3\n" in shown
+    assert "pass through it: 3\n✓ correct\nfrom state 0 · 7 tokens\ncount\n3\n" in shown
     assert "Who wins?" in seen["next"].split("gold answer")[0].split("Nobody knows")[1]
     # Two steps back in the search: only the question was sampled from, and it is chosen.
     assert "1 of 3 states" in seen["back in the search"]
