@@ -270,7 +270,8 @@ def test_the_page_shows_a_problem_and_the_rollouts_of_a_state(seen: dict[str, st
         "0\nthe question\n0.75\n3 ✓\n1 ✗\n1 ?\n2\nguess\n0.50\n1 ✓\n1 ✗\n1\nadd\n0.00\n0 ✓\n2 ✗\n·\nlook\n1.00" in shown
     )
     panel = shown.split("State 2 · value 0.50\n")[1]
-    assert panel == "1 ✓\n1 ✗\nRollouts sampled from this state: 2\n✓ correct\n7 tokens\n3\n✗ incorrect\n7 tokens\nagain\n4"
+    sampled = "Rollouts sampled from this state: 2\n✓ correct\n7 tokens\n3\n✗ incorrect\n7 tokens\nagain\n4"
+    assert panel == f"1 ✓\n1 ✗\n{sampled}"
 
 
 def test_the_page_filters_by_outcome_and_text(seen: dict[str, str]) -> None:
