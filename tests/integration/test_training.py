@@ -132,7 +132,7 @@ def test_interrupted_equals_uninterrupted(
     assert losses(output) == losses(one_rank)
     assert_same_model(output, one_rank, atol=0)
     values["training"]["learning_rate"] = 1e-3
-    with pytest.raises(CheckpointError, match=r"another learning_rate \(stored 0.003, asked 0.001\)"):
+    with pytest.raises(CheckpointError, match=r"different settings: learning_rate \(stored 0.003, asked 0.001\)"):
         train_prm(TrainConfig(**values))
 
 
