@@ -10,12 +10,12 @@ Examples:
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from mmprm.cli.plan_shared import model_shape, more_gpus, report_plan, trainer_changes, trainer_settings
+from mmprm.cli.plan_shared import model_shape, report_plan, trainer_settings
+from mmprm.cli.plan_train import train_changes
 from mmprm.cli.shared.options import add_config_options, load_config
 from mmprm.config import load
-from mmprm.planning.fitting import Changes
 from mmprm.planning.parts import MemoryPlan
 from mmprm.planning.shapes import Shape, shape_text
 from mmprm.planning.trainer import training_plan
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
     def plan_with(more: Sequence[str]) -> MemoryPlan:
         return plan_sft(load(SftConfig, arguments.config, [*arguments.set, *more]))
 
-    report_plan(plan_sft(config), plan_with, sft_changes(config))
+    report_plan(plan_sft(config), plan_with, train_changes(config))
 
 
 def sft_shape(config: SftConfig) -> Shape:
@@ -49,11 +49,3 @@ def plan_sft(config: SftConfig) -> MemoryPlan:
     trainer = trainer_settings(config.training, hardware.gpus, config.max_length, config.gradient_checkpointing)
     gpu, host = hardware.gpu_memory_gib, hardware.host_memory_gib
     return training_plan(sft_shape(config), trainer, gpu, hardware.nodes, host)
-
-
-def sft_changes(config: SftConfig) -> Iterator[Changes]:
-    """Yield configuration changes that save memory or add GPUs, cheapest first."""
-    checkpointing = {} if config.gradient_checkpointing else {"gradient_checkpointing": True}
-    lora = {} if config.lora else {"lora.rank": 16}
-    yield from trainer_changes(config.training, "training", config.max_length, checkpointing, lora)
-    yield from more_gpus(config.hardware)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from mmprm.cli import plan_rl, plan_sft
 from mmprm.cli.plan_shared import report_plan
+from mmprm.cli.plan_train import train_changes
 from mmprm.errors import ConfigError
 from mmprm.planning.parts import MemoryPlan
 from mmprm.planning.shapes import shape_text
@@ -56,7 +57,7 @@ def _report_stage(arguments: argparse.Namespace, number: int, config: StageConfi
         sets = [*arguments.set, *(f"{number}.{change}" for change in more)]
         return plan_stage(stage_configs(arguments.config, sets)[number - 1], tokens)
 
-    changes = plan_rl.rl_changes(config, tokens) if isinstance(config, RLConfig) else plan_sft.sft_changes(config)
+    changes = plan_rl.rl_changes(config, tokens) if isinstance(config, RLConfig) else train_changes(config)
     report_plan(plan_stage(config, tokens), plan_with, changes)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from mmprm.cli.plan_shared import model_shape, more_gpus, report_plan, trainer_changes, trainer_settings
 from mmprm.cli.shared.options import add_config_options, load_config
@@ -25,6 +26,9 @@ from mmprm.planning.parts import MemoryPlan
 from mmprm.planning.shapes import Shape, shape_text
 from mmprm.planning.trainer import training_plan
 from mmprm.prm.train import TrainConfig
+
+if TYPE_CHECKING:
+    from policy_rl.sft.train import SftConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,7 +85,7 @@ def plan_train(config: TrainConfig) -> MemoryPlan:
     return training_plan(train_shape(config), trainer, gpu, hardware.nodes, host)
 
 
-def train_changes(config: TrainConfig) -> Iterator[Changes]:
+def train_changes(config: TrainConfig | SftConfig) -> Iterator[Changes]:
     """Yield configuration changes that save memory or add GPUs, cheapest first."""
     checkpointing = {} if config.gradient_checkpointing else {"gradient_checkpointing": True}
     lora = {} if config.lora else {"lora.rank": 16}
