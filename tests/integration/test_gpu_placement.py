@@ -63,7 +63,7 @@ async def test_a_prm_of_its_own_and_nothing_left_behind(tmp_path: Path) -> None:
         time.sleep(0.2)
 
 
-async def test_engines_of_annotate_use_all_gpus_of_their_actor(tmp_path: Path) -> None:
+async def test_engines_of_annotate_use_all_gpus_of_their_actor(random_policy_folder: Path, tmp_path: Path) -> None:
     """By itself, vLLM would choose Ray workers, for which the bundle of the actor's placement group has no GPU."""
 
     class Deciding(EngineActor):
@@ -72,7 +72,6 @@ async def test_engines_of_annotate_use_all_gpus_of_their_actor(tmp_path: Path) -
 
             from mmprm.sampling.arguments import engine_arguments
 
-            os.environ["HF_HUB_OFFLINE"] = "1"
             arguments = engine_arguments(config.engine)
             size, chosen = arguments.tensor_parallel_size, arguments.distributed_executor_backend
             backends = [ParallelConfig(tensor_parallel_size=size, distributed_executor_backend=chosen)]
@@ -82,7 +81,8 @@ async def test_engines_of_annotate_use_all_gpus_of_their_actor(tmp_path: Path) -
 
         async def close(self) -> None: ...
 
-    keys = {"output": str(tmp_path), "problems": {"path": "x"}, "engine": {"model": "m/m", "tensor_parallel_size": 2}}
+    engine = {"model": str(random_policy_folder), "tensor_parallel_size": 2}
+    keys = {"output": str(tmp_path), "problems": {"path": "x"}, "engine": engine}
     workers = RayWorkers(build(CampaignConfig, keys))
     workers.actor_class = Deciding
     with workers:
