@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from mmprm.backbone.token_tree import Ints
 from mmprm.labels.parquet import LabeledExample
-from mmprm.prm.format import Renderer
-from mmprm.prm.formats import OwnFormat
+from mmprm.prm.formats import MmPrmFormat
+from mmprm.prm.mm_prm_format import Renderer
 from mmprm.prm.packing import Marks
 from mmprm.prm.targets import TargetConfig, make_targets
 from mmprm.types import Solution
@@ -45,7 +45,7 @@ def make_samples(examples: Sequence[LabeledExample], renderer: Renderer, config:
     Steps after the last target would add nothing to the loss. The order of the paths is preserved. Raises DataError if
     a solution cannot be rendered.
     """
-    marks, samples = Marks(OwnFormat(renderer.processor, renderer.tokens)), []
+    marks, samples = Marks(MmPrmFormat(renderer.processor, renderer.tokens)), []
     for example, targets in zip(examples, make_targets(examples, config), strict=True):
         labeled = [depth for depth, value in enumerate(targets.values, start=1) if not math.isnan(value)]
         if labeled:

@@ -40,8 +40,8 @@ from mmprm.backbone.processor import (
 from mmprm.data.choices import asked_question
 from mmprm.errors import CheckpointError, DataError
 from mmprm.labels.formats import VISUALPRM_SYSTEM, numbered
-from mmprm.prm.format import Renderer, check_solution, special_tokens
 from mmprm.prm.info import PrmInfo, PrmTokens
+from mmprm.prm.mm_prm_format import Renderer, check_solution, special_tokens
 from mmprm.problems import open_image
 from mmprm.prompts import IMAGE
 from mmprm.types import Problem, Solution, Steps
@@ -112,7 +112,7 @@ class Format(ABC):
         )
 
 
-class OwnFormat(Format):
+class MmPrmFormat(Format):
     """Renders the mm-prm format with the same `Renderer` as training."""
 
     def __init__(self, processor: Any, tokens: PrmTokens) -> None:
@@ -311,7 +311,7 @@ def _asked(texts: Iterable[str]) -> ChatTurns:
 
 
 _FORMATS: dict[str, Callable[[Any, PrmTokens], Format]] = {
-    "mm-prm": OwnFormat,
+    "mm-prm": MmPrmFormat,
     "math-shepherd": partial(WrittenFormat, Layout(_math_shepherd, "two_tokens")),
     "qwen": partial(WrittenFormat, Layout(_qwen, "two_classes")),
     "rlhflow": partial(WrittenFormat, Layout(_rlhflow, "two_tokens", predicted=True)),

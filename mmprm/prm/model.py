@@ -20,8 +20,8 @@ from transformers import (
 from mmprm.backbone.load import check_logits, load_backbone, new_model_folder
 from mmprm.backbone.processor import tokenizer_of
 from mmprm.errors import CheckpointError
-from mmprm.prm.format import Renderer
 from mmprm.prm.info import FORMAT, PrmInfo, PrmTokens, read_info, write_info
+from mmprm.prm.mm_prm_format import Renderer
 from mmprm.training.sharding import whole
 from mmprm.weights import model_errors
 

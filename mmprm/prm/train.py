@@ -21,9 +21,9 @@ from mmprm.labels.checks import check_splits
 from mmprm.labels.parquet import LabeledExample, read_parquet
 from mmprm.preflight import check_disk_space, check_model, load_template_owner
 from mmprm.prm.data import PrmSample, TargetConfig, make_samples
-from mmprm.prm.format import check_tokens
 from mmprm.prm.formats import open_format
 from mmprm.prm.info import INFO_FILE, PrmInfo, PrmTokens, read_info
+from mmprm.prm.mm_prm_format import check_tokens
 from mmprm.prm.model import Prm, PrmModel, initialize_prm, save_prm
 from mmprm.prm.task import Packing, PrmTask, TrainingRows, make_rows
 from mmprm.trackers import check_tracker

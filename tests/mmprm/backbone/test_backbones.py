@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from mmprm.backbone.freeze import PARTS
-from mmprm.prm.formats import OwnFormat
+from mmprm.prm.formats import MmPrmFormat
 from mmprm.prm.info import PrmTokens
 from mmprm.prm.model import Prm, initialize_prm, load_prm, save_prm
 from mmprm.prm.packing import Marks
@@ -63,7 +63,7 @@ def test_the_image_is_seen_and_padding_is_not(backbone: str, prm: Prm, solutions
     together_M2 = prm.model(**prm.renderer.encode(solutions))
     alone_M2 = torch.cat([prm.model(**prm.renderer.encode([solution])) for solution in solutions])
     torch.testing.assert_close(together_M2, alone_M2, rtol=1e-4, atol=1e-5)
-    marks = Marks(OwnFormat(prm.processor, prm.info.tokens))
+    marks = Marks(MmPrmFormat(prm.processor, prm.info.tokens))
     lengths = prm.renderer.encode(solutions)["attention_mask"].sum(dim=1).tolist()
     assert [len(marks(solution)[0]) for solution in solutions] == lengths
     if backbone in WITH_IMAGE:

@@ -14,7 +14,7 @@ from mmprm.config import load
 from mmprm.errors import CheckpointError, ConfigError, DataError
 from mmprm.labels.parquet import LabeledExample
 from mmprm.prm.data import TargetConfig, make_samples
-from mmprm.prm.formats import OwnFormat
+from mmprm.prm.formats import MmPrmFormat
 from mmprm.prm.info import PrmTokens, read_info, write_info
 from mmprm.prm.model import Prm, initialize_prm, load_prm, save_prm
 from mmprm.prm.packing import Marks
@@ -218,6 +218,6 @@ def test_right_solutions_may_vouch_for_all_their_steps(prm: Prm, solutions: list
 
 
 def test_token_count_equals_the_encoded_length(prm: Prm, solutions: list[Solution]) -> None:
-    marks = Marks(OwnFormat(prm.processor, prm.info.tokens))
+    marks = Marks(MmPrmFormat(prm.processor, prm.info.tokens))
     lengths = prm.renderer.encode(solutions)["attention_mask"].sum(dim=1).tolist()
     assert [len(marks(solution)[0]) for solution in solutions] == lengths

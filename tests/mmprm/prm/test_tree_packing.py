@@ -16,9 +16,9 @@ from mmprm.backbone.masks import PACKED, use_block_masks, why_not_packed
 from mmprm.labels.parquet import LabeledExample
 from mmprm.prm import packing
 from mmprm.prm.data import PrmSample, make_samples
-from mmprm.prm.format import Renderer
-from mmprm.prm.formats import Format, OwnFormat
+from mmprm.prm.formats import Format, MmPrmFormat
 from mmprm.prm.info import PrmTokens
+from mmprm.prm.mm_prm_format import Renderer
 from mmprm.prm.model import Prm, initialize_prm
 from mmprm.prm.packing import Marks, pack_solutions
 from mmprm.prm.targets import NO_TARGET, TargetConfig
@@ -40,7 +40,7 @@ def prm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 def form_of(prm: Prm) -> Format:
-    return OwnFormat(prm.processor, prm.info.tokens)
+    return MmPrmFormat(prm.processor, prm.info.tokens)
 
 
 def tree_samples(prm: Prm, labels: str, problems: int = 3, seed: int = 0) -> list[PrmSample]:

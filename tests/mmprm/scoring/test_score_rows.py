@@ -18,8 +18,8 @@ from mmprm.data.images import open_image
 from mmprm.errors import DataError
 from mmprm.evaluation.labeled import Options, read_labeled
 from mmprm.labels.parquet import LabeledExample, read_parquet, write_parquet
-from mmprm.prm.format import Renderer
 from mmprm.prm.info import PrmInfo, PrmTokens
+from mmprm.prm.mm_prm_format import Renderer
 from mmprm.tiny.tokenizer import build_processor
 from mmprm.types import Counts, ImageRef, LabeledPath, Problem, Solution, StepScores
 

@@ -9,8 +9,8 @@ from PIL import Image
 from transformers import AddedToken
 
 from mmprm.errors import CheckpointError, DataError
-from mmprm.prm.format import Renderer
 from mmprm.prm.info import PrmTokens
+from mmprm.prm.mm_prm_format import Renderer
 from mmprm.tiny.tokenizer import build_processor, build_tokenizer
 from mmprm.types import ImageRef, Problem, Solution
 
