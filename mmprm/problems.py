@@ -15,21 +15,21 @@ from typing import Any
 
 from mmprm.config import PathText
 from mmprm.data.answer import answer_text
-from mmprm.data.cells import Row, cut, names_of
+from mmprm.data.cells import Row, cut
 from mmprm.data.choices import (
     check_choices,
     labeled_choices,
     letter_of_label,
-    lettered_columns,
     unread_options,
 )
 from mmprm.data.columns import (
-    USUAL,
     Columns,
     cells_of,
     check_media,
     check_unread_images,
     is_usual,
+    lettered_columns,
+    missing_field,
     only_one,
     read_cell,
     rest_of,
@@ -157,7 +157,7 @@ class ProblemReader:
         if not written.strip() and self._columns.answer is None:
             written = asked.said
         if not written.strip():
-            raise _missing("answer", row, location)
+            raise missing_field("answer", row, location)
         answer = letter_of_label(asked.labels, written)
         check_choices(asked.choices, answers[0][1] if answers and answer == written else answer, location)
         ids, solutions = (cells_of(row, self._columns, field, location) for field in ("id", "solution"))
@@ -199,7 +199,7 @@ class ProblemReader:
             self._note("system turns are not read; set prompt.system instead", location)
         question = found.text
         if not isinstance(question, str) or not question.strip():
-            raise _missing("question", row, location)
+            raise missing_field("question", row, location)
         field = image_cells[0][0] if image_cells else "the messages"
         images = tuple(read_image(value, root, location, field) for value in found.images)
         choice_cells = cells_of(row, columns, "choices", location)
@@ -262,12 +262,6 @@ def _check_types(image_cells: Sequence[tuple[str, Any]], location: str) -> None:
                 f"{location}: {name} must be a path, bytes or a list of these, got {cut(bad[0])!r}; correct it, or set "
                 "columns.images"
             )
-
-
-def _missing(name: str, row: Row, location: str) -> DataError:
-    shown = [f"{column} is {cut(repr(row[column]))}" for column in USUAL[name] if column in row]
-    found = f" ({', '.join(shown)})" if shown else ""
-    return DataError(f"{location}: has no {name}; it has {names_of(row)}{found}; set columns.{name}, or remove the row")
 
 
 def _content(problem: Problem) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +15,6 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _LETTER_GOLD = re.compile(r"\W*[A-Z]\W*")
 _OWN_LETTER = re.compile(r"\s*\(?([A-Z])\s*[.:)、．]\s*")
 _LETTER_IN_TEXT = re.compile(r"(?:\A|[\n;]|,\s)\s*([A-Z])\s*[.:)、．](?!\d)\s*|\(([A-Z])\)\s*")
-_LETTERED_COLUMN = re.compile(r"(?:options?|choices?|opt?|(?=[A-Z]\Z))[_ ]?([A-Z]|\d)", re.IGNORECASE)
 _TEXT_KEYS = ("text", "value", "content", "option", "choice")
 _LABEL_KEYS = ("label", "key", "letter", "id", "name")
 
@@ -127,25 +125,6 @@ def _pair(item: Any) -> tuple[Any, Any] | None:
     if label and text:
         return filled[label], filled[text]
     return next(iter(filled.items())) if len(filled) == 1 and _LETTER_GOLD.fullmatch(next(iter(filled))) else None
-
-
-def lettered_columns(row: Row) -> dict[str, str]:
-    """Map labels to the columns that each hold one option: A, B, … (MMBench), option_a, choiceA, option_1, ….
-
-    Returns {} for fewer than two. Single lower-case letters are not option columns.
-    """
-    named: dict[str, dict[str, str]] = {}
-    for name in row:
-        match = _LETTERED_COLUMN.fullmatch(str(name))
-        if match and (str(name).isupper() or len(str(name)) > 1):
-            named.setdefault(str(name)[: match.start(1)], {})[match[1].upper()] = name
-    for columns in named.values():
-        filled = {label: name for label, name in columns.items() if not is_empty(row[name])}
-        for labels in (LETTERS, "0123456789", "123456789"):
-            found = [filled[label] for label in itertools.takewhile(filled.__contains__, labels)]
-            if len(found) > 1:
-                return dict(zip(labels, found, strict=False))
-    return {}
 
 
 def unread_options(rest: Row, answer: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
@@ -9,6 +10,7 @@ from typing import Any, Literal
 from mmprm.config import Config
 from mmprm.data.cells import Row, as_builtin, cut, find, is_empty, names_of, top_of
 from mmprm.data.chat import is_chat
+from mmprm.data.choices import LETTERS
 from mmprm.data.image_cells import looks_like_image
 from mmprm.errors import DataError
 
@@ -29,6 +31,7 @@ PROMPT = "prompt"
 NUMBERED_IMAGE = re.compile(r"image_?(\d+)")
 """Matches numbered image columns such as image_1, as in MMMU and OlympiadBench."""
 
+_LETTERED_COLUMN = re.compile(r"(?:options?|choices?|opt?|(?=[A-Z]\Z))[_ ]?([A-Z]|\d)", re.IGNORECASE)
 _MEDIA = re.compile(
     r"(?:.*_)?(?:video|audio)s?(?:_?(?:path|url|uri|link|file|filename|name|id|bytes|base64|list)s?)?", re.IGNORECASE
 )
@@ -113,6 +116,13 @@ def cells_of(row: Row, columns: Columns, field: str, location: str) -> list[tupl
     return found
 
 
+def missing_field(name: str, row: Row, location: str) -> DataError:
+    """Return the error for a row in which no column holds a field; it quotes the empty columns."""
+    shown = [f"{column} is {cut(repr(row[column]))}" for column in USUAL[name] if column in row]
+    found = f" ({', '.join(shown)})" if shown else ""
+    return DataError(f"{location}: has no {name}; it has {names_of(row)}{found}; set columns.{name}, or remove the row")
+
+
 def _usual(row: Row, field: str) -> Iterator[tuple[str, Any]]:
     for name in USUAL[field]:
         if name not in row and "." not in name:
@@ -130,6 +140,25 @@ def _numbered_images(row: Row) -> tuple[str, list[Any]] | None:
     filled = [(numbers[number], as_builtin(row[numbers[number]])) for number in sorted(numbers)]
     filled = [(name, value) for name, value in filled if not is_empty(value)]
     return (filled[0][0], [value for _, value in filled]) if filled else None
+
+
+def lettered_columns(row: Row) -> dict[str, str]:
+    """Map labels to the columns that each hold one option: A, B, … (MMBench), option_a, choiceA, option_1, ….
+
+    Returns {} for fewer than two. Single lower-case letters are not option columns.
+    """
+    named: dict[str, dict[str, str]] = {}
+    for name in row:
+        match = _LETTERED_COLUMN.fullmatch(str(name))
+        if match and (str(name).isupper() or len(str(name)) > 1):
+            named.setdefault(str(name)[: match.start(1)], {})[match[1].upper()] = name
+    for columns in named.values():
+        filled = {label: name for label, name in columns.items() if not is_empty(row[name])}
+        for labels in (LETTERS, "0123456789", "123456789"):
+            found = [filled[label] for label in itertools.takewhile(filled.__contains__, labels)]
+            if len(found) > 1:
+                return dict(zip(labels, found, strict=False))
+    return {}
 
 
 def only_one(found: list[tuple[str, Any]], field: str, location: str) -> Any:
