@@ -32,13 +32,13 @@ GROWTH_SECONDS = 5.0
 """Seconds between checks of whether the cluster has capacity for more engines."""
 
 MakeWorker = Callable[[int], Awaitable[Worker]]
-"""Creates worker number n, ready to accept problems."""
+"""Async factory that creates worker number n, ready to accept problems."""
 
 
 def run_campaign(
     config: CampaignConfig, model_folder: str | None = None, make_worker: MakeWorker | None = None
 ) -> CampaignSummary:
-    """Annotate all open problems of the run folder and of `config.problems`; write and return the summary.
+    """Annotate all open problems in the run folder and in `config.problems`; write and return the summary.
 
     Args:
         config: The campaign's configuration.
@@ -82,7 +82,7 @@ def run_campaign(
 
 @contextmanager
 def _tracked(config: CampaignConfig, progress: Progress) -> Iterator[None]:
-    """Log the campaign's progress to its tracker, if it has one, inside the block."""
+    """Log the campaign's progress to the configured tracker, if any, while the `with` block runs."""
     if config.tracker is None:
         yield
         return
@@ -123,7 +123,7 @@ async def _annotate_on_servers(config: CampaignConfig, store: Store, progress: P
 
 @dataclass(slots=True)
 class _Slot:
-    """Tracks one worker slot, whose worker is replaced when it dies."""
+    """Tracks one worker slot; a worker that dies is replaced by a new one in the same slot."""
 
     number: int
     in_flight: set[str] = field(default_factory=set)
@@ -157,8 +157,8 @@ class _Driver:
         self._running = 0
         """Number of running engines."""
         self._deaths: Counter[str] = Counter()
-        """How many engines died with each problem in flight since the problem's last batch. Not counted for servers,
-        because a problem does not make a server unreachable."""
+        """Number of engines that died while each problem was in flight, since the problem's last batch. Not counted for
+        servers, because a problem does not make a server unreachable."""
 
     async def run(self) -> None:
         shown = asyncio.create_task(show_progress(self._progress))
@@ -185,7 +185,7 @@ class _Driver:
         return set(added)
 
     def _grow(self, serving: dict[asyncio.Task[None], _Slot]) -> set[asyncio.Task[None]]:
-        """Open slots for machines that joined the cluster; slots of lost machines wait for a replacement."""
+        """Add worker slots for machines that joined the cluster; slots of lost machines wait for a replacement."""
         more = min(self._capacity() - len(serving), len(self._queue))
         if more <= 0:
             return set()
@@ -212,7 +212,7 @@ class _Driver:
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
-        """Count an engine as running until it dies, for the engine time that the store records."""
+        """Count the engine as running until it dies; the store derives the engine time from this count."""
         self._running += 1
         if self._progress.workers:
             self._store.set_engines(self._running)

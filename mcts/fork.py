@@ -10,7 +10,7 @@ from mmprm.trees.database import STORE_NAME
 from mmprm.trees.store import Store
 
 BUDGETS = {"search.max_searches", "search.max_rollouts"}
-"""Settings that only decide when a search ends: with a larger budget, the stored batches are the beginning of the new
+"""Settings that only limit the length of a search: if one is raised, the stored batches are the beginning of the new
 search. Any other setting of `search` changes the search order, and with it batch sizes and the evidence for labels."""
 
 
@@ -55,7 +55,7 @@ def _copy(run: Path, folder: Path, asked: dict) -> str:
 
 
 def _ends_earlier(stored: dict, asked: dict) -> bool:
-    """Return True if a budget is smaller than the stored one.
+    """Return True if a search budget in `asked` is smaller than in the stored configuration.
 
     The store then holds batches beyond the new end of the search, which must not become labels.
     """

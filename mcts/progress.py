@@ -27,7 +27,7 @@ PLAIN_LINE_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class CampaignSummary:
-    """Holds the totals of the whole store and what this run of the command added to it (`new_rollouts`, …).
+    """Holds the totals over the whole store, and the counts and rates of the current run (`new_rollouts`, …).
 
     Rates are per second of `seconds`, which begin when the first engine is ready and exclude `startup_seconds`.
     """
@@ -82,7 +82,7 @@ class Progress:
     """Maps each problem in flight to the states that are already counted as labels."""
 
     def started(self, problem_id: str, stored: Sequence[Batch]) -> None:
-        """Record that a problem has started; `stored` are the batches that the store already has."""
+        """Record that a problem has started; `stored` contains its batches that are already in the store."""
         self.first_start = self.first_start or time.monotonic()
         self.in_flight += 1
         self.in_flight_max = max(self.in_flight_max, self.in_flight)
@@ -177,7 +177,7 @@ class Progress:
 
 @contextmanager
 def track_progress(progress: Progress, tracker: Tracker) -> Iterator[None]:
-    """Log the campaign's metrics every 10 s inside the block and once at its end; the rollout count is the step."""
+    """Log the campaign's metrics every 10 s in the `with` block and once at its end, with the rollout count as step."""
     over = threading.Event()
 
     def log() -> None:

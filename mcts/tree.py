@@ -1,4 +1,4 @@
-"""Implement the mutable tree of one search.
+"""Implement the mutable search tree of one problem.
 
 It holds the states, the incorrect rollouts still to be searched for their first error, and the verdict counts of all
 rollouts through each prefix.
@@ -93,7 +93,7 @@ class SearchTree:
         return counts_of(self._through.get(steps, [0, 0, 0]))
 
     def at_once(self, steps: Steps) -> int:
-        """Return the largest number of known verdicts through `steps` in any one state's first batch.
+        """Count the known verdicts through `steps` in each state's first batch, and return the largest count.
 
         mmprm.trees.evidence may label the prefix from that batch.
         """

@@ -15,7 +15,7 @@ def q(value: float, words: int, alpha: float, beta: float, length_scale: float) 
 
 
 def u(total_visits: int, visits: int, c_puct: float) -> float:
-    """Return U(s) = c_puct · sqrt(Σ N) / (1 + N(s)), the PUCT bonus of rarely visited states.
+    """Return U(s) = c_puct · sqrt(Σ N) / (1 + N(s)), the PUCT bonus for rarely visited states.
 
     `total_visits` is Σ N, the visits summed over all states; `visits` is N(s).
     """

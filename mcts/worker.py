@@ -21,7 +21,7 @@ from mmprm.types import Batch, Grader, Problem, Sampler
 GROUP_BATCHES = 256
 """Number of finished batches that triggers a report immediately."""
 TOGETHER_SECONDS = 0.1
-"""Seconds to wait for other searches to end, so that one report covers them, if the engine has work meanwhile."""
+"""Seconds for which a report waits for further results while other searches are running."""
 
 
 @dataclass(frozen=True, slots=True)

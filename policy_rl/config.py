@@ -32,7 +32,8 @@ from policy_rl.weights.config import WeightsConfig
 _IN_PART: dict[str, Any] = {key: DECISIVE[key] for key in ("engine", "grader")} | {
     "process": {"aggregator": True, "scorer": {"prm", "format", "backend", "dtype", "too_long"}}
 }
-"""Groups whose listed subkeys must be unchanged for a run to be resumed; the other subkeys may change."""
+"""Maps configuration groups to the subkeys that must be unchanged for a run to be resumed; their other subkeys may
+change."""
 _CHANGEABLE: dict[str, Any] = dict.fromkeys(
     ("output", "held_out", "eval_every", "eval_samples", "save_every", "keep_checkpoints", "rollouts", "monitor"), True
 ) | {

@@ -67,7 +67,7 @@ class GradedGroup:
 
     @property
     def accuracies(self) -> list[float]:
-        """Return the accuracy (1 or 0) of each response that is trained on, if it is known."""
+        """Return the known accuracies (1 or 0) of the responses that are trained on."""
         parts = [each.reward.parts.get("accuracy") for each in self.responses if each.reward.total is not None]
         return [part for part in parts if part is not None]
 

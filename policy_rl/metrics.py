@@ -19,13 +19,13 @@ PER_TOKEN = {"entropy", "kl_old", "kl_ref", "clip_fraction", "ratio_clamped", "k
     f"mismatch_{name}" for name in ("absolute", "signed")
 }
 COMPUTING = ("generate", "score", "old", "update")
-"""Phases in which a model computes; the others count as overhead."""
+"""Phases of a step in which a model runs; the time of all other phases counts as overhead."""
 OF_GROUPS = (
     *("groups", "carried", "rounds", *(f"dropped_{name}" for name in DROPS)),
     *("reward", "reward_length", "accuracy", "response_tokens", "truncated", "alike", "staleness"),
 )
 OF_SCORES = ("refused", "step_tokens", "longest_step")
-"""Reward-hacking metrics that need process scores, in addition to the prm_… metrics."""
+"""Reward-hacking metrics that need process scores, like the metrics named prm_…."""
 OF_UPDATES = (
     *("updates", "responses", "tokens", "advantage_size", "loss", "surrogate", "drift", "learning_rate", "skipped"),
     *("gradient_norm", "entropy", "kl_old", "clip_fraction", "ratio_clamped", "log_ratio_min", "log_ratio_max"),
@@ -133,7 +133,7 @@ def merge_updates(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def shares(seconds: Counter[str], collected: Collected, total: float, ahead: bool) -> dict[str, float]:
-    """Return a step's time per phase in seconds, and `overhead`, the fraction of it in which no model computed.
+    """Return a step's time per phase in seconds, and `overhead`, the fraction of the step in which no model ran.
 
     generate: until the last response; score: waiting for grades and process scores after that; old, update: forward and
     backward passes and optimizer of the trainer; sync: sending weights to the engines; other: the rest, including call
@@ -151,7 +151,7 @@ def shares(seconds: Counter[str], collected: Collected, total: float, ahead: boo
 
 
 def console_line(step: int, total: int, metrics: Mapping[str, float]) -> str:
-    """Format the console line of a step."""
+    """Format a step's metrics as one line for the console."""
     shown = [f"{word} {metrics[name]:.4g}" for name, word in SHOWN.items() if name in metrics]
     sources = {name.removeprefix("reward_"): metrics[name] for name in metrics if name.startswith("reward_")}
     sources["process"] = metrics.get("prm_score", math.nan)

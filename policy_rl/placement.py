@@ -23,7 +23,7 @@ from mmprm.errors import ConfigError, TrainingError
 from policy_rl.config import RLConfig
 
 GpuSlot = tuple[int, int]
-"""A GPU as (machine index, index among the run's GPUs on that machine)."""
+"""Identifies a GPU as (machine index, index among the run's GPUs on that machine)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 from mmprm.config import Config
 
 EPSILON = 1e-6
-"""Added to every standard deviation before dividing by it."""
+"""Constant added to every standard deviation before dividing by it."""
 
 
 class AdvantageConfig(Config):
@@ -51,7 +51,7 @@ class AdvantageConfig(Config):
 
     @property
     def whitens(self) -> bool:
-        """Return whether advantages are whitened."""
+        """Return whether to whiten advantages: `whiten` if it is set, otherwise the estimator's default."""
         return ESTIMATORS[self.estimator].whitens if self.whiten is None else self.whiten
 
     @model_validator(mode="after")
@@ -140,7 +140,7 @@ def differs(rewards_PK: Tensor, kept_PK: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Estimator:
-    """Describes an advantage estimator.
+    """Describes an advantage estimator: its function, its minimum group size, and how its advantages are used.
 
     `advantages(rewards_PK, kept_PK)` returns the advantages. A group with fewer than `least` known samples is dropped.
     `whitens`: whitening is part of the definition. `on_last_token`: the sequence reward is assigned to the last token
@@ -209,7 +209,10 @@ def moments(values_NT: Tensor, mask_NT: Tensor) -> Tensor:
 
 
 def whiten(values_NT: Tensor, mask_NT: Tensor, global_moments: Tensor) -> Tensor:
-    """Whiten values: (A − mean)/√max(var, 1e-8), with mean and biased variance from `global_moments`; 0 if masked."""
+    """Whiten values to (A − mean)/√max(var, 1e-8); mean and biased variance come from `global_moments`.
+
+    Masked values become 0.
+    """
     count, total, squares = global_moments
     mean = total / count.clamp(min=1)
     variance = (squares / count.clamp(min=1) - mean.square()).clamp(min=1e-8)

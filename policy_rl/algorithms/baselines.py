@@ -25,7 +25,7 @@ class ScoredSteps:
 
 
 def step_index(returns_PKS: Tensor, steps: ScoredSteps) -> Tensor:
-    """Subtract from each return G_j^k the mean of G_j^i over the group's other scored samples i with a step j.
+    """Subtract from each step return G_j^k the mean of G_j^i over the group's other samples i that have a step j.
 
     The result is 0 if no other sample has a step j. A baseline of step j may depend on the other samples and on what
     precedes the step (its index), but never on what follows it. With this baseline, the results sum to 0 over the

@@ -39,7 +39,7 @@ class CreditConfig(Config):
     transform: Literal["none", "clip", "delta"] = "none"
     """Transform of step scores r_j, for return_to_go. none: r_j; clip: min(r_j − eta, 0); delta: r_j − r_{j+1}."""
     eta: float = 0.0
-    """Threshold of transform=clip."""
+    """Threshold for transform=clip."""
     normalize_steps: bool = False
     """For return_to_go: normalize the (transformed) scores over all steps of the group before summing them.
     DeepSeekMath's form also needs baseline=none: it subtracts the mean once per remaining step, which is biased by
@@ -47,7 +47,8 @@ class CreditConfig(Config):
     temperature: float = Field(0.1, gt=0)
     """For soft_min: temperature of the softmax that concentrates weight on the lowest-scored step."""
     gate: Literal["none", "correct"] = "none"
-    """Restricts process rewards. correct: only correct responses receive them, compared only with each other (PAPO)."""
+    """Which responses receive process rewards. none: all responses; correct: only correct responses, compared only with
+    each other (PAPO)."""
     per_source: bool = False
     """For scalar: apply the estimator to outcome and process reward separately, and add the results (PRIME). If false,
     apply it to their sum."""
@@ -91,7 +92,7 @@ class CreditConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Holds the rewards from one source, one per response.
+    """Holds one reward per response from a single source: the outcome or the process reward model.
 
     `known_PK` is False where a reward should exist but does not. The source is normalized over the samples in
     `among_PK`, and adds nothing to the others.
@@ -213,7 +214,7 @@ def _step_gae(part: Part, config: CreditConfig) -> dict[str, Tensor]:
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """Describes a credit mode.
+    """Describes a credit mode: how it converts step scores to rewards, and whether it uses a baseline.
 
     `slots(part, config)` returns the slots of Credit that the mode fills. `compares`: a baseline computed from other
     samples is subtracted from the returns.

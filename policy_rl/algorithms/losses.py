@@ -56,7 +56,7 @@ def clamped(log_ratio: Tensor) -> Tensor:
 
 
 KL: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k3}
-"""Per-token estimators of KL(π‖ref), with Δ = lp − ref (Schulman 2020)."""
+"""Functions that estimate KL(π‖ref) per token from Δ = lp − ref (Schulman 2020), keyed by name."""
 
 KL_ESTIMATORS: dict[str, tuple[str, ...]] = {"loss": ("k3", "k2"), "reward": ("k1",)}
 """Valid estimators for each apply_to, the default first. In the loss, on policy, k2 has the gradient of
@@ -124,7 +124,7 @@ class LossConfig(Config):
 
     @property
     def drift_coefficient(self) -> float:
-        """Return the coefficient of the drift term, by default that of the surrogate."""
+        """Return the coefficient of the drift term: `drift` if it is set, otherwise the surrogate's default."""
         return SURROGATES[self.surrogate].drift if self.drift is None else self.drift
 
 
@@ -168,7 +168,7 @@ def cpgd_drift(lp_NT: Tensor, rho_NT: Tensor, cap: float) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Surrogate:
-    """Holds a surrogate's `loss(bounded_NT, advantages_NT)` and the default coefficient of its drift term."""
+    """Holds a surrogate loss, `loss(bounded_NT, advantages_NT)`, and the default coefficient of its drift term."""
 
     loss: Callable[[Tensor, Tensor], Tensor]
     drift: float
@@ -232,7 +232,7 @@ def aggregate(
 
 @dataclass(frozen=True, slots=True)
 class LossMetrics:
-    """Holds the detached metrics of a micro-batch.
+    """Holds the detached loss metrics of a micro-batch.
 
     `terms` (surrogate, drift and kl before their coefficients) add up over micro-batches and ranks. So do the token
     sums in `sums`, to be divided by the number of tokens: clipped (a token with advantage 0 does not count as clipped),
@@ -320,9 +320,10 @@ def truncated_weights(old_NT: Tensor, engine_NT: Tensor, mask_NT: Tensor, cap: f
 
 
 def mismatch(old_NT: Tensor, engine_NT: Tensor, mask_NT: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """Measure d, the trainer's minus the engine's log-probability of each token; return (sums, max |d|).
+    """Measure the difference d between the trainer's and the engine's token log-probabilities; return (sums, max |d|).
 
-    `sums` holds Σ|d|, Σd and the number of tokens, which add up over micro-batches and ranks.
+    d is the trainer's value minus the engine's. `sums` holds Σ|d|, Σd and the number of tokens, which add up over
+    micro-batches and ranks.
     """
     difference_NT = torch.where(mask_NT, old_NT - engine_NT, 0).detach()
     sums = {"absolute": difference_NT.abs().sum(), "signed": difference_NT.sum(), "tokens": mask_NT.sum()}

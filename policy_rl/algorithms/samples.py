@@ -67,7 +67,7 @@ def kept_mask(groups: Sequence[GradedGroup], least: int) -> Tensor:
 
 
 def draft(groups: Sequence[GradedGroup], kept_PK: Tensor) -> list[TrainingSample]:
-    """Create training samples, still without advantages, from the kept responses; number groups by their index."""
+    """Create training samples from the kept responses, without advantages; `group` is set to the group's index."""
     drafts = []
     for p, k in kept_PK.nonzero().tolist():
         group, response = groups[p], groups[p].responses[k].response
@@ -79,7 +79,7 @@ def draft(groups: Sequence[GradedGroup], kept_PK: Tensor) -> list[TrainingSample
 def add_advantages(
     groups: Sequence[GradedGroup], kept_PK: Tensor, samples: Sequence[TrainingSample], settings: AdvantageSettings
 ) -> tuple[list[TrainingSample], dict[str, float]]:
-    """Add advantages to samples, and returns if there is a critic; return (samples, metrics).
+    """Compute the samples' advantages and, with a critic, its return targets; return (samples, metrics).
 
     Samples that lack a required reward are left out. Without a critic,
     A_t = w·A_sequence + the return of the token's step + Σ_{l ≥ t} γ^(l − t)·(−β·k1_l), with ADORA's weight w, is
@@ -187,7 +187,7 @@ def _cut(values_NT: Tensor | None, n: int, sample: TrainingSample) -> np.ndarray
 
 
 def _metrics(advantages_NT: Tensor, mask_NT: Tensor, credit: Credit | None) -> dict[str, float]:
-    """Return advantage_size, the mean |A| per token, and, with process reward, counts of responses.
+    """Compute the mean |A| per token (advantage_size) and, with process reward, counts of scored responses.
 
     scored: responses with process reward; unscored: those without a scored step; alone: those without another response
     in their group to be compared with.

@@ -25,7 +25,7 @@ FIRST_STEPS = 5
 
 
 class Bounds(Config):
-    """Configures the allowed range of a metric."""
+    """Configures the allowed range of a monitored metric."""
 
     least: float | None = None
     """Lower bound; the alarm counts training steps with a lower value."""
@@ -136,11 +136,10 @@ class Alarms:
         self.counts: dict[str, int] = dict.fromkeys(config.alarms, 0)
 
     def see(self, metrics: Mapping[str, float]) -> str | None:
-        """Update the counts; describe the metrics out of bounds for `patience` steps, or return None if none is.
+        """Update the counts; return a message if metrics have been out of bounds for `patience` steps, else None.
 
-        If this returns a description, the caller saves the run and raises `alarm_error`. Raises ConfigError if an alarm
-        is set on a metric that is not in `metrics`; do not pass the metrics of a step without an update, which are
-        fewer.
+        If this returns a message, the caller saves the run and raises `alarm_error`. Raises ConfigError if an alarm is
+        set on a metric that is not in `metrics`; do not pass the metrics of a step without an update, which are fewer.
         """
         check_alarms(self._config, metrics)
         crossed = []

@@ -80,7 +80,7 @@ def chosen(groups: Sequence[GradedGroup], count: int) -> list[tuple[GradedGroup,
 def sample_of(
     step: int, group: GradedGroup, each: GradedResponse, step_format: StepFormat, prefill: str = ""
 ) -> Sample:
-    """Create the Sample for a response."""
+    """Create the log entry for a response."""
     found = plain_steps(each.response.text, step_format, prefill)
     scores: tuple[float | None, ...] = each.process.scores if each.process else ()
     scores += (None,) * (len(found.steps) - len(scores))
@@ -135,7 +135,7 @@ class SampleLog:
 
 
 def _read(path: Path) -> Iterator[Sample]:
-    """Yield the samples in a file; skip corrupt lines, because samples are only for people to read."""
+    """Yield the samples in a log file; skip corrupt lines, because the log is only for people to read."""
     for values in logged_rows(path, Sample.__slots__) if path.exists() else ():
         with contextlib.suppress(TypeError, ValueError):
             yield Sample(**{**values, "steps": tuple(tuple(step) for step in values["steps"])})

@@ -66,7 +66,7 @@ class RemotePrm:
         self.processes = set()
 
     async def judge(self, solutions: Sequence[Solution]) -> list[ScoreResult]:
-        """Score solutions; return for each its scores, or a DataError if it cannot be scored.
+        """Score solutions; return the step scores of each one, or a DataError if it cannot be scored.
 
         Other errors of the scorer are raised.
         """
@@ -156,7 +156,7 @@ class PrmActor:
 
 
 def _portable(answer: ScoreResult) -> ScoreResult:
-    """Convert exceptions of other packages, which may not be picklable, to TrainingError; return all else unchanged."""
+    """Convert exceptions of other packages, which may not be picklable, to TrainingError; pass on all other results."""
     if isinstance(answer, Exception) and not isinstance(answer, MmprmError):
         return TrainingError(
             f"the PRM failed on a solution ({type(answer).__name__}: {answer}); reproduce it with mmprm score"

@@ -37,10 +37,10 @@ from policy_rl.types import Response
 PIECES = 2**18
 """Maximum number of decoded token sequences to cache, about the size of the largest vocabulary."""
 PIECE_TOKENS = 4
-"""Maximum length of a token sequence to cache: a character has at most four bytes."""
+"""Maximum number of tokens in a cached sequence: a UTF-8 character has at most four bytes."""
 
 INCOMPLETE = "\ufffd"
-"""Replacement character, to which tokenizers decode the bytes of an incomplete character."""
+"""Unicode replacement character, which tokenizers return for the bytes of an incomplete character."""
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -78,7 +78,7 @@ class Judge(Protocol):
     """Protocol for scoring solutions."""
 
     async def judge(self, solutions: Sequence[Solution]) -> list[ScoreResult]:
-        """Score solutions and return for each its scores or an exception: a DataError if it cannot be scored."""
+        """Score solutions; return the step scores of each one, or an exception (DataError if it cannot be scored)."""
         ...
 
 
@@ -111,7 +111,7 @@ class ProcessReward:
         self._pieces = Pieces(decode)
 
     async def score(self, problem: Problem, responses: Sequence[Response]) -> list[StepRewards | None]:
-        """Score responses to a problem; return one result per response, in order, or None if it has no process reward.
+        """Return the step rewards of each response to a problem, or None for a response without process reward.
 
         Raises TrainingError, naming the problem, if scores are not probabilities or if the PRM fails.
         """

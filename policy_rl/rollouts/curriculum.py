@@ -80,7 +80,7 @@ def phase_of(schedule: Sequence[Phase], step: int) -> Phase:
 
 
 class Prompts:
-    """Iterate over the problems endlessly, reshuffling them with the seed in each epoch.
+    """Iterates over the problems endlessly, reshuffling them with the seed in each epoch.
 
     Its only state is `position`, the number of problems taken.
     """

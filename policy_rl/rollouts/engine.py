@@ -34,7 +34,7 @@ class RolloutEngine:
     async def start(
         self, engine: EngineConfig, sampling: SamplingConfig, prompt: PromptConfig, further: dict[str, Any]
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Start the engine with `further` vLLM arguments; return (probe token ids, banned token ids)."""
+        """Start the engine with the extra vLLM arguments `further`; return (probe token ids, banned token ids)."""
         from transformers import AutoConfig
 
         from mmprm.sampling.vllm_sampler import VllmSampler

@@ -15,12 +15,12 @@ from policy_rl.rollouts.pool import RolloutPool, rollout_seed
 from policy_rl.types import Group, Response
 
 DRAWS = -1
-"""Replaces the policy version in seeds, so that every evaluation uses the same seeds."""
+"""Constant that replaces the policy version when seeds are derived, so that every evaluation uses the same seeds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Holds the result of an evaluation.
+    """Holds the result of an evaluation on held-out problems.
 
     `pass_at_1` averages each problem's fraction of correct responses over problems, at the sampling temperature, with a
     95 % interval over problems; responses without a known accuracy are left out. `problems` counts the problems in this

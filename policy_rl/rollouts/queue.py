@@ -94,7 +94,7 @@ class Slots:
 
     @asynccontextmanager
     async def change_to(self, version: int) -> AsyncIterator[None]:
-        """Run the block once all requests for the current version are complete.
+        """Wait until all requests for the current version are complete, then run the `with` block.
 
         Requests for `version` wait until the block ends.
         """

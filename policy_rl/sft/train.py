@@ -307,7 +307,7 @@ def _origin(config: SftConfig, samples: Sequence[Conversation]) -> dict[str, Any
 
 
 def _stop_at(backbone: Any, ends: set[int]) -> None:
-    """Add the tokens that ended the learned turns to the EOS tokens, which may lack them in a base model."""
+    """Add the tokens that end the learned turns to the model's EOS tokens, because a base model may lack them."""
     settings = backbone.generation_config
     known = settings.eos_token_id
     known = set() if known is None else {known} if isinstance(known, int) else set(known)

@@ -36,7 +36,7 @@ from policy_rl.types import LogProbs, TrainingSample
 from policy_rl.weights.transfer import Published, Transfer
 
 GRACE_SECONDS = 10
-"""How long, in seconds, the other ranks have to answer after one rank has failed."""
+"""Number of seconds that the other ranks have to answer after one rank has failed."""
 
 
 class TrainerGroup:

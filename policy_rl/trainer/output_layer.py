@@ -129,7 +129,7 @@ def _chunks(tokens: int, vocabulary: int) -> Iterator[slice]:
 
 
 def _within(token_M: Tensor, chunk: slice) -> tuple[Tensor, Tensor]:
-    """Return (mask of the tokens in the chunk, column of each token in it); other tokens get some valid column."""
+    """Return (mask of the tokens in the chunk, column of each token in it); for other tokens, any valid column."""
     inside_M = (token_M >= chunk.start) & (token_M < chunk.stop)
     return inside_M, (token_M - chunk.start).clamp(0, chunk.stop - chunk.start - 1)
 

@@ -35,12 +35,12 @@ class PolicyInputs:
     end_BL: Tensor | None
     """Last token that attends to each token, for rows with several responses; None if every row has one response."""
     present_BL: Tensor
-    """False on padding."""
+    """Attention mask: True on tokens, False on padding."""
     read_NT: Tensor
     """For each response token, the index among all B·L tokens of the token before it, which predicts it."""
     token_NT: Tensor
     response_NT: Tensor
-    """False on padding."""
+    """Mask of response tokens: False on padding."""
     images: dict[str, Tensor]
     """Processor outputs, each image once; empty if the vision tower does not run."""
     feature_F: Tensor | None
@@ -151,7 +151,7 @@ class ValueHead(nn.Linear):
 
 @contextmanager
 def without_adapters(backbone: nn.Module) -> Iterator[None]:
-    """Disable LoRA adapters inside the block, so that the original model runs."""
+    """Disable LoRA adapters while the `with` block runs, so that the base model is used."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [module for module in backbone.modules() if isinstance(module, BaseTunerLayer)]
@@ -174,7 +174,7 @@ def _each(features: Any) -> tuple[Tensor, ...]:
 
 
 def _repeated(features: Any, feature_F: Tensor | None) -> Any:
-    """Repeat the features of images that several rows show, including Qwen3-VL's deepstack features."""
+    """Repeat the features of images that occur in several rows, including Qwen3-VL's deepstack features."""
     if feature_F is None:
         return features
     features.pooler_output = _chosen(features.pooler_output, feature_F)

@@ -15,11 +15,12 @@ PROBE_TEXT = "1 + 2 = 3, so x = 12 and y < 40; (x + y) / 2 is the answer."
 
 
 MOVED = 1e-2
-"""If a trainer's log-probability on the probe changes by more than this (nats), the engine's answer must change too."""
+"""Change in nats of a probe token's log-probability in the trainer above which the engine's answer must change too."""
 
 
 TOLERANCE = {"float32": 0.01, "bfloat16": 0.15, "float16": 0.05}
-"""Default tolerance per dtype, in nats, for the mean |engine − trainer| of the log-probabilities of the probe."""
+"""Default tolerance per dtype for the mean absolute difference between engine and trainer log-probabilities on the
+probe, in nats."""
 
 
 def probe_token_ids(tokenizer: Any) -> tuple[int, ...]:
@@ -39,7 +40,7 @@ def probe_logprobs(model: nn.Module, token_ids: Sequence[int]) -> tuple[float, .
 
 
 class ProbeCheck:
-    """Compare one engine's log-probabilities on the probe with the trainer's after each weight transfer."""
+    """Compares one engine's log-probabilities on the probe with the trainer's after each weight transfer."""
 
     def __init__(self, engine: str, tolerance: float) -> None:
         self._engine, self._tolerance = engine, tolerance

@@ -39,14 +39,14 @@ from policy_rl.weights.config import WeightsConfig
 
 SHARED_MEMORY = Path("/dev/shm")
 BUCKET_BYTES = 2**30
-"""Approximate maximum size of one file in bytes, which is also the most that is held in memory at once."""
+"""Approximate maximum size of a weight file in bytes; no more than this is buffered in memory at once."""
 KEPT_VERSIONS = 2
 """Number of versions to keep on disk: the replacement of a dead engine may still read the previous one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """Describes weights that are ready to be loaded, after `version` updates.
+    """Describes a published version of the weights, which the engines can load.
 
     `folder` holds their files, or is None if the engines already have them in memory. `probe` holds the trainer's
     log-probabilities on the probe; `checksums` maps the name of each tensor in the files to its CRC-32.
@@ -79,7 +79,7 @@ class TensorInfo:
 
 
 class ModelWeights:
-    """Iterate over the checkpoint tensors of `model`, one at a time, in the engines' dtype.
+    """Iterates over the checkpoint tensors of `model`, one at a time, in the engines' dtype.
 
     ZeRO-3 shards are gathered and LoRA is merged per tensor; tied tensors are yielded once. Every rank must iterate.
     """

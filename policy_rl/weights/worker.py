@@ -20,7 +20,7 @@ NAMED_IN_ERROR = 5
 
 
 class WeightLoading:
-    """Extend a vLLM worker with methods that load new weights."""
+    """Extends a vLLM worker with methods that load new weights."""
 
     vllm_config: Any
     model_runner: Any
