@@ -1,4 +1,4 @@
-"""Provide the Python API of mmprm; importing it loads neither torch, vLLM, nor Ray.
+"""Expose the Python API of mmprm; importing the package loads neither torch, vLLM, nor Ray.
 
     import mmprm
 

@@ -34,11 +34,11 @@ NOTICE_SECONDS = 30.0
 """Interval in seconds between progress messages while waiting."""
 CHECK_SECONDS = 5.0
 ANSWER_SECONDS = 20.0
-"""Timeout in seconds for a query to Ray about its own node, after which Ray counts as gone."""
+"""Timeout in seconds for a status query to Ray; without an answer, Ray is considered gone."""
 _CLOSE_SECONDS = 5.0
-"""Time in seconds that a command has to exit once Ray is gone."""
+"""Maximum time in seconds to wait for a cancelled command to clean up once Ray is gone."""
 LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-"""Environment variable that, if set to 0, makes Ray use 127.0.0.1 on every platform and listen only there."""
+"""Name of the environment variable that, if set to 0, makes Ray listen on 127.0.0.1 only, on every platform."""
 
 _gone: str | None = None
 _nodes: list[dict[str, Any]] = []
@@ -111,7 +111,7 @@ async def guarded(main: Coroutine[Any, Any, T]) -> T:
 
 
 class Patience:
-    """Tracks one wait: reports every 30 s what it is waiting for, and raises an error at the time limit.
+    """Limits and reports one wait: prints every 30 s what the wait is for, and raises an error at the time limit.
 
     `what` completes the message "waiting for …"; it may be a function, which is called for each message. `way_out`
     tells the user how to change the limit; `error` is the exception class to raise.
@@ -188,7 +188,7 @@ def wait_all(
     way_out: str = "",
     error: type[MmprmError] = EngineStoppedError,
 ) -> list[Any]:
-    """Return the results of all references in order, for callers without an event loop; see `wait` for its errors."""
+    """Wait for all references without an event loop, and return their results in order; see `wait` for its errors."""
     import ray
     from ray.exceptions import RayError
 
@@ -225,7 +225,7 @@ def is_gone() -> bool:
 
 
 def alive_nodes() -> list[dict[str, Any]]:
-    """Return the live Ray nodes as `guarded` last saw them a few seconds ago, without querying Ray."""
+    """Return the live Ray nodes found by the last check of `guarded`, without querying Ray."""
     return [node for node in _nodes if node["Alive"]]
 
 
@@ -303,7 +303,7 @@ def _reason() -> str | None:
 
 
 def _abandon(reason: str) -> None:
-    """Stop calling Ray, including at process exit, because such calls would hang."""
+    """Prevent further calls to Ray, including those at process exit, because they would hang."""
     import ray
 
     global _gone
@@ -319,7 +319,8 @@ def _hide_token() -> None:
 
 @contextlib.contextmanager
 def _token_mode(asks_for_token: bool) -> Iterator[None]:
-    """Keep ray.init from using a local token if the cluster has none; otherwise no worker could call this process."""
+    """Disable token authentication if the cluster uses none; with a local token, its workers could not call this
+    process."""
     if asks_for_token or AUTH_MODE in os.environ:
         yield
         return

@@ -24,20 +24,20 @@ from mmprm.terminal import plain_text
 
 CONNECT_SECONDS = 10.0
 KEEP_ALIVE_SECONDS = 3.0
-"""Keep-alive expiry in seconds; below the 5 s after which vLLM's server closes an idle connection, possibly during a
-request."""
+"""Time in seconds after which the client closes an idle connection; vLLM's server closes it after 5 s. Otherwise, the
+server could close the connection while a request is being sent."""
 LONGEST_BACKOFF = 60.0
 _DETAIL_LENGTH = 300
 _QUOTED = 10_000
-"""Maximum number of characters to read from a server's message."""
+"""Maximum number of characters of a server's error message to process."""
 
 T = TypeVar("T")
 Body = dict[str, Any] | None
 
 _BUSY = {408, 429, 502, 503, 504}
-"""HTTP status codes for a busy server or proxy; the request itself may be valid."""
+"""HTTP status codes which mean that a server or proxy is busy; the request itself may be valid."""
 _REFUSED = {400, 413, 422}
-"""HTTP status codes for a rejected request; other requests may be valid."""
+"""HTTP status codes which mean that the server rejected this request; other requests may be valid."""
 _WAYS_OUT = {
     401: "set api_key_env to the name of the environment variable that holds the key",
     403: "the key has no access to this model; set api_key_env to the variable of another key",
@@ -47,8 +47,8 @@ _WAYS_OUT = {
 
 class ClientConfig(Config):
     urls: tuple[str, ...] = Field(min_length=1)
-    """Base URLs, such as [http://localhost:8000/v1]. All requests for one problem go to the same URL, to reuse its
-    prefix cache, and to the next URL if that one fails."""
+    """Base URLs of the servers, such as [http://localhost:8000/v1]. All requests for one problem go to the same URL, to
+    reuse its prefix cache, and to the next URL if that one fails."""
     api_key_env: str | None = None
     """Name of the environment variable that holds the API key. The key itself is never stored."""
     concurrency: int = Field(256, ge=1)
@@ -83,7 +83,7 @@ class ClientConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Holds one completion. `token_count` is None if the server does not return token ids.
+    """Holds one completion in a server's response. `token_count` is None if the server does not return token ids.
 
     `first_token` holds the most likely first tokens and their log-probabilities if they were requested.
     """
@@ -192,7 +192,7 @@ class Client:
             self._slots.release()
 
     def _awake(self, urls: Sequence[str]) -> list[str]:
-        """Return the URLs that are not backing off, or the one that will be ready first if all are."""
+        """Return the URLs that are not backing off or, if all of them are, the one that will be ready first."""
         now = time.monotonic()
         awake = [url for url in urls if self._resting.get(url, now) <= now]
         return awake or [min(urls, key=lambda url: self._resting[url])]

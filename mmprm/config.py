@@ -51,7 +51,8 @@ PathText = Annotated[str, AfterValidator(os.path.expanduser)]
 
 
 class Config(BaseModel):
-    """Base class of all configurations: frozen, finite, with no unknown keys, documented by field docstrings."""
+    """Base class of all configurations: immutable, without unknown keys or non-finite numbers, and documented by field
+    docstrings."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -64,7 +65,7 @@ class Config(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _over_what_defaults_set(cls, values: Any) -> Any:
-        """Merge a partially given group with this class's default for that group.
+        """Fill in the missing keys of a partially given group from this class's default for that group.
 
         This default may differ from the default of the group's own class; it applies to every key that is not given.
         """
@@ -89,7 +90,7 @@ def load(model: type[C], file: str | Path | None = None, sets: Sequence[str] = (
 
 
 def override(values: dict[str, Any], sets: Sequence[str]) -> dict[str, Any]:
-    """Apply `a.b=value` overrides to `values` in place and return `values`."""
+    """Apply `a.b=value` overrides to the nested dict `values` in place, and return it."""
     for item in sets:
         key, separator, text = item.partition("=")
         if not separator or not key:
@@ -110,7 +111,7 @@ def build(model: type[C], values: dict[str, Any], source: str = "configuration")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping; return {} for an empty file."""
+    """Read a YAML file that contains a mapping; return {} for an empty file."""
     try:
         values = read_text(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -127,7 +128,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def describe(model: type[Config], prefix: str = "", defaults: Config | None = None) -> list[tuple[str, str, str]]:
-    """Return (key, default, documentation) for every leaf key, for `--help`; `defaults` override the class defaults."""
+    """Return (key, default, documentation) of every leaf key for `--help`; `defaults` override the class defaults."""
     rows: list[tuple[str, str, str]] = []
     for name, field in model.model_fields.items():
         kind = field.annotation
@@ -142,7 +143,7 @@ def describe(model: type[Config], prefix: str = "", defaults: Config | None = No
 
 
 def _check_texts(value: Any, key: str, source: str) -> None:
-    """Raise ConfigError if a text holds a NUL character or a lone surrogate.
+    """Raise ConfigError if any string contains a NUL character or a lone surrogate.
 
     YAML allows both, but paths and requests do not.
     """
@@ -218,7 +219,7 @@ def _explain(model: type[Config], item: Any, source: str) -> str:
 
 
 def _fields(model: type[Config], path: Sequence[str | int]) -> set[str]:
-    """Return the keys of the group at `path`, or the empty set if it is not a group."""
+    """Return the keys of the configuration group at `path`, or an empty set if there is no group at that path."""
     for name in path:
         field = model.model_fields.get(str(name))
         kinds = () if field is None else (field.annotation, *get_args(field.annotation))

@@ -1,4 +1,4 @@
-"""Annotate problems, read the searched trees, and write and load labels."""
+"""Annotate problems, read search trees, and write and load labels."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ PROBLEMS_NAME = "problems.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class SearchedProblem:
-    """Holds a problem, its search tree, and the verdict counts of each prefix of steps, as `mmprm labels` uses them.
+    """Holds a problem, its search tree, and the verdict counts from which `mmprm labels` computes the label of each
+    prefix.
 
     `evidence[steps].value` is the value of a prefix in [0, 1]. The empty prefix stands for the problem itself. Prefixes
     keep the text that the policy wrote, including its step markup.
@@ -72,7 +73,8 @@ def annotate(
 
 
 def read_trees(run: AnyPath) -> Iterator[SearchedProblem]:
-    """Yield every sampled problem of a run with its tree and values, even while the run is in progress."""
+    """Yield every problem of a run that has been sampled, with its tree and values, even while the run is in
+    progress."""
     store = Store.read(run)
     return _searched(store, rule_of(store.config))
 
@@ -86,7 +88,7 @@ def write_labels(run: AnyPath, output: AnyPath, **settings: Any) -> LabelsSummar
 
 
 def load_labels(path: AnyPath, split: Split | None = None) -> Dataset:
-    """Load a Parquet file of `mmprm labels` as a `datasets.Dataset`: all rows, or those of one split.
+    """Load a Parquet file written by `mmprm labels` as a `datasets.Dataset`, with all rows or those of one split.
 
     The columns are those of `mmprm.labels.parquet.SCHEMA`; images are decoded on access. Raises DataError for a file
     that is missing, damaged or not written by `mmprm labels`, and for a split without rows.
@@ -121,7 +123,7 @@ def load_labels(path: AnyPath, split: Split | None = None) -> Dataset:
 
 
 def _features(names: Iterable[str]) -> Features:
-    """Return the `datasets` features of the given label columns, with images decoded on access."""
+    """Return the `datasets` features for the given label columns, with images decoded on access."""
     from datasets import Features, Image, List
 
     current = Features.from_arrow_schema(SCHEMA) | {"images": List(Image())}
@@ -137,7 +139,7 @@ def _searched(store: Store, rule: StoppingRule) -> Iterator[SearchedProblem]:
 
 
 def _check_no_loop() -> None:
-    """Raise ConfigError if an event loop is running, because the campaign starts its own."""
+    """Raise ConfigError if an event loop is already running, because annotation starts its own."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:

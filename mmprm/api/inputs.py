@@ -30,7 +30,7 @@ def configured(model: type[_C], caller: str, settings: Mapping[str, Any], file: 
 
 
 def asked_problem(question: str, images: Any, choices: Sequence[str], caller: str) -> Problem:
-    """Build a problem without a gold answer; relative image paths start at the working directory."""
+    """Build a problem without a gold answer; relative image paths are resolved against the working directory."""
     if not isinstance(question, str) or not question.strip():
         raise DataError(
             f"mmprm.{caller}: question={cut(repr(question))} must be non-blank text; give the question as asked"
@@ -57,7 +57,7 @@ def read_problems(given: Iterable[Problem | Row], config: ProblemsConfig) -> Ite
 
 
 def cell_value(value: Any) -> Any:
-    """Convert a value to the form that a file's row would hold: images become paths or encoded bytes."""
+    """Convert a value to the form that it would have in a data file: images become paths or encoded bytes."""
     if isinstance(value, ImageRef):
         return value.path if value.data is None else value.data
     if isinstance(value, os.PathLike):

@@ -133,7 +133,7 @@ def rerank(
 
 @contextlib.contextmanager
 def _opened(scorer: Scorer | AnyPath) -> Iterator[Scorer]:
-    """Yield the scorer; a path is loaded for the duration of the `with` block."""
+    """Yield the scorer, or load it for the duration of the `with` block if a path is given."""
     if not isinstance(scorer, str | os.PathLike):
         yield scorer
         return

@@ -21,7 +21,7 @@ _RESCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 @contextmanager
 def new_model_folder(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary folder that replaces `path` when the context ends, or is deleted after an error."""
+    """Yield a temporary folder that replaces `path` when the `with` block ends, or is deleted after an error."""
     with writing(Path(path), "free some disk space or choose another folder"), files.whole_folder(path) as folder:
         yield folder
 

@@ -53,14 +53,15 @@ def block_mask(end_BT: Tensor) -> Any:
 
 
 def _listed(sees_BNN: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the (count, indices) of the key blocks of each query block; indices beyond the count are arbitrary."""
+    """Convert a mask of query and key blocks to FlexAttention's format: the number and the indices of key blocks per
+    query block."""
     number_B1N = sees_BNN.sum(dim=2, dtype=torch.int32)[:, None]
     indices_B1NN = sees_BNN.to(torch.int8).argsort(dim=2, descending=True, stable=True).to(torch.int32)[:, None]
     return number_B1N, indices_B1NN
 
 
 def on_grid(width: int) -> int:
-    """Round a row width up to a multiple of the block on GPU, so that FlexAttention compiles few shapes.
+    """Round a row's width up to a multiple of the block size on GPU, so that FlexAttention compiles few shapes.
 
     On CPU, the width does not change.
     """
@@ -105,7 +106,7 @@ COMPILED_GRAPHS = 64
 which torch would silently materialize the scores of all T² pairs."""
 
 PACKED = "mmprm_packed"
-"""Name of the registered attention function, which handles the masks of `packed_mask` and calls SDPA otherwise."""
+"""Name of the registered attention function that accepts the masks of `packed_mask` and otherwise calls SDPA."""
 
 
 def use_block_masks(backbone: nn.Module) -> None:
@@ -133,4 +134,5 @@ def use_block_masks(backbone: nn.Module) -> None:
 
 
 CPU_ROW = 3
-"""Length of a packed row on CPU, in multiples of the longest sample; a dense mask costs the square of the length."""
+"""Width of a packed row on CPU as a multiple of the longest sample; wider rows cost more, as attention is quadratic in
+width."""

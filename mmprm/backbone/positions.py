@@ -1,4 +1,5 @@
-"""Compute position ids in packed sequences: a token's depth in its tree, with M-RoPE if the model uses it."""
+"""Compute position ids in packed sequences: each token's depth in its tree, or M-RoPE positions if the model uses
+them."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ _PROBE = "?"
 
 
 def _around(messages: list[dict[str, Any]], processor: Any) -> tuple[str, str]:
-    """Return the text that the chat template writes before and after the probe text."""
+    """Render a probe text with the chat template, and return the text before and after the probe."""
     before, probe, after = templated(processor, messages).rpartition(_PROBE)
     if not probe:
         raise CheckpointError(

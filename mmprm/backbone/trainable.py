@@ -18,8 +18,7 @@ class TrainableConfig(Config):
     """Configures which weights of a model are trained."""
 
     frozen: tuple[str, ...] = ()
-    """Parameters to freeze: vision, projector or language, on any supported model, or regular expressions for parameter
-    names."""
+    """Parts to freeze (vision, projector, language), or regular expressions for names of parameters to freeze."""
     lora: LoraConfig | None = None
     """Train low-rank adapters instead of all weights, and merge them into the saved model. A PRM also trains the rows
     of its marker, Yes and No. null: train everything that is not frozen."""

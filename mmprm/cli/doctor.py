@@ -28,7 +28,8 @@ MAKE_SETUP = "run `make setup` (with EXTRA=gpu on a GPU machine)"
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Holds one row of the table. `remedy` is empty if nothing is missing; `needed` is true if the demo needs it."""
+    """Holds the result of one check: its name, what was found, and a remedy. `remedy` is empty if nothing is missing;
+    `needed` is true if the demo needs it."""
 
     name: str
     found: str

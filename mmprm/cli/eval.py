@@ -85,8 +85,8 @@ class LabelQualityConfig(MeasureConfig):
     """Configures `mmprm eval labels`."""
 
     truth: PathText
-    """File with human step labels (see format) for the same solutions or for others with the same first steps, or
-    "tiny" for the ground truth of the built-in toy world."""
+    """File with human step labels (see format), or "tiny" for the ground truth of the built-in toy world. The file's
+    solutions may be the same as those in the labels, or others that begin with the same steps."""
 
 
 class BestOfNConfig(Config):
@@ -180,7 +180,7 @@ def _check_threshold(config: MeasureConfig, stored: float | None) -> None:
 def _measured(
     kind: str, judged: Sequence[ScoredSolution], config: MeasureConfig, stored: float | None, **by: str
 ) -> PrmEvaluation:
-    """Compute the metrics at the configured, stored or newly chosen threshold.
+    """Compute the metrics at the configured threshold, the stored one, or one chosen on a development split.
 
     The `stored` threshold applies if none is configured and there is no development split to choose one on.
     """

@@ -151,7 +151,7 @@ class Responses:
         self._saved, self._changed = time.monotonic(), False
 
     def _usable(self, problem_id: str) -> list[dict[str, Any]]:
-        """Return the stored rows for exactly this question, up to the first aborted response."""
+        """Return the stored rows for exactly this question, up to the first response that was aborted."""
         content = self._contents[problem_id]
         rows = self._rows.get(problem_id, [])
 
@@ -163,7 +163,7 @@ class Responses:
 
 
 def _stored(path: Path, asked_with: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
-    """Read the rows of the file, or return none if it is missing or was written with other settings."""
+    """Read the stored rows, or return an empty list if the file is missing or was written with other settings."""
     if not path.exists():
         return []
     (_, head), *rows = [*read_file(path)] or [("", {})]

@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def lines_of(config: ExportConfig, summary: ExportSummary) -> Iterator[str]:
-    """Format the summary of the export, line by line."""
+    """Format the summary of the export as lines of text."""
     yield f"{config.output}: {config.format}, {summary.kind} labels"
     for name, split in summary.splits.items():
         yield (

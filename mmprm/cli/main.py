@@ -94,7 +94,7 @@ def _run(name: str, argv: Sequence[str]) -> None:
 
 
 def _expanded(arguments: argparse.Namespace) -> argparse.Namespace:
-    """Expand a leading ~ in every argument, which shells leave unexpanded in `--output=~/x`."""
+    """Expand a leading ~ in every argument, because shells do not expand it in `--output=~/x`."""
     for name, value in vars(arguments).items():
         values = value if isinstance(value, list) else [value]
         found = [_home(each) for each in values]

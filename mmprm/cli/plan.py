@@ -1,4 +1,5 @@
-"""Estimate what a run needs before it starts: GPU and CPU memory, or the time of a campaign.
+"""Estimate a run's GPU and CPU memory, or the time that an annotation campaign takes, before it starts. GPU and CPU
+memory, or the time of a campaign.
 
 `annotate` estimates a campaign from a pilot run. The others estimate memory from a configuration alone, without
 weights, GPU, or network. They exit with code 2 if the run does not fit the GPUs given in `hardware`.

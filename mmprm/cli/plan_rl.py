@@ -123,7 +123,7 @@ def _placed(config: RLConfig) -> Placement:
 
 
 def roles(placed: Placement) -> dict[tuple[Role, ...], int]:
-    """Count the GPUs by the set of processes that run on them."""
+    """Count the GPUs that run each combination of trainer rank, engine and scorer."""
     on_gpu: dict[tuple[int, int], list[Role]] = {}
     for slot in placed.ranks:
         on_gpu.setdefault(slot, []).append("trainer")
@@ -153,7 +153,7 @@ def rl_changes(config: RLConfig, prompt_tokens: int = PROMPT_TOKENS) -> Iterator
 
 
 def _engine_changes(config: RLConfig) -> Iterator[Changes]:
-    """Yield smaller values of the engines' gpu_memory_utilization and max_model_len."""
+    """Yield changes that lower the engines' gpu_memory_utilization or max_model_len."""
     engine = config.engine
     for percent in range(90, 10, -5):
         if percent / 100 < engine.gpu_memory_utilization:
@@ -164,7 +164,7 @@ def _engine_changes(config: RLConfig) -> Iterator[Changes]:
 
 
 def _more_ranks(config: RLConfig) -> Iterator[Changes]:
-    """Yield more GPUs with proportionally more ranks, then larger GPUs."""
+    """Yield changes that add GPUs along with trainer ranks, then changes to larger GPUs."""
     hardware = config.hardware
     for change in more_gpus(hardware):
         factor = change.get("hardware.gpus", hardware.gpus) // hardware.gpus

@@ -120,7 +120,7 @@ def serve_changes(config: Served) -> Iterator[Changes]:
 
 
 def _smaller_batches(scorer: LocalScorerConfig) -> Iterator[Changes]:
-    """Yield smaller values of the scorer's batch_tokens and, for vLLM, gpu_memory_utilization."""
+    """Yield changes that lower the scorer's batch_tokens and, for vLLM, gpu_memory_utilization."""
     for tokens in halved(scorer.batch_tokens, LEAST_CONTEXT):
         yield {"scorer.batch_tokens": tokens}
     if scorer.backend == "vllm":

@@ -25,12 +25,12 @@ MAX_FACTOR = 16
 TENSOR_PARALLEL_SIZES = (1, 2, 4, 8)
 """Tensor-parallel sizes to propose for an engine or a scorer."""
 STORED_DTYPE = "bfloat16"
-"""Assumed dtype of checkpoints; dtype=auto loads models on GPU in it."""
+"""Dtype that stored checkpoints are assumed to have, in which dtype=auto loads them on GPU."""
 LARGER_GPUS = (139, 178)
 """Memory in GiB of larger GPUs to propose: H200 and B200."""
 
 PlanWith = Callable[[Sequence[str]], MemoryPlan]
-"""Function that plans a command's configuration with additional `key=value` overrides."""
+"""Function that plans a command's configuration with the given `key=value` overrides added."""
 
 
 def report_plan(plan: MemoryPlan, plan_with: PlanWith, changes: Iterable[Changes]) -> None:
@@ -64,7 +64,8 @@ def model_shape(
 def trainer_settings(
     training: OptimizationConfig, ranks: int, longest: int, checkpointing: bool, reads_logits: bool = True
 ) -> TrainerSettings:
-    """Extract the trainer settings that determine memory; the longest sequence has `longest` tokens."""
+    """Extract the trainer settings that determine memory use; `longest` is the number of tokens in the longest
+    sequence."""
     return TrainerSettings(
         ranks=ranks,
         stage=training.stage,
@@ -78,7 +79,7 @@ def trainer_settings(
 
 
 def engine_settings(engine: LocalEngineConfig, shape: Shape) -> EngineSettings:
-    """Extract the engine settings that determine memory."""
+    """Extract the engine settings that determine its memory use."""
     return EngineSettings(
         dtype=engine.dtype,
         tensor_parallel=engine.tensor_parallel_size,
@@ -92,7 +93,7 @@ def engine_settings(engine: LocalEngineConfig, shape: Shape) -> EngineSettings:
 
 
 def scorer_settings(scorer: LocalScorerConfig) -> ScorerSettings:
-    """Extract the settings that determine the memory of a scorer on this machine's GPUs."""
+    """Extract the settings that determine the memory use of a scorer on this machine's GPUs."""
     assert scorer.backend != "server", "a server has its own plan"
     return ScorerSettings(
         backend=scorer.backend,
@@ -104,7 +105,8 @@ def scorer_settings(scorer: LocalScorerConfig) -> ScorerSettings:
 
 
 def scorer_changes(scorer: LocalScorerConfig, prefix: str) -> Iterator[Changes]:
-    """Yield changes that shrink a scorer: bfloat16, then more GPUs. `prefix` is the path of its keys."""
+    """Yield changes that reduce a scorer's memory use: first bfloat16, then more GPUs. `prefix` is the path of its
+    keys."""
     if scorer.dtype == "float32":
         yield {f"{prefix}.dtype": "bfloat16"}
     for size in TENSOR_PARALLEL_SIZES:
@@ -137,7 +139,7 @@ def trainer_changes(
 
 
 def more_gpus(hardware: HardwareConfig, *keys: str) -> Iterator[Changes]:
-    """Yield 2, 4, 8, … times as many GPUs, then larger GPUs; `keys` are set to the new number of GPUs."""
+    """Yield changes to 2, 4, 8, … times as many GPUs, then to larger GPUs; `keys` are set to the new number of GPUs."""
     gpus = hardware.gpus * 2
     while gpus <= hardware.gpus * MAX_FACTOR:
         nodes = max(hardware.nodes, -(-gpus // GPUS_PER_NODE))
@@ -151,7 +153,7 @@ def more_gpus(hardware: HardwareConfig, *keys: str) -> Iterator[Changes]:
 
 
 def halved(value: int, least: int) -> Iterator[int]:
-    """Yield half of a value, a quarter, and so on, down to `least`."""
+    """Yield a half of the value, a quarter, and so on, down to `least`."""
     while value // 2 >= least:
         value //= 2
         yield value

@@ -62,7 +62,8 @@ def _report_stage(arguments: argparse.Namespace, number: int, config: StageConfi
 
 
 def stage_configs(path: str, sets: Sequence[str] = ()) -> list[StageConfig]:
-    """Load the configurations of all stages; models written by earlier stages take the first model's shape."""
+    """Load the configurations of all stages, assuming that models written by earlier stages have the first model's
+    shape."""
     stages = read_stages(path, sets)
     first = stages[0].config
     base = first.engine.model if isinstance(first, RLConfig) else first.model

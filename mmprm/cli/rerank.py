@@ -164,7 +164,7 @@ def rerank_summary(
 
 
 def _choose(groups: Sequence[CandidateGroup], info: PrmInfo, prm: str, seed: int) -> PrmInfo:
-    """Store the best aggregator, print the accuracy of each, and return the updated contents of prm.json."""
+    """Choose and store the best aggregator, print the accuracy of each one, and return the new contents of prm.json."""
     choice = choose_aggregator(groups, seed)
     warn(choice.name, info)
     info = with_choice(info, choice)
@@ -176,7 +176,7 @@ def _choose(groups: Sequence[CandidateGroup], info: PrmInfo, prm: str, seed: int
 
 
 def _sampled(config: RerankConfig, problems: Sequence[Problem], path: Path) -> SampledGroups:
-    """Return samples of all problems, reusing stored ones that were sampled with the same settings."""
+    """Sample solutions for all problems, reusing stored ones that were sampled with the same settings."""
     resume_key = config.resume_key() | {"samples": config.samples, "problems": _digest(problems)}
     with SampleFile(path, resume_key, {problem.id: problem for problem in problems}, config.samples) as file:
         missing = [problem for problem in problems if problem.id not in file.groups]

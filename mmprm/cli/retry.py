@@ -1,4 +1,4 @@
-"""Mark the failed problems of a run as open again, once the cause of the failure is fixed.
+"""Reopen the failed problems of a run, once the cause of the failure is fixed.
 
 Examples:
   mmprm retry runs/k12

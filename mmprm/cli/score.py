@@ -105,7 +105,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace, config: ScoreConfig) -> None:
-    """Validate the whole file before scoring, so that an error in the last line does not waste the scores."""
+    """Validate the whole file before scoring starts, so that an invalid last line does not waste the work."""
     if arguments.output is not None:
         check_output(arguments.output, "--output", file=True)
     check_prm(config.scorer.prm)
@@ -128,12 +128,13 @@ def _scored(scorer: Scorer, solutions: list[Solution]) -> list[StepScores]:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Holds an input line and its solutions: one from its `steps`, or one per response that splits into steps."""
+    """Holds an input line and the solutions in it: one given as `steps`, or one per response that can be split into
+    steps."""
 
     row: dict[str, Any]
     solutions: tuple[Solution, ...]
     splits: tuple[StepSplit, ...] = ()
-    """One split per response, in order; empty if the line has `steps`."""
+    """The result of splitting each response, in order; empty if the line has `steps`."""
 
     def result(self, judged: Sequence[StepScores], aggregate: Aggregator, name: str) -> dict[str, Any]:
         """Return the output fields to add to the line."""

@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def find_id(wanted: str, ids: list[str]) -> str:
-    """Resolve `wanted` to an id: the same id, or the only one with this prefix."""
+    """Resolve `wanted` to a problem id: an exact match, or the only id that starts with this text."""
     fitting = [wanted] if wanted in ids else [known for known in ids if known.startswith(wanted)]
     if len(fitting) == 1:
         return fitting[0]

@@ -167,7 +167,7 @@ def read_config(source: Path) -> dict[str, Any]:
 
 
 def native_config(old: Mapping[str, Any], image_token_id: int, image_tokens: int) -> InternVLConfig:
-    """Return the native configuration; `image_tokens` is the number of tokens per tile."""
+    """Convert config.json to the configuration of the native class; `image_tokens` is the number of tokens per tile."""
     language, vision = old["llm_config"], _VISION_DEFAULTS | old["vision_config"]
     architecture = language["architectures"][0]
     text = {key: language[key] for key in _LANGUAGE_KEYS if key in language}
@@ -187,7 +187,8 @@ def native_config(old: Mapping[str, Any], image_token_id: int, image_tokens: int
 
 
 def native_tensors(name: str, tensor: Tensor, config: InternVLConfig, internlm2: bool) -> Iterator[tuple[str, Tensor]]:
-    """Yield a tensor of the older format under its native name, split into query, key and value if they are fused."""
+    """Yield a tensor under its name in the native class; fused query, key and value weights are split into three
+    tensors."""
     part, _, rest = name.partition(".")
     if part == "vision_model":
         new = f"model.vision_tower.{_renamed(rest, _VISION_NAMES)}"
@@ -209,7 +210,8 @@ def native_tensors(name: str, tensor: Tensor, config: InternVLConfig, internlm2:
 
 
 def split_wqkv(fused: Tensor, text_config: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Split (G·(Q + 2)·D, …) into query (G·Q·D, …), key (G·D, …) and value (G·D, …); a bias has one dimension."""
+    """Split InternLM2's fused weight (G·(Q + 2)·D, …) into query (G·Q·D, …), key (G·D, …) and value (G·D, …). A bias
+    has only the first dimension."""
     groups = text_config.num_key_value_heads
     queries = text_config.num_attention_heads // groups
     size = text_config.hidden_size // text_config.num_attention_heads

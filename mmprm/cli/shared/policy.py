@@ -24,7 +24,7 @@ def model_path(model: str) -> str:
 
 
 def policy_folder(engine: LocalEngineConfig) -> str | None:
-    """Return the built-in policy's folder if local engines load that policy, or None."""
+    """Return the built-in policy's folder if the local engines run that policy, or None if they do not."""
     if engine.model != "tiny" or (isinstance(engine, EngineConfig) and engine.servers is not None):
         return None
     return model_path(engine.model)
