@@ -1,4 +1,4 @@
-"""Look up, test and parse the cells of rows, including the members of structs."""
+"""Look up, test and parse the cells of table rows, including nested fields."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def is_empty(value: Any) -> bool:
 
 
 def find(row: Row, name: str) -> Any:
-    """Return the value of a column; a dotted name that is not itself a column refers to a struct member.
+    """Return the value of a column; a dotted name that is not itself a column refers to a member of a struct.
 
     Raises KeyError if the row has no such column.
     """
@@ -62,7 +62,7 @@ def find(row: Row, name: str) -> Any:
 
 
 def _reach(value: Any, name: str) -> Any:
-    """Return the value at a dotted path, or _ABSENT if there is none.
+    """Return the value at a dotted path, or _ABSENT if the path does not exist.
 
     A part of the name may contain dots or be a 0-based list index. Lists and structs may also be stored as text.
     """
@@ -97,7 +97,8 @@ def top_of(row: Row, name: str) -> str:
 
 
 def flat(value: Any) -> list[Any]:
-    """Return a cell's non-empty values as a flat list; the cell holds one value or a list, which may be text."""
+    """Return a cell's non-empty values as a flat list; the cell contains one value or a list, possibly written as
+    text."""
     value = as_builtin(value)
     if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
         value = parsed(value)
@@ -128,7 +129,7 @@ def is_too_deep(value: Any) -> bool:
 
 
 def _literal(text: str) -> Any:
-    """Evaluate a Python literal, inserting the commas that NumPy omits between strings.
+    """Evaluate a Python literal, first inserting the commas that NumPy omits between strings.
 
     Without them, Python would concatenate adjacent strings into one.
     """

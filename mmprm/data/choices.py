@@ -1,4 +1,4 @@
-"""Read the options of multiple-choice problems from a cell, find them in a question, or append them to it."""
+"""Read the options of multiple-choice problems from cells, find them in a question, or append them to it."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def check_choices(choices: Sequence[str], answer: Any, location: str) -> None:
 
 
 def _of_struct(value: Mapping[Any, Any]) -> tuple[list[str], list[Any] | None]:
-    """Return a struct's labels and options, sorted by label; the options are None if it holds something else."""
+    """Return the labels and options of a struct, sorted by label; the options are None if it has another format."""
     named = {str(name).strip().upper(): as_builtin(item) for name, item in value.items()}
     if named.keys() == {"LABEL", "TEXT"} and all(isinstance(item, list | tuple) for item in named.values()):
         labels, texts = named["LABEL"], named["TEXT"]
@@ -104,7 +104,8 @@ def _of_struct(value: Mapping[Any, Any]) -> tuple[list[str], list[Any] | None]:
 
 
 def _of_list(value: Any) -> tuple[list[str], Any]:
-    """Return the labels and options of a list; an item may hold its own label as {label: A, …}, {A: …} or [A, …]."""
+    """Return the labels and options of a list, whose items may have their own labels: {label: A, …}, {A: …} or [A,
+    …]."""
     items = [as_builtin(item) for item in value] if isinstance(value, list | tuple) else value
     pairs = [_pair(item) for item in items] if items is not value else []
     if not pairs or None in pairs:
@@ -113,7 +114,7 @@ def _of_list(value: Any) -> tuple[list[str], Any]:
 
 
 def _pair(item: Any) -> tuple[Any, Any] | None:
-    """Return (label, text) if an option has its own label, or None if it has none."""
+    """Return (label, text) if an option has its own label, or None if it does not."""
     if isinstance(item, list | tuple):
         is_pair = len(item) == 2 and isinstance(item[0], str) and _LETTER_GOLD.fullmatch(item[0].upper())
         return (item[0], item[1]) if is_pair else None
@@ -128,7 +129,8 @@ def _pair(item: Any) -> tuple[Any, Any] | None:
 
 
 def unread_options(rest: Row, answer: str) -> str | None:
-    """Return the name of an unread column that looks like options (a list that contains the answer), or None."""
+    """Return the name of an unread column that looks like a list of options containing the answer, or None if there is
+    none."""
     for name, value in rest.items():
         items = as_builtin(value)
         if not isinstance(items, list | tuple) or not 1 < len(items) <= len(LETTERS):
@@ -152,12 +154,12 @@ def with_choices(question: str, choices: Sequence[str], answer: str = "") -> str
 
 
 def asked_question(problem: Problem) -> str:
-    """Return a problem's question with its options, as shown to policies, process reward models and judges."""
+    """Return a problem's question and options as shown to policies, process reward models and judges."""
     return with_choices(problem.question, problem.choices, problem.answer)
 
 
 def _without_letters(choices: Sequence[str]) -> list[str]:
-    """Strip the letters from options if they are A, B, C, … in order."""
+    """Strip the letters from options if these are labeled A, B, C, … in order."""
     letters = [match[1] if (match := _OWN_LETTER.match(choice)) else "" for choice in choices]
     if "".join(letters) != LETTERS[: len(choices)]:
         return list(choices)

@@ -1,4 +1,4 @@
-"""Map columns to fields by configured or default names, and check rows in which several columns hold a field."""
+"""Map columns to problem fields by configured or default names, and detect fields that several columns provide."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ USUAL = {
     "solution": ("solution",),
     "chat": ("message", "messages", "conversations"),
 }
-"""Default columns of each field, in order of precedence; they apply if no column is configured."""
+"""Default column names of each field, in order of precedence; they apply if no column is configured."""
 
 PROMPT = "prompt"
 """Column that holds chat messages (verl, TRL) or a question (OpenRLHF) if no other column does."""
@@ -50,7 +50,8 @@ _SPEAKS_OF_IMAGE = re.compile(
 
 
 class Columns(Config):
-    """Maps each field to a column; null detects it by name. Dots select struct members (reward_model.ground_truth)."""
+    """Maps each field of a problem to a column name; null detects the column by its default names. Dots select struct
+    members (reward_model.ground_truth)."""
 
     id: str | None = None
     """Columns detected by default: id, problem_id, unique_id; if there is none, the id is a hash of the content."""
@@ -83,7 +84,7 @@ def is_usual(name: str) -> bool:
 
 
 def read_cell(row: Row, columns: Columns, field: str, location: str) -> Any:
-    """Return a field's value from its configured or default column, or None if that is empty or missing.
+    """Return a field's value from its configured or default column, or None if the value is empty or missing.
 
     Raises DataError if a configured column is missing. Empty cells count as missing.
     """
@@ -162,7 +163,7 @@ def lettered_columns(row: Row) -> dict[str, str]:
 
 
 def only_one(found: list[tuple[str, Any]], field: str, location: str) -> Any:
-    """Return the value of a field that several columns may hold, or None if there is none.
+    """Return the value of a field that several columns may provide, or None if no column does.
 
     Raises DataError if the texts of two columns differ and neither contains the other.
     """
@@ -177,7 +178,7 @@ def only_one(found: list[tuple[str, Any]], field: str, location: str) -> Any:
 
 
 def _agree(one: str, other: str) -> bool:
-    """Return whether one text contains the other as whole words (not "3" in "13") or both are the same number."""
+    """Return whether one text contains the other as whole words (not "3" in "13"), or both are the same number."""
 
     def holds(text: str, part: str) -> bool:
         return re.search(rf"(?<![\w.,/-]){re.escape(part)}(?![\w/]|[.,]\d)", text) is not None
@@ -189,7 +190,7 @@ def _agree(one: str, other: str) -> bool:
 
 
 def rest_of(row: Row, used: set[str]) -> dict[str, Any]:
-    """Return the columns that no field was read from, including columns that were only read in part."""
+    """Return the columns that no field was read from, and those that were only read in part."""
     return {str(name): value for name, value in row.items() if name not in used}
 
 
@@ -227,7 +228,7 @@ def check_unread_images(rest: Row, question: str, location: str) -> str | None:
 
 
 def _parts(name: str, value: Any, depth: int = 3) -> Iterator[tuple[str, Any]]:
-    """Yield (dotted name, value) for a column and for the nested members of its structs."""
+    """Yield (dotted name, value) for a column and for each nested member of a struct in it."""
     value = as_builtin(value)
     yield name, value
     if isinstance(value, Mapping) and depth:

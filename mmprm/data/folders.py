@@ -1,4 +1,4 @@
-"""Select the files of a subset and split from a folder in the layout of the hub or of `save_to_disk`."""
+"""Select the data files of a subset and split in a folder laid out like a Hub data set or written by `save_to_disk`."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ def form_of(path: Path) -> str | None:
 
 
 def names_split(parts: Sequence[str], split: str) -> bool:
-    """Return whether a file is named after a split (train.csv, train-00000.parquet, x_train.csv, train/0.parquet)."""
+    """Return whether a file name names a split (train.csv, train-00000.parquet, x_train.csv, train/0.parquet)."""
     *folders, name = (part.lower() for part in parts)
     split = split.lower()
     return split in folders or re.search(rf"(?:\A|[-_.]){re.escape(split)}(?:[-_.\d]|\Z)", name) is not None
 
 
 def split_word(parts: Sequence[str]) -> str | None:
-    """Return the common split name (train, test, …) that a file is named after, or None if there is none."""
+    """Return the common split name (train, test, …) in a file's name, or None if it contains none."""
     return next((word for word in _SPLITS if names_split(parts, word)), None)
 
 
 def files_of_folder(folder: Path, split: str | None, subset: str | None) -> list[Path]:
-    """Return the files that hold a split (default: train) of a subset, sorted by name.
+    """Return the files of one split (default: train) and subset, sorted by name.
 
     If no file name mentions a split, all files belong to train. Raises DataError for a missing split or subset (listing
     what exists), for several subsets when none is chosen, and for a split in several formats.
@@ -90,7 +90,7 @@ def files_of_folder(folder: Path, split: str | None, subset: str | None) -> list
 
 
 def _belongs(parts: Sequence[str], split: str) -> bool:
-    """Return whether a file's own name contains this split, or no split name at all.
+    """Return whether a file's name contains the given split name, or no split name at all.
 
     A file name takes precedence over its folder: test/part-train.jsonl belongs to train.
     """

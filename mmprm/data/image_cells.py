@@ -84,18 +84,20 @@ def looks_like_image(value: Any) -> bool:
 
 
 def _names_nothing(value: Mapping[str, Any]) -> bool:
-    """Return whether a struct has image keys that are all empty. A struct with other keys must not be skipped."""
+    """Return whether a struct has image keys but all of them are empty. A struct with other keys must not be
+    skipped."""
     return _inside(value) is None and not value.keys().isdisjoint(_KEYS)
 
 
 def _inside(value: Mapping[str, Any]) -> Any:
-    """Return the image value inside {bytes, path}, {url}, {image_url: {url}} and similar structs, or None if empty."""
+    """Return the image value inside {bytes, path}, {url}, {image_url: {url}} and similar structs, or None if it is
+    empty."""
     found = next((as_builtin(value[name]) for name in _KEYS if not is_empty(value.get(name))), None)
     return _inside(found) if isinstance(found, dict) else found
 
 
 def _path(value: str, root: Path) -> Path | None:
-    """Resolve a text to a path relative to `root`, or return None if it cannot be a file name."""
+    """Resolve a path relative to `root`, or return None if the text cannot be a file name."""
     try:
         path = root / value.removeprefix("file://")
         if value.startswith("file://") and "%" in value and not path.exists():

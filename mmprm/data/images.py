@@ -24,11 +24,12 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_PIXELS = 64_000_000
-"""Maximum number of pixels of an image. No problem needs more, and a small file can unpack to gigabytes."""
+"""Maximum number of pixels per image; a small compressed file could otherwise unpack to gigabytes. No problem needs
+more, and a small file can unpack to gigabytes."""
 MAX_ASPECT = 200
 """Maximum ratio of the longer side to the shorter one; Qwen-VL's processors reject more."""
 MAX_BYTES = 256 * 2**20
-"""Maximum file size in bytes; uncompressed RGB with MAX_PIXELS pixels is smaller."""
+"""Maximum size of an image file in bytes; even uncompressed RGB with MAX_PIXELS pixels is smaller."""
 DECODING_THREADS = 8
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
@@ -82,7 +83,7 @@ def image_pixels(ref: ImageRef, at_most: int = MAX_PIXELS) -> int:
 
 
 def unreadable_images(items: Iterable[tuple[T, Iterable[ImageRef]]]) -> dict[T, str]:
-    """Decode the images of all items in threads; return the error message of each item with an unreadable image."""
+    """Decode the images of all items in threads, and return the error message of each item with an unreadable image."""
 
     def checked(item: tuple[T, Iterable[ImageRef]]) -> tuple[T, str | None]:
         key, images = item
@@ -163,7 +164,8 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image, name: str) -> Image.Image:
-    """Scale gray values to 8 bits; white is 65,535 (16-bit), 255 or 65,535 (32-bit integers), or 1 or 255 (floats)."""
+    """Scale gray values to 8 bits, where white is 65,535 (16-bit), 255 or 65,535 (32-bit integers), or 1 or 255
+    (floats)."""
     import numpy as np
     from PIL import Image
 
@@ -184,7 +186,7 @@ def _eight_bits(image: Image.Image, name: str) -> Image.Image:
 
 
 def suffix_of(data: bytes) -> str:
-    """Return the file suffix for an image format, detected by its signature, or "" if the format is unsupported."""
+    """Detect an image's format from its signature, and return its file suffix, or "" if the format is unsupported."""
     return next((suffix for start, suffix in _SIGNATURES.items() if data.startswith(start)), "")
 
 
@@ -213,7 +215,8 @@ def image_digest(ref: ImageRef) -> str:
 
 
 def write_image(ref: ImageRef, folder: Path) -> str:
-    """Copy an image into `images/` in `folder`, named by a content hash, and return its path relative to `folder`.
+    """Copy an image into the subfolder `images/` of `folder`, named by a content hash, and return its path relative to
+    `folder`.
 
     Raises DataError for anything that is not an image, so a row cannot cause an arbitrary file to be copied.
     """
@@ -228,7 +231,7 @@ def write_image(ref: ImageRef, folder: Path) -> str:
 
 
 class _FewReads:
-    """Wraps a stream and limits the number of reads to what an image of its size can need.
+    """Wraps a stream and limits the number of reads to the number that an image of its size can need.
 
     A file made of a million tiny chunks, frames or segments would otherwise keep the reader busy for seconds.
     """

@@ -18,7 +18,7 @@ from mmprm.errors import DataError
 from mmprm.files import parse_json
 
 Rows = Iterator[tuple[str, dict[str, Any]]]
-"""Iterator over (location, row) pairs; error messages quote the location."""
+"""Iterator over (location, row) pairs; the location is quoted in error messages."""
 
 READING_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
 """Exceptions raised while reading a compressed file."""
@@ -64,7 +64,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _half_pair(value: Any, path: str = "") -> str | None:
-    """Return the path of a string that contains a lone surrogate, or None if there is none."""
+    """Return the path to a string that contains a lone surrogate, or None if there is no such string."""
     if isinstance(value, str):
         return path if any("\ud800" <= letter <= "\udfff" for letter in value) else None
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -83,7 +83,7 @@ def open_packed(path: Path) -> BinaryIO:
 
 
 def jsonl_rows(path: Path) -> Rows:
-    """Yield the rows of a JSON Lines file, or of a JSON list stored with the suffix .jsonl."""
+    """Yield the rows of a JSON Lines file, or of a JSON list with the file suffix .jsonl."""
     try:
         with open_packed(path) as file:
             for number, line in enumerate(file, start=1):
@@ -102,7 +102,7 @@ def jsonl_rows(path: Path) -> Rows:
 
 
 def _listed_rows(text: bytes, path: Path, location: str) -> Rows:
-    """Yield the objects of a JSON list stored in a .jsonl file."""
+    """Yield the objects of a JSON list in a .jsonl file."""
     items = parse_strict_json(text, location)
     if not any(isinstance(item, dict) for item in items):
         raise DataError(f"{location}: must be an object, got list; write one object per line")
@@ -163,7 +163,7 @@ def _objects(text: bytes, path: Path) -> Rows:
 
 
 def _rows_inside(wrapper: dict[str, Any], path: Path) -> Any:
-    """Return the rows of a JSON object: the list that it wraps, or the object itself as a single row.
+    """Return the rows of a JSON object: the list that it contains, or the object itself as a single row.
 
     The list is the value of its only key or, next to metadata as in SQuAD, of a common key such as `data`.
     """

@@ -1,4 +1,4 @@
-"""Normalize image placeholders in text to `<image>`, and reject special tokens and marks of other media.
+"""Normalize image placeholders in text to `<image>`, and reject special tokens and video or audio placeholders.
 
 <image>                               marks the position of the next image
 <|vision_start|><|image_pad|>…, <IMG_CONTEXT>, [IMG], …     image tokens of chat templates: become <image>
@@ -59,7 +59,7 @@ def place_marks(
     fields: Sequence[str],
     otherwise: Literal["refuse", "front", "drop"] = "refuse",
 ) -> list[str]:
-    """Normalize the image marks in `texts`, a question and its options, for a row with `images` images.
+    """Normalize the image placeholders in `texts` (a question and its options) for a row with `images` images.
 
     Numbered marks become <image> if they name each image once, in order, across all texts. Otherwise they become words
     ("picture 2"), and the images come first. If all marks are at the very front, they are redundant and removed.
@@ -94,17 +94,17 @@ def place_marks(
 
 
 def count_marks(text: str) -> int:
-    """Count the image marks in a text, in any spelling."""
+    """Count the image placeholders in a text, in any spelling."""
     return len(_RENDERED.findall(text)) + len(_NUMBERED.findall(text))
 
 
 def strip_marks(text: str) -> str:
-    """Replace each image mark in a text with a space."""
+    """Replace each image placeholder in a text with a space."""
     return _NUMBERED.sub(" ", _RENDERED.sub(" ", text))
 
 
 def without_leading_marks(texts: Sequence[str]) -> list[str]:
-    """Strip image marks from the front of the first text, if there are no other marks and some text remains."""
+    """Strip image placeholders from the front of the first text, if there are no others and some text remains."""
     first, *rest = texts
     bare = re.sub(rf"\A(?:\s*{IMAGE})+\s*", "", first)
     return [bare, *rest] if bare and not any(IMAGE in text for text in (bare, *rest)) else [first, *rest]

@@ -64,7 +64,8 @@ def read_question(row: Row, columns: Columns, images: list[Any], root: Path, loc
 
 
 def column_images(found: Sequence[tuple[str, Any]], root: Path, location: str) -> list[Any]:
-    """Return the unread images of a row's image columns; if several hold images, return the largest available set.
+    """Return the unread images of a row's image columns; if several columns have images, the largest available set
+    counts.
 
     Raises DataError if no column holds all images of the others.
     """
@@ -87,7 +88,7 @@ def column_images(found: Sequence[tuple[str, Any]], root: Path, location: str) -
 
 
 def _digests(values: list[Any], root: Path, location: str) -> list[str] | None:
-    """Return the digest of each image, or None if one of them is not available."""
+    """Return the digest of each image, or None if any of them is unavailable."""
     try:
         images = [read_image(value, root, location) for value in values]
     except DataError:
@@ -98,12 +99,12 @@ def _digests(values: list[Any], root: Path, location: str) -> list[str] | None:
 
 
 def _is_messages(chat: Any) -> bool:
-    """Return whether a cell is meant to be chat messages; a column `message` next to a question may hold plain text."""
+    """Return whether a cell contains chat messages; a column `message` next to a question may contain plain text."""
     return is_chat(chat) or (isinstance(chat, str) and chat.lstrip().startswith(("[{", "{"))) or isinstance(chat, list)
 
 
 def merged_images(parts: list[ImagePart], images: list[Any], root: Path, location: str) -> tuple[list[Any], int]:
-    """Merge the images of columns and messages; return all in order, and how many precede the messages' own images.
+    """Merge the images from columns and messages; return all in order, and how many precede the messages' own images.
 
     A part without its own image is a placeholder for the next column image. An image in both a column and a part counts
     once. Raises DataError if the number of placeholders differs from the number of column images (`images`).
@@ -125,7 +126,8 @@ def merged_images(parts: list[ImagePart], images: list[Any], root: Path, locatio
 
 
 def _text(turns: Sequence[Turn], images: int) -> str:
-    """Join the user turns into one text. If its written marks already cover all images, image parts add no marks."""
+    """Join the user turns into one text with a placeholder per image. If the text's own placeholders already cover all
+    images, image parts add none."""
     text = "\n".join(turn.text for turn in turns)
     if count_marks(text) == images:
         return text
@@ -166,5 +168,5 @@ def _check_same(name: str, text: str, chat_name: str, chat_text: str, location: 
 
 
 def _bare(text: str) -> str:
-    """Return a text without image marks and with normalized whitespace."""
+    """Strip image placeholders from a text and normalize its whitespace."""
     return " ".join(strip_marks(text).split())

@@ -38,8 +38,9 @@ class RowsConfig(Config):
     """Configures which rows are read: the source, split, subset and limit."""
 
     path: PathText
-    """A file (.jsonl, .json, .csv, .tsv, also as .gz; .parquet, .arrow), a pattern of such files (data/*.jsonl), a
-    folder of such files or one written by save_to_disk, or a hub id such as owner/name.
+    """Source of the rows: a file, a pattern of files (data/*.jsonl), a folder, or a hub id such as owner/name. Files
+    are .jsonl, .json, .csv or .tsv (also compressed, as .gz), .parquet or .arrow. A folder contains such files or was
+    written by save_to_disk.
     """
     split: str | None = None
     """Split of a hub data set, or of a folder whose files or subfolders are named after it; null means train. A single
@@ -80,7 +81,7 @@ def _all_rows(config: RowsConfig) -> Rows:
 
 
 def _matching(pattern: Path) -> list[Path]:
-    """Return the files that match a pattern such as data/*.jsonl, sorted by name."""
+    """Return the files that match a glob pattern such as data/*.jsonl, sorted by name."""
     files = sorted(path for path in pattern.parent.glob(pattern.name) if form_of(path) is not None and path.is_file())
     if not files:
         raise DataError(f"{pattern}: names no .jsonl, .json, .csv, .parquet or .arrow file; correct the pattern")
@@ -106,7 +107,7 @@ def _check_single(path: Path, config: RowsConfig) -> None:
 
 
 def read_file(path: Path) -> Rows:
-    """Yield the rows of one file in the format named by its suffix; any other suffix is read as JSON lines."""
+    """Yield the rows of one file in the format of its suffix; unknown suffixes are read as JSON Lines."""
     if not os.path.exists(path) or os.path.isdir(path):
         reason = "a folder" if os.path.isdir(path) else "it does not exist"
         raise DataError(f"{path}: cannot be read ({reason}); name an existing file")

@@ -14,7 +14,8 @@ from mmprm.selection.groups import CandidateGroup, choices, common_size
 from mmprm.selection.selectors import best_of_n
 
 RAISED_LATE = {"last", "mean", "max", "sum_log_odds", "mean_odds"}
-"""Aggregators that a high score after the first error can raise. The others (min, product, sum_log) can only fall."""
+"""Aggregators whose result can rise after the first error if later steps score high. The others (min, product, sum_log)
+can only fall."""
 
 
 @dataclass(frozen=True, slots=True)

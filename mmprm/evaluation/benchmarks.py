@@ -28,7 +28,7 @@ from mmprm.problems import ProblemsConfig, image_folder, listed, read_image, rea
 from mmprm.types import Problem
 
 ONE_IMAGE = "Answer the question in the image."
-"""Question text for MathVerse's vision-only version, which has none."""
+"""Question text for MathVerse's vision-only version, whose rows have no question text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """Holds a benchmark question, ready to be sampled."""
+    """Holds a benchmark question as a problem, with its subject, family and part."""
 
     problem: Problem
     subject: str
@@ -61,7 +61,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """Holds a benchmark's reader, and the split to load from a hub data set or a folder."""
+    """Describes a benchmark: its reader, and the split to load from a hub data set or a folder."""
 
     split: str
     read: Callable[[Row], Entry | None]
@@ -115,7 +115,7 @@ HINTS = {
     "float": "Give the answer as a number with {decimals} decimal place(s).",
     "list": "Give the answer as a list, such as [1, 2, 3].",
 }
-"""MathVista's format instructions for free-form answers, by answer_type."""
+"""MathVista's instructions on how to format a free-form answer, by answer_type."""
 
 
 def _mathvista(row: Row) -> Entry:
@@ -155,7 +155,8 @@ def _mathvision(row: Row) -> Entry:
 
 
 def _olympiadbench(row: Row) -> Entry | None:
-    """Read an English open-ended problem; join multiple answers into one text, which the grader reads as a list."""
+    """Read an English open-ended problem of OlympiadBench; multiple answers are joined into one text, graded as a
+    list."""
     if row["language"] != "English" or row["question_type"] != "Open-ended":
         return None
     lines = [row.get("context"), row["question"], f"(Unit of the answer: {row['unit']})" if row.get("unit") else None]
@@ -168,7 +169,7 @@ STEPS = {"2steps": "two steps", "3steps": "three steps"}
 
 
 def _we_math(row: Row) -> Entry:
-    """Read one part of a composite problem.
+    """Read a composite problem of We-Math or one of its parts.
 
     `key` is 2steps_1, 2steps_2, 2steps_multi (the whole problem), 3steps_1, …
     """

@@ -10,7 +10,7 @@ from mmprm.selection.accuracy import AccuracyAtN, accuracy_at_n, sizes_up_to
 from mmprm.selection.groups import CandidateGroup, common_size
 
 OWN = ("prm", "weighted")
-"""Selectors whose choice depends on the aggregator."""
+"""Selectors whose choice depends on how step scores are aggregated."""
 
 
 @dataclass(frozen=True, slots=True)

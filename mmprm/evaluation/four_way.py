@@ -31,7 +31,7 @@ class FourWay:
 
 
 def four_way(items: Iterable[Item], verdicts: Sequence[Verdict]) -> FourWay:
-    """Compute the metrics over families with a composite problem (part "multi") and at least one other part.
+    """Compute We-Math's metrics over families with a composite problem (part "multi") and at least one other part.
 
     Source: We-Math, section on four-dimensional metrics.
     """

@@ -46,7 +46,7 @@ def known_from(solutions: Iterable[LabeledSolution]) -> KnownSteps:
 
 
 def judged_labels(examples: Iterable[LabeledExample], known: KnownSteps, source: str) -> list[ScoredSolution]:
-    """Return each labeled path with the steps that have both a label and a known truth.
+    """Return each labeled path, restricted to the steps that have a label and whose correctness is known.
 
     A complete solution's last step is excluded, because its label is the verdict on the answer, not an estimate.
     """

@@ -39,5 +39,5 @@ def majority_share(answers: Sequence[str | None], verdicts: Sequence[Verdict]) -
 
 
 def sizes(samples: int) -> list[int]:
-    """Return 1, 2, 4, … up to the number of samples, plus the number of samples itself."""
+    """Return the sample counts to report: 1, 2, 4, … up to the number of samples, and that number itself."""
     return sorted({*(2**power for power in range(samples.bit_length()) if 2**power <= samples), samples})

@@ -37,7 +37,7 @@ class PolicyEvalConfig(Config):
     benchmark: Literal["problems", "mmk12", "mathvista", "mathverse", "mathvision", "olympiadbench", "we-math"] = (
         "problems"
     )
-    """Benchmark whose published columns to read, or problems for the same columns as in all other commands."""
+    """Benchmark whose published columns the rows have; `problems` means the columns that all other commands read."""
     columns: Columns = Columns()
     """Names of the columns if benchmark=problems."""
     samples: int = Field(1, ge=1)
@@ -87,7 +87,7 @@ class PolicyEvalConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class GradedSample:
-    """Holds a response and its gradings.
+    """Holds a response and its grading, by symbolic comparison and by the judge.
 
     `judged` is the symbolic grading if its verdict is known, otherwise the judge's grading, or None if there is no
     judge.
@@ -108,7 +108,7 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Holds metrics over questions with 95 % intervals, and counts of responses.
+    """Holds the metrics over a set of questions with 95 % intervals, and the number of responses by verdict.
 
     - accuracy = correct / all, which is pass@1;
     - of_known = correct / (correct + incorrect), or None if no verdict is known;
@@ -164,7 +164,7 @@ async def ask(
     config: PolicyEvalConfig,
     known: ResponseStore,
 ) -> tuple[list[Answered], dict[str, str]]:
-    """Sample and grade responses; return the answered questions, and a failure reason by id for the others.
+    """Sample and grade responses; return the answered questions, and the failure reason of each other question by id.
 
     Only missing responses are sampled; `sampler` may be None if `known` has all of them. `judged` grades only responses
     that `symbolic` cannot decide. Raises EngineStoppedError if the engine stops.

@@ -72,7 +72,8 @@ class PrmEvaluation:
 
 @dataclass(frozen=True, slots=True)
 class Items:
-    """Holds the items that a metric counts; `measure` computes its values on the items with the given indices."""
+    """Holds the items (solutions or steps) that a metric averages over; `measure` computes the metric on a subset of
+    them."""
 
     measure: Callable[[NDArray[np.intp]], Values]
     problems: list[str]
@@ -81,7 +82,8 @@ class Items:
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """Defines a metric; `choose` returns the threshold with the highest F1, and `parts` names the components of F1."""
+    """Describes a metric: its title, how to choose a threshold, and how to compute it. `choose` returns the threshold
+    with the highest F1, and `parts` names the components of F1."""
 
     title: str
     choose: Callable[[Sequence[ScoredSolution]], float]
@@ -90,7 +92,8 @@ class Metric:
 
 
 def _first_errors(judged: Sequence[ScoredSolution], threshold: float) -> Items:
-    """Build ProcessBench's items; the claimed first error is the first step with a score below the threshold."""
+    """Compute the items of ProcessBench's metric; the predicted first error is the first step scored below the
+    threshold."""
     claimed_K = np.array([first_below(scores.scores, threshold) for _, scores in judged])
     truth_K = np.array([labeled.first_error for labeled, _ in judged])
     return Items(
@@ -101,7 +104,8 @@ def _first_errors(judged: Sequence[ScoredSolution], threshold: float) -> Items:
 
 
 def _steps(judged: Sequence[ScoredSolution], threshold: float) -> Items:
-    """Build VisualProcessBench's items: the judged steps, claimed correct if their score reaches the threshold."""
+    """Compute the items of VisualProcessBench's metric; a step is predicted correct if its score reaches the
+    threshold."""
     scores_K, correct_K = step_outcomes(judged)
     owners = [labeled for labeled, _ in judged for correct in labeled.correct if correct is not None]
     return Items(
@@ -128,7 +132,7 @@ METRICS: dict[MetricName, Metric] = {
 
 
 def step_outcomes(judged: Sequence[ScoredSolution]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Return the scores and the truth of all judged steps."""
+    """Return the scores of all judged steps, and whether each step is correct."""
     pairs = [
         (score, correct)
         for labeled, scores in judged
@@ -180,7 +184,7 @@ def judge(
     seed: int = 0,
     bins: int = 10,
 ) -> PrmEvaluation:
-    """Evaluate scores against known step correctness, at a given threshold or at one chosen on a development split."""
+    """Evaluate scores against known step correctness, at a given threshold or one chosen on a development split."""
     kind, origin, measured = METRICS[metric], "given", list(judged)
     if threshold is None:
         chosen, measured, origin = split_development(judged, development, seed)
@@ -226,7 +230,7 @@ def judge(
 def _interval(
     statistic: Callable[[NDArray[np.intp]], float], items: Items, inside: NDArray[np.intp], seed: int
 ) -> Interval | None:
-    """Return the bootstrap interval over problems, or None if the statistic is undefined."""
+    """Return the bootstrap interval of a statistic over problems, or None if the statistic is undefined."""
     # NaN on all items means that one of the two classes is missing, so there is no interval.
     if math.isnan(statistic(np.arange(len(inside)))):
         return None
