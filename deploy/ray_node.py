@@ -1,13 +1,14 @@
-"""Run one command on a Ray cluster of several machines: start this script on each of them, with the same command.
+"""Run a command on a Ray cluster of several machines; start this script on each of them.
 
     python deploy/ray_node.py --rank 0 --nodes 2 --head 10.0.0.1 -- \
         mmprm annotate --config configs/annotate/internvl3-8b.yaml
     python deploy/ray_node.py --rank 1 --nodes 2 --head 10.0.0.1
 
-Rank 0 starts Ray's head, waits for the other machines, runs the command with RAY_ADDRESS set, and stops Ray after it.
-The other ranks serve until the head is gone. SIGTERM or Ctrl-C to rank 0 is passed to the command alone, which saves
-and ends. Unlike `ray stop`, the script ends no other Ray on the machine. Further options, as --num-gpus=8, are those of
-`ray start`. The exit code is that of the command; 2 if the cluster does not form within --wait seconds.
+Rank 0 starts the Ray head node, waits for the other machines, runs the command with RAY_ADDRESS set, and then stops
+Ray. The other ranks are workers until the head is gone. SIGTERM or Ctrl-C to rank 0 is passed only to the command, which
+saves and exits. Unlike `ray stop`, the script does not stop other Ray clusters on the machine. Unknown options, such as
+--num-gpus=8, are passed to `ray start`. The exit code is that of the command, or 2 if the cluster does not form within
+--wait seconds.
 """
 
 from __future__ import annotations
@@ -26,17 +27,17 @@ from typing import Any
 NOTICE_SECONDS = 30
 POLL_SECONDS = 2
 MAX_REFUSALS = 5
-"""Consecutive failures to reach the head, `POLL_SECONDS` apart, after which a worker ends."""
+"""Number of consecutive failures to reach the head, `POLL_SECONDS` apart, after which a worker exits."""
 STOP_SECONDS = 40
-"""Time for `ray start` to end its processes after SIGTERM; Ray itself drains a node for up to 30 s."""
+"""Seconds that `ray start` has to stop its processes after SIGTERM; Ray itself drains a node for up to 30 s."""
 
 
 class ClusterError(Exception):
-    """Report that the cluster did not form."""
+    """Signals that the cluster did not form, or lost a machine."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run this machine's part; return the exit code."""
+    """Run this machine as the head or as a worker, depending on its rank; return the exit code."""
     arguments = parse(sys.argv[1:] if words is None else words)
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # without it, anyone who reaches the head can run code
     signal.signal(signal.SIGTERM, _interrupt)
@@ -50,7 +51,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
-    """Return the options, those of `ray start` as `ray_start`, and the words after `--` as `command`."""
+    """Parse the command line; `ray_start` holds the options for `ray start`, `command` the words after `--`."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--rank", type=int, required=True, help="number of this machine, from 0; rank 0 is the head")
     parser.add_argument("--nodes", type=int, required=True, help="number of machines")
@@ -67,7 +68,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 
 def lead(arguments: argparse.Namespace) -> int:
-    """Start the head, wait for the others, and run the command; return its exit code."""
+    """Start the head, wait for the other machines, and run the command; return its exit code."""
     host = own_address(arguments.head)
     address = f"{host}:{arguments.port}"
     if os.environ["RAY_AUTH_MODE"] == "token":
@@ -81,7 +82,7 @@ def lead(arguments: argparse.Namespace) -> int:
 
 
 def own_address(name: str) -> str:
-    """Return the address of this machine, which has this name: one that the others can reach."""
+    """Resolve this machine's host name to an address that the other machines can reach."""
     found = socket.gethostbyname(name)
     if not found.startswith("127."):
         return found
@@ -91,7 +92,7 @@ def own_address(name: str) -> str:
 
 
 def serve(arguments: argparse.Namespace) -> int:
-    """Join the head, and serve until it is gone."""
+    """Join the cluster as a worker and wait until the head is gone; return the exit code."""
     host = socket.gethostbyname(arguments.head)
     _wait_for_head(None, host, arguments)
     with _ray_start(arguments, [f"--address={host}:{arguments.port}"]) as ray_start:
@@ -101,16 +102,16 @@ def serve(arguments: argparse.Namespace) -> int:
                 raise ClusterError(f"Ray has ended on this machine; see above and the logs in {_logs(arguments)}")
             time.sleep(POLL_SECONDS)
             refusals = 0 if _answers(host, arguments.port) else refusals + 1
-        ray_start.kill()  # instead of draining, for which it would ask the head; Ray's reaper ends the other processes
+        ray_start.kill()  # SIGTERM would drain the node through the head, which is gone; Ray's reaper ends the rest
     return 0
 
 
 @contextmanager
 def _ray_start(arguments: argparse.Namespace, options: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `ray start --block` until the end of the block."""
+    """Run `ray start --block` while the `with` block runs."""
     ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
     further = [f"--temp-dir={arguments.temp_dir}", *arguments.ray_start]
-    # In a session of its own: a signal to this script's process group is for the command, not for Ray.
+    # Start a new session, so that a signal to this script's process group does not reach Ray.
     process = subprocess.Popen([*ray, *options, *further], start_new_session=True, stdout=subprocess.DEVNULL)
     try:
         yield process
@@ -123,7 +124,7 @@ def _ray_start(arguments: argparse.Namespace, options: Sequence[str]) -> Iterato
 
 
 def _make_token() -> None:
-    """Generate the token of this user if there is none, readable by its owner only."""
+    """Generate the user's Ray authentication token if there is none, readable only by the user."""
     umask = os.umask(0o077)
     try:
         command = [sys.executable, "-m", "ray.scripts.scripts", "get-auth-token", "--generate"]
@@ -158,7 +159,7 @@ def _wait_for_nodes(ray_start: subprocess.Popen[bytes], address: str, arguments:
 
 
 def _until(seconds: float, what: str, way_out: str) -> Iterator[None]:
-    """Yield for `seconds`, and then raise ClusterError; print every 30 s what is being waited for."""
+    """Yield repeatedly for `seconds`, then raise ClusterError; print every 30 s what the script is waiting for."""
     started = noticed = time.monotonic()
     while time.monotonic() < started + seconds:
         yield

@@ -5,21 +5,21 @@
 #
 # NODES      number of machines
 # NODE_RANK  number of this machine, from 0 (SLURM and indexed Jobs of Kubernetes set it)
-# HEAD       name or address of machine 0, on which they meet
+# HEAD       host name or address of machine 0, which hosts the rendezvous
 # RUN_ID     any word that is the same on all machines and differs between runs
 # PORT       port on HEAD (29400)
 # RANKS      ranks per machine (one per GPU)
-# WAIT       seconds to wait for the others before torchrun ends with an error (600)
-# LOGS       folder of each rank's output on this machine (/tmp/mmprm-torchrun)
+# WAIT       seconds to wait for the other machines before torchrun fails (600)
+# LOGS       folder for the output of this machine's ranks (/tmp/mmprm-torchrun)
 #
-# SIGTERM to torchrun on any machine reaches all ranks: they save after the current step and end, within an hour.
+# SIGTERM to torchrun on any machine reaches all ranks; they save after the current step and exit within an hour.
 set -euo pipefail
 
 : "${NODES:?number of machines}" "${HEAD:?machine on which they meet}" "${RUN_ID:?a word common to all machines}"
 node_rank=${NODE_RANK:-${SLURM_NODEID:-${JOB_COMPLETION_INDEX:?number of this machine, or NODE_RANK}}}
 wait_s=${WAIT:-600}
-# torchrun guesses from HEAD who is meant, and in vain where a machine's own name means 127.0.1.1, as on Debian: then each
-# would wait for another one to open the port.
+# torchrun compares HEAD with its own addresses to decide which machine hosts the rendezvous. This fails if a machine's
+# own name resolves to 127.0.1.1, as on Debian: each machine would wait for another one to open the port.
 is_host=$([[ $node_rank == 0 ]] && echo true || echo false)
 
 exec torchrun \

@@ -47,12 +47,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def reference_pages() -> dict[str, str]:
-    """Return the Markdown of every page by its path below docs/."""
+    """Return the Markdown of each generated page, keyed by its path below docs/."""
     return {f"{FOLDER}/{name}.md": command_page(name) for name in COMMANDS}
 
 
 def command_page(name: str) -> str:
-    """Return the reference of one command: description, arguments, and keys, then those of its subcommands."""
+    """Return the reference page of a command: description, arguments and keys of the command and its subcommands."""
     parser = command_parser(name)
     parts = [f"# mmprm {name}", *_parser_parts(parser)]
     first_with_keys: dict[type[Config], str] = {}
@@ -62,7 +62,7 @@ def command_page(name: str) -> str:
 
 
 def command_parser(name: str) -> argparse.ArgumentParser:
-    """Return the parser of a command as `mmprm NAME` builds it."""
+    """Return the argument parser of a command, built as by `mmprm NAME`."""
     module = importlib.import_module(f"mmprm.cli.{name}")
     summary, _, rest = (module.__doc__ or "").partition("\n")
     parser = argparse.ArgumentParser(prog=f"mmprm {name}", description=summary, epilog=rest.strip())
@@ -71,7 +71,7 @@ def command_parser(name: str) -> argparse.ArgumentParser:
 
 
 def type_text(field: FieldInfo) -> str:
-    """Return the type of a key for readers, with its bounds: "integer ≥ 1 or null"."""
+    """Format a key's type and bounds for readers, for example "integer ≥ 1 or null"."""
     return _with_metadata(_type_text(field.annotation), field.metadata)
 
 
@@ -83,7 +83,7 @@ def _subparsers(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser
 def _parser_parts(
     parser: argparse.ArgumentParser, first_with_keys: dict[type[Config], str] | None = None
 ) -> Iterator[str]:
-    """Yield the parts of a section; a table of keys that is already on the page is referred to by its command."""
+    """Yield the parts of a section; if a table of keys is already on the page, name the command that has it."""
     yield _escaped(parser.description or "")
     yield from map(_paragraph, _epilog(parser).split("\n\n"))
     if rows := [_argument_row(action) for action in parser._actions if _is_shown(action)]:
@@ -99,12 +99,12 @@ def _parser_parts(
 
 
 def _epilog(parser: argparse.ArgumentParser) -> str:
-    """Return the text after the arguments without the list of keys, which a table replaces."""
+    """Return the parser's epilog without the list of keys, which a table replaces."""
     return (parser.epilog or "").partition("keys:\n")[0].strip()
 
 
 def _paragraph(text: str) -> str:
-    """Return a paragraph of a help text as Markdown: indented lines become a code block."""
+    """Convert a paragraph of help text to Markdown; indented lines become a code block."""
     lines = text.split("\n")
     code = [line[2:] for line in lines if line.startswith("  ")]
     prose = _escaped(" ".join(line for line in lines if not line.startswith("  ")))
@@ -128,7 +128,7 @@ def _choices(action: argparse.Action) -> str:
 
 
 def _key_tables(model: type[Config]) -> Iterator[str]:
-    """Yield one table per group of keys, the ungrouped ones first."""
+    """Yield one table per group of keys, starting with the ungrouped keys."""
     rows = sorted(describe(model), key=lambda row: _group(model, row[0]) != "")
     for group, members in groupby(rows, key=lambda row: _group(model, row[0])):
         yield f"### `{group}`" if group else "### Keys"
@@ -179,7 +179,7 @@ def _type_text(annotation: Any) -> str:
 
 
 def _with_metadata(text: str, metadata: Sequence[Any]) -> str:
-    """Add the bounds to the name of a type; a string with a validator is a path."""
+    """Add the bounds to a type's name, and replace "string" with "path" if there is a validator."""
     if any(isinstance(item, AfterValidator) for item in metadata):
         text = re.sub(r"\bstring\b", "path", text)
     bounds = ", ".join(_bound(item) for item in metadata if type(item) in BOUNDS)
@@ -192,7 +192,7 @@ def _bound(item: Any) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Escape what Markdown would interpret, outside of code."""
+    """Escape characters that Markdown would interpret, except in code."""
     parts = CODE.split(" ".join(text.split()))
     return "".join(part if part.startswith("`") else _escaped_prose(part) for part in parts)
 

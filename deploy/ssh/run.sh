@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Run a command on machines that ssh reaches without a password, from this one, which is the first of them:
+# Run a command on this machine and on others that ssh can reach without a password. List this machine first:
 #
 #   HOSTS="10.0.0.1 10.0.0.2" deploy/ssh/run.sh ray annotate --config configs/annotate/internvl3-8b.yaml
 #   HOSTS="10.0.0.1 10.0.0.2" deploy/ssh/run.sh torchrun train --config configs/train/internvl3-38b.yaml
 #
-# The repository is at the same path on all of them. SIGTERM or Ctrl-C to this script makes the command save and end. The
-# output of every other machine is in LOGS (default: runs/ssh) of this one.
+# The repository must be at the same path on all machines. SIGTERM or Ctrl-C to this script makes the command save and
+# exit. The output of the other machines is written to the folder LOGS (default: runs/ssh) on this machine.
 set -euo pipefail
 
 : "${HOSTS:?names or addresses of the machines, this one first}"
@@ -18,7 +18,7 @@ source deploy/env.sh
 
 case $launcher in
 ray)
-  read -r -a options <<<"${RAY_OPTIONS:-}" # further options of `ray start`, as RAY_OPTIONS="--num-gpus=4"
+  read -r -a options <<<"${RAY_OPTIONS:-}" # extra options of `ray start`, such as RAY_OPTIONS="--num-gpus=4"
   node=(python deploy/ray_node.py --nodes "$nodes" --head "$head" --port "${RAY_PORT:-6379}" "${options[@]}")
   ;;
 torchrun)
@@ -30,7 +30,7 @@ torchrun)
   ;;
 esac
 
-# Quoted, because ssh joins its words and the other machine's shell splits them again. `exec` keeps the process id.
+# Quote the words, because ssh joins them and the remote shell splits them again. `exec` replaces that shell.
 folder=$(printf '%q' "$PWD")
 started=()
 for rank in $(seq 1 $((nodes - 1))); do
@@ -54,11 +54,11 @@ command=$!
 trap 'kill -TERM "$command"' TERM INT
 
 code=0
-while kill -0 "$command" 2>/dev/null; do # a signal ends `wait` before the command ends
+while kill -0 "$command" 2>/dev/null; do # `wait` returns early on a signal
   code=0
   wait "$command" || code=$?
 done
-# The others end by themselves, because the head is gone.
+# The other machines exit by themselves once the head is gone.
 for process in "${started[@]}"; do
   wait "$process" || echo "run.sh: a machine ended with exit code $?; see $logs" >&2
 done
