@@ -5,10 +5,10 @@
     python deploy/ray_node.py --rank 1 --nodes 2 --head 10.0.0.1
 
 Rank 0 starts the Ray head node, waits for the other machines, runs the command with RAY_ADDRESS set, and then stops
-Ray. The other ranks are workers until the head is gone. SIGTERM or Ctrl-C to rank 0 is passed only to the command, which
-saves and exits. Unlike `ray stop`, the script does not stop other Ray clusters on the machine. Unknown options, such as
---num-gpus=8, are passed to `ray start`. The exit code is that of the command, or 2 if the cluster does not form within
---wait seconds.
+Ray. The other ranks are workers until the head is gone. SIGTERM or Ctrl-C to rank 0 is passed only to the command,
+which saves and exits. Unlike `ray stop`, the script does not stop other Ray clusters on the machine. Unknown options,
+such as --num-gpus=8, are passed to `ray start`. The exit code is that of the command, or 2 if the cluster does not form
+within --wait seconds.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ STOP_SECONDS = 40
 
 
 class ClusterError(Exception):
-    """Signals that the cluster did not form, or lost a machine."""
+    """Signals that the cluster did not form or that Ray ended early."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
