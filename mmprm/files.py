@@ -98,7 +98,7 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
 
 
 def _share(folder: Path) -> None:
-    """Set the default permissions on all files, because safetensors writes files that only their owner can read."""
+    """Set the default permissions on all files, because safetensors makes them readable by their owner only."""
     status = Path("/proc/self/status")
     umask = re.search(r"^Umask:\s*(\d+)", status.read_text(), re.MULTILINE) if status.is_file() else None
     mode = 0o666 & ~int(umask[1], 8) if umask else 0o644
@@ -116,7 +116,7 @@ def remove_folder(path: Path) -> None:
 
 
 def digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """Compute the SHA-256 of each named file in `folder`."""
+    """Compute the SHA-256 hash of each named file in `folder`."""
 
     def digest(name: str) -> str:
         with (folder / name).open("rb") as file:
@@ -128,7 +128,7 @@ def digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def digest_of(value: Any) -> str:
-    """Return the SHA-256 of a value's JSON representation, independent of key order."""
+    """Return the SHA-256 hash of a value's JSON representation, independent of key order."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
@@ -174,7 +174,7 @@ def parse_json(
     error: type[MmprmError] = DataError,
     object_hook: Callable[[list[tuple[str, Any]]], Any] | None = None,
 ) -> Any:
-    """Parse a JSON text; on failure raise `error` with `location` and the reason.
+    """Parse a JSON text; on failure, raise `error` with `location` and the reason.
 
     JSON that is nested too deeply for Python's parser also raises `error`. `object_hook` receives the key-value pairs
     of each object.
@@ -188,7 +188,7 @@ def parse_json(
 
 
 def logged_rows(path: Path, keys: Iterable[str] = ("step",)) -> Iterator[dict[str, Any]]:
-    """Yield the objects in a JSON Lines log that have all `keys`, with `step` as an integer.
+    """Yield the objects of a JSON Lines log that have all of `keys`, with `step` as an integer.
 
     An incomplete last line is skipped silently. Other damaged lines are skipped with a warning on stderr, because a
     damaged log must not end a run. Raises OSError if the file cannot be read.

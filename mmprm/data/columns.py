@@ -144,7 +144,7 @@ def _numbered_images(row: Row) -> tuple[str, list[Any]] | None:
 
 
 def lettered_columns(row: Row) -> dict[str, str]:
-    """Map labels to the columns that each hold one option: A, B, … (MMBench), option_a, choiceA, option_1, ….
+    """Map labels to the columns that hold one option each: A, B, … (MMBench), option_a, choiceA, option_1, ….
 
     Returns {} for fewer than two. Single lower-case letters are not option columns.
     """

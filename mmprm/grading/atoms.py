@@ -26,7 +26,7 @@ from mmprm.grading.tokens import (
 )
 
 Expression = tuple[Any, ...]
-"""Node of an expression tree; expressions.py lists the node types."""
+"""Node of an expression tree; the node types are listed in expressions.py."""
 
 _NO_FACTORS = {
     *(*CONJUNCTIONS, *DISJUNCTIONS, *IMPLICATIONS),
@@ -37,13 +37,13 @@ _NO_FACTORS = {
 
 
 class AtomParser(TokenStream, ABC):
-    """Parses atoms. Subclasses implement the operator methods, which brackets and arguments call recursively."""
+    """Parses atoms; subclasses implement the operators, which brackets and arguments call recursively."""
 
     _bars = 0
 
     @abstractmethod
     def sum(self) -> Expression:
-        """Parse a whole expression."""
+        """Parse a whole expression, which is a sum of terms."""
 
     @abstractmethod
     def product(self) -> Expression:
@@ -94,7 +94,7 @@ class AtomParser(TokenStream, ABC):
         return nodes
 
     def braced(self) -> Expression:
-        r"""Parse a LaTeX command's argument: {…}, or a single digit or letter as in \frac12."""
+        r"""Parse the argument of a LaTeX command: {…}, or a single digit or letter as in \frac12."""
         if self.peek() == "{":
             return self.group()
         token = self.take()
@@ -176,7 +176,8 @@ class AtomParser(TokenStream, ABC):
         return self.function(name)
 
     def figure(self, name: str) -> Expression:
-        r"""Parse a named figure: \angle ABC equals \angle CBA, and the points of \triangle ABC may be in any order."""
+        r"""Parse a named geometric figure: \angle ABC equals \angle CBA, and the points of \triangle ABC may be in any
+        order."""
         points = ""
         while re.fullmatch(r"[A-Z]|\d+|'+" if points else r"[A-Za-z]|\d+", self.peek() or ""):
             points += self.take()
@@ -205,7 +206,7 @@ class AtomParser(TokenStream, ABC):
         return ("root", radicand, degree)
 
     def series(self, kind: str) -> Expression:
-        r"""Parse a series such as \sum_{i=1}^{5} i^2; its term ends at the next + or - sign."""
+        r"""Parse a sum or product over an index such as \sum_{i=1}^{5} i^2; its term ends at the next + or - sign."""
         self.expect("_")
         self.expect("{")
         variable = self.take()
@@ -295,5 +296,5 @@ class AtomParser(TokenStream, ABC):
 
 
 def number_of(text: str | int) -> Expression:
-    """Return the expression node for a number."""
+    """Build the expression node for a number."""
     return ("number", Fraction(text))

@@ -17,7 +17,7 @@ from mmprm.types import Verdict
 
 @dataclass(frozen=True, slots=True)
 class VerdictCounts:
-    """Holds verdict counts by true label; `unknown` counts undecided answers. A rate over zero answers is None."""
+    """Counts a judge's verdicts by true label; `unknown` counts undecided answers. A rate over zero answers is None."""
 
     true_accepts: int = 0
     false_accepts: int = 0
@@ -56,7 +56,7 @@ SHARES = ("agreement", "precision", "false_accept_rate", "false_reject_rate", "u
 
 
 def tally(verdicts: Sequence[Verdict], truths: Sequence[bool]) -> VerdictCounts:
-    """Count verdicts by true label; `verdicts` and `truths` are in the same order."""
+    """Count verdicts by true label; `verdicts[i]` and `truths[i]` belong to the same answer."""
 
     def count(verdict: Verdict, truth: bool) -> int:
         return sum(pair == (verdict, truth) for pair in zip(verdicts, truths, strict=True))
@@ -108,9 +108,9 @@ def read_calibration(path: str | Path) -> Calibration:
 
 
 def check_judge(config: AnswerJudgeConfig | None) -> None:
-    """Check that a configured judge has a matching calibration that meets the configured minimums.
+    """Raise ConfigError unless a configured judge has a matching calibration that meets the configured minimums.
 
-    Raises ConfigError if it does not, and GradingError if the calibration cannot be read.
+    Raises GradingError if the calibration cannot be read.
     """
     if config is None:
         return

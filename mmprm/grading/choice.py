@@ -1,4 +1,4 @@
-"""Decide which options of a multiple-choice problem an answer names, by letter or by text."""
+"""Decide which options of a multiple-choice problem an answer selects, by letter or by text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmprm.grading.wording import denies
 
 _LETTERS = "ABCDEFGHIJ"
 _MAX_WORDS = 12
-"""Maximum number of words in a sentence that chooses an option; a longer sentence may only mention it."""
+"""Maximum number of words in a sentence that selects an option; longer sentences may only mention one."""
 
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 _GOLD = re.compile(r"\(?[A-J]\)?|\([A-J]\)")
@@ -32,7 +32,7 @@ _LEADING = re.compile(
 )
 _STANDING = re.compile(r"\(([A-J])\)|(?<![\w\\'^{])([B-HJ]|A(?!\s+(?!is\b)[a-z]))(?![\w'^_{(])")
 _NO_CHOICE = ""
-"""Placeholder that is added to the letters of an answer that discusses options without choosing one."""
+"""Extra entry in the letters of an answer that discusses several options without selecting one."""
 _JUDGED = re.compile(
     r"^\W*(?:is |are |seems? )?(?:\b(?:wrong|false|incorrect|no|not|true|yes)\b|是?错|不)", re.IGNORECASE
 )
@@ -51,7 +51,8 @@ _INLINE = re.compile(r"(?:^|[\n;,])\s*\(?([A-J])\s*[.:)、]\s*(.*?)(?=[\n;,]\s*\
 
 
 def inline_choices(text: str) -> tuple[str, ...]:
-    """Return the texts of the choices A, B, … listed in `text` on separate lines or after semicolons or commas.
+    """Return the texts of the choices A, B, … that are listed in a text on separate lines or after semicolons or
+    commas.
 
     If A occurs several times, the list starts at the last one. Returns () unless it has at least two choices, in order.
     """
@@ -69,7 +70,8 @@ def is_letter(gold: str) -> bool:
 
 
 def gold_letters(gold: str) -> frozenset[str]:
-    """Return the option letters in a gold answer such as B, (B), "B. 5 cm", "Option B" or ABD; others have none."""
+    """Return the option letters in a gold answer such as "B. 5 cm", "Option B" or ABD, or an empty set if it has
+    none."""
     text = _plain(gold)
     if _GOLD.fullmatch(text) or (_ONLY_LETTERS.fullmatch(text) and not re.search(r"[A-J]{2}", text)):
         return frozenset(re.findall(r"[A-J]", text))
@@ -82,13 +84,13 @@ def gold_letters(gold: str) -> frozenset[str]:
 
 
 def gold_text(gold: str) -> str:
-    """Return the option text in a gold answer: `5 cm` for "B. 5 cm", or "" for a bare letter."""
+    """Return the text of the option in a gold answer: `5 cm` for "B. 5 cm", or "" for a bare letter."""
     match = _GOLD_WITH_TEXT.fullmatch(_plain(gold))
     return match["text"].strip() if match else ""
 
 
 def letter(answer: str) -> str | None:
-    """Return the single option letter that an answer names, or None if it names none or several."""
+    """Return the only option letter that an answer names, or None if it names no letter or several."""
     named = letters(answer)
     return next(iter(named)) if len(named) == 1 else None
 
@@ -142,7 +144,7 @@ def _is_short(text: str) -> bool:
 
 
 def option(answer: str, choices: Sequence[str], same: Callable[[str, str], Outcome] | None = None) -> int | None:
-    """Return the index of the option that `answer` names, trying its text, its letter and its value in that order.
+    """Return the index of the option that `answer` selects, trying its text, its letter and its value in that order.
 
     Letters take precedence if the options are letters themselves ("D. I"). `same` compares an option with an answer.
     """
@@ -204,7 +206,7 @@ Chosen = tuple[Outcome, str]
 
 
 def decide(gold: str, answer: str, choices: Sequence[str], same: Callable[[str, str], Outcome]) -> Chosen | None:
-    """Compare the options named by the gold and the answer, or return None if they must be compared as values."""
+    """Compare the options selected by the gold and the answer, or return None if they must be compared as values."""
     wanted = gold_letters(gold)
     if len(wanted) > 1:
         named = letters(answer)

@@ -31,7 +31,8 @@ _DOMAIN = re.compile(r"(?P<body>[^<>,]*?)\s*,\s*(?P<domain>[a-zA-Z]\s*(?:<|>|\\l
 
 
 def compare(gold: str, answer: str, symbols: SymbolTest, labels: Sequence[Sequence[str]] = ()) -> Outcome:
-    """Compare an answer with the gold; `symbols` is called only if text, structure and evaluation are inconclusive.
+    """Compare an answer with the gold answer; `symbols` is called only if text, structure and evaluation are
+    inconclusive.
 
     `labels` are closed sets of words: if the gold is in one, every other answer is incorrect.
     """
@@ -64,13 +65,13 @@ def _compare_one(gold: str, answer: str, symbols: SymbolTest, labels: Sequence[S
 
 
 def without_option(answer: str) -> str:
-    """Strip the option letter from an answer: 30 for "(A) 30". Used if the gold answer is not a letter."""
+    """Strip the option letter from an answer, as in 30 for "(A) 30". Used if the gold answer is not a letter."""
     match = _OPTION.fullmatch(clean(answer)) if "\n" not in answer.strip() else None
     return match[1] if match else answer
 
 
 def without_decimal(answer: str) -> str:
-    r"""Drop a parenthesized decimal that only repeats the value: 6\pi for "6\pi (18.85)"."""
+    r"""Drop a parenthesized decimal that repeats the value before it: 6\pi for "6\pi (18.85)"."""
     match = _BRACKETED_DECIMAL.fullmatch(clean(answer)) if "\n" not in answer.strip() else None
     if match is None:
         return answer
@@ -80,7 +81,7 @@ def without_decimal(answer: str) -> str:
 
 
 def _without_domain(gold: Reading, text: str, remark: str) -> tuple[str, str]:
-    """Move a trailing domain such as x > 0 from the answer to the remark, unless the gold lists several answers."""
+    """Move a trailing domain such as x > 0 from the answer to its remark, unless the gold lists several answers."""
     match = _DOMAIN.fullmatch(text)
     if match is None or remark or (isinstance(gold, Compound) and gold.kind in ("blanks", "list")):
         return text, remark
@@ -92,7 +93,7 @@ def _line(text: str) -> str:
 
 
 def _core(text: str) -> tuple[str, str]:
-    """Strip surrounding words from an answer; return (answer, remark).
+    """Strip the words around an answer; return (answer, remark), where the remark may be empty.
 
     Each line is a separate answer, unless the first line introduces the second.
     """
@@ -118,7 +119,7 @@ def _same_or_stated(gold: Reading, gold_text: str, given: Reading, text: str, sy
 
 
 def _same_as_stated(gold: Reading, sentence: str, symbols: SymbolTest) -> Outcome:
-    """Compare the gold with the value that an answer in words states.
+    """Compare the gold answer with the value that an answer in prose states.
 
     An answer that mentions several values, or negates one, is never SAME.
     """
@@ -135,7 +136,7 @@ def _same_as_stated(gold: Reading, sentence: str, symbols: SymbolTest) -> Outcom
 
 
 def _gold_sentence(gold: Leaf, given: Reading, symbols: SymbolTest) -> Outcome:
-    """Compare an answer with the value stated in the last sentence of a gold answer in words."""
+    """Compare an answer with the value that the last sentence of a gold answer in prose states."""
     if isinstance(given, Leaf) and given.prose:
         return UNDECIDED
     sentence = re.split(r"(?<=[a-z\d])[.;]\s+|\\therefore|[∴]", gold.text)[-1]

@@ -13,13 +13,15 @@ from mmprm.grading.operations import UndefinedError, Value, as_number, is_exact
 from mmprm.grading.residues import differ
 
 PRECISIONS = (60, 150)
-"""Precisions in digits for comparing expressions with symbols; a value that shrinks with precision counts as zero."""
+"""Numbers of digits at which expressions with symbols are compared; a value that shrinks with precision counts as
+zero."""
 MANY_DIGITS = (60, 200, 1200)
-"""Precisions in decimal digits for comparing expressions without symbols."""
+"""Numbers of digits at which expressions without symbols are compared."""
 
 
 def equal(gold: Expression, given: Expression) -> bool | None:
-    """Return whether two expressions are equal wherever both have a real value, or None if that is undetermined."""
+    """Return whether two expressions are equal wherever both have a real value, or None if this cannot be
+    determined."""
     if gold == given:
         return True
     for readings in _readings(gold, given):
@@ -32,7 +34,7 @@ def equal(gold: Expression, given: Expression) -> bool | None:
 
 
 def _readings(gold: Expression, given: Expression) -> list[dict[str, Value]]:
-    r"""Return the values to try for "log base": 10 and e, since \log without a base may mean either."""
+    r"""Return the values to try for "log base": 10 and e, because \log without a base can mean either."""
     context = context_of(MANY_DIGITS[-1])
     if not (uses(gold, "log") or uses(given, "log")):
         return [{}]
@@ -40,7 +42,7 @@ def _readings(gold: Expression, given: Expression) -> list[dict[str, Value]]:
 
 
 def _other_reading(node: Expression) -> Expression:
-    """Return the expression with 1/2x read as 1/(2x)."""
+    """Return the expression with every 1/2x interpreted as 1/(2x)."""
     parts = tuple(_other_reading(part) if isinstance(part, tuple) else part for part in node)
     if node[0] != "ambiguous":
         return parts
@@ -84,7 +86,7 @@ def _has_imaginary(node: Expression) -> bool:
 
 
 def sample_points(names: Sequence[str]) -> list[dict[str, Fraction]]:
-    """Return seven irregular rational sample points: four with positive values, three with both signs."""
+    """Return seven sample points with irregular rational coordinates: four positive, three of both signs."""
     points = []
     for i in range(7):
         values = {}

@@ -62,7 +62,7 @@ _CONTEXTS = _Contexts()
 
 
 def context_of(digits: int) -> Any:
-    """Return this thread's mpmath context with a precision of `digits` decimal digits."""
+    """Return this thread's mpmath context for a precision of `digits` decimal digits."""
     return _CONTEXTS.get(digits)
 
 
@@ -103,7 +103,7 @@ class _Evaluator:
         return self.checked(result)
 
     def checked(self, value: Value) -> Value:
-        """Return a value, or raise UndefinedError if it is NaN."""
+        """Return the value, or raise UndefinedError if it is NaN."""
         if not isinstance(value, Fraction) and self.context.isnan(value):
             raise UndefinedError("has no value")
         return value
@@ -132,7 +132,8 @@ class _Evaluator:
         return total
 
     def unknown_function(self, name: str, arguments: list[Value]) -> Value:
-        """Return a pseudo-random value that depends only on the function's name and arguments, in any order."""
+        """Evaluate an unknown function to a pseudo-random value that depends on its name and arguments, but not on
+        their order."""
         seed = sum(ord(letter) * 31**position for position, letter in enumerate(name))
         context, numbers = self.context, [as_number(self.context, argument) for argument in arguments]
         if any(abs(number) > 10**30 for number in numbers):

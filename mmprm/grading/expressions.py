@@ -45,12 +45,12 @@ def symbols(node: Expression) -> frozenset[str]:
 
 
 def uses(node: Expression, *operations: str) -> bool:
-    """Return whether an expression tree contains any of the operations."""
+    """Return whether an expression tree contains any of the given operations."""
     return node[0] in operations or any(uses(part, *operations) for part in node[1:] if isinstance(part, tuple))
 
 
 class _Parser(AtomParser):
-    """Parses by recursive descent: sum > product > unary > power > postfix > atom."""
+    """Parses expressions by recursive descent: sum > product > unary > power > postfix > atom."""
 
     _depth = 0
 
@@ -102,7 +102,7 @@ class _Parser(AtomParser):
         return base
 
     def exponent(self) -> Expression:
-        """Parse an exponent, in braces as in x^{…} or without them as in x^10 and x^-4."""
+        """Parse an exponent, with braces as in x^{…} or without them as in x^10 and x^-4."""
         if self.peek() in ("-", "+"):
             return self.exponent() if self.take() == "+" else ("negative", self.exponent())
         return self.group() if self.peek() == "{" else self.power_atom()

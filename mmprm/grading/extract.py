@@ -17,10 +17,10 @@ import re
 from mmprm.grading.labels import is_refusal
 
 MAX_LENGTH = 20_000
-"""Maximum number of characters that are searched, counted from the end of the response."""
+"""Maximum number of characters to search, counted from the end of the response."""
 MAX_BOX_DEPTH = 20
 MAX_LINE = 300
-"""Maximum length in characters of a line that counts as an answer by itself."""
+"""Maximum number of characters in a line that counts as an answer by itself."""
 
 _THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL | re.IGNORECASE)
 _BEGIN, _END = re.compile(r"<answer>", re.IGNORECASE), re.compile(r"</answer>", re.IGNORECASE)
@@ -31,7 +31,7 @@ _BOX_JOINT = re.compile(
 )
 
 _RUN = re.compile(r"([\s*_]{8})[\s*_]+")
-"""Matches long runs of whitespace and emphasis marks, which mean nothing and would slow down the patterns below."""
+"""Matches long runs of whitespace and emphasis marks, which have no meaning and would slow down the patterns below."""
 _NOUN = r"(?:answer|solution|option|choice|result)s?"
 _ANNOUNCEMENTS = re.compile(
     rf"""(?:
@@ -60,7 +60,7 @@ def extract(response: str) -> str | None:
 
 
 def open_gold(gold: str) -> str:
-    """Return a gold answer without its wrapper (tags, a box, `#### 5` or "the answer is")."""
+    """Remove the wrapper of a gold answer: tags, a box, `####` or "the answer is"."""
     text = without_thoughts(gold) if "</think>" in gold.lower() else gold
     for find in (_tagged, _boxed, _announced):
         found, answer = find(text)
@@ -81,7 +81,7 @@ def without_thoughts(text: str) -> str:
 
 
 Found = tuple[bool, str]
-"""Pair (whether this kind of answer was found, its text); an empty text means that there is no answer."""
+"""A pair (whether this kind of answer was found, its text); an empty text means that the response has no answer."""
 
 
 def _tagged(text: str) -> Found:
@@ -123,7 +123,7 @@ def _announced(text: str) -> Found:
 
 
 def _alone(text: str) -> Found:
-    """Return a one-line response, or the last line if it is a bare value or begins like a conclusion."""
+    """Return a response of one line, or the last line if it is a bare value or begins like a conclusion."""
     lines = [line.strip().strip("*_#").strip() for line in text.strip().splitlines()]
     lines = [line for line in lines if line]
     if not lines or len(lines[-1]) > MAX_LINE or is_refusal(lines[-1]):
@@ -139,7 +139,8 @@ def boxed(text: str) -> list[str]:
 
 
 def open_boxes(text: str, depth: int = 0) -> str:
-    """Remove box commands from a text; if it contains words, return only the last box (or boxes joined by "and")."""
+    """Remove the box commands from a text; if the text contains words, return only its last box (or boxes joined by
+    "and")."""
     boxes, _ = _boxes(text) if depth < MAX_BOX_DEPTH else ([], False)
     if not boxes:
         return text
@@ -159,7 +160,7 @@ Box = tuple[int, int, int]
 
 
 def _joined(text: str, boxes: list[Box]) -> list[Box]:
-    """Return the last box and any boxes before it that are joined to it only by commas or "and"."""
+    """Return the last box, along with any boxes that are joined to it only by commas or "and"."""
     first = len(boxes) - 1
     while first and _BOX_JOINT.fullmatch(text[boxes[first - 1][2] + 1 : boxes[first][0]]):
         first -= 1

@@ -1,4 +1,4 @@
-"""Check before an engine starts that the gold answers of a problem file can be graded."""
+"""Check that a problem file's gold answers can be graded, before any engine starts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mmprm.grading.wording import core, stated_values
 from mmprm.types import Problem
 
 _MAX_WORDS = 3
-"""Maximum number of words in a gold answer that responses can be expected to repeat exactly."""
+"""Maximum number of words in a gold answer that responses can be expected to match word for word."""
 
 
 def check_golds(problems: Sequence[Problem], config: GraderConfig, location: str) -> None:

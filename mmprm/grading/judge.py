@@ -30,7 +30,7 @@ Student's answer:
 Do they agree? Reply with one word, Yes or No."""
 
 PROMPT_HASH = hashlib.sha256(_PROMPT.encode()).hexdigest()[:16]
-"""Hash of the judge's prompt; calibrations and cached replies are valid only for this prompt."""
+"""Hash of the judge's prompt; calibrations and cached replies made with another prompt are not used."""
 
 TALKED = "judge talked instead of answering"
 
@@ -57,7 +57,7 @@ class AnswerJudgeConfig(Config):
 
 
 class AnswerJudge:
-    """Asks the judge once per (question, gold, answer), at temperature 0, and caches its reply."""
+    """Asks the judge about each distinct (question, gold, answer) once, at temperature 0, and caches the reply."""
 
     def __init__(self, config: AnswerJudgeConfig) -> None:
         self._config = config
@@ -115,7 +115,7 @@ class AnswerJudge:
 
 
 class JudgedGrader:
-    """Grades with the symbolic grader first, and with the judge if that returns UNKNOWN."""
+    """Grades with the symbolic grader, and asks the judge only if the verdict is UNKNOWN."""
 
     def __init__(self, symbolic: Grader, judge: AnswerJudge) -> None:
         self._symbolic = symbolic

@@ -1,4 +1,4 @@
-"""Compare verbal answers: by label if the gold belongs to a closed set of labels, otherwise by wording.
+"""Compare answers in words: by label if the gold belongs to a closed set of labels, otherwise by wording.
 
 A set is a row of labels; synonyms of one label are joined by `|`.
 """
@@ -79,7 +79,7 @@ def plain_words(text: str) -> str:
 
 
 def skeleton(text: str) -> str:
-    """Return the words and signs of a multi-part answer, regardless of how its parts are separated."""
+    """Return the words and signs of a multi-part answer without the separators between its parts."""
     return " ".join(part for part in _SEPARATORS.split(plain_words(text.replace("\n", " "))) if part and part != "and")
 
 
@@ -100,7 +100,8 @@ def compare_labels(gold: str, answer: str, own_sets: Sequence[Sequence[str]] = (
 
 
 def compare_words(gold: str, answer: str) -> Outcome:
-    """Compare prose that is not a known label, by equal words, the gold's words in a statement, or their negation."""
+    """Compare answers in prose that are not known labels, by equal words, by the gold's words in a statement, or by
+    negation."""
     gold_text, answer_text = plain_words(gold), plain_words(answer)
     if gold_text == answer_text or skeleton(gold) == skeleton(answer):
         return SAME

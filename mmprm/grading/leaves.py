@@ -21,16 +21,16 @@ from mmprm.grading.units import DEGREE
 _SIGN = re.compile(r"[=<>]|\\(?:leq|geq|neq|perp|parallel|sim|cong|approx|in)")
 _BASED = re.compile(r"\(?(?P<digits>[0-9A-F]+)\)?_\s*\{?\s*(?:\\text\{)?\s*\(?(?P<base>\d+|[a-z]+)\)?\s*\}*")
 _OUTSIDE = re.compile(r"\d\s*_|\\text|(?<![\d^_])\d+ \d")
-"""Matches subscripts and text that Math-Verify drops, and adjacent numbers that it adds."""
+"""Matches subscripts and text, which Math-Verify drops, and adjacent numbers, which it adds."""
 _BOUND = {r"\int", r"\sum", r"\prod", r"\lim", r"\iint", r"\oint"}
-"""LaTeX commands that bind a variable, whose name does not matter."""
+"""LaTeX commands that bind a variable; the variable's name does not matter in a comparison."""
 _CROSS = re.compile(r"\\vec\s*\{?\w+\}?\s*\\times\s*\\vec")
-"""Matches a cross product of vectors, which differs from a product of numbers."""
+"""Matches a cross product of vectors, which must not be evaluated as a product of numbers."""
 _IDENTIFIER = re.compile(r"\\[a-zA-Z]+|[a-zA-Z]+|\d+|\S")
 
 
 def same_leaf(gold: Leaf, given: Leaf, symbols: SymbolTest) -> Outcome:
-    """Compare two single values, gold first."""
+    """Compare a gold answer and an answer that are both single values."""
     if gold.maybe or given.maybe:
         return _same_possible_units(gold, given, symbols)
     if is_sign(gold.text):
@@ -47,12 +47,12 @@ def same_leaf(gold: Leaf, given: Leaf, symbols: SymbolTest) -> Outcome:
 
 
 def is_sign(text: str) -> bool:
-    """Return whether an answer is only a relation sign such as <, as in a question that asks to fill one in."""
+    """Return whether an answer is only a relation sign such as <, which some questions ask for."""
     return _SIGN.fullmatch(text) is not None
 
 
 def _same_possible_units(gold: Leaf, given: Leaf, symbols: SymbolTest) -> Outcome:
-    """Compare values such as 3m, which may be three meters or three times m."""
+    """Compare values that may have a unit, such as 3m: three meters, or three times m."""
     if gold.maybe and given.maybe:
         return same_leaf(Leaf(gold.text), Leaf(given.text), symbols)
     split = [Leaf(*leaf.maybe) if leaf.maybe else leaf for leaf in (gold, given)]
@@ -84,7 +84,7 @@ def _mentions(prose: str, value: str) -> bool:
 
 
 def _same_base(gold: str, given: str) -> Outcome | None:
-    """Compare numbers written with a base, such as 52_8, or return None if neither has a base.
+    """Compare numbers with an explicit base, such as 52_8, or return None if neither has one.
 
     52_8 equals 52_{eight}; a gold of 52_8 also accepts 52, because the question asks for that base.
     """
@@ -153,7 +153,7 @@ def _times(text: str, factor: Fraction) -> str:
 
 
 def same_expression(gold: str, given: str, symbols: SymbolTest) -> Outcome:
-    """Compare two values without units: numbers exactly, expressions by evaluation, anything else by `symbols`."""
+    """Compare two values without units: numbers exactly, expressions by evaluation, and others by `symbols`."""
     outcome = _same_number(gold, given)
     if outcome is None and key(gold) == key(given):
         return SAME
@@ -265,7 +265,7 @@ def approximates(decimal: str, exact: str) -> bool:
 
 
 def _is_other_name(gold: str, given: str) -> bool:
-    """Return whether two formulas that cannot be evaluated have the same form but differ in a name or number."""
+    """Return whether two formulas that cannot be evaluated differ only in names or numbers."""
     one, other = (_IDENTIFIER.findall(text) for text in (key(gold), key(given)))
     if len(one) != len(other) or not any(token.startswith("\\") for token in one) or _BOUND.intersection(one):
         return False

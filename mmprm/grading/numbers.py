@@ -37,7 +37,7 @@ _WORD_NUMBER = re.compile(
 
 
 def number(text: str) -> Fraction | None:
-    """Parse an integer, decimal, fraction or mixed number, or return None for anything else.
+    """Parse an integer, decimal, fraction or mixed number, or return None for any other text.
 
     A decimal may have thousands separators, repeat, or be in scientific notation.
     """
@@ -124,12 +124,13 @@ def _cardinal(words: list[str]) -> Fraction | None:
 
 
 def is_decimal(text: str) -> bool:
-    """Return whether a number is written with decimal places, which may limit its precision."""
+    """Return whether a number is written with decimal places, so that its precision may be limited."""
     return _decimal_places(text) is not None
 
 
 def rounds_to(exact: Fraction, written: str) -> bool:
-    """Return whether `written`, a decimal with at least four places, is `exact` rounded or truncated to them."""
+    """Return whether `written`, a decimal with at least four places, is `exact` rounded or truncated to as many
+    places."""
     places = _decimal_places(written)
     if places is None or places < 4:
         return False
@@ -163,7 +164,8 @@ def looks_exact(written: str) -> bool:
 
 
 def _decimal_places(text: str) -> int | None:
-    """Return how many decimal places a decimal is written to: 2 for 1.25, -4 for 1.2e5, or None for other numbers."""
+    """Return how many decimal places a number is written to: 2 for 1.25, -4 for 1.2e5, or None if it is not a
+    decimal."""
     text = text.strip().replace(",", "")
     match = _SCIENTIFIC.fullmatch(text)
     mantissa = match["mantissa"] if match else text
@@ -174,7 +176,7 @@ def _decimal_places(text: str) -> int | None:
 
 
 def sexagesimal(text: str) -> Fraction | None:
-    r"""Convert an angle such as 67° 30' 15'' to degrees, or return None for anything else."""
+    r"""Convert an angle such as 67° 30' 15'' to degrees, or return None for any other text."""
     match = re.fullmatch(r"(-?)(\d+)\s*°\s*(\d+(?:\.\d+)?)\s*'(?:\s*(\d+(?:\.\d+)?)\s*(?:''|\"))?", text.strip())
     if match is None:
         return None

@@ -1,4 +1,4 @@
-"""Define the operations of expressions, exact for fractions where possible and otherwise on mpmath numbers."""
+"""Define the operations in expressions: exact on fractions where possible, and otherwise computed with mpmath."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_FACTORIAL = 5000
 
 
 class UndefinedError(ArithmeticError):
-    """Raised when an expression has no value at a point, or its value is too large to compute."""
+    """Raised when an expression has no value at a point, or has a value that is too large to compute."""
 
 
 def as_number(context: Any, value: Value) -> Value:
@@ -25,7 +25,7 @@ def as_number(context: Any, value: Value) -> Value:
 
 
 def is_exact(*values: Value) -> bool:
-    """Return whether all values are fractions."""
+    """Return whether all given values are fractions."""
     return all(isinstance(value, Fraction) for value in values)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 
 class Outcome(enum.Enum):
-    """Enumerates the outcomes of a comparison; each value is a human-readable reason."""
+    """Lists the possible outcomes of a comparison; each value is a human-readable reason."""
 
     SAME = "same value"
     DIFFERENT = "different value"
@@ -17,7 +17,7 @@ class Outcome(enum.Enum):
 SAME, DIFFERENT, UNDECIDED = Outcome.SAME, Outcome.DIFFERENT, Outcome.UNDECIDED
 
 SymbolTest = Callable[[str, str], Outcome]
-"""Fallback for comparing the gold with an answer when the grader's own parser or evaluator fails."""
+"""Function that compares the gold with an answer if the grader's own parser or evaluator fails."""
 
 
 def all_of(outcomes: Iterable[Outcome]) -> Outcome:

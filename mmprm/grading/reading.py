@@ -33,7 +33,7 @@ class Leaf:
 
 @dataclass(frozen=True, slots=True)
 class Compound:
-    """Represents an answer with several parts, whose meaning depends on `kind`.
+    """Represents an answer with several parts; `kind` says how the parts are related.
 
     blanks: several answers in order. list, set: items in any order; `marks` is ("or",) or ("and",) for a list joined by
     that word. brackets: a tuple or interval; `marks` holds its two brackets, `name` the text before them. union:
@@ -75,7 +75,7 @@ _BRACKETS = re.compile(
     r"(?P<name>[A-Z](?:_\{?\w+\}?)?'*)?\s*(?P<open>\\?\{|\(|\[)(?P<inside>.*?)(?P<close>\\?\}|\)|\])", re.DOTALL
 )
 _TRANSPOSED = re.compile(r"(?<=[)\]])\s*\^\s*\{?\s*(?:T|\\top|\\text\{T\})\s*\}?$")
-"""Matches a transpose sign after a row of numbers, which does not change the vector."""
+"""Matches a transpose sign after a row of numbers, which is ignored because it does not change the vector."""
 _BUILDER = re.compile(
     r"\\?\{\s*(?P<name>[a-zA-Z]\w?)\s*(?:\\in\s*(?:\\mathbb\{R\}|R)\s*)?[|:]\s*(?P<condition>.+?)\s*\\?\}"
 )
@@ -87,7 +87,7 @@ _CASES = re.compile(
     r"\\begin\{(?:cases|aligned|array)\}(?:\{[clr|]*\})?(?P<rows>.*)\\end\{(?:cases|aligned|array)\}", re.DOTALL
 )
 _NAMED = re.compile(r"(?P<name>[a-zA-Z]\w*(?:\(\w\))?)\s*=\s*(?P<rest>\\begin.*)", re.DOTALL)
-"""Matches a named environment: f(x) = a function defined by cases, or A = a matrix."""
+"""Matches a LaTeX environment that defines a name, such as a matrix A or a function f(x)."""
 _ROW = re.compile(r"\s*\\\\\s*")
 _CONDITION = re.compile(
     r"\s*(?:[,;&]\s*)+(?:\\text\{[^{}]*\}|if|when|for)?\s*(?=.*(?:[<>=]|\\[lg]eq|\\neq|\\in|otherwise))"
@@ -109,13 +109,14 @@ def read_answer(text: str) -> Reading:
 
 
 def serial_reading(text: str) -> Reading | None:
-    """Parse a text such as `1.3.` as a list of conclusions, 1 and 3, or return None for other texts."""
+    """Parse a text such as `1.3.` as a list of conclusions, 1 and 3, or return None for any other text."""
     match = _SHORT_SERIAL.fullmatch(text.strip().strip("$"))
     return Compound("list", (Leaf(match[1]), Leaf(match[2]))) if match and match[1] < match[2] else None
 
 
 def run_together(gold: str, answer: str) -> bool:
-    """Return whether the answer is the gold's list of numbers without separators, such as 134 for `1.3.4.`."""
+    """Return whether the answer is the gold's list of numbers with the separators left out, such as 134 for
+    `1.3.4.`."""
     digits = clean(answer)
     return (
         digits.isdigit()
@@ -125,7 +126,7 @@ def run_together(gold: str, answer: str) -> bool:
 
 
 def spaced_reading(text: str) -> Reading | None:
-    """Parse a number with spaces such as `12 345` as several separate answers, or return None for other texts."""
+    """Parse a number with spaces, such as `12 345`, as several separate answers, or return None for any other text."""
     text = clean(text.strip())
     if _NUMBERS.fullmatch(text) and number(text) is not None:
         return Compound("blanks", tuple(Leaf(item) for item in text.split()))
@@ -150,7 +151,7 @@ def _is_condition(answer: Compound) -> bool:
 
 
 def _numbered(text: str) -> list[str]:
-    """Split `(1) … (2) …` into its numbered parts, or return [] for other texts."""
+    """Split `(1) … (2) …` into its numbered parts, or return [] for any other text."""
     marks = list(_PART_MARK.finditer(text))
     if len(marks) < 2 or marks[0].start() != 0 or [mark[1] for mark in marks] != list("123456789"[: len(marks)]):
         return []
@@ -189,7 +190,7 @@ def _read_line(text: str, depth: int = 0) -> Reading:
 
 
 def _opened(items: tuple[Reading, ...]) -> tuple[Reading, ...]:
-    """Merge nested lists, such as the two values of 1 ± 2, into the list that contains them."""
+    """Replace nested lists, such as the two values of 1 ± 2, by their items."""
     inner = [item.items if isinstance(item, Compound) and item.kind == "list" else (item,) for item in items]
     return tuple(leaf for group in inner for leaf in group)
 
@@ -240,7 +241,7 @@ def read_leaf(text: str) -> Leaf:
 
 
 def _is_named_value(parts: list[str], marks: list[str]) -> bool:
-    """Return whether a relation gives the value of a quantity named in words, such as Area = 24."""
+    """Return whether a relation states the value of a quantity named in words, such as Area = 24."""
     last = parts[-1]
     return (
         bool(re.fullmatch(r"(?:\\text\{)?[A-Za-z][A-Za-z ]*\}?", parts[0]))
@@ -254,7 +255,8 @@ def _without_units(text: str) -> str:
 
 
 def _read_environment(text: str, depth: int) -> Reading | None:
-    """Parse a matrix (multiplied by any leading factor), a system or a function defined by cases, or return None."""
+    """Parse a matrix, a system or a function defined by cases, or return None for any other text. A matrix may have a
+    factor before it."""
     if "\\begin" not in text:
         return None
     if named := _NAMED.fullmatch(text):
@@ -331,7 +333,7 @@ def split_outside_brackets(text: str, separator: re.Pattern[str]) -> tuple[list[
 
 
 def _is_balanced(text: str) -> bool:
-    """Return whether the brackets in `text` are balanced; if so, the pair of brackets around it match each other."""
+    """Return whether the brackets in `text` are balanced; if so, a pair of brackets around it match each other."""
     depth = 0
     for character in text.replace(r"\{", "(").replace(r"\}", ")"):
         depth += 1 if character in "([{" else -1 if character in ")]}" else 0

@@ -49,7 +49,7 @@ WHOLE = RealInterval(None, False, None, False)
 
 
 def real_set(answer: Reading) -> RealSet | None:
-    """Return the set that an answer describes, or None if it does not describe one.
+    """Return the set of real numbers that an answer describes, or None if it describes no set.
 
     A pair in brackets counts as an interval, so callers must know that the other answer is a set.
     """
@@ -63,7 +63,7 @@ def real_set(answer: Reading) -> RealSet | None:
 
 
 def is_explicit(answer: Reading) -> bool:
-    """Return whether an answer's form identifies it as a set, unlike (1, 2), which may be a pair of numbers."""
+    """Return whether an answer is written unmistakably as a set, unlike (1, 2), which may be a pair of numbers."""
     if isinstance(answer, Leaf):
         return real_set(answer) is not None
     if answer.kind == "brackets":
@@ -74,7 +74,7 @@ def is_explicit(answer: Reading) -> bool:
 
 
 def same_set(gold: RealSet, given: RealSet, same_text: Callable[[str, str], Outcome]) -> Outcome:
-    """Compare the bounds of two sets, interval by interval."""
+    """Compare two sets of real numbers by the bounds of their intervals."""
     if gold.name and given.name and gold.name != given.name:
         return DIFFERENT
     if len(gold.parts) != len(given.parts):
@@ -147,7 +147,7 @@ def _union(group: Compound) -> RealSet | None:
 
 
 def _joined(group: Compound) -> RealSet | None:
-    """Return the set described by conditions joined by "or" or "and" (x<2 or x>3), or None for other lists."""
+    """Return the set described by conditions joined by "or" or "and" (x<2 or x>3), or None for any other list."""
     if not all(isinstance(item, Compound) for item in group.items):
         return None
     if "and" not in group.marks:

@@ -33,7 +33,8 @@ _NAME = re.compile(
 
 
 def states_value(relation: Reading) -> bool:
-    """Return whether a relation states its left side's value: x = 5, 2 + 3 = 5 and x ∈ (1,2) do, x + y = 5 does not."""
+    """Return whether a relation states the value of its left side: x = 5, 2 + 3 = 5 and x ∈ (1,2) do, but x + y = 5
+    does not."""
     if not (isinstance(relation, Compound) and relation.kind == "relation"):
         return False
     marks = relation.marks
@@ -60,7 +61,7 @@ def stated_side(relation: Compound) -> Reading:
 
 
 def _rounds_side(relation: Compound, last: int) -> bool:
-    """Return whether side `last` is only a decimal approximation of the side before it, as in 2 pi = 6.28."""
+    """Return whether the side with index `last` only approximates the side before it, as in 2 pi = 6.28."""
     one, other = relation.items[last - 1], relation.items[last]
     if not (isinstance(one, Leaf) and isinstance(other, Leaf)) or _SYMBOL.fullmatch(one.text):
         return False
@@ -90,7 +91,7 @@ def _relation_against_value(gold: Compound, given: Reading, same: Same) -> Outco
 
 
 def _value_against_relation(gold: Reading, given: Compound, same: Same) -> Outcome:
-    """Compare a value with a relation: 5 accepts x = 5, but not 2x = 5, x > 5 or x ≠ 5."""
+    """Compare a gold value with a relation: 5 accepts x = 5, but not 2x = 5, x > 5 or x ≠ 5."""
     if _is_number(given.items[0]) and len(given.items) == 2 and given.marks == ("=",) and _is_name(given.items[1]):
         return same(gold, given.items[0])  # 5 = x
     if _is_false(given):
@@ -109,13 +110,14 @@ def _value_against_relation(gold: Reading, given: Compound, same: Same) -> Outco
 
 
 def _is_false(relation: Compound) -> bool:
-    """Return whether an equation of integers is false, such as 5 = 4."""
+    """Return whether an equation between integers is false, such as 5 = 4."""
     values = [number(item.text) if isinstance(item, Leaf) and item.text.isdigit() else None for item in relation.items]
     return set(relation.marks) == {"="} and None not in values and len(set(values)) > 1
 
 
 def _is_equation(left: Reading) -> bool:
-    """Return whether a left side belongs to an equation to solve, such as xy = 4 or |x| = 4, and names no quantity."""
+    """Return whether a left side is an expression in an equation to solve, as in xy = 4 or |x| = 4, not a quantity's
+    name."""
     return isinstance(left, Leaf) and bool(re.fullmatch(r"[a-z]{2}|[a-d]{3}|[x-z]{3}|\|[xy]\|", left.text))
 
 
@@ -145,7 +147,7 @@ def _same_relations(gold: Compound, given: Compound, symbols: SymbolTest, same: 
 
 
 def _same_stated(gold: Compound, given: Compound, same: Same) -> Outcome:
-    """Compare two relations that state values, by value and by name.
+    """Compare two relations that each state a value, by the value and by the name of the quantity.
 
     x = 5 and y = 5 differ; S = 24 and Area = 24 are the same, as are y = 2x and f(x) = 2x.
     """
@@ -258,7 +260,7 @@ def _constant_ratio(one: Expression, other: Expression, names: Sequence[str]) ->
 
 
 def _implies(one: Expression, other: Expression, names: Sequence[str]) -> bool:
-    """Return whether solutions of `one`, for some symbol in which it is linear, also satisfy the equation `other`."""
+    """Return whether the solution of `one` for a symbol also satisfies the equation `other`."""
     return any(_vanishes_at_roots(one, other, name, names) for name in names)
 
 
