@@ -1,4 +1,4 @@
-"""Read a server's HTTP response in bounded memory."""
+"""Send HTTP requests and read their responses in bounded memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ _MIB = 2**20
 
 
 class Failure(Exception):  # noqa: N818 - the cause of an error, which callers see as SamplingError
-    """Signals a failed attempt. Failures are counted by `kind`, a short description without details."""
+    """Raised when an attempt to send a request fails. Failures are counted by `kind`, a short description without
+    details."""
 
     def __init__(self, kind: str, detail: str = "", busy: bool = False, retry_after: float = 0.0) -> None:
         super().__init__(f"{kind}: {detail}" if detail else kind)
@@ -50,7 +51,8 @@ class HttpResponse:
 
     @property
     def message(self) -> str:
-        """Return the error message in OpenAI's format, {"error": {"message": …}}, or else the whole body."""
+        """Return the error message from a body in OpenAI's format, {"error": {"message": …}}, or else the whole
+        body."""
         try:
             return str(self.json()["error"]["message"])
         except (ValueError, KeyError, TypeError, RecursionError):

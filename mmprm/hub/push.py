@@ -24,7 +24,8 @@ class HubError(MmprmError):
 
 @dataclass(frozen=True, slots=True)
 class Pushed:
-    """Describes what was pushed, or would be in a dry run; `files` maps names in the repository to sizes in bytes.
+    """Describes the files that were pushed, or would be in a dry run; `files` maps names in the repository to sizes in
+    bytes.
 
     `location` is the URL of the commit, or the path of the card in a dry run.
     """
@@ -142,7 +143,7 @@ _WAYS_OUT = {
 
 @contextlib.contextmanager
 def _hub_errors(api: Any, repo: str) -> Iterator[None]:
-    """Convert errors of huggingface_hub to HubError, with advice on how to solve them."""
+    """Convert the errors of huggingface_hub to HubError, adding advice on how to solve them."""
     from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
     try:

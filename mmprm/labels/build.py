@@ -1,4 +1,4 @@
-"""Build a Parquet file of labeled paths from a campaign's store."""
+"""Build the Parquet file of labeled paths from the run store of `mmprm annotate`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class LabelsConfig(Config):
     seed: int = 0
     """Random seed for choosing complete solutions and for the split."""
     dev: float = Field(0.1, ge=0, lt=1)
-    """Fraction of the problems in the dev split, which is held out from training."""
+    """Fraction of the problems in the dev split, which is not used for training."""
     test: float = Field(0.0, ge=0, lt=1)
     """Fraction of the problems in the test split."""
     embed_images: bool = True

@@ -48,13 +48,14 @@ def _check_images(images: Any, location: str) -> None:
 
 
 def _short(value: Any) -> str:
-    """Truncate the value's repr to at most 81 characters."""
+    """Return the value's repr, truncated to 81 characters."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 def check_splits(splits: Iterable[str | None], file: str, way_out: str) -> None:
-    """Raise DataError for split names that no command reads, such as validation; their rows would be lost silently."""
+    """Raise DataError for split names that no command reads, such as validation, because their rows would be
+    ignored."""
     unknown = sorted(map(repr, set(splits) - set(get_args(Split))))
     if unknown:
         raise DataError(f"{file}: split must be train, dev or test, got {', '.join(unknown)}; {way_out}")

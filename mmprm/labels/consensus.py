@@ -1,4 +1,4 @@
-"""Compare labels with a judge's verdicts, and keep the labels on which both agree.
+"""Compare labels with a judge's verdicts, and drop labels on which the two disagree.
 
 Both the label and the judge's P(no error so far) describe a prefix of steps. All functions are pure.
 """
@@ -18,7 +18,7 @@ from mmprm.labels.parquet import LabeledExample
 from mmprm.types import Counts, Scorer, Solution, Steps, StepScores
 
 SCORED_TOGETHER = 2000
-"""Number of solutions per scorer call: enough to batch similar lengths, few enough to isolate a bad solution."""
+"""Number of solutions per call of the scorer: enough to batch similar lengths, few enough to isolate a bad solution."""
 
 Prefix = tuple[str, Steps]
 """A (problem id, steps) pair."""
@@ -26,14 +26,15 @@ Prefix = tuple[str, Steps]
 
 class AgreementRule(Config):
     value_above: float = Field(0.0, ge=0, lt=1)
-    """Monte Carlo value above which the label counts as correct."""
+    """Threshold of the Monte Carlo value; a label above it counts as correct."""
     probability_at_least: float = Field(0.5, gt=0, le=1)
-    """Minimum probability at which the judge's verdict counts as correct."""
+    """Threshold of the judge's probability; a step at or above it counts as correct."""
 
 
 @dataclass(frozen=True, slots=True)
 class Opinion:
-    """Holds the verdicts of the label and the judge on one prefix; `judge_correct` is None if the judge gave none."""
+    """Holds the verdicts of the label and the judge on one prefix; `judge_correct` is None if the judge gave no
+    verdict."""
 
     counts: Counts
     judged: float | None
@@ -48,7 +49,8 @@ class Opinion:
 
 @dataclass(frozen=True, slots=True)
 class AgreementCounts:
-    """Counts labeled prefixes by the verdicts of label and judge, and paths by whether their first errors agree."""
+    """Counts labeled prefixes by the verdicts of the label and the judge, and paths by whether their first errors
+    agree."""
 
     both_correct: int
     both_incorrect: int
@@ -60,7 +62,8 @@ class AgreementCounts:
 
 
 def opinions(examples: Iterable[LabeledExample], rule: AgreementRule) -> dict[Prefix, Opinion]:
-    """Return the verdicts of label and judge on every labeled prefix; the paths of a problem share their labels."""
+    """Return the verdicts of the label and the judge on every labeled prefix; the paths of a problem share their
+    labels."""
     found: dict[Prefix, Opinion] = {}
     for example in examples:
         judged = example.judged or (None,) * len(example.path.steps)
@@ -91,7 +94,7 @@ def keep_agreeing_steps(examples: Sequence[LabeledExample], rule: AgreementRule)
 
 
 def keep_agreeing_first_errors(examples: Sequence[LabeledExample], rule: AgreementRule) -> list[LabeledExample]:
-    """Keep the paths on which label and judge find the first error at the same step, or both find none.
+    """Keep the paths on which the label and the judge find the first error at the same step, or both find none.
 
     Labels after the first error are dropped, because the judge confirms only its position. A label that several paths
     share is stored on the first of these paths that is kept.
@@ -131,7 +134,7 @@ def count_agreement(examples: Sequence[LabeledExample], rule: AgreementRule) -> 
 
 
 def judge_with_scorer(examples: Sequence[LabeledExample], scorer: Scorer, name: str) -> list[LabeledExample]:
-    """Add a PRM's P(correct) to each labeled step of the examples, or None where the PRM cannot score."""
+    """Add a PRM's P(correct) to each labeled step of the examples, or None where the PRM cannot score the step."""
     judged: list[LabeledExample] = []
     for start in range(0, len(examples), SCORED_TOGETHER):
         chunk = examples[start : start + SCORED_TOGETHER]
@@ -158,7 +161,8 @@ def _prefixes(example: LabeledExample) -> list[Prefix]:
 
 
 def _agreed_depth(prefixes: Sequence[Prefix], known: Mapping[Prefix, Opinion]) -> int | None:
-    """Return the number of steps up to the agreed first error, or None on disagreement.
+    """Return the number of steps up to and including the first error if the label and the judge agree on it, or None if
+    they disagree.
 
     If neither finds an error, this is the number of all steps.
     """
@@ -172,7 +176,7 @@ def _agreed_depth(prefixes: Sequence[Prefix], known: Mapping[Prefix, Opinion]) -
 
 
 def relabeled(example: LabeledExample, counts: Sequence[Counts | None]) -> LabeledExample:
-    """Replace the example's labels; a path that loses its final label is no longer complete."""
+    """Replace the labels of an example; a path that loses its final label is marked as incomplete."""
     path = example.path
     complete = path.complete and counts[-1] is not None
     return replace(example, path=replace(path, counts=tuple(counts), complete=complete))

@@ -1,4 +1,4 @@
-"""Find near-duplicate problems: almost the same words, the same numbers, and the same images."""
+"""Find near-duplicate problems: almost the same words, and the same numbers and images."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SIMILAR = Fraction(9, 10)
-"""Minimum Jaccard index (intersection over union) of two questions' sets of word triples. One changed word changes
-three triples, so short questions must match word for word, while long ones may differ slightly."""
+"""Minimum Jaccard index (intersection over union) of two questions' sets of word triples for them to count as similar.
+One changed word changes three triples, so short questions must match word for word, while long ones may differ
+slightly."""
 SIDE = 16
-"""Grid size of an image hash, which has SIDE × SIDE bits for each of two directions."""
+"""Side length of the grid for an image hash, which has SIDE × SIDE bits for each of two directions."""
 CLOSE = 25
-"""Maximum number of differing hash bits over all images of a problem; re-encoding or rescaling changes fewer."""
+"""Maximum number of hash bits that may differ over all images of a problem; re-encoding or rescaling changes fewer."""
 
 _WORD = re.compile(r"\d+(?:\.\d+)?|[\u4e00-\u9fff]|[^\W\d_]+|[^\w\s]")
 _HYPHEN = re.compile(r"(?<=[^\W\d_]{2})-(?=[^\W\d_]{2})")
@@ -38,7 +39,7 @@ _CONTRAST = 2
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Holds the normalized words of a question.
+    """Holds a question's normalized words in a form for comparison.
 
     Two duplicates have the same `exact` parts (numbers, operators) and nearly the same word `triples`.
     """
@@ -109,7 +110,7 @@ def image_hash(image: Image.Image) -> int:
 
 
 def _similar(texts: Sequence[Text]) -> list[list[int]]:
-    """For each text, return the indices of all similar texts, including its own.
+    """For each text, return the indices of all similar texts, including its own index.
 
     Not all pairs are compared. Two sets with a Jaccard index of at least t share at least ceil(t·n) of the n elements
     of one of them. They therefore share one of their n − ceil(t·n) + 1 rarest elements, and only such pairs are

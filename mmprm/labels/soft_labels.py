@@ -1,4 +1,4 @@
-"""Compute soft labels: convert trees to labeled paths, few long paths that together carry each label once.
+"""Compute soft labels from search trees, as a small set of labeled paths per tree that contains each label once.
 
 The soft label of a step is the estimated share of correct rollouts from the prefix that ends with it (`Counts.value`).
 A label belongs to a distinct (problem, prefix of plain steps) with evidence, as computed by `mmprm.trees.evidence`. The
@@ -34,7 +34,7 @@ class LabelCounts:
 
 
 def label_tree(tree: Tree, rule: StoppingRule, step_format: StepFormat, seed: int) -> list[LabeledPath]:
-    """Return one path through each deepest state, with equal numbers of correct and incorrect complete solutions.
+    """Return one path through each deepest state of a tree, with as many correct as incorrect complete solutions.
 
     A path continues as a complete solution if one passes through its state. All solutions of the rarer kind are used; a
     path whose solution would upset the balance ends at its deepest state.
@@ -73,7 +73,7 @@ def count_labels(paths: Iterable[LabeledPath]) -> LabelCounts:
 
 
 def _states(tree: Tree, rule: StoppingRule, step_format: StepFormat) -> dict[Steps, Counts]:
-    """Map each non-empty plain prefix to its evidence, in tree order."""
+    """Map each non-empty prefix, stripped of step markup, to its evidence, in tree order."""
     states: dict[Steps, Counts] = {}
     for verbatim, counts in evidence(tree, rule).items():
         steps = tuple(plain(step, step_format) for step in verbatim)
@@ -83,7 +83,8 @@ def _states(tree: Tree, rule: StoppingRule, step_format: StepFormat) -> dict[Ste
 
 
 def _solutions(tree: Tree, step_format: StepFormat) -> dict[Steps, bool]:
-    """Map the plain steps of each complete solution to whether it is correct; skip conflicting verdicts.
+    """Map the plain steps of each complete solution to its correctness; solutions with conflicting verdicts are
+    skipped.
 
     Only the root's rollouts are used, as the policy writes them. Rollouts from deeper states would be a biased sample:
     the search visits incorrect prefixes most, and correct answers found after them are lucky recoveries.

@@ -36,11 +36,11 @@ conclusions? It does not matter that the solution may be unfinished. Reply with 
 _PROMPT_HASH = hashlib.sha256((_BEFORE + _AFTER).encode()).hexdigest()[:16]
 
 LEAST_MASS = 0.5
-"""Minimum of P(Yes) + P(No); below it, the reply counts as neither Yes nor No."""
+"""Minimum value of P(Yes) + P(No); with less, the reply counts as neither Yes nor No."""
 TOP_LOGPROBS = 20
 """Number of log-probabilities to request; the maximum in OpenAI's API and vLLM's default limit."""
 EXAMPLES_TOGETHER = 256
-"""Number of paths whose steps are judged concurrently; the client limits the number of requests."""
+"""Number of paths to judge concurrently; the client limits the number of requests."""
 
 
 class StepJudgeConfig(Config):
@@ -58,7 +58,8 @@ class StepJudgeConfig(Config):
 
 
 class StepJudge:
-    """Judges steps with a model on servers. Use and close it within one event loop; supports `async with`.
+    """Judges steps with a model on OpenAI-compatible servers. Use and close it within one event loop; supports `async
+    with`.
 
     `failures` counts the steps that got no probability, by reason.
     """
@@ -72,7 +73,8 @@ class StepJudge:
         self.failures: Counter[str] = Counter()
 
     async def judge(self, examples: Sequence[LabeledExample]) -> list[LabeledExample]:
-        """Add the judge's probability to each labeled step of the examples, or None where the judge gave none.
+        """Add the judge's probability to each labeled step of the examples, or None where the judge gave no
+        probability.
 
         Raises EngineStoppedError if the servers are gone. Earlier replies come from the cache.
         """
@@ -169,4 +171,4 @@ _READERS = {"logprobs": _read_logprobs, "text": _read_text}
 
 
 async def _nothing() -> None:
-    """Return None for a step that has no label, instead of asking the judge."""
+    """Return None in place of the judge's reply, for a step without a label."""
