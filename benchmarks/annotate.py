@@ -88,7 +88,7 @@ PARTS = ("engine", "simulated", "kill", "growth")
 
 
 def engine(folder: Path, arguments: argparse.Namespace, details: Results) -> Results:
-    """Measure all rounds and return the median ratios with their minimum and maximum.
+    """Benchmark annotation with real engines; return the median ratios of the rounds with minimum and maximum.
 
     Each round is stored in `details` when it ends, so an interrupted benchmark resumes; a finished one starts over.
     """
@@ -124,7 +124,7 @@ def profile_of(folder: Path) -> Path:
 
 
 def draw_growth(growth: dict[str, Any], path: Path) -> None:
-    """Plot bookkeeping time per label and per state against size; flat lines mean linear total cost."""
+    """Plot bookkeeping time per label and per state against size; a flat line means that the total is linear."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 3), layout="constrained")

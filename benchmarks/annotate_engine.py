@@ -57,7 +57,7 @@ SCHEDULES = {
 
 @dataclass(frozen=True)
 class Run:
-    """Holds a finished campaign; `labels` maps (problem id, prefix) to the distinct non-terminal labels."""
+    """Holds a finished campaign; `labels` maps each non-terminal (problem id, prefix) to its label."""
 
     summary: CampaignSummary
     trees: list[Tree]
@@ -108,7 +108,7 @@ def annotate(schedule: str, problems: Sequence[Problem], folder: Path, seed: int
 
 
 class AllAtOnce:
-    """Runs one engine in a Ray actor, as in a campaign, and submits all its requests at once."""
+    """Runs one engine in a Ray actor, as in a campaign, and sends all requests to it at once."""
 
     async def load(self, core: int) -> None:
         from mmprm.sampling.vllm_sampler import VllmSampler
@@ -248,7 +248,7 @@ def _fresh_values(
 
 
 def one_round(folder: Path, number: int, arguments: Namespace) -> dict:
-    """Run all schedules once; `number` determines the problems, the seeds and the order.
+    """Run all schedules once; `number` determines the problems, the seeds and the order of the schedules.
 
     Saturation is measured on many problems, and labels are compared on the first few of them.
     """

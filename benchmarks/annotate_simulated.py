@@ -105,7 +105,7 @@ def driver(*arguments: object) -> Iterator[subprocess.Popen]:
 
 
 def watch(process: subprocess.Popen, until: Callable[[], bool], seconds: float = 0.5) -> float:
-    """Wait for `until` or the end of the process; return its peak memory in GiB."""
+    """Wait until `until()` is true or the process ends; return the process's peak memory in GiB."""
     peak = 0.0
     while process.poll() is None and not until():
         status = Path(f"/proc/{process.pid}/status").read_text()
@@ -242,7 +242,7 @@ def _title(process: psutil.Process) -> str:
 
 
 def growth(profile: Path, folder: Path) -> dict:
-    """Measure microseconds per label against the number of problems, and per state against the states in a tree."""
+    """Measure bookkeeping time per label for several numbers of problems, and per state for several tree sizes."""
     by_problems = {}
     for problems in (10, 100, 1000):
         target = folder / f"problems-{problems}"

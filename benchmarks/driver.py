@@ -47,7 +47,7 @@ SYMBOLS = "√≤≥∠πθ△°∞≈"
 
 
 class Instant:
-    """Scores every step instantly, in place of a PRM."""
+    """Stands in for a PRM and scores every step instantly."""
 
     async def judge(self, solutions: Sequence[Solution]) -> list[StepScores]:
         """Return a score between 0.5 and 0.9 for each step."""
@@ -87,7 +87,7 @@ def make_response(rng: random.Random, tokenizer: PreTrainedTokenizerFast) -> Res
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    """Return the token ids of a text."""
+    """Tokenize a text and return its token ids."""
     return tokenizer.encode(text, add_special_tokens=False)
 
 
@@ -117,7 +117,7 @@ async def cut(groups: list[tuple[Problem, list[Response]]], process: ProcessRewa
 
 
 def credit(groups: list[GradedGroup]) -> list[TrainingSample]:
-    """Turn graded groups into training samples with advantages."""
+    """Convert graded groups to training samples with advantages."""
     kept_PK = kept_mask(groups, 2)
     settings = AdvantageSettings(AdvantageConfig(), CreditConfig())
     return add_advantages(groups, kept_PK, draft(groups, kept_PK), settings)[0]
@@ -133,7 +133,7 @@ def plan_batch(samples: list[TrainingSample], limits: Limits) -> None:
 
 
 def measure(groups: list[tuple[Problem, list[Response]]], tokenizer: PreTrainedTokenizerFast) -> dict[str, float]:
-    """Measure the CPU seconds of each part and their total."""
+    """Measure the CPU seconds of each part, and return them with their total."""
     process = ProcessReward(tokenizer, "tags", "", Instant())
     limits = Limits(context=32768, reserved=frozenset({10**6}))
     times = [time.process_time()]

@@ -16,11 +16,11 @@ from mmprm.grading.symbolic import SymbolicGrader
 from mmprm.types import Problem
 
 SHARES = {"easy": 0.0, "symbolic": 0.2}
-"""Fraction of pairs that are symbolic expressions, for each kind of test."""
+"""Fraction of answer pairs that are symbolic expressions, for each kind of test."""
 RUNS = 5
 
 Texts = tuple[str, str]
-"""A gold answer and the answer to grade."""
+"""Pairs a gold answer with an answer to grade."""
 
 
 def easy(rng: random.Random) -> Texts:

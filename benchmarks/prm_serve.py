@@ -26,7 +26,7 @@ TOLERANCE = 1e-3
 """Maximum difference between float32 scores of vLLM and transformers."""
 START_SECONDS = 300
 BAD_EVERY = 16
-"""Interval between invalid requests, which the server must answer with status 422."""
+"""Number of valid requests per invalid request, which the server must answer with status 422."""
 
 
 def serve_load(

@@ -37,11 +37,11 @@ SEEDS = (0, 1, 2)
 HELD_OUT = 300
 STEPS = 40
 EVERY = 5
-"""Number of steps between evaluations, in runs that measure how many steps an accuracy takes."""
+"""Number of steps between evaluations in runs that measure how many steps it takes to reach an accuracy."""
 RATE = 3e-4
 UPDATES = 8
 MANY_UPDATES_RATE = 1e-4
-"""Learning rate with UPDATES updates per rollout."""
+"""Learning rate of runs with UPDATES updates per rollout."""
 RATES = (3e-4, 6e-4, 1e-3, 3e-3)
 """Learning rates of the stability trials, tried with all seeds until PPO clipping collapses for two."""
 
@@ -185,7 +185,7 @@ def _evaluations(rows: list[Results]) -> list[Results]:
 
 
 def _collapsed(evaluations: list[Results]) -> bool:
-    """Return whether a run collapsed; a run that ended with an error lacks its last evaluation and counts too."""
+    """Return whether a run collapsed; a run without its last evaluation failed and counts as collapsed."""
     before, after = evaluations[0]["pass_at_1"], evaluations[-1]["pass_at_1"]
     return evaluations[-1]["step"] < STEPS or math.isnan(after) or after < before / 2
 

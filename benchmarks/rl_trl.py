@@ -28,9 +28,9 @@ STEPS, WARM_UP = 8, 2
 TOKENS_AT_ONCE = 8192
 OUR_BUDGETS = (2048, 4096, 8192)
 TRL_BATCHES = (16, 32, 64)
-"""Numbers of rows at once that divide TRL's step evenly."""
+"""TRL batch sizes to try, in rows; each divides the rows of a step evenly."""
 AS_IT_COMES = 0
-"""Batch size that stands for TRL's default settings."""
+"""Placeholder batch size that selects TRL's default settings."""
 
 Results = dict[str, Any]
 

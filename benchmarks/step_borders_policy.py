@@ -22,7 +22,7 @@ PAD, BEGIN, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""Regular expression with which Qwen's tokenizer splits text before it merges bytes."""
+"""Regular expression with which Qwen's tokenizer splits text before it applies BPE merges."""
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

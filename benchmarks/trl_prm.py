@@ -1,4 +1,4 @@
-"""Run TRL's PRM trainer on a file in the trl export format.
+"""Run TRL's PRM trainer on a data file exported in TRL's format.
 
 `trl_prm.py DATA MODEL SEPARATOR BATCH ACCUMULATE STEPS LEARNING_RATE ORDER` runs in a separate process with TRL on the
 path (`make trl`). ORDER is a sampling strategy of transformers, sequential or group_by_length. It prints one JSON line:
