@@ -6,7 +6,7 @@ BIN := .venv/bin
 SHIM := .ci/torchvision-cpu
 SHIM_FILES := $(addprefix $(SHIM)/,pyproject.toml setup.py torchvision_cpu.py torchvision_cpu.pth)
 
-.PHONY: setup demo test test-cluster check trl gpu-check bench-grading bench-annotate bench-borders bench-prm bench-rl docs clean
+.PHONY: setup demo test test-cluster check trl real-model gpu-check bench-grading bench-annotate bench-borders bench-prm bench-rl docs clean
 
 setup: .venv/.installed-$(EXTRA)
 
@@ -44,6 +44,10 @@ test-cluster: setup
 trl: setup
 	$(BIN)/pip install --quiet --upgrade --no-deps --target .venv-trl trl==1.8.0
 
+# The pretrained model of the benchmark on real text; it and its converter stay in .real-model, outside the environment.
+real-model: setup
+	$(BIN)/python benchmarks/real/model.py
+
 # Without a GPU: $(BIN)/python benchmarks/gpu.py --dry
 gpu-check:
 	$(BIN)/python benchmarks/gpu.py
@@ -73,4 +77,4 @@ docs: setup .venv/.installed-docs
 	touch $@
 
 clean:
-	rm -rf .venv .venv-trl runs build *.egg-info
+	rm -rf .venv .venv-trl .real-model runs build *.egg-info
