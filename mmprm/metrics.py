@@ -1,4 +1,4 @@
-"""Compute score metrics: AUC, ProcessBench F1 and its threshold, calibration, and bootstrap intervals. NumPy only.
+"""Compute metrics of scores: AUC, ProcessBench F1 and its threshold, calibration, and bootstrap intervals. NumPy only.
 
 Shapes: K item (step or solution), P problem, S step, B bootstrap resample.
 """
@@ -51,7 +51,7 @@ def roc_auc(scores_K: ArrayLike, positive_K: ArrayLike) -> float:
 
 @dataclass(frozen=True, slots=True)
 class FirstErrorF1:
-    """Holds ProcessBench's F1 and the two accuracies it combines.
+    """Holds ProcessBench's F1 and the two accuracies of which it is the harmonic mean.
 
     `on_bad` is the share of solutions with an incorrect step whose first error is found exactly. `on_good` is the share
     of fully correct solutions in which no error is claimed. `f1` is the harmonic mean of the two.
@@ -192,7 +192,7 @@ def bootstrap_mean(values_P: ArrayLike, seed: int, resamples: int = 2000, level:
 def bootstrap_means(
     values_RP: Sequence[ArrayLike], seed: int, resamples: int = 2000, level: float = 0.95
 ) -> list[Interval]:
-    """Apply bootstrap_mean to each row of values over the same problems, with the same resamples for all rows."""
+    """Return bootstrap_mean for each row of values over the same problems, using the same resamples for all rows."""
     values_PR = np.asarray(values_RP, dtype=float).T
     problems = len(values_PR)
     if not problems:
@@ -215,7 +215,7 @@ def bootstrap(
     resamples: int = 2000,
     level: float = 0.95,
 ) -> Interval:
-    """Return the percentile bootstrap interval of a statistic of items, resampling whole problems.
+    """Return the percentile bootstrap interval of a statistic over items, resampling whole problems.
 
     `problem_K` holds the problem of each item; a problem is resampled with all its items. `statistic` receives the
     indices of the resampled items. Resamples for which it is NaN are excluded from the percentiles.
@@ -243,7 +243,7 @@ def bootstrap(
 
 @dataclass(frozen=True, slots=True)
 class ReliabilityBin:
-    """Holds the count, mean prediction and mean outcome of items with predicted probability in [low, high)."""
+    """Holds the number of items with a predicted probability in [low, high), and their mean prediction and outcome."""
 
     low: float
     high: float
@@ -275,7 +275,7 @@ def expected_calibration_error(curve: Sequence[ReliabilityBin]) -> float:
 
 
 def _judged_correctly(scores_S: Sequence[float], first_error: int) -> tuple[float, float]:
-    """Return the bounds (low, high) of the thresholds t that find this first error: low < t ≤ high.
+    """Return the bounds (low, high) of the thresholds t at which this first error is found: low < t ≤ high.
 
     If there are none, low == high.
     """

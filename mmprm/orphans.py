@@ -1,4 +1,4 @@
-"""Clean up after this process even if it is killed: a helper process waits until it exits, then removes what it left.
+"""Clean up after this process even if it is killed, using a helper process that waits for its exit.
 
 orphans.remove(folder)         # shared-memory files, which would keep occupying memory
 orphans.stop_children()        # the processes started so far, and their descendants
@@ -33,7 +33,7 @@ def remove(folder: Path) -> None:
 
 
 def stop_children() -> None:
-    """Tell the helper to stop this process's current children, and all their descendants, when this process dies."""
+    """Tell the helper to stop this process's current children and all their descendants when this process dies."""
     for pid in _children({os.getpid()}):
         _tell(f"process {pid} {_started(pid)}".encode())
 
@@ -87,7 +87,7 @@ def _stat(pid: int) -> list[str]:
 
 
 def _started(pid: int) -> str:
-    """Return a process's start time, or "" if it does not exist.
+    """Return a process's start time, or "" if there is no such process.
 
     The start time distinguishes it from a later process with the same PID.
     """
@@ -96,7 +96,8 @@ def _started(pid: int) -> str:
 
 
 def _wait(parent: int) -> tuple[list[bytes], dict[int, str]]:
-    """Wait for `parent` to exit; return its requests and the PIDs in their process trees with start times.
+    """Wait for the process `parent` to exit; return its requests, and the PIDs and start times of the processes in its
+    trees.
 
     Exits if `parent` reports that there is nothing left to do. The trees are recorded while they exist, because
     processes are reparented when their parent exits.

@@ -59,7 +59,7 @@ def check_policy(
 
 
 def check_model(model: str) -> None:
-    """Raise SamplingError or CheckpointError unless `model` is a complete model folder or a hub id."""
+    """Raise SamplingError or CheckpointError if `model` is neither a complete model folder nor a hub id."""
     folder = Path(model)
     if not folder.is_dir():
         if not _HUB_ID.fullmatch(model):
@@ -76,7 +76,7 @@ def check_model(model: str) -> None:
 
 
 def check_weight_files(folder: Path) -> None:
-    """Raise CheckpointError if a folder has no weights or lacks a file that its index names."""
+    """Raise CheckpointError if a model folder has no weights, or lacks a weight file listed in its index."""
     check_weights(str(folder))
     index = folder / "model.safetensors.index.json"
     if index.is_file():
@@ -91,7 +91,7 @@ def check_weight_files(folder: Path) -> None:
 
 
 def _check_header(file: Path) -> None:
-    """Read a file's header; raise CheckpointError if the file is truncated or not safetensors."""
+    """Read the header of a weight file; raise CheckpointError if the file is truncated or not in safetensors format."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -102,7 +102,7 @@ def _check_header(file: Path) -> None:
 
 
 def load_template_owner(model: str) -> Any:
-    """Load the model's processor, or the tokenizer of a text-only model; no weights are loaded."""
+    """Load the model's processor, or the tokenizer of a text-only model, without loading weights."""
     if Path(model).is_dir():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from transformers import AutoProcessor
@@ -117,7 +117,7 @@ def load_template_owner(model: str) -> Any:
 
 
 def check_prm(prm: str) -> None:
-    """Raise CheckpointError if a folder lacks files of a process reward model; hub ids are not checked."""
+    """Raise CheckpointError if a PRM folder lacks required files; hub ids are not checked."""
     folder = Path(prm)
     if not prm or not folder.is_dir():
         return
@@ -160,7 +160,7 @@ def check_output(folder: str | Path, key: str, file: bool = False) -> None:
 
 
 def check_disk_space(folder: str | Path, key: str, model: str) -> None:
-    """Raise ConfigError if the disk has too little free space for the model to be written there."""
+    """Raise ConfigError if the disk has too little free space to save the model."""
     check_output(folder, key)
     needed = sum(file.stat().st_size for file in Path(model).glob("*.safetensors"))
     free = shutil.disk_usage(folder).free
@@ -200,7 +200,7 @@ def _check_served(engine: EngineConfig, prompt: PromptConfig) -> None:
 def _check_length(
     engine: EngineConfig, sampling: SamplingConfig, prompt: PromptConfig, problems: Sequence[Problem], owner: Any
 ) -> None:
-    """Raise ConfigError if even the shortest prompt fills the context.
+    """Raise ConfigError if even the shortest prompt fills the model's context.
 
     Prints a note if completions must end before max_tokens.
     """
@@ -242,6 +242,6 @@ def _check_length(
 
 
 def _stretches(text_config: Any) -> bool:
-    """Return whether RoPE scaling extends the context beyond the declared maximum."""
+    """Return whether RoPE scaling extends the context beyond the model's declared maximum."""
     scaling = getattr(text_config, "rope_parameters", None) or getattr(text_config, "rope_scaling", None) or {}
     return bool(scaling.get("factor")) if isinstance(scaling, dict) else True

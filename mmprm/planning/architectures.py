@@ -1,4 +1,4 @@
-"""List the config.json values of published models, to plan runs without downloading the models.
+"""List the config.json values of published models, so that runs can be planned without downloading a model.
 
 Sources: huggingface.co/OpenGVLab (InternVL2_5-8B, -38B, -78B, InternVL3-8B, -38B; vision towers InternViT-300M-448px
 and InternViT-6B-448px-V2_5; language models InternLM2.5-7B, Qwen2.5-7B, -32B, -72B) and huggingface.co/Qwen
@@ -106,7 +106,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 
 def published(base: str) -> dict[str, Any] | None:
-    """Look up a published model's config.json values by the last part of its hub id or path, or return None.
+    """Look up the config.json values of a published model by the last part of its hub id or path, or return None if it
+    is unknown.
 
     The suffix `-hf` is ignored.
     """

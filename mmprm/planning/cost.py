@@ -11,7 +11,7 @@ from mmprm.prm.train import TrainConfig
 
 @dataclass(frozen=True, slots=True)
 class TrainingCost:
-    """Holds the estimated cost of training on paths of equal length that all have images."""
+    """Holds the estimated cost of training on paths of equal length, each with an image."""
 
     steps: int
     tokens_per_step: float
@@ -52,7 +52,7 @@ def cost_of(
 
 
 def cost_text(cost: TrainingCost, paths: int, path_tokens: int, gpus: int, utilization: float) -> str:
-    """Format the cost as a table."""
+    """Format a training cost as a table."""
     rows = [
         ("steps", f"{cost.steps:,}"),
         ("tokens per step", f"{cost.tokens_per_step:,.0f}"),

@@ -1,4 +1,4 @@
-"""Estimate the GPU memory of a vLLM engine and of a scorer."""
+"""Estimate the GPU memory of vLLM engines and scorers."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 BATCHED_TOKENS = 2048
 """Default of vLLM's max_num_batched_tokens for an engine: the maximum number of tokens per step."""
 CONTEXT = 1.0 * GIB
-"""Bytes of an engine's CUDA context, NCCL and workspace, which vLLM counts toward gpu_memory_utilization."""
+"""Bytes for an engine's CUDA context, NCCL and workspace, which vLLM counts toward gpu_memory_utilization."""
 CUDA_GRAPHS = 1.5 * GIB
 """Margin in bytes for a compiled engine's CUDA graphs, which vLLM measures and counts as well."""
 ASLEEP = CONTEXT + CUDA_GRAPHS
-"""Bytes that a sleeping engine keeps, because sleep mode frees only weights and cache."""
+"""Bytes that an engine keeps in sleep mode, which frees only weights and cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,8 @@ def engine_parts(shape: Shape, engine: EngineSettings, gpu: float) -> Parts:
 
 
 def engine_refusals(shape: Shape, engine: EngineSettings, parts: Parts) -> list[str]:
-    """Return the reasons why vLLM would not start: heads it cannot split, or a cache too small for a sequence."""
+    """Return the reasons why vLLM would not start, such as heads that cannot be split or a cache smaller than a
+    sequence."""
     heads, split = shape.language.heads, engine.tensor_parallel
     if heads % split:
         return [f"engine.tensor_parallel_size={split} must divide the {heads} attention heads"]
@@ -84,7 +85,7 @@ def engine_refusals(shape: Shape, engine: EngineSettings, parts: Parts) -> list[
 
 
 def cache_note(shape: Shape, engine: EngineSettings, parts: Parts, tokens: int) -> str:
-    """Describe how many sequences of `tokens` tokens an engine's cache holds."""
+    """Describe how many sequences of `tokens` tokens fit in an engine's cache."""
     held = int(parts["engine: key-value cache"] // _per_token(shape, engine))
     return (
         f"An engine's cache holds {held:,} tokens: {held / tokens:,.0f} sequences of {tokens:,} at a time, of at most "
@@ -108,7 +109,7 @@ def scorer_parts(shape: Shape, scorer: ScorerSettings, gpu: float) -> Parts:
 
 
 def scorer_refusals(shape: Shape, scorer: ScorerSettings, parts: Parts) -> list[str]:
-    """Return the reasons why vLLM would not start a scorer: a cache too small for one batch."""
+    """Return the reasons why vLLM would not start a scorer, such as a cache smaller than a batch."""
     if scorer.backend == "transformers":
         return []
     available = parts["scorer: key-value cache"]
@@ -124,7 +125,7 @@ def scorer_refusals(shape: Shape, scorer: ScorerSettings, parts: Parts) -> list[
 
 
 def receive_buffers(shape: Shape, engine: EngineSettings, transport: str) -> Mapping[str, float]:
-    """Return the bytes that each GPU of an engine needs for receiving new weights, by part.
+    """Return the bytes that each GPU of an engine needs to receive new weights, by part.
 
     With nccl, vLLM receives into two packed buffers, each of 1 GiB plus at most one tensor. With ipc, it reads the
     trainer's buffer.
@@ -135,7 +136,8 @@ def receive_buffers(shape: Shape, engine: EngineSettings, transport: str) -> Map
 
 
 def _activations(shape: Shape, engine: EngineSettings) -> float:
-    """Estimate the peak of vLLM's profiling run: a full step, the largest image, and the logits of all sequences.
+    """Estimate the peak memory of vLLM's profiling run: a full step, the largest image, and the logits of all
+    sequences.
 
     Tensor parallelism is ignored, because it divides only some of these tensors.
     """

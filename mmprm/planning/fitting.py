@@ -1,4 +1,4 @@
-"""Find configuration changes with which a run fits into memory."""
+"""Find changes to the configuration that make a run fit into memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Changes = Mapping[str, Any]
 
 
 def ways_to_fit(fits: Callable[[Changes], bool], changes: Iterable[Changes]) -> list[str]:
-    """Return changes that make a configuration fit, as command-line options.
+    """Return changes that make a configuration fit, each formatted as command-line options.
 
     Each of `changes` is tried alone; among those with the same keys, the first that fits counts. If none suffices,
     combinations are tried: settings other than hardware, pairs of changes, then all changes. The first one that fits is
@@ -34,7 +34,7 @@ def ways_to_fit(fits: Callable[[Changes], bool], changes: Iterable[Changes]) -> 
 
 
 def _needed(fits: Callable[[Changes], bool], changes: Changes) -> Changes:
-    """Drop the changes that the configuration does not need in order to fit."""
+    """Remove the changes without which the configuration still fits."""
     for key in list(changes):
         fewer = {name: value for name, value in changes.items() if name != key}
         if fits(fewer):
@@ -43,7 +43,7 @@ def _needed(fits: Callable[[Changes], bool], changes: Changes) -> Changes:
 
 
 def spelled(changes: Changes) -> str:
-    """Format the changes as command-line options."""
+    """Format changes as command-line options."""
     return " ".join(f"--set {key}={str(value).lower()}" for key, value in changes.items())
 
 

@@ -16,18 +16,18 @@ Offload = Literal["none", "optimizer", "all"]
 REDUCE_BUCKET = 500_000_000
 """Maximum number of elements that DeepSpeed reduces at once (reduce_bucket_size)."""
 LIVE_PARAMETERS = 1_000_000_000
-"""Maximum number of elements that ZeRO-3 keeps gathered (stage3_max_live_parameters)."""
+"""Maximum number of parameters that ZeRO-3 keeps gathered at once (stage3_max_live_parameters)."""
 UPDATED_AT_ONCE = 1_000_000_000
 """Maximum number of elements per rank that ZeRO-3 updates at once (sub_group_size)."""
 LOGITS_IN_WORK = 2**26
-"""Maximum number of logits that a policy computes at once (policy_rl.trainer.output_layer)."""
+"""Maximum number of logits that a policy computes at once, set in policy_rl.trainer.output_layer."""
 
 
 @dataclass(frozen=True, slots=True)
 class States:
-    """Holds the bytes per rank of weights, gradients and optimizer states, on the GPU and in CPU memory (`host`).
+    """Holds the bytes per rank of weights, gradients and optimizer states, on the GPU and in CPU memory.
 
-    They are occupied during the whole run.
+    `host` is the part in CPU memory. All are occupied during the whole run.
     """
 
     weights: float
@@ -43,9 +43,10 @@ class States:
 
 @dataclass(frozen=True, slots=True)
 class Layers:
-    """Describes a stack of transformer layers; a `gated` MLP has a gate projection in addition to its two matrices.
+    """Describes a stack of transformer layers.
 
-    With experts, `intermediate` is the total size of a token's `routed` experts.
+    A `gated` MLP has a gate projection in addition to its two matrices. With experts, `intermediate` is the total size
+    of a token's `routed` experts.
     """
 
     count: int
@@ -63,7 +64,7 @@ class Layers:
 
     @property
     def key_value(self) -> int:
-        """Return the width of all key heads, which equals that of all value heads."""
+        """Return the total width of the key heads, which equals that of the value heads."""
         return self.key_value_heads * self.attention // self.heads
 
 
@@ -99,7 +100,7 @@ def states(trained: int, frozen: int, gpus: int, stage: int, precision: Precisio
 
 
 def saved_by_a_layer(layers: Layers, longest: int, precision: Precision) -> float:
-    """Return the bytes per token that a Llama or Qwen2 layer saves for backward, without the attention matrix:
+    """Return the bytes per token that a Llama or Qwen2 layer saves for the backward pass, without the attention matrix:
 
     2(4 + 2e)H    each norm: input in float32, normalized, output     8    its root mean square, twice
     4eA           query, key, value (repeated for all heads), output  4N   log-sum of exponentials, N heads
@@ -172,7 +173,7 @@ def key_value_bytes(layers: Layers, tensor_parallel: int, size: int) -> float:
 
 
 def forward_only(layers: Layers, tokens: int, precision: Precision) -> float:
-    """Return the peak bytes of a layer that saves nothing for backward, as in a frozen vision tower.
+    """Return the peak bytes of a layer that saves nothing for the backward pass, as in a frozen vision tower.
 
     These are the residual, a norm's input in float32 and its output, and the larger of two parts: query, key, value and
     output, or the MLP (2I, or 3I with a gate).
@@ -185,7 +186,7 @@ def forward_only(layers: Layers, tokens: int, precision: Precision) -> float:
 def buffers(
     trained: int, frozen: int, largest: int, gpus: int, stage: int, precision: Precision, offload: Offload
 ) -> tuple[float, float]:
-    """Return the extra bytes in the backward pass, beyond activations, and the extra bytes in the optimizer update.
+    """Return the temporary memory in bytes of the backward pass, without activations, and of the optimizer update.
 
     Backward: the bucket being reduced and its result, and the gradient of the largest tensor before it is reduced.
     ZeRO-2 also holds a rank's share of a micro-batch's gradients in addition to their sum; ZeRO-3 prefetches up to 10⁹
@@ -206,7 +207,7 @@ def buffers(
 
 
 def matrix_operations(parameters: int, tokens: float, passes: int) -> float:
-    """Return the FLOPs of the matrix multiplications: 2ΨT per pass.
+    """Return the FLOPs of all matrix multiplications, which are 2ΨT per pass.
 
     There is 1 forward pass, 2 backward (1 if these weights are frozen but earlier ones are not), and 1 more if
     activations are recomputed. Training thus takes 6ΨT (Kaplan et al. 2020, section 2.1).

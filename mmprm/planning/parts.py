@@ -1,4 +1,4 @@
-"""Describe a run's memory per GPU and node in each phase, and format it as tables.
+"""Describe a run's memory per GPU and per node in each phase, and format it as tables.
 
 All numbers are estimates. GPUs on which the same processes run form a group.
 """
@@ -11,22 +11,22 @@ from dataclasses import dataclass
 
 GIB = 2**30
 RESERVE = 0.08
-"""Fraction of a GPU's memory reserved for CUDA contexts, NCCL and fragmentation."""
+"""Fraction of a GPU's memory that is reserved for CUDA contexts, NCCL and fragmentation."""
 ENGINE_RESERVE = 0.02
-"""Reserved fraction on GPUs with only engines and scorers, whose estimates include their CUDA contexts."""
+"""Fraction reserved on GPUs with only engines and scorers, whose estimates already include their CUDA contexts."""
 
 Parts = Mapping[str, float]
 """Memory in bytes by the name of the part."""
 
 TABLE_WIDTH = 100
-"""Width in characters of a table with four phases."""
+"""Width of a table with four phases, in characters."""
 _NAME, _COLUMN = 40, 13
 """Widths in characters of the name column and of each phase's column."""
 
 
 @dataclass(frozen=True, slots=True)
 class GpuGroup:
-    """Describes GPUs that run the same processes: their memory in bytes per GPU, by phase and part."""
+    """Describes GPUs that run the same processes, with their memory use in bytes per GPU by phase and part."""
 
     name: str
     count: int
@@ -36,7 +36,7 @@ class GpuGroup:
 
     @property
     def usable(self) -> float:
-        """Return the usable bytes of a GPU, which exclude the reserve."""
+        """Return the usable bytes of a GPU, not counting the reserve."""
         return self.limit * (1 - self.reserve)
 
     @property
@@ -46,7 +46,7 @@ class GpuGroup:
 
     @property
     def peak(self) -> float:
-        """Return the most bytes that any phase needs."""
+        """Return the number of bytes needed in the phase that needs the most."""
         return self.total(self.fullest)
 
     @property
@@ -55,7 +55,7 @@ class GpuGroup:
         return self.peak <= self.usable
 
     def total(self, phase: str) -> float:
-        """Return the total bytes that a phase needs."""
+        """Return the total number of bytes needed in a phase."""
         return sum(self.phases[phase].values())
 
 
@@ -75,11 +75,11 @@ class MemoryPlan:
 
     @property
     def fits(self) -> bool:
-        """Return whether the run fits and can start."""
+        """Return whether the run fits in memory and nothing else prevents its start."""
         return not self.shortfalls()
 
     def shortfalls(self) -> list[str]:
-        """Return one message per reason the run cannot start: unsupported settings or too little memory."""
+        """Return one message per reason why the run cannot start: unsupported settings or too little memory."""
         found = list(self.refusals)
         for group in self.groups:
             if not group.fits:

@@ -1,4 +1,4 @@
-"""Estimate the memory of reinforcement learning by phase: rollout, log-probs, update, sync.
+"""Estimate the memory of reinforcement learning in each phase: rollout, log-probs, update, sync.
 
 In each phase, the active parts must fit together with what every process keeps during the whole run.
 """
@@ -58,13 +58,13 @@ class RLSettings:
     shards_reference: bool = True
     """Whether ZeRO-3 shards the reference model like the policy, rather than replicating it on every rank."""
     keeps_cache: bool = False
-    """Whether a colocated trainer keeps its allocator's cache when the engines wake, rather than freeing it."""
+    """Whether a colocated trainer keeps its allocator's cache when the engines wake up, rather than freeing it."""
     wakes_at_once: bool = False
-    """Whether colocated engines wake with their key-value cache before the sync, rather than with weights only."""
+    """Whether colocated engines wake up with their key-value cache before the sync, rather than with weights only."""
 
 
 def rl_plan(policy: Shape, prm: Shape | None, settings: RLSettings) -> MemoryPlan:
-    """Estimate the memory of an RL run; `prm` describes the process reward model if it runs on the GPUs."""
+    """Estimate the memory of an RL run; `prm` describes the process reward model if one runs on the GPUs."""
     gpu = settings.gpu_gib * GIB
     parts = engine_parts(policy, settings.engine, gpu)
     refusals = engine_refusals(policy, settings.engine, parts)
@@ -100,7 +100,7 @@ def _group(roles: tuple[Role, ...], count: int, policy: Shape, prm: Shape | None
 
 
 def _trainer(policy: Shape, settings: RLSettings, shared: bool) -> dict[str, Parts]:
-    """Estimate the memory of a trainer rank, by phase and part."""
+    """Estimate the memory of one trainer rank, by phase and part."""
     trainer = settings.trainer
     held = dict(state_parts(policy, trainer))
     if settings.reference and not settings.offloads_reference:
@@ -135,7 +135,7 @@ def _engine(policy: Shape, settings: RLSettings, colocated: bool) -> dict[str, P
 
 
 def _send_buffers(policy: Shape, settings: RLSettings) -> float:
-    """Return the bytes that rank 0 needs for sending weights.
+    """Return the bytes that rank 0 needs to send weights to the engines.
 
     These are the largest tensor, both gathered and in the engines' dtype, and packed buffers. With ipc, there is one
     buffer of 1 GiB, or of the size of the largest tensor if that is larger. With nccl, there are two, and a third that

@@ -1,4 +1,4 @@
-"""Estimate the memory of inference: sampling engines, and a scorer at the same time or afterwards."""
+"""Estimate the memory of inference: sampling engines, with a scorer that runs at the same time or afterwards."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def serving_plan(
     sequence: int,
     nodes: int = 1,
 ) -> MemoryPlan:
-    """Estimate the memory of engines on all GPUs, or groups of GPUs, and of a scorer on the first ones.
+    """Estimate the memory of engines that use all GPUs, and of a scorer that uses the first ones.
 
     Args:
         policy: Shape and engine settings of the policy, or None.
@@ -54,7 +54,7 @@ def serving_plan(
 
 
 def _too_wide(group: str, split: int, gpus: int, nodes: int) -> list[str]:
-    """Return a refusal if a model is split over more GPUs than one machine has."""
+    """Return an error message if a model is split over more GPUs than one machine has."""
     if split <= gpus // nodes:
         return []
     machines = "" if nodes == 1 else f" / hardware.nodes={nodes}"
@@ -62,7 +62,7 @@ def _too_wide(group: str, split: int, gpus: int, nodes: int) -> list[str]:
 
 
 def _groups(phases: dict[str, Parts], gpus: int, scoring: int, gpu: float, together: bool) -> list[GpuGroup]:
-    """Split the GPUs into groups: one, or two if only some of them run the scorer."""
+    """Group the GPUs by what they run: one group, or two if only some GPUs run the scorer."""
     sampling = {name: parts for name, parts in phases.items() if name == "sampling"}
     # In a guided search both models work at the same time, so their parts add up in one phase.
     both = {"search": {name: size for parts in phases.values() for name, size in parts.items()}}

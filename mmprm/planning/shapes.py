@@ -23,7 +23,7 @@ from mmprm.training.lora import LoraConfig
 
 NO_SHAPES: Mapping[str, str] = MappingProxyType({})
 TILES = 13
-"""Maximum number of tiles into which InternVL's processor cuts an image, thumbnail included."""
+"""Maximum number of tiles that InternVL's processor cuts an image into, including the thumbnail."""
 LARGEST_IMAGE = 16384
 """Maximum number of tokens per image of a Qwen-VL processor without `max_pixels`."""
 _EMBEDDINGS = r"(embed_tokens|lm_head)\."
@@ -32,7 +32,7 @@ _EXPERTS = r"\.experts\."
 
 @dataclass(frozen=True, slots=True)
 class Tower:
-    """Describes a vision tower; `tokens` is the number of its tokens per image token of the language model."""
+    """Describes a vision tower; `tokens` is the number of its tokens per image token in the language model."""
 
     layers: Layers
     tokens: float
@@ -41,12 +41,12 @@ class Tower:
     features: int
     """Number of features per image token: one, plus one for each deepstack layer of Qwen3-VL."""
     largest: int
-    """Number of image tokens in the largest image."""
+    """Number of image tokens that the largest image becomes."""
     pixels: int | None
     """Number of pixels per image token, or None if the processor cuts images into tiles of a fixed size."""
 
     def image_tokens(self, max_pixels: int | None) -> int:
-        """Return the number of image tokens in the largest image that `max_pixels` allows."""
+        """Return the number of image tokens that the largest image becomes if `max_pixels` limits its size."""
         if self.pixels is None or max_pixels is None:
             return self.largest
         return min(self.largest, max(1, max_pixels // self.pixels))
@@ -59,11 +59,11 @@ class Shape:
     parts: dict[str, tuple[int, int]]
     largest: int
     rows: int
-    """Number of rows of the output layer, which is the vocabulary size."""
+    """Number of rows of the output layer (the vocabulary size)."""
     context: int
     """Maximum sequence length in tokens."""
     unused: int
-    """Number of expert parameters inactive per token."""
+    """Number of expert parameters that are inactive for a given token."""
     language: Layers
     vision: Tower | None
 
@@ -84,7 +84,7 @@ class Shape:
 
     @property
     def active(self) -> int:
-        """Return the number of parameters active per token."""
+        """Return the number of parameters that are active for a given token."""
         return self.total - self.unused
 
     def trains(self, part: str) -> bool:

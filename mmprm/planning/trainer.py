@@ -36,7 +36,8 @@ class TrainerSettings:
     """Number of tokens in the longest sequence."""
     checkpointing: bool
     reads_logits: bool = True
-    """Whether log-probabilities of all tokens are computed, as for a policy; a PRM reads two logits at a few positions.
+    """Whether log-probabilities of all tokens are computed, as for a policy, rather than two logits per step, as for a
+    PRM.
     """
     float32_logits: bool = True
 
@@ -53,10 +54,10 @@ def state_parts(shape: Shape, trainer: TrainerSettings) -> Parts:
 
 
 def backward_parts(shape: Shape, trainer: TrainerSettings) -> Parts:
-    """Return the extra bytes for the forward and backward pass of the largest micro-batch, by part.
+    """Return the bytes by part that the forward and backward pass of the largest micro-batch require.
 
-    They are needed on top of `state_parts`. The estimate assumes that every token may belong to an image. The output
-    layer and the layers before it are not computed at the same time, so the larger one counts.
+    These are needed in addition to `state_parts`. The estimate assumes that every token may belong to an image. The
+    output layer and the layers before it are not computed at the same time, so the larger one counts.
     """
     tokens, precision, layers = trainer.tokens, trainer.precision, shape.language
     setting = (tokens, trainer.longest, precision, trainer.checkpointing)
@@ -80,7 +81,7 @@ def backward_parts(shape: Shape, trainer: TrainerSettings) -> Parts:
 
 
 def update_parts(shape: Shape, trainer: TrainerSettings) -> Parts:
-    """Return the extra bytes for an optimizer step, on top of `state_parts`, by part."""
+    """Return the bytes by part that an optimizer step needs in addition to `state_parts`."""
     _, update = buffers(
         shape.trained, shape.frozen, shape.largest, trainer.ranks, trainer.stage, trainer.precision, trainer.offload
     )
@@ -88,7 +89,7 @@ def update_parts(shape: Shape, trainer: TrainerSettings) -> Parts:
 
 
 def forward_parts(shape: Shape, trainer: TrainerSettings) -> Parts:
-    """Return the extra bytes for log-probabilities of the largest micro-batch, without a backward pass, by part."""
+    """Return the bytes by part that computing log-probabilities of the largest micro-batch needs."""
     tokens, precision, layers = trainer.tokens, trainer.precision, shape.language
     logits = output_layer(shape.rows, layers.hidden, tokens, precision, trainer.float32_logits, backward=False)
     vision = 0.0
@@ -102,7 +103,7 @@ def forward_parts(shape: Shape, trainer: TrainerSettings) -> Parts:
 
 
 def gathered(shape: Shape, trainer: TrainerSettings) -> float:
-    """Return the bytes of the weights that ZeRO-3 keeps gathered at once."""
+    """Return the number of bytes of weights that ZeRO-3 keeps gathered at once."""
     if trainer.stage < 3:
         return 0.0
     return width(trainer.precision) * (min(LIVE_PARAMETERS, shape.total) + shape.largest)
@@ -116,7 +117,7 @@ def training_plan(
     host_gib: float | None = None,
     name: str = "trainer",
 ) -> MemoryPlan:
-    """Estimate the memory of a run with one rank per GPU and no other GPU users."""
+    """Estimate the memory of a training run with one rank per GPU, when nothing else uses the GPUs."""
     held = state_parts(shape, trainer)
     phases = {
         "backward": {**held, **backward_parts(shape, trainer)},
@@ -128,7 +129,7 @@ def training_plan(
 
 
 def trainer_host(shape: Shape, trainer: TrainerSettings, nodes: int, models: int = 1) -> Mapping[str, float]:
-    """Return the CPU memory in bytes of the fullest node, which is that of rank 0, by phase.
+    """Return the CPU memory in bytes of the node of rank 0, which needs the most, by phase.
 
     Below stage 3, each rank loads `models` whole models before they move to its GPU. At stage 3, the files are
     memory-mapped, which needs no memory of the ranks. To save a model, rank 0 gathers it whole.
@@ -144,7 +145,7 @@ def trainer_host(shape: Shape, trainer: TrainerSettings, nodes: int, models: int
 
 
 def _vision(shape: Shape, trainer: TrainerSettings) -> float:
-    """Return the bytes of activations in the vision tower and projector if every token belongs to an image."""
+    """Return the bytes of activations in the vision tower and the projector if every token belongs to an image."""
     tower, e = shape.vision, width(trainer.precision)
     if tower is None:
         return 0.0
