@@ -21,7 +21,7 @@ from mmprm.config import Config, PathText
 from mmprm.errors import ConfigError
 from mmprm.labels.checks import check_images_below
 from mmprm.labels.consensus import AgreementCounts, AgreementRule, count_agreement, judge_with_scorer
-from mmprm.labels.parquet import LabeledExample, read_parquet, write_parquet
+from mmprm.labels.parquet import LabeledExample, read_metadata, read_parquet, write_parquet
 from mmprm.labels.step_judge import StepJudge, StepJudgeConfig
 from mmprm.scoring.config import ScorerConfig
 
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         assert config.scorer is not None
         examples, failures = _score(config.scorer, examples), {}
-    write_parquet(config.output, examples)
+    write_parquet(config.output, examples, read_metadata(config.labels))
     print(agreement_summary(count_agreement(examples, config.agreement)))
     for reason, count in failures.items():
         print(f"not judged: {count:,} ({reason})")

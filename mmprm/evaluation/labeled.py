@@ -12,23 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mmprm.data.columns import Columns, cells_of, check_media, check_unread_images, rest_of, used_names
-from mmprm.data.image_cells import read_image
 from mmprm.data.images import image_digest
 from mmprm.data.marks import place_marks
-from mmprm.data.question import column_images
+from mmprm.data.record_images import record_images
 from mmprm.errors import DataError
 from mmprm.files import parse_json
 from mmprm.labels.formats import LABEL_FORMATS, Record
 from mmprm.metrics import NO_ERROR
-from mmprm.types import ImageRef, Problem, Solution
+from mmprm.types import Problem, Solution
 
 MetricName = Literal["first_error_f1", "macro_f1"]
 
 
 @dataclass(frozen=True, slots=True)
 class LabeledSolution:
-    """Holds a solution and, for each step, whether it is correct (None if unknown or excluded).
+    """Holds a solution and whether each of its steps is correct (None if unknown or excluded).
 
     All solutions of a problem have the same `problem`, even from different authors. `source` is a part of the data set
     that is reported separately.
@@ -74,7 +72,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Holds a data set's reader and its metric."""
+    """Describes a data set with step labels: its reader and its metric."""
 
     metric: MetricName
     read: Callable[[Record, Options], Parsed]
@@ -143,7 +141,7 @@ def read_labeled(
             raise DataError(f"{location}: question must be text, got {parsed.question!r}; correct or remove the record")
         if all(correct is None for correct in parsed.correct):
             continue
-        images = _images(record, parsed.question, root, location)
+        images = record_images(record, parsed.question, root, location)
         (question,) = place_marks([parsed.question], len(images), location, ["question"], "drop")
         # The location serves as the id, so that scorer errors name the line.
         solution = Solution(Problem(location, question, answer="", images=images), parsed.steps)
@@ -152,12 +150,3 @@ def read_labeled(
         found.append(LabeledSolution(solution, parsed.correct, problem, parsed.source or source))
     return found
 
-
-def _images(record: Record, question: str, root: Path, location: str) -> tuple[ImageRef, ...]:
-    """Read a record's images from the same columns as in problem files."""
-    check_media(record, location)
-    found = cells_of(record, Columns(), "images", location)
-    images = tuple(read_image(value, root, location) for value in column_images(found, root, location))
-    if not images:
-        check_unread_images(rest_of(record, used_names(record, found)), question, location)
-    return images

@@ -10,14 +10,14 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from mmprm.errors import CheckpointError, ConfigError
 from mmprm.files import parse_json
 from mmprm.labels.build import embed_images
-from mmprm.labels.parquet import LabeledExample, read_parquet, write_parquet
+from mmprm.labels.parquet import LabeledExample, read_metadata, read_parquet, write_parquet
 from mmprm.preflight import check_weight_files
 from mmprm.prm.info import INFO_FILE
 
@@ -25,13 +25,13 @@ ArtifactKind = Literal["prm", "policy", "labels"]
 
 LABELS_FILE = "labels.parquet"
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "vocab.txt", "merges.txt")
-"""Glob patterns of the files in a model folder to push."""
+"""Glob patterns of the files to push from a model folder."""
 _NEVER_PUSHED = {"settings.json", "tracker.json", "summary.json", "trainer_state.json", "demo.json"}
-_PLACES = {"prm": "prm", "policy": "policy", LABELS_FILE: "labels"}
+_KINDS = {"prm": "prm", "policy": "policy", LABELS_FILE: "labels"}
 """Maps entries of a run folder to the kind of artifact that they hold."""
-_NAMES_OF_MODELS = {"_name_or_path", "name_or_path", "base", "base_model_name_or_path", "tokenizer_file"}
+_MODEL_KEYS = {"_name_or_path", "name_or_path", "base", "base_model_name_or_path", "tokenizer_file"}
 _TOKEN_TABLES = {"tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json"}
-"""Vocabulary files, in which text that looks like a local path is a token."""
+"""Vocabulary files, whose tokens may look like local paths."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w-]*/[A-Za-z0-9][\w.-]*")
 _MACHINE_PATH = re.compile(r"(?<![\w./:])(?:~|/(?:home|root|Users|mnt|tmp|scratch|work|data|opt|var))/[\w.-]+")
 _SECRET_NAME = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
@@ -40,7 +40,7 @@ _SECRET = re.compile(r"\b(?:hf_|sk-|ghp_)[A-Za-z0-9_-]{16,}")
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """Holds an artifact to push; `files` maps each name in the repository to a local file or to rewritten content.
+    """Holds an artifact to push; `files` maps each file name in the repository to a local file or to new content.
 
     `run` is the folder with the metrics and settings of the run that produced it. `examples` holds the labels; it is
     empty for a model.
@@ -55,6 +55,8 @@ class Artifact:
     base_folder: Path | None = None
     """Folder of the base model, or None if it is not local."""
     examples: tuple[LabeledExample, ...] = ()
+    origin: dict[str, str] = field(default_factory=dict)
+    """Source, format and license of imported labels."""
 
     @property
     def repo_type(self) -> Literal["model", "dataset"]:
@@ -82,9 +84,9 @@ def _found(source: Path) -> tuple[Path, ArtifactKind]:
         return source, "prm" if (source / INFO_FILE).is_file() else "policy"
     from mmprm.training.checkpoints import is_checkpoint  # loads torch
 
-    found = [name for name in _PLACES if (source / name).exists()]
+    found = [name for name in _KINDS if (source / name).exists()]
     if len(found) == 1:
-        return source / found[0], _PLACES[found[0]]
+        return source / found[0], _KINDS[found[0]]
     if not found and is_checkpoint(source):
         raise ConfigError(
             f"{source}: holds a checkpoint with the state of the optimizer, which is not pushed; write its model with "
@@ -111,7 +113,7 @@ def _model(folder: Path, kind: ArtifactKind) -> Artifact:
 
 
 def _labels(path: Path, temporary: Path) -> Artifact:
-    """Write the labels with embedded images instead of image paths, and return them as an artifact."""
+    """Write a labels file that embeds images instead of naming their paths, and return it as an artifact."""
     examples = tuple(
         replace(
             each,
@@ -120,8 +122,10 @@ def _labels(path: Path, temporary: Path) -> Artifact:
         )
         for each in read_parquet(path)
     )
-    write_parquet(temporary / LABELS_FILE, examples)
-    return Artifact("labels", path, path.parent, {LABELS_FILE: temporary / LABELS_FILE}, examples=examples)
+    origin = read_metadata(path)
+    write_parquet(temporary / LABELS_FILE, examples, origin)
+    files = {LABELS_FILE: temporary / LABELS_FILE}
+    return Artifact("labels", path, path.parent, files, examples=examples, origin=origin)
 
 
 def stored_settings(run: Path) -> dict[str, Any]:
@@ -132,7 +136,7 @@ def stored_settings(run: Path) -> dict[str, Any]:
 
 
 def _base(folder: Path, run: Path) -> str:
-    """Return the hub id or folder of the model that training started from, or "" if it is unknown."""
+    """Return the hub id or folder of the base model, or "" if it is unknown."""
     info, settings = folder / INFO_FILE, stored_settings(run)
     named = parse_json(info.read_bytes(), str(info)).get("base") if info.is_file() else None
     engine = settings.get("engine")
@@ -140,12 +144,12 @@ def _base(folder: Path, run: Path) -> str:
 
 
 def hub_name(model: str) -> str:
-    """Return `model` if it is a hub id, or "" if it is a local folder or any other text."""
+    """Return `model` if it is a hub id, or "" for a local folder or any other text."""
     return model if _HUB_NAME.fullmatch(model) and not Path(model).exists() else ""
 
 
 def _cleaned(path: Path) -> Path | bytes:
-    """Remove names of local models from a JSON file; return its new content, or its path if nothing changed."""
+    """Remove the names of local models from a JSON file; return its new content, or its path if nothing changed."""
     if path.suffix != ".json" or path.name in _TOKEN_TABLES:
         return path
     value = parse_json(path.read_bytes(), str(path), CheckpointError)
@@ -159,7 +163,7 @@ def _without_local_models(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
     return {
-        key: hub_name(inner) if key in _NAMES_OF_MODELS and isinstance(inner, str) else _without_local_models(inner)
+        key: hub_name(inner) if key in _MODEL_KEYS and isinstance(inner, str) else _without_local_models(inner)
         for key, inner in value.items()
     }
 
@@ -187,7 +191,7 @@ def _secrets(text: str) -> Iterator[str]:
 
 
 def _text(content: Path | bytes) -> str:
-    """Return the text to check: the whole of a text file, but only the header of a safetensors file."""
+    """Return the text in a file to check: the whole of a text file, but only the header of a safetensors file."""
     if isinstance(content, bytes):
         return content.decode("utf-8", "replace")
     if content.suffix == ".parquet":  # mmprm wrote its columns from checked values

@@ -1,4 +1,4 @@
-"""Write the model card or dataset card of an artifact, from the files of the run that produced it.
+"""Write the model card or dataset card of an artifact from the files of the run that produced it.
 
 A card states only what is known. The license comes from the base model's card, metrics from metrics.jsonl, prm.json and
 the JSON files of `mmprm eval` in RUN/eval, and settings from settings.json. Values that could name a machine, a person
@@ -22,14 +22,14 @@ from mmprm.trees.database import STORE_NAME
 from mmprm.trees.store import Store
 
 MAX_VALUE_LENGTH = 80
-"""Maximum number of characters in a setting; longer ones, such as prompts, are not shown."""
-MAX_FIGURES = 12
+"""Maximum length in characters of a setting's value; longer values, such as prompts, are not shown."""
+MAX_METRICS = 12
 """Maximum number of metrics shown per evaluation."""
 _LICENSE_KEYS = ("license", "license_name", "license_link")
 _PRIVATE = {"output", "ray_address", "servers", "server", "url", "urls", "hardware", "tracker", "api_key_env"}
-"""Settings, and groups of settings, that reveal where a run took place."""
+"""Settings and groups of settings that are left out because they reveal where a run took place."""
 _NOT_SHOWN = re.compile(r"://|\n|^[0-9a-f]{16}$")
-"""Matches URLs, multi-line texts, and the hashes that identify a run."""
+"""Matches values that are left out: URLs, multi-line texts, and hashes that identify a run."""
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 _CITATION = """## Citation
 
@@ -55,7 +55,7 @@ def card_text(artifact: Artifact, repo: str, license_of_base: Mapping[str, str])
 
 
 def license_of(folder: Path | None) -> dict[str, str]:
-    """Return the license fields of the card in a model folder, or {} if there is no card or it names no license."""
+    """Return the license fields of the model card in a folder, or {} if there is no card or it names no license."""
     from huggingface_hub import ModelCard
 
     card = None if folder is None else folder / "README.md"
@@ -76,6 +76,7 @@ def _front_matter(artifact: Artifact, license_of_base: Mapping[str, str]) -> str
             tags=["mmprm", "process-reward-model", "step-labels"],
             size_categories=[_size_category(len(artifact.examples))],
             configs=[{"config_name": "default", "data_files": LABELS_FILE}],
+            **{key: value for key, value in artifact.origin.items() if key == "license"},
         ).to_yaml()
     tags = ["mmprm", "process-reward-model" if artifact.kind == "prm" else "reasoning"]
     known = {"base_model": artifact.base} if artifact.base else {}
@@ -109,7 +110,7 @@ def _prm_body(artifact: Artifact, repo: str, license_of_base: Mapping[str, str])
         )
     yield from _table("Scores", rows)
     yield from _table("Labels", public_settings(info.labels))
-    yield from _figures(artifact.run)
+    yield from _metric_tables(artifact.run)
 
 
 def _policy_body(artifact: Artifact, repo: str, license_of_base: Mapping[str, str]) -> Iterator[str]:
@@ -124,12 +125,15 @@ def _policy_body(artifact: Artifact, repo: str, license_of_base: Mapping[str, st
         'messages = [{"role": "user", "content": "What is 1 + 2?"}]\n'
         "print(llm.chat(messages, SamplingParams(max_tokens=1024))[0].outputs[0].text)",
     )
-    yield from _figures(artifact.run)
+    yield from _metric_tables(artifact.run)
 
 
 def _labels_body(artifact: Artifact, repo: str, license_of_base: Mapping[str, str]) -> Iterator[str]:
-    yield "Labels of reasoning steps, made with mmprm by tree search over rollouts: a step's label is the share of"
-    yield "rollouts from it that reach the correct answer."
+    if artifact.origin:
+        yield f"Labels of reasoning steps, imported with mmprm from {artifact.origin['source']}."
+    else:
+        yield "Labels of reasoning steps, made with mmprm by tree search over rollouts: a step's label is the share of"
+        yield "rollouts from it that reach the correct answer."
     yield ""
     yield from _use(
         "pip install datasets",
@@ -175,10 +179,10 @@ def _counts(artifact: Artifact) -> Iterator[str]:
 
 
 def _campaign(folder: Path) -> Iterator[str]:
-    """Yield a table of the annotation campaign's settings; its store is in `folder` or in annotate/ below it."""
-    for place in (folder, folder / "annotate"):
-        if (place / STORE_NAME).is_file():
-            store = Store.read(place)
+    """Yield a table of the annotation settings, read from the run store in `folder` or in its subfolder annotate/."""
+    for candidate in (folder, folder / "annotate"):
+        if (candidate / STORE_NAME).is_file():
+            store = Store.read(candidate)
             try:
                 yield from _table("Settings of the search", public_settings(store.config))
             finally:
@@ -186,8 +190,8 @@ def _campaign(folder: Path) -> Iterator[str]:
             return
 
 
-def _figures(run: Path) -> Iterator[str]:
-    """Yield tables of the last training metrics, of each evaluation in eval/, and of the settings."""
+def _metric_tables(run: Path) -> Iterator[str]:
+    """Yield tables of the last training metrics, the results of `mmprm eval`, and the settings."""
     path = run / "metrics.jsonl"
     rows = list(logged_rows(path, ("kind",))) if path.is_file() else []
     for kind, title in (("train", "Training"), ("eval", "Held-out evaluation")):
@@ -207,7 +211,7 @@ def _figures(run: Path) -> Iterator[str]:
 
 def _numbers(values: Mapping[str, Any], leave_out: Sequence[str] = ()) -> dict[str, str]:
     flat = {key: value for key, value in _leaves(values) if key not in leave_out and _is_number(value)}
-    return {key: f"{value:.6g}" for key, value in list(flat.items())[:MAX_FIGURES]}
+    return {key: f"{value:.6g}" for key, value in list(flat.items())[:MAX_METRICS]}
 
 
 def _is_number(value: Any) -> bool:
@@ -215,7 +219,7 @@ def _is_number(value: Any) -> bool:
 
 
 def public_settings(values: Mapping[str, Any]) -> dict[str, str]:
-    """Flatten settings to dotted keys, and drop those that must not be published: servers, folders and long texts.
+    """Flatten settings to dotted keys, dropping those that must not be published: servers, folders and long texts.
 
     Paths are reduced to the file name.
     """
@@ -239,7 +243,7 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _table(title: str, rows: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a Markdown table of the known values under a heading, or nothing if no value is known."""
+    """Yield a Markdown table with a heading, or nothing if none of its values is known."""
     known = {key: _cell_text(str(value)) for key, value in rows.items() if value not in (None, "")}
     if known:
         yield from (f"## {title}", "", "| | |", "|---|---|")
@@ -248,6 +252,6 @@ def _table(title: str, rows: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _cell_text(value: str) -> str:
-    """Escape a value for a Markdown table cell; a token such as <prm> is formatted as code, not read as HTML."""
+    """Escape a value for a cell of a Markdown table; a token such as <prm> becomes code instead of HTML."""
     text = value.replace("|", "\\|").replace("\n", "\\n")
     return f"`{text}`" if "<" in text else text

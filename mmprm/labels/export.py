@@ -21,7 +21,7 @@ from mmprm.labels.checks import check_images_below, check_splits
 from mmprm.labels.consensus import AgreementRule, keep_agreeing_first_errors, keep_agreeing_steps, relabeled
 from mmprm.labels.duplicates import near_duplicates
 from mmprm.labels.formats import LABEL_FORMATS, LabelFormat, LabelKind, OutputRow, content_of, record_of, repeat_shared
-from mmprm.labels.parquet import LabeledExample, Split, read_parquet, split_of, write_parquet
+from mmprm.labels.parquet import LabeledExample, Split, read_metadata, read_parquet, split_of, write_parquet
 from mmprm.problems import ProblemsConfig, load_problems, write_image
 from mmprm.types import Counts, Problem
 
@@ -42,15 +42,15 @@ class ExportConfig(Config):
     format: Literal["trl", "math-shepherd", "prm800k", "visualprm", "mm-prm", "openrlhf", "parquet"]
     """Record format; parquet is the format of mmprm labels itself."""
     kind: LabelKind | None = None
-    """Kind of labels. soft: the share of correct rollouts; hard: correct or incorrect. Defaults to soft if the format
-    supports it."""
+    """Kind of labels to write. soft: the share of correct rollouts; hard: correct or incorrect. Defaults to soft if the
+    format supports it."""
     threshold: float = Field(0.0, ge=0, lt=1)
     """Share of correct rollouts above which a hard label is correct, and a label counts as positive."""
     negatives: float | None = Field(None, gt=0)
     """Maximum number of negative labels per positive label in the train split, chosen with the seed; null keeps all."""
     agree: Literal["steps", "first_errors"] | None = None
-    """Required agreement with the judge of mmprm consensus. steps: keep only labels that the judge confirms;
-    first_errors: keep only solutions in which both find the first error at the same step."""
+    """How an exported label must agree with the judge of mmprm consensus. steps: keep only labels that the judge
+    confirms; first_errors: keep only solutions in which both find the first error at the same step."""
     rule: AgreementRule = AgreementRule()
     """Thresholds at which the label and the judge count a step as correct."""
     dev: float | None = Field(None, ge=0, lt=1)
@@ -83,7 +83,7 @@ class SplitCounts:
 
 @dataclass(frozen=True, slots=True)
 class ExportSummary:
-    """Summarizes an export, including everything that was left out."""
+    """Summarizes an export, including all that was left out."""
 
     kind: LabelKind
     splits: dict[str, SplitCounts]
@@ -97,7 +97,7 @@ class ExportSummary:
     images_left_out: int
     """Number of problems whose images are left out because the format cannot represent them."""
     overlap: dict[str, dict[str, str]]
-    """Maps each benchmark file to its problems with a near-duplicate in the export, and each of them to that
+    """Maps each benchmark file to its problems that have a near-duplicate in the export, each mapped to that
     duplicate."""
 
 
@@ -137,8 +137,9 @@ def export_labels(config: ExportConfig) -> ExportSummary:
             folder = Path(temporary) / "export"
             folder.mkdir()
             unfit: Counter[str] = Counter()
+            origin = read_metadata(config.labels)
             if form is None:
-                write_parquet(folder / "labels.parquet", examples)
+                write_parquet(folder / "labels.parquet", examples, origin)
             else:
                 examples, unfit = _write_records(folder, examples, form, kind, config)
             left_out = form is not None and not form.images
@@ -152,7 +153,7 @@ def export_labels(config: ExportConfig) -> ExportSummary:
                 images_left_out=left_out * sum(bool(problem.images) for problem in _problems(examples)),
                 overlap=overlap,
             )
-            report = {"config": config.model_dump(), **asdict(summary)}
+            report = {"config": config.model_dump(), "origin": origin, **asdict(summary)}
             (folder / "export.json").write_text(json.dumps(report, indent=2, ensure_ascii=False), encoding="utf-8")
             os.replace(folder, output)  # fails if another export has filled `output` in the meantime
     except OSError as error:
@@ -163,7 +164,8 @@ def export_labels(config: ExportConfig) -> ExportSummary:
 
 
 def drop_duplicates(examples: Sequence[LabeledExample]) -> dict[str, str]:
-    """Map each dropped problem to the near-duplicate kept: the one with more labels or, on a tie, the smaller id."""
+    """Map each dropped problem to the near-duplicate that is kept: the one with more labels or, on a tie, the smaller
+    id."""
     labels: Counter[str] = Counter()
     for example in examples:
         labels[example.problem.id] += sum(counts is not None for counts in example.path.counts)
@@ -186,7 +188,7 @@ def _kind(config: ExportConfig) -> LabelKind:
 
 
 def _split(examples: Sequence[LabeledExample], config: ExportConfig) -> list[LabeledExample]:
-    """Return the examples with their stored split, or with a new split if dev or test is set."""
+    """Return the examples with their stored splits, or with new splits if dev or test is set."""
     if config.dev is None and config.test is None:
         stored: dict[str, Split] = {}
         for example in examples:
@@ -205,7 +207,8 @@ def _split(examples: Sequence[LabeledExample], config: ExportConfig) -> list[Lab
 
 
 def balance(examples: Sequence[LabeledExample], config: ExportConfig) -> tuple[list[LabeledExample], int]:
-    """Drop surplus negative labels from the train split; return the examples still labeled and the number dropped.
+    """Drop surplus negative labels from the train split; return the examples that still have labels and the number of
+    labels dropped.
 
     The choice depends on the seed and on each label's problem and steps, not on the order of the file.
     """
@@ -232,7 +235,7 @@ def balance(examples: Sequence[LabeledExample], config: ExportConfig) -> tuple[l
 
 
 def _overlap(examples: Sequence[LabeledExample], benchmark: str) -> dict[str, str]:
-    """Map the benchmark's problems to their near-duplicates in the export.
+    """Map each problem of the benchmark that has a near-duplicate in the export to that duplicate.
 
     The exported problems come first in the comparison and contain no duplicates, so each match is one of them.
     """

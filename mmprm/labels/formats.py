@@ -1,4 +1,4 @@
-"""Write and read labeled solutions in the formats of other training projects, with one writer and reader per format.
+"""Write and read labeled solutions in the formats of other training projects; each format has a writer and a reader.
 
 A writer creates one JSON record per solution, and the reader returns its question, steps and labels. A record that does
 not round-trip, because its text contains strings reserved by the format, is not exported.
@@ -43,7 +43,7 @@ Your task is to verify the accuracy and correctness of each step in the given so
 
 
 class Content(NamedTuple):
-    """Holds the content that every format represents.
+    """Holds a labeled solution in the form that all formats share: question, steps and labels.
 
     Hard labels are bool, soft labels numbers, and None means no label.
     """
@@ -54,17 +54,17 @@ class Content(NamedTuple):
 
 
 def numbered(steps: Sequence[str]) -> list[str]:
-    """Strip the steps and number them in Math-Shepherd's style, "Step 1: …"; existing numbers are kept."""
+    """Strip the steps and number them in Math-Shepherd's style, "Step 1: …", keeping existing numbers."""
     return [f"Step {number}: {step}" for number, step in enumerate(unnumbered(steps), start=1)]
 
 
 def unnumbered(steps: Sequence[str]) -> list[str]:
-    """Strip the steps and remove each step's own number, such as a leading "Step 3: " from step 3."""
+    """Strip the steps and remove their own numbers, such as a leading "Step 3: " from step 3."""
     return [step.strip().removeprefix(f"Step {number}: ") for number, step in enumerate(steps, start=1)]
 
 
 class OutputRow(NamedTuple):
-    """Holds a solution to write; `images` are image paths relative to the record's file."""
+    """Holds a solution to write; `images` are image paths relative to the output file."""
 
     content: Content
     problem: Problem
@@ -81,14 +81,14 @@ class LabelFormat:
     write: Callable[[OutputRow], Record]
     read: Callable[[Record], Content]
     join: str | None = None
-    """Separator for merging an unlabeled step into the next one; None if the format supports unlabeled steps."""
+    """Separator with which an unlabeled step is joined to the next one; None if the format supports unlabeled steps."""
     images: bool = False
     numbered: bool = False
     """Whether steps are written with numbers and without surrounding white space."""
 
 
 def repeat_shared(paths: Sequence[LabeledPath]) -> list[LabeledPath]:
-    """Copy each label to every path that has its prefix, for formats that cannot mask labels."""
+    """Copy the label of a shared prefix to every path with that prefix, for formats that cannot mask labels."""
     known = {
         (path.problem_id, path.steps[:depth]): counts
         for path in paths
@@ -107,7 +107,7 @@ def repeat_shared(paths: Sequence[LabeledPath]) -> list[LabeledPath]:
 def content_of(
     path: LabeledPath, problem: Problem, form: LabelFormat, kind: LabelKind, threshold: float
 ) -> Content | None:
-    """Return a labeled path's content in the format, up to its last label, or None if it has no labels."""
+    """Convert a labeled path to the format's content, up to its last label, or return None if it has no labels."""
     labels = [_label(counts, kind, threshold) for counts in path.counts]
     steps = list(path.steps)
     # Steps after the last label have no target, and some formats cannot represent unlabeled steps.
@@ -207,7 +207,7 @@ def _split_numbered(text: str) -> tuple[str, list[str]]:
 
 
 def _read_numbered(text: str) -> tuple[str, Steps, list[bool]]:
-    """Split the text into question, steps, and flags for whether each step ends in a mark.
+    """Split the text into question, steps, and flags that say whether each step ends in a mark.
 
     Raises DataError for a mark inside a step, which would shift the labels.
     """
@@ -254,9 +254,16 @@ def _write_prm800k(row: OutputRow) -> Record:
 
 def _read_prm800k(record: Record) -> Content:
     """Read a PRM800K record; a neutral rating (0) counts as correct because the step is not an error."""
-    chosen = [step["completions"][step["chosen_completion"] or 0] for step in record["label"]["steps"]]
+    chosen = [_chosen(step) for step in record["label"]["steps"]]
     labels = (None if completion["rating"] is None else completion["rating"] >= 0 for completion in chosen)
     return Content(record["question"]["problem"], tuple(completion["text"] for completion in chosen), tuple(labels))
+
+
+def _chosen(step: Record) -> Record:
+    """Return the completion on the trajectory: the chosen one, a labeler's own, or the first if none was chosen."""
+    if step["chosen_completion"] is None and (human := step.get("human_completion")) is not None:
+        return {"text": human["text"] if isinstance(human, dict) else human, "rating": 1}
+    return step["completions"][step["chosen_completion"] or 0]
 
 
 def _write_visualprm(row: OutputRow) -> Record:
@@ -300,7 +307,7 @@ def _unmarked(text: str) -> str:
 
 
 def _image(row: OutputRow) -> Record:
-    """Return the record's image field: a path for one image, a list of paths for several, or {} if there are none."""
+    """Return the record's image field: a path for one image, a list of paths for several, or {} for none."""
     if not row.images:
         return {}
     return {"image": row.images[0] if len(row.images) == 1 else list(row.images)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -37,16 +37,17 @@ SCHEMA = pyarrow.schema(
         ("judged_by", pyarrow.string()),
     ]
 )
-"""Columns of the file. `labels` are the values of the counts: correct / (correct + incorrect), or an estimate corrected
-for the bias of a stopping rule. Labels and counts are null for unlabeled steps. `judge` is null if there is no judge
-(see mmprm consensus), and for steps that it did not judge."""
+"""Arrow schema of a labels file, with one row per labeled path. `labels` are the values of the counts: correct /
+(correct + incorrect), or an estimate corrected for the bias of a stopping rule. Labels and counts are null for
+unlabeled steps. `judge` is null if there is no judge (see mmprm consensus), and for steps that it did not judge."""
 
 EARLIER_NAMES = {"right": "correct", "wrong": "incorrect"}
 """Maps column names of version 0.1 to their current names."""
 _OPTIONAL = {"judge", "judged_by"}
-"""Columns that may be absent."""
+"""Columns that a labels file may lack."""
 
 _ROW_GROUP = 2048
+_METADATA = "mmprm."
 FLOAT32_ROUNDING = 1e-6
 
 
@@ -65,29 +66,42 @@ class LabeledExample:
 
 
 def split_of(problem_id: str, seed: int, dev: float, test: float) -> Split:
-    """Assign a problem to a split by hashing (seed, problem), independent of the other problems."""
+    """Assign a problem to a split by a hash of (seed, problem), independently of all other problems."""
     digest = hashlib.sha256(f"{seed}/{problem_id}".encode()).digest()
     position = int.from_bytes(digest[:8], "big") / 2**64
     return "test" if position < test else "dev" if position < test + dev else "train"
 
 
-def write_parquet(path: str | Path, examples: Iterable[LabeledExample]) -> None:
-    """Stream the examples to a file atomically."""
+def write_parquet(
+    path: str | Path, examples: Iterable[LabeledExample], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Stream the examples to a file atomically; `metadata` states where imported labels come from."""
     path = Path(path)
     rows = (_row(example) for example in examples)
+    schema = SCHEMA.with_metadata({f"{_METADATA}{name}": value for name, value in (metadata or {}).items()})
     with (
         whole_file(path, "wb") as file,
         # A problem's paths repeat its images; with a large dictionary page, each image is stored once per row group.
         parquet.ParquetWriter(
             file,
-            SCHEMA,
+            schema,
             compression="zstd",
             dictionary_pagesize_limit=256 * 2**20,
             write_page_checksum=True,  # otherwise a flipped bit could silently change a label
         ) as writer,
     ):
         while group := list(islice(rows, _ROW_GROUP)):
-            writer.write_table(pyarrow.Table.from_pylist(group, schema=SCHEMA))
+            writer.write_table(pyarrow.Table.from_pylist(group, schema=schema))
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """Return the source, format and license of imported labels, or {} for labels of a store."""
+    try:
+        stored = parquet.read_schema(path).metadata or {}
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path}: is not readable Parquet ({error}); write it again with mmprm labels") from error
+    named = {name.decode(): value.decode() for name, value in stored.items() if name.startswith(_METADATA.encode())}
+    return {name.removeprefix(_METADATA): value for name, value in named.items()}
 
 
 def read_parquet(path: str | Path, split: Split | None = None) -> list[LabeledExample]:
@@ -112,7 +126,8 @@ def read_parquet(path: str | Path, split: Split | None = None) -> list[LabeledEx
 
 
 def known_columns(names: Iterable[str], path: str | Path) -> list[str]:
-    """Return the names that are columns of labeled paths, in any version. Raises DataError if a column is missing."""
+    """Return those of `names` that are columns of a labels file, in the current or an earlier version. Raises DataError
+    if a column is missing."""
     known = [name for name in names if EARLIER_NAMES.get(name, name) in SCHEMA.names]
     missing = set(SCHEMA.names) - _OPTIONAL - {EARLIER_NAMES.get(name, name) for name in known}
     if missing:
@@ -139,7 +154,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _typed(batch: pyarrow.RecordBatch, path: Path) -> pyarrow.Table:
-    """Cast columns written by other programs, such as 64-bit numbers, if the cast is lossless."""
+    """Cast columns that other programs wrote with other types, such as 64-bit numbers, if the cast is lossless."""
     columns = []
     names = [EARLIER_NAMES.get(name, name) for name in batch.schema.names]
     for name, column in zip(names, batch.columns, strict=True):
@@ -184,7 +199,7 @@ def _problem(row: dict[str, Any], folder: Path) -> Problem:
 
 
 def _found(path: str, folder: Path) -> str:
-    """Return the path relative to the Parquet file's folder, or unchanged if no such file exists."""
+    """Resolve an image path relative to the Parquet file's folder, or return it unchanged if no such file exists."""
     beside = folder / path
     return str(beside) if beside.is_file() else path
 
