@@ -29,7 +29,7 @@ ROUNDS = 3
 def tree_packing_ratio(
     labels: Path, micro_batch_tokens: int = 8192, batch_size: int = 512, rounds: int = ROUNDS
 ) -> dict[str, Any]:
-    """Measure tree packing's speedup with the demo's targets and with all labels, also those after an error.
+    """Measure the speedup of tree packing, with the demo's targets and with all labels, even those after an error.
 
     Each label counts once. `correct_solutions` of the demo is not used, because it repeats the labels of shared steps.
     """
@@ -65,7 +65,7 @@ def shared_scoring_ratio(prm: Path, solutions: Sequence[Sequence[Solution]], rou
 def _labels_per_second(
     labels: Path, packing: str, target: dict[str, Any], micro_batch_tokens: int, batch_size: int
 ) -> float:
-    """Train with the demo's recipe and return labels per second.
+    """Train with the demo's recipe, and return the number of labels trained per second.
 
     Batches are larger than the demo's 32 paths, which would mostly measure the optimizer.
     """

@@ -47,7 +47,7 @@ COMPARED_STEPS, COMPARED_BATCH, COMPARED_RATE = 20, 16, 1e-3
 
 
 def train_vs_trl(labels: Path, rounds: int = 3) -> dict[str, Any]:
-    """Measure both trainers and return {ratio, spread, max_loss_diff, packing, labels_per_second}."""
+    """Benchmark mmprm's and TRL's PRM trainers; return ratio, spread, loss difference, packing and speeds."""
     with tempfile.TemporaryDirectory(prefix="mmprm-bench-") as name:
         folder = Path(name)
         examples = [_without_images(example) for example in read_parquet(str(labels))]
@@ -81,7 +81,7 @@ def _without_images(example: LabeledExample) -> LabeledExample:
 
 
 def _make_models(folder: Path) -> None:
-    """Write base/, a language model of the built-in policy's size, prm/, its PRM, and trl/, the PRM in TRL's format."""
+    """Write a small language model to base/, its PRM to prm/, and the PRM in TRL's format to trl/."""
     known = AutoTokenizer.from_pretrained(weights_path())
     tokenizer = PreTrainedTokenizerFast(  # without the image processor
         tokenizer_object=known.backend_tokenizer, eos_token=known.eos_token, pad_token=known.pad_token
@@ -126,7 +126,7 @@ def _trl_labels_per_second(folder: Path) -> float:
 
 
 def _distinct_labels(folder: Path) -> int:
-    """Count distinct labels; in the export, every path repeats the labels that it shares with others."""
+    """Count the distinct labels of the exported paths, which repeat the labels of shared prefixes."""
     examples = read_parquet(str(folder / "labels.parquet"))
     return sum(counts is not None for example in examples for counts in example.path.counts)
 

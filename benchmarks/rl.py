@@ -164,7 +164,7 @@ def sync(runs: Runs) -> Results:
 
 
 def vs_trl(_: Runs) -> Results:
-    """Compare with TRL; runs are not reused, because both trainers must alternate on the machine."""
+    """Compare with TRL's RLOO trainer; runs are not reused, because the two trainers must alternate."""
     from rl_trl import step_vs_trl
 
     with tempfile.TemporaryDirectory(prefix="mmprm-bench-") as folder:

@@ -38,7 +38,7 @@ Results = dict[str, Any]
 def step_vs_trl(
     ours: Callable[..., list[Results]], problems: Path, seeds: Sequence[int], learning_rate: float
 ) -> Results:
-    """Measure both trainers after WARM_UP steps; return the three ratios, their spreads and each side's medians.
+    """Measure mmprm's and TRL's steps after WARM_UP steps; return ratios, their spreads, and medians per trainer.
 
     `ours(name, seed, **keys)` runs `mmprm rl` on `problems` and returns its metrics. `update_seconds` covers forward,
     backward and optimizer.

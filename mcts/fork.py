@@ -10,7 +10,7 @@ from mmprm.trees.database import STORE_NAME
 from mmprm.trees.store import Store
 
 BUDGETS = {"search.max_searches", "search.max_rollouts"}
-"""Settings that only limit the length of a search: if one is raised, the stored batches are the beginning of the new
+"""Settings that only limit the length of a search: after raising one, the stored batches remain the start of the
 search. Any other setting of `search` changes the search order, and with it batch sizes and the evidence for labels."""
 
 

@@ -62,7 +62,7 @@ class CampaignSummary:
 
 @dataclass(slots=True)
 class Progress:
-    """Accumulates a campaign's totals from the workers' reports, so that progress never queries the store."""
+    """Accumulates a campaign's totals from the workers' reports, to report progress without querying the store."""
 
     stored: StoreSummary
     workers: int = 0

@@ -1,4 +1,4 @@
-"""Report the status of a running or finished campaign, read only from its store."""
+"""Report the status of a running or finished campaign, using only its store."""
 
 from __future__ import annotations
 

@@ -54,20 +54,20 @@ class BatchConfig(Config):
     """Configures the batch of a training step."""
 
     prompts: int = Field(128, ge=1)
-    """Problems per step; each yields one group of responses."""
+    """Number of problems per step; each yields one group of responses."""
     group_size: int = Field(8, ge=1)
-    """Responses per problem."""
+    """Number of responses per problem."""
     updates: int = Field(1, ge=1)
-    """Optimizer steps per rollout batch, each on prompts / updates groups. Missing groups lead to fewer updates, not
-    smaller ones."""
+    """Number of optimizer steps per rollout batch, each on prompts / updates groups. Missing groups lead to fewer
+    updates, not smaller ones."""
 
 
 class RLConfig(Config):
     """Configures `mmprm rl`."""
 
     output: PathText
-    """Run folder: checkpoints/, metrics.jsonl, tensorboard/, and policy/ at the end. If it contains an unfinished run,
-    that run is resumed; a finished run is left unchanged."""
+    """Run folder, which receives checkpoints/, metrics.jsonl, tensorboard/, and finally policy/. If it contains an
+    unfinished run, that run is resumed; a finished run is left unchanged."""
     problems: ProblemsConfig
     """Problems to train on."""
     held_out: ProblemsConfig | None = None
@@ -77,17 +77,17 @@ class RLConfig(Config):
     sampling: WholeDistributionConfig = WholeDistributionConfig()
     """Sampling settings, without top-p and top-k: the ratio of new to old probability needs the full distribution."""
     prompt: PromptConfig = PromptConfig()
-    """How problems are formatted as prompts."""
+    """Prompt format of the problems."""
     step_format: StepFormat = "tags"
-    """How the policy marks its steps: tags, blank_lines or numbered."""
+    """Format in which the policy marks its steps: tags, blank_lines or numbered."""
     grader: GraderConfig = GraderConfig()
-    """How final answers are graded."""
+    """Settings of the grader for final answers."""
     rewards: RewardConfig = RewardConfig()
     """Outcome rewards: accuracy, format, length and user functions."""
     advantage: AdvantageConfig = AdvantageConfig()
     """Estimator, clamping and whitening of advantages."""
     credit: CreditConfig | None = None
-    """How process rewards are assigned to tokens; defaults to soft_min if `process` is set. Without `process`, only the
+    """Assignment of process rewards to tokens; defaults to soft_min if `process` is set. Without `process`, only the
     outcome is rewarded."""
     process: ProcessConfig | None = None
     """Process reward model that scores steps."""
@@ -105,7 +105,7 @@ class RLConfig(Config):
     rollouts: RolloutConfig = RolloutConfig()
     """Rollout settings: engines, colocation, timeouts."""
     weights: WeightsConfig = WeightsConfig()
-    """How updated weights are transferred to the engines."""
+    """Transfer of updated weights to the engines."""
     one_step_ahead: bool = False
     """Sample the next step's responses while training on this step's; they are then one policy version old."""
     monitor: MonitorConfig = MonitorConfig()
@@ -115,7 +115,8 @@ class RLConfig(Config):
     steps: int | None = Field(None, ge=1)
     """Number of training steps; by default, enough for `episodes` passes over the problems."""
     episodes: int = Field(1, ge=1)
-    """Passes over the problems if `steps` is unset; problems sampled as replacements for filtered ones also count."""
+    """Number of passes over the problems if `steps` is unset; problems sampled as replacements for filtered ones also
+    count."""
     seed: int = 0
     """Random seed for problem order, sampling and minibatches."""
     ray_address: str | None = None
@@ -124,11 +125,13 @@ class RLConfig(Config):
     hardware: HardwareConfig = Field(HardwareConfig(), exclude=True)
     """Target machines for `mmprm plan`; the run itself ignores these keys."""
     eval_every: int = Field(0, ge=0)
-    """Steps between evaluations on held_out; 0: evaluate only before the first step and after the last one."""
+    """Number of steps between evaluations on held_out; 0: evaluate only before the first step and after the last
+    one."""
     eval_samples: int = Field(8, ge=1)
-    """Responses to sample per held-out problem."""
+    """Number of responses to sample per held-out problem."""
     save_every: int = Field(10, ge=0)
-    """Steps between checkpoints; 0: save only after the last step, and when SIGTERM or an alarm ends the run."""
+    """Number of steps between checkpoints; 0: save only after the last step, and when SIGTERM or an alarm ends the
+    run."""
     keep_checkpoints: int = Field(2, ge=1)
     """Number of most recent checkpoints to keep."""
     keep_best: bool = False

@@ -1,4 +1,4 @@
-"""Validate an RL configuration before engines, the trainer or an earlier stage start."""
+"""Validate an RL configuration before the engines, the trainer or an earlier stage is started."""
 
 from __future__ import annotations
 

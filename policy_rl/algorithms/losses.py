@@ -59,8 +59,9 @@ KL: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k
 """Functions that estimate KL(π‖ref) per token from Δ = lp − ref (Schulman 2020), keyed by name."""
 
 KL_ESTIMATORS: dict[str, tuple[str, ...]] = {"loss": ("k3", "k2"), "reward": ("k1",)}
-"""Valid estimators for each apply_to, the default first. In the loss, on policy, k2 has the gradient of
-KL(π‖ref), k3 that of KL(ref‖π), and k1 none. In the reward, k1 has the gradient of KL(π‖ref), k2 and k3 neither."""
+"""Valid KL estimators for each value of kl.apply_to, starting with the default. In the loss, on policy, k2 has the
+gradient of KL(π‖ref), k3 that of KL(ref‖π), and k1 none. In the reward, k1 has the gradient of KL(π‖ref), k2 and k3
+neither."""
 
 
 class KlConfig(Config):

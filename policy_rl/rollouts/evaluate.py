@@ -35,7 +35,7 @@ class Evaluation:
     tokens: float
 
     def metrics(self) -> dict[str, float]:
-        """Return the metrics to log, by name."""
+        """Return the metrics to log, keyed by name."""
         return {
             "pass_at_1": self.pass_at_1.value,
             "pass_at_1_low": self.pass_at_1.low,

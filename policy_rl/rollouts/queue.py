@@ -38,7 +38,7 @@ class Slots:
     def __init__(self, slots: Sequence[Slot], capacity: int, version: int) -> None:
         self.all, self.version = tuple(slots), version
         self.failure: str | None = None
-        """Why requests can no longer be assigned, or None if they can."""
+        """Reason why requests can no longer be assigned, or None if they can."""
         self._capacity = capacity
         self._waiting: deque[_Waiting] = deque()
         self._next: int | None = None

@@ -55,15 +55,15 @@ class SftConfig(TrainableConfig):
     held_out: ProblemsConfig | None = None
     """Held-out conversations on which to measure the loss."""
     output: PathText
-    """Run folder: the model in policy/, checkpoints/, metrics.jsonl, tensorboard/. If it contains an unfinished run,
-    that run is resumed."""
+    """Run folder, which receives the model in policy/, checkpoints/, metrics.jsonl and tensorboard/. If it contains an
+    unfinished run, that run is resumed."""
     chat_template: PathText | None = None
     """Chat template file (Jinja) that replaces the checkpoint's template; it is saved with the model."""
     prompt: PromptConfig = PromptConfig()
-    """How problems are formatted as prompts; conversations are used unchanged."""
+    """Prompt format of problems; conversations are used unchanged."""
     packing: Literal["none", "samples"] = "samples"
-    """samples: pack several conversations into a row, without attention between them; the loss is the same. none: one
-    conversation per row. Unsupported models fall back to none with a warning."""
+    """Row packing. samples: pack several conversations into a row, without attention between them; the loss is the
+    same. none: one conversation per row. Unsupported models fall back to none with a warning."""
     max_length: int = Field(4096, ge=1)
     """Maximum number of tokens per conversation, including images; longer ones are excluded and counted."""
     max_pixels: int | None = Field(None, ge=1)
@@ -71,9 +71,9 @@ class SftConfig(TrainableConfig):
     min_pixels: int | None = Field(None, ge=1)
     """Scale smaller images up to this many pixels (Qwen-VL processors); defaults to the checkpoint's limit."""
     aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
-    """token_mean: average the loss over the learned tokens of a batch; sequence_mean: average each conversation's
-    per-token loss, then average over conversations, as trainers do that average over devices with one conversation
-    each."""
+    """Loss aggregation. token_mean: average the loss over the learned tokens of a batch; sequence_mean: average each
+    conversation's per-token loss, then average over conversations, as trainers do that average over devices with one
+    conversation each."""
     training: TrainingConfig = TrainingConfig()
     """Training settings: optimization, batches, sharding, checkpoints."""
     hardware: HardwareConfig = Field(HardwareConfig(), exclude=True)
@@ -307,7 +307,7 @@ def _origin(config: SftConfig, samples: Sequence[Conversation]) -> dict[str, Any
 
 
 def _stop_at(backbone: Any, ends: set[int]) -> None:
-    """Add the tokens that end the learned turns to the model's EOS tokens, because a base model may lack them."""
+    """Add the end-of-turn tokens of the training data to the model's EOS tokens; a base model may lack them."""
     settings = backbone.generation_config
     known = settings.eos_token_id
     known = set() if known is None else {known} if isinstance(known, int) else set(known)

@@ -40,7 +40,8 @@ class CriticConfig(Config):
     learning_rate: float = Field(1e-5, gt=0)
     """Learning rate of the value head, which is initialized to 0; it follows the policy's learning rate schedule."""
     warmup_updates: int = Field(10, ge=0)
-    """Number of initial updates that train only the value head, because an untrained critic is no useful baseline."""
+    """Number of initial updates that train only the value head, because an untrained critic is not a useful
+    baseline."""
 
 
 class TrainerConfig(TrainableConfig):

@@ -189,7 +189,7 @@ class TrainerGroup:
         raise failure
 
     def _state(self, waiting: Sequence[int]) -> str:
-        """Ask these ranks what they are doing, and format their answers for an error message."""
+        """Ask the given ranks what they are doing, and format their answers for an error message."""
         questions = [self._actors[rank].doing.remote() for rank in waiting]
         done, _ = ray.wait(questions, num_returns=len(questions), timeout=5)
         states = [

@@ -14,9 +14,9 @@ class WeightsConfig(Config):
     """Configures the transfer of new weights from the trainer to the engines."""
 
     transport: Literal["auto", "file", "nccl", "ipc"] = "auto"
-    """file: safetensors files in shared memory or a shared folder; nccl: vLLM's broadcast from GPU to GPU; ipc: vLLM's
-    transfer between trainer and engine on the same GPU. auto: file on CPU; on GPU, ipc for colocated engines and nccl
-    for others. Dead engines are replaced only with file."""
+    """Transport of the weights. file: safetensors files in shared memory or a shared folder; nccl: vLLM's broadcast
+    from GPU to GPU; ipc: vLLM's transfer between trainer and engine on the same GPU. auto: file on CPU; on GPU, ipc for
+    colocated engines and nccl for others. Dead engines are replaced only with file."""
     folder: PathText | None = None
     """With transport=file, the parent of the folder that this run creates for its weight files; by default /dev/shm, or
     the run folder if /dev/shm is not writable. It needs space for two versions of the weights, and all machines of the
