@@ -1,4 +1,4 @@
-"""Turn labeled paths into training samples: token ids with a target and a weight for each step."""
+"""Convert labeled paths to training samples: token ids, with a target and a weight for each step."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class PrmSample:
     ids: Ints
     """Token ids, including image tokens."""
     positions: Ints
-    """Index of each step's marker token, where the step is scored."""
+    """Index of each step's marker token, at which the step is scored."""
 
     @property
     def length(self) -> int:
@@ -40,7 +40,7 @@ class PrmSample:
 
 
 def make_samples(examples: Sequence[LabeledExample], renderer: Renderer, config: TargetConfig) -> list[PrmSample]:
-    """Convert labeled paths to samples, truncated after their last target; drop paths without a target.
+    """Convert labeled paths to samples, truncated after their last target; paths without a target are dropped.
 
     Steps after the last target would add nothing to the loss. The order of the paths is preserved. Raises DataError if
     a solution cannot be rendered.

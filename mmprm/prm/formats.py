@@ -1,4 +1,4 @@
-"""Tokenize solutions for each PRM family and locate the token at which each step's score is read.
+"""Tokenize solutions for each PRM family, and locate the tokens at which step scores are read.
 
     mm-prm         after an empty user turn: `Question: {q}\\nProcess: {s1}<prm>{s2}<prm>`           at <prm>
     math-shepherd  `{q} Step 1: {s1} ки\\nStep 2: {s2} ки`                                           at ки
@@ -50,12 +50,13 @@ Head = Literal["two_tokens", "two_classes", "value"]
 ChatTurns = list[dict[str, str]]
 
 MARK = "\ue000"
-"""Private-use character that stands for the marker while text is written, to find the markers' positions."""
+"""Private-use character that represents the marker in a text, so that the markers can be located."""
 
 
 @dataclass(frozen=True, slots=True)
 class Marked:
-    """Holds a solution's token ids, with one placeholder per image, and the index at which each step's score is read.
+    """Holds a solution's token ids, with one placeholder per image, and the index of the token at which each step is
+    scored.
 
     Images come before the first step, so an index keeps its distance from the end when placeholders are expanded.
     """
@@ -76,14 +77,15 @@ class Format(ABC):
 
     @abstractmethod
     def mark(self, solution: Solution) -> Marked:
-        """Tokenize a solution and locate its scores; raise DataError if the family cannot express it."""
+        """Tokenize a solution and locate the tokens at which its steps are scored; raise DataError if the family cannot
+        express it."""
 
     def mark_many(self, solutions: Sequence[Solution]) -> list[Marked]:
         """Tokenize several solutions; see `mark`."""
         return [self.mark(solution) for solution in solutions]
 
     def encode(self, solutions: Sequence[Solution]) -> tuple[Any, Tensor]:
-        """Return right-padded inputs and read_BT, a mask that is True at the token where each step's score is read."""
+        """Return right-padded model inputs, and the mask read_BT of the tokens at which steps are scored."""
         marked = [self.mark(solution) for solution in solutions]
         inputs = self._inputs(solutions, marked)
         input_ids_BT = inputs["input_ids"]
@@ -97,7 +99,7 @@ class Format(ABC):
         return inputs, read_BT
 
     def length(self, solution: Solution) -> int:
-        """Count the tokens of a solution, including image tokens."""
+        """Count the tokens of a solution, including those of its images."""
         return self._inputs([solution], [self.mark(solution)])["input_ids"].shape[1]
 
     def _inputs(self, solutions: Sequence[Solution], marked: Sequence[Marked]) -> Any:
@@ -138,7 +140,7 @@ class MmPrmFormat(Format):
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Describes how a family lays out the question and the steps.
+    """Describes how a PRM family writes the question and the steps.
 
     `write` returns a text or chat turns, with MARK for each marker. With `predicted`, the score is the model's
     prediction of the marker, so it is read one token earlier. Such a marker consists of ordinary characters, which may
@@ -152,7 +154,8 @@ class Layout:
 
 
 class WrittenFormat(Format):
-    """Renders a family that tokenizes the whole solution as one text; markers are located by character offset."""
+    """Renders solutions for a family that tokenizes the whole solution as one text; markers are located by character
+    offset."""
 
     def __init__(self, layout: Layout, processor: Any, tokens: PrmTokens) -> None:
         super().__init__(layout.head, processor, tokens)
@@ -207,7 +210,7 @@ class WrittenFormat(Format):
         )
 
     def _text(self, solution: Solution, marker: str) -> tuple[str, list[int]]:
-        """Return the text and the character offset of each marker."""
+        """Return the solution's text and the character offset of each marker."""
         question = asked_question(solution.problem)
         if solution.problem.images:
             head = f"{self._image}\n" * len(solution.problem.images)
@@ -225,7 +228,8 @@ class WrittenFormat(Format):
         return marker.join([*before, end]), list(starts)
 
     def _tokens(self, text: str, characters: Sequence[int]) -> tuple[list[int], list[tuple[int, int]], list[int]]:
-        """Return token ids, each token's (begin, end) character span, and the token index at each of `characters`."""
+        """Return the token ids and (begin, end) character spans of a text, and the index of the token at each of
+        `characters`."""
         # The chat template already wrote its special tokens.
         encoded = self.tokenizer(text, add_special_tokens=not self._chat, return_offsets_mapping=True)
         ids, spans = encoded["input_ids"], encoded["offset_mapping"]
@@ -237,7 +241,7 @@ class WrittenFormat(Format):
         return ids, spans, positions
 
     def _predicted_id(self, word: str) -> int:
-        """Return the id of the token that a word becomes when it is the whole assistant turn of the chat template."""
+        """Return the id of the token that represents `word` as a complete assistant turn."""
         text, characters = self._text(Solution(Problem("", "?", ""), ("?",)), word)
         ids, spans, (position,) = self._tokens(text, characters)
         begin, end = spans[position]
@@ -250,7 +254,7 @@ class WrittenFormat(Format):
 
 
 class PieceFormat(Format):
-    """Renders a family that tokenizes question, steps and separators separately and concatenates the ids."""
+    """Renders solutions for a family that tokenizes the question, steps and separators separately."""
 
     def __init__(self, head: Head, after_question: str, needs_bos: bool, processor: Any, tokens: PrmTokens) -> None:
         super().__init__(head, processor, tokens)
@@ -277,7 +281,7 @@ class PieceFormat(Format):
 
 
 def open_format(processor: Any, info: PrmInfo) -> Format:
-    """Create the format of a PRM; raise CheckpointError if its tokenizer lacks something that the family needs."""
+    """Create the format of a PRM; raise CheckpointError if the tokenizer does not fit the PRM family."""
     return _FORMATS[info.format](processor, info.tokens)
 
 

@@ -16,7 +16,7 @@ from mmprm.errors import CheckpointError, ConfigError
 from mmprm.files import parse_json, whole_file
 
 FormatName = Literal["mm-prm", "math-shepherd", "qwen", "rlhflow", "skywork", "visualprm", "trl"]
-"""Supported PRM families (see mmprm.prm.formats); mmprm trains the first one."""
+"""Name of a supported PRM family (see mmprm.prm.formats); mmprm trains the first one."""
 
 FORMAT: FormatName = "mm-prm"
 INFO_FILE = "prm.json"
@@ -26,9 +26,9 @@ class PrmTokens(Config):
     marker: str = "<prm>"
     """Token that follows each step and at which the step is scored; added to the tokenizer as a special token."""
     yes: str = "Yes"
-    """Token whose logit stands for "no error so far"."""
+    """Token whose logit represents "no error so far"."""
     no: str = "No"
-    """Token whose logit stands for "an error so far"."""
+    """Token whose logit represents "an error so far"."""
 
 
 TOKENS: dict[str, PrmTokens] = {
@@ -40,7 +40,7 @@ TOKENS: dict[str, PrmTokens] = {
     "visualprm": PrmTokens(marker="+", yes="+", no="-"),
     "trl": PrmTokens(marker="\n", yes="", no=""),
 }
-"""Default tokens of each family; `yes` and `no` are empty for families with a scoring head."""
+"""Default tokens of each PRM family; `yes` and `no` are empty for families with a scoring head."""
 
 
 class AggregatorEvidence(Config):
@@ -49,9 +49,9 @@ class AggregatorEvidence(Config):
     problems: int = Field(ge=1)
     """Number of problems in the development set."""
     samples: int = Field(ge=1)
-    """N, the number of samples per problem."""
+    """Number of samples per problem (N)."""
     value: float = Field(ge=0, le=1)
-    """Fraction of problems for which the chosen sample is correct."""
+    """Fraction of the problems for which the chosen sample is correct."""
     low: float
     """Lower bound of the confidence interval."""
     high: float
@@ -59,12 +59,12 @@ class AggregatorEvidence(Config):
 
 
 class PrmInfo(Config):
-    """Holds the contents of prm.json: what a scorer needs to know beyond the Hugging Face checkpoint."""
+    """Holds the contents of prm.json: the information a scorer needs beyond the Hugging Face checkpoint."""
 
     format: FormatName = FORMAT
     """PRM family, which determines how solutions are rendered and where scores are read."""
     tokens: PrmTokens = PrmTokens()
-    """Marker and judgment tokens."""
+    """Tokens that mark the steps and represent the two judgments."""
     base: str = ""
     """Model folder or hub id that training started from."""
     aggregator: str | None = None
@@ -72,14 +72,14 @@ class PrmInfo(Config):
     aggregator_evidence: AggregatorEvidence | None = None
     """Accuracy measured when the aggregator was chosen; null if it was set by hand."""
     threshold: float | None = Field(None, ge=0, le=1)
-    """The first step that scores below this counts as the first error; null until chosen on a development set."""
+    """Score below which a step counts as an error; null until a threshold is chosen on a development set."""
     labels: dict[str, Any] = Field(default_factory=dict)
-    """Settings that turned labels into training targets, and the name of the label file."""
+    """Settings by which labels were converted to training targets, and the name of the label file."""
 
     @model_validator(mode="before")
     @classmethod
     def _tokens_of_the_format(cls, values: Any) -> Any:
-        """Fill in missing tokens with the defaults of the format's family."""
+        """Fill in missing tokens with the default tokens of the PRM family."""
         given = values.get("tokens", {})
         family = TOKENS.get(values.get("format", FORMAT))
         return values | {"tokens": family.model_dump() | given} if family and isinstance(given, dict) else values
@@ -116,7 +116,7 @@ def read_info(path: str | Path, format: FormatName | Literal["auto"] = "auto") -
 
 
 def write_info(path: str | Path, info: PrmInfo) -> None:
-    """Replace prm.json atomically, for example to store an aggregator that was chosen later."""
+    """Replace prm.json atomically, for example to store an aggregator chosen after training."""
     file = Path(path) / INFO_FILE
     with whole_file(file, error=CheckpointError) as written:
         written.write(json.dumps(info.model_dump(), indent=2, ensure_ascii=False) + "\n")

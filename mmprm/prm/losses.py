@@ -1,4 +1,4 @@
-"""Compute the training loss of a process reward model, as a pure function.
+"""Compute the training loss of a process reward model.
 
 Shapes: M marker (with or without a label), 2 logits of [Yes, No].
 """

@@ -32,7 +32,7 @@ from mmprm.types import Solution
 
 
 class Renderer:
-    """Renders solutions as text and tokens for one processor.
+    """Renders solutions in the MM-PRM format for one processor.
 
     Reuse an instance, because reading a chat template is slow.
     """
@@ -55,7 +55,7 @@ class Renderer:
         empty_turn = {"role": "user", "content": ""}
         self._before, self._after = _around([empty_turn, {"role": "assistant", "content": _PROBE}], processor)
         self.image = image_placeholder(processor) if reads_images(processor) else ""
-        """Image placeholder that the chat template writes: vision start, pad and vision end for Qwen-VL, one token for
+        """Text that the chat template writes for one image: vision start, pad and vision end for Qwen-VL, one token for
         InternVL.
         """
         self._reserved = (tokens.marker, *vision_tokens(processor, self.image), *special_tokens(processor))
@@ -71,7 +71,7 @@ class Renderer:
         return f"{self._before}{head}Question: {question}\nProcess: {process}{self._after}"
 
     def encode(self, solutions: Sequence[Solution]) -> Any:
-        """Return model inputs as a BatchFeature: right-padded input_ids_BT and attention_mask_BT, and image tensors.
+        """Return model inputs as a BatchFeature: right-padded input_ids_BT, attention_mask_BT, and image tensors.
 
         Row b holds exactly len(solutions[b].steps) markers. Raises DataError like `render`, and for broken images.
         """
@@ -92,7 +92,7 @@ class Renderer:
 
 
 def check_solution(solution: Solution, images: bool, reserved: Iterable[str]) -> None:
-    """Raise DataError if the format cannot express a solution; `images` says whether the format has images."""
+    """Raise DataError if a PRM format cannot express the solution; `images` says whether the format supports images."""
     problem, name = solution.problem, f"problem {solution.problem.id}"
     if not solution.steps:
         raise DataError(f"{name}: a solution must have at least one step to be scored; remove it or add steps")
@@ -106,7 +106,7 @@ def check_solution(solution: Solution, images: bool, reserved: Iterable[str]) ->
 
 
 def special_tokens(processor: Any) -> list[str]:
-    """Return the tokenizer's special tokens, which could end a turn or the sequence if a text contained them."""
+    """Return the tokenizer's special tokens, which must not occur in a text because they could end a turn."""
     return sorted(token.content for token in tokenizer_of(processor).added_tokens_decoder.values() if token.special)
 
 

@@ -41,7 +41,7 @@ class PrmModel(nn.Module):
         self.judgment_ids = [renderer.yes_id, renderer.no_id]
 
     def forward(self, input_ids: Tensor, **inputs: Any) -> Tensor:
-        """Return logits_M2, given input_ids_BT and the processor's other outputs."""
+        """Return logits_M2 for the given input_ids_BT and the other outputs of the processor."""
         hidden_BTH = self.backbone.model(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state
         hidden_MH = hidden_BTH[input_ids == self.marker_id]
         # ZeRO-3 gathers the weight only if it is read here, within a forward pass.
@@ -50,7 +50,7 @@ class PrmModel(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Prm:
-    """Bundles a PRM with the renderer that builds its inputs and the contents of its prm.json.
+    """Holds a PRM with the renderer that builds its inputs and the contents of its prm.json.
 
     The model returns one pair of logits per step.
     """
@@ -91,7 +91,7 @@ def _initialized(
 
 
 def load_prm(path: str | Path, dtype: torch.dtype | Literal["auto"] = torch.float32) -> Prm:
-    """Load a PRM that `save_prm` wrote, in evaluation mode; raise CheckpointError for any other folder."""
+    """Load a PRM written by `save_prm`, in evaluation mode; raise CheckpointError for any other folder."""
     info = read_info(path)
     if info.format != FORMAT:
         raise CheckpointError(
@@ -106,7 +106,7 @@ def load_prm(path: str | Path, dtype: torch.dtype | Literal["auto"] = torch.floa
 
 
 def save_prm(path: str | Path, prm: Prm, weights: dict[str, Tensor] | None = None) -> None:
-    """Write a plain Hugging Face checkpoint with processor and prm.json; the folder is created atomically.
+    """Write the PRM atomically as a plain Hugging Face checkpoint with processor and prm.json.
 
     `weights` is the backbone's state dict if it was gathered from several ranks.
     """
@@ -122,7 +122,8 @@ def _assemble(backbone: PreTrainedModel, processor: Any, info: PrmInfo) -> Prm:
 
 
 def _extend_embeddings(backbone: PreTrainedModel, known: int, wanted: int) -> None:
-    """Initialize embedding rows `known` to `wanted` with the mean of the earlier rows; never shrink the tables."""
+    """Initialize the embedding rows from `known` to `wanted` with the mean of the earlier rows; the tables never
+    shrink."""
     if wanted > backbone.get_input_embeddings().num_embeddings:
         backbone.resize_token_embeddings(wanted, mean_resizing=False)
     # Keyed by identity, because tied embeddings share one table.

@@ -1,4 +1,4 @@
-"""Load a PRM of any family for scoring: the backbone, and the head that is applied where scores are read.
+"""Load a PRM of any family for scoring: the backbone, and the head that computes step scores.
 
 Shapes: B solution, T token, M position at which a score is read (all of a batch, solution by solution), H hidden,
 C output of the head: 2 for [incorrect, correct], 1 for a value.
@@ -23,7 +23,7 @@ from mmprm.prm.info import PrmInfo
 from mmprm.weights import model_errors, shard_names
 
 _HEADS = {"two_classes": ("score.", 2), "value": ("v_head.summary.", 1)}
-"""For each kind of head, the name prefix of its weights in the checkpoint and its number of outputs."""
+"""Maps each kind of head to the name prefix of its weights in the checkpoint and its number of outputs."""
 
 
 class ScoringModel(nn.Module):
@@ -38,7 +38,7 @@ class ScoringModel(nn.Module):
         self.backbone, self.head = backbone, head.float()
 
     def forward(self, read_BT: Tensor, **inputs: Any) -> Tensor:
-        """Return log_odds_M for the outputs of `Format.encode`."""
+        """Return log_odds_M, the log-odds of each step, for the outputs of `Format.encode`."""
         hidden_BTH = self.backbone(use_cache=False, **inputs).last_hidden_state
         logits_MC = self.head(hidden_BTH[read_BT].float())
         return logits_MC[:, 1] - logits_MC[:, 0] if logits_MC.shape[1] == 2 else logits_MC[:, 0]
@@ -103,7 +103,7 @@ def _stored_head(path: str, info: PrmInfo, prefix: str, outputs: int) -> nn.Modu
 
 
 def _weights(path: str, prefix: str) -> dict[str, Tensor]:
-    """Load the weights whose names start with `prefix`, keyed by the rest of the name."""
+    """Load the weights whose names start with `prefix`, with the prefix removed from their names."""
     index = cached_file(path, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
     files = {"model.safetensors"}
     if index is not None:

@@ -1,4 +1,4 @@
-"""Compute the target and weight of each labeled step from its rollout counts, as pure functions."""
+"""Compute the target and weight of each labeled step from its rollout counts."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ NO_TARGET = float("nan")
 
 class TargetConfig(Config):
     kind: Literal["soft", "hard"] = "soft"
-    """soft: the target is the Monte Carlo value; hard: the target is 1 if the value is above error_value, else 0."""
+    """How to compute a step's target. soft: the Monte Carlo value; hard: 1 if the value is above error_value, else
+    0."""
     error_value: float = Field(0.0, ge=0, lt=1)
-    """A prefix counts as incorrect if its Monte Carlo value is at most this."""
+    """Monte Carlo value at or below which a prefix counts as incorrect."""
     steps: Literal["all", "last"] = "all"
-    """all: train on every labeled step. last: train an outcome reward model, with the final verdict of each complete
-    solution as the target of its last step."""
+    """Steps to train on. all: every labeled step; last: the last step of each complete solution, with the final verdict
+    as its target, which trains an outcome reward model."""
     after_error: Literal["keep", "mask"] = "keep"
-    """keep: train on all labels; mask: drop all targets after the first incorrect prefix."""
+    """Targets to use after the first incorrect prefix. keep: all of them; mask: none."""
     correct_solutions: Literal["last_step", "all_steps"] = "last_step"
     """How to treat unlabeled steps of a correct solution without a known incorrect prefix. last_step: no target;
     all_steps: target 1. Search labels few correct steps late in a solution, but a correct answer can follow from
@@ -46,7 +47,7 @@ class Targets:
 
 
 def make_targets(examples: Sequence[LabeledExample], config: TargetConfig) -> list[Targets]:
-    """Compute the targets of each path, in order.
+    """Compute the step targets of each path, in the order of the paths.
 
     The label of a shared prefix is stored on one path only, so incorrect prefixes are collected over all paths. Weights
     have mean 1 over all paths.
@@ -71,7 +72,7 @@ _WEIGHTS: dict[str, Callable[[float, float], float]] = {
     "count": lambda value, known: known,
     "precision": lambda value, known: precision(value * known, (1 - value) * known),
 }
-"""Functions from (Monte Carlo value, number of known verdicts) to a label's weight before scaling."""
+"""Functions that compute a label's weight, before scaling, from its Monte Carlo value and number of known verdicts."""
 
 
 def _values(path: LabeledPath, incorrect: set[tuple[str, Steps]], config: TargetConfig) -> list[float]:

@@ -1,4 +1,4 @@
-"""Arrange samples in packed or unpacked input rows, and compute the PRM's loss and evaluation metrics.
+"""Arrange samples in packed or unpacked input rows, and compute the loss and evaluation metrics of a PRM.
 
 Shapes: M marker (all markers read in a batch, row by row), N labeled step, 2 logits of [Yes, No].
 """
@@ -41,11 +41,11 @@ class PrmBatch:
     target_N: Tensor
     weight_N: Tensor
     end_BT: Tensor | None = None
-    """Index of the last token in each token's subtree; set for packed rows only (see mmprm.prm.packing)."""
+    """Index of the last token in each token's subtree, for packed rows only (see mmprm.prm.packing)."""
 
 
 class TrainingRows(Protocol):
-    """Defines the interface of training or evaluation data that is arranged in rows."""
+    """Protocol for training or evaluation data that is arranged in rows."""
 
     lengths: list[int]
     """Number of tokens in each row."""
@@ -53,12 +53,12 @@ class TrainingRows(Protocol):
     """Number of labeled steps in each row."""
 
     def collate(self, rows: Sequence[int]) -> PrmBatch:
-        """Build a batch from the given rows, on the CPU."""
+        """Build a batch on the CPU from the rows with the given indices."""
         ...
 
 
 class PathRows:
-    """Places one sample in each row."""
+    """Arranges samples in rows of one sample each."""
 
     def __init__(self, samples: Sequence[PrmSample], form: Format) -> None:
         self._samples, self._processor, self._pixels = samples, form.processor, Pixels(form)
@@ -154,7 +154,7 @@ def make_rows(
 
 
 class PrmTask:
-    """Implements the protocol mmprm.training.loop.Task: a sample is a row, and a loss term is a labeled step."""
+    """Implements mmprm.training.loop.Task for a PRM; a sample is a row, and a loss term is a labeled step."""
 
     def __init__(
         self, train: TrainingRows, held_out: TrainingRows, micro_batch_tokens: int, device: torch.device
@@ -173,7 +173,8 @@ class PrmTask:
         return soft_cross_entropy_sum(self._logits(model, batch), target_N, weight_N)
 
     def evaluate(self, engine: Engine) -> dict[str, float]:
-        """Return the unweighted held-out loss per label and the ROC AUC of P(Yes) against target > 0.5.
+        """Return the held-out loss per label, unweighted, and the ROC AUC of P(Yes) for predicting whether the target
+        is above 0.5.
 
         Returns {} if there are no held-out samples.
         """
@@ -198,7 +199,7 @@ class PrmTask:
         return {"loss": loss / len(pairs), "auc": _auc(pairs), "labels": float(len(pairs))}
 
     def _logits(self, model: nn.Module, batch: PrmBatch) -> Tensor:
-        """Run the model and return logits_N2 at the labeled steps."""
+        """Run the model and return the [Yes, No] logits of the labeled steps, logits_N2."""
         inputs = {name: tensor.to(self._device) for name, tensor in batch.inputs.items()}
         if batch.end_BT is not None:
             inputs["attention_mask"] = packed_mask(batch.end_BT.to(self._device))
@@ -206,7 +207,7 @@ class PrmTask:
 
 
 def _auc(pairs: Sequence[tuple[float, float]]) -> float:
-    """Return the ROC AUC, or NaN if all held-out labels are on the same side of 0.5."""
+    """Return the ROC AUC, or NaN if all held-out labels are on one side of 0.5."""
     try:
         return roc_auc([score for score, _ in pairs], [target > 0.5 for _, target in pairs])
     except DataError:

@@ -48,15 +48,15 @@ class TrainConfig(TrainableConfig):
     """Run folder for the model (prm/), checkpoints/, metrics.jsonl and tensorboard/. An existing run is resumed. On
     several machines, it must be on shared storage."""
     tokens: PrmTokens = PrmTokens()
-    """Marker and judgment tokens."""
+    """Tokens that mark the steps and represent the two judgments."""
     add_missing_tokens: bool = False
     """Add Yes and No to the vocabulary if they are not yet single tokens."""
     target: TargetConfig = TargetConfig()
     """Settings that turn a step's rollout counts into its training target."""
     packing: Packing = "none"
-    """none: one path per row. samples: pack several paths per row without attention between them. trees: pack all paths
-    of a problem as one sequence that contains shared steps once. The loss is the same. Unsupported models fall back to
-    none with a warning."""
+    """How to pack paths into rows. none: one path per row. samples: pack several paths per row without attention
+    between them. trees: pack all paths of a problem as one sequence that contains shared steps once. The loss is the
+    same. Unsupported models fall back to none with a warning."""
     max_length: int = Field(4096, ge=1)
     """Maximum number of tokens per path; longer paths are excluded from training, and their number is reported."""
     training: TrainingConfig = TrainingConfig()
@@ -67,7 +67,7 @@ class TrainConfig(TrainableConfig):
 
 @dataclass(frozen=True, slots=True)
 class TrainSummary:
-    """Summarizes a training run.
+    """Summarizes a run of `mmprm train`.
 
     `evaluation` holds the last loss and AUC on held-out trees; `labels` is the number of training labels per epoch.
     """
@@ -131,7 +131,7 @@ def _train(config: TrainConfig, ranks: Ranks) -> TrainSummary:
 
 
 def _with_choices(info: PrmInfo, folder: Path) -> PrmInfo:
-    """Preserve an aggregator and threshold that were chosen for the same model after it was first written."""
+    """Restore the aggregator and threshold that were chosen for this model after it was first written."""
     if not (folder / INFO_FILE).is_file():
         return info
     written = read_info(folder)
@@ -140,19 +140,20 @@ def _with_choices(info: PrmInfo, folder: Path) -> PrmInfo:
 
 
 def _origin(config: TrainConfig) -> dict[str, Any]:
-    """Return the other settings that determine the weights; a run is resumed only if they are unchanged."""
+    """Return the settings outside `training` that determine the weights; a run is resumed only if they are
+    unchanged."""
     kept = config.model_dump(mode="json", exclude={"labels", "output", "training", "gradient_checkpointing"})
     return kept | {"labels": hashlib.sha256(Path(config.labels).read_bytes()).hexdigest()[:16]}
 
 
 def prepare_model(model: PrmModel, config: TrainableConfig) -> None:
-    """Freeze parts of a PRM, add its LoRA adapters and set it to training mode; see prepare_training."""
+    """Freeze parts of a PRM, add its LoRA adapters, and set training mode; see prepare_training."""
     prepare_training(model.backbone, config, [model.marker_id], model.judgment_ids)
     model.train()
 
 
 def _samples(config: TrainConfig, prm: Prm, examples: Sequence[LabeledExample]) -> list[tuple[list[PrmSample], int]]:
-    """Return (samples, number of samples that are too long) for the train split and for the dev split."""
+    """Return (samples, number of samples that are too long) for both the train split and the dev split."""
     parts = []
     for split in ("train", "dev"):
         chosen = [example for example in examples if example.split == split]
@@ -168,7 +169,7 @@ def _samples(config: TrainConfig, prm: Prm, examples: Sequence[LabeledExample]) 
 
 
 def _rows(config: TrainConfig, prm: Prm, parts: list[list[PrmSample]], ranks: Ranks) -> list[TrainingRows]:
-    """Arrange the samples of each split in rows, packed if requested and supported by the backbone."""
+    """Arrange each split's samples in rows, packed if configured and supported by the backbone."""
     packing, backbone = config.packing, prm.model.backbone
     why_not = why_not_packed(backbone)
     if packing != "none" and why_not:
@@ -188,7 +189,7 @@ def _rows(config: TrainConfig, prm: Prm, parts: list[list[PrmSample]], ranks: Ra
 
 
 def _check_images(samples: list[PrmSample], config: TrainConfig, ranks: Ranks) -> None:
-    """Raise ConfigError if several ranks cannot train on this mixture of problems with and without images.
+    """Raise ConfigError if several ranks cannot train on a mixture of problems with and without images.
 
     A rank whose batch has no image runs neither vision tower nor projector. Under ZeRO-3, the other ranks would wait
     for it to gather these weights. Under stages 1 and 2, they would reduce gradients that it does not have.

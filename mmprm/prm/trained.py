@@ -1,4 +1,4 @@
-"""Convert a training checkpoint to a Hugging Face folder: `mmprm convert RUN/checkpoints/step-00000010 FOLDER`.
+"""Convert a training checkpoint to a Hugging Face model folder: `mmprm convert RUN/checkpoints/step-00000010 FOLDER`.
 
 Checkpoints of mmprm rl, sft and train hold the trained weights in DeepSpeed's format. They name the base model, which
 provides everything else.
@@ -31,7 +31,7 @@ _PREFIX = "backbone."
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """Describes the model that was written; `kind` is "policy" or "process reward model"."""
+    """Describes the model folder that was written; `kind` is "policy" or "process reward model"."""
 
     kind: str
     step: int
@@ -93,7 +93,7 @@ def _write_prm(path: Path, resume_key: dict[str, Any], base: str, dtype: torch.d
 def _merged(
     path: Path, resume_key: dict[str, Any], backbone: Any, input_rows: Sequence[int], output_rows: Sequence[int]
 ) -> dict[str, Tensor]:
-    """Return the backbone's state dict with the checkpoint's weights, after merging any LoRA adapters."""
+    """Return the state dict of the backbone with the checkpoint's weights, after merging any LoRA adapters."""
     if resume_key.get("lora"):
         add_adapters(backbone, LoraConfig(**resume_key["lora"]), input_rows, output_rows)
     own = backbone.state_dict(keep_vars=True)
@@ -114,7 +114,7 @@ def _merged(
 
 
 def _stop_at_end_of_turn(backbone: Any, processor: Any, prompt: PromptConfig) -> None:
-    """Add the chat template's end-of-turn token to the generation config's EOS tokens."""
+    """Add the chat template's end-of-turn token to the EOS tokens of the generation config."""
     tokenizer = getattr(processor, "tokenizer", processor)
     special = sorted(map(re.escape, tokenizer.all_special_tokens), key=len, reverse=True)
     end = re.search("|".join(special), end_of_turn(processor, prompt)) if special else None
