@@ -1,4 +1,4 @@
-"""Read problems from table rows with columns for question, answer, images and options; images are opened on demand."""
+"""Read problems from table rows with columns for question, answer, images and options."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ __all__ = [
 
 
 class ProblemsConfig(RowsConfig):
-    """Configures which problems to read, and how."""
+    """Configures the problem file: its rows, columns and image folder."""
 
     columns: Columns = Columns()
     """Names of the columns to read."""
@@ -111,7 +111,8 @@ def load_problems(config: ProblemsConfig) -> list[Problem]:
 
 
 def _tell_missing(problems: Sequence[Problem]) -> None:
-    """Report missing image files up front, because an incorrect image root would make every problem fail later."""
+    """Report missing image files before the run starts, because a wrong image root would make every problem fail
+    later."""
     images = ((problem.id, image) for problem in problems for image in problem.images)
     missing = {name: image.path for name, image in images if not _is_at_hand(image)}
     if missing:
@@ -127,7 +128,7 @@ def image_folder(config: ProblemsConfig) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Holds the question parsed from a row.
+    """Holds the question parsed from a row, with its images and answer choices.
 
     `labels` are the labels of the row's answer choices, `said` is the final answer in its messages, and `used` are the
     columns that were read.
@@ -142,7 +143,7 @@ class Asked:
 
 
 class ProblemReader:
-    """Reads problems row by row, and collects notes about the rows, which `tell` prints."""
+    """Converts rows to problems one by one, and collects notes about the rows, which `tell` prints."""
 
     def __init__(self, columns: Columns, root: Path) -> None:
         self._columns, self._root = columns, root
@@ -150,7 +151,7 @@ class ProblemReader:
         self._first: dict[str, str] = {}
 
     def problem(self, row: Row, location: str) -> Problem:
-        """Parse a row into a problem. Raises DataError, with `location`, if the row is invalid."""
+        """Convert a row to a problem. Raises DataError, with `location`, if the row is invalid."""
         asked = self.asked(row, location)
         answers = cells_of(row, self._columns, "answer", location)
         written = answer_text(only_one(answers, "answer", location), answers, location)
@@ -185,7 +186,7 @@ class ProblemReader:
         )
 
     def asked(self, row: Row, location: str) -> Asked:
-        """Parse the question of a row.
+        """Parse the question of a row, without its gold answer.
 
         Raises DataError, with `location`, for a row with no question or with two conflicting ones. Also raises it for
         images that do not match the question's image marks, and for video, audio or images in unread columns.
@@ -225,7 +226,7 @@ class ProblemReader:
         return Asked(question, images, tuple(placed), labels, found.said, frozenset(used))
 
     def tell(self) -> None:
-        """Print the collected notes, one line per kind, with the number of rows and the first row."""
+        """Print the collected notes: one line per kind of note, with the number of rows and the first row."""
         for text, count in self._notes.items():
             print(f"{self._first[text]}: {text} ({count:,} such rows)", file=sys.stderr)
 
@@ -235,12 +236,13 @@ class ProblemReader:
 
 
 def read_problem(row: Row, columns: Columns, root: Path, location: str) -> Problem:
-    """Parse a single row; see ProblemReader.problem."""
+    """Convert a single row to a problem; see ProblemReader.problem."""
     return ProblemReader(columns, root).problem(row, location)
 
 
 def _check_characters(texts: Mapping[str, str], location: str) -> None:
-    """Raise DataError for lone surrogates in lists and messages stored as text; other JSON is checked on reading."""
+    """Raise DataError for lone surrogates in lists and messages stored as text; other JSON is checked when it is
+    read."""
     for field, text in texts.items():
         try:
             text.encode()
@@ -269,7 +271,7 @@ def _content(problem: Problem) -> str:
 
 
 def content_id(question: str, answer: str, images: Sequence[ImageRef] = (), choices: Sequence[str] = ()) -> str:
-    """Return a 16-digit hexadecimal hash of question, answer, image bytes and choices.
+    """Hash the question, answer, image bytes and choices to 16 hexadecimal digits.
 
     A missing image is hashed by its path.
     """
@@ -296,7 +298,7 @@ def write_problems(
 
 
 def _written(problem: Problem, folder: Path) -> dict[str, Any]:
-    """Convert a problem to a row: its fields, then the extra columns of the source row."""
+    """Convert a problem to a row: its own fields, followed by the extra columns of its source row."""
     row: dict[str, Any] = {"id": problem.id, "question": problem.question, "answer": problem.answer}
     row |= {"images": [write_image(image, folder) for image in problem.images]}
     row |= {"choices": list(problem.choices)} if problem.choices else {}

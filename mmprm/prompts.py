@@ -1,4 +1,4 @@
-"""Define prompt presets and build chat messages, including how a policy continues the prefix of a response."""
+"""Define prompt presets, and build chat messages that let a policy continue the prefix of a response."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmprm.types import Problem
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """Holds the system, user and prefill texts of a prompt.
+    """Holds the system, user and prefill texts of a prompt preset.
 
     `user` contains {question}. `continuation`, if set, contains {prefix} and ends the user turn instead of a prefill.
     """
@@ -47,7 +47,7 @@ PRESETS = {
 
 
 class PromptConfig(Config):
-    """Configures how a problem is turned into a prompt."""
+    """Configures how a problem becomes a prompt."""
 
     preset: Literal["plain", "steps", "think", "previous_steps"] = "steps"
     """Prompt preset. plain: the question alone; steps: asks for <step> tags and <answer>; think: asks for <think> and
@@ -60,15 +60,15 @@ class PromptConfig(Config):
     prefill: str | None = None
     """Text that starts every assistant turn, for example <think>, instead of the preset's."""
     choices: bool | None = None
-    """Whether to append a problem's options (A. …) to its question, unless the question already contains all of them;
-    null means true."""
+    """Whether to append a problem's options (A. …) to its question, unless the question already contains them all; null
+    means true."""
     template: Literal["chat", "raw"] | None = None
     """Whether to use a chat template. chat (the default): the model's chat template; raw: no template, for base models.
     A raw prompt is the system text, the user text and the prefill."""
     template_options: dict[str, Any] | None = None
     """Variables to pass to the chat template, such as {enable_thinking: false}."""
     chat_template: str | None = None
-    """Text of a chat template that replaces the checkpoint's; engine.chat_template reads it from a file."""
+    """Text of a chat template that replaces the checkpoint's own; engine.chat_template reads it from a file."""
 
     @field_validator("template_options")
     @classmethod
@@ -117,7 +117,7 @@ def messages(problem: Problem, config: PromptConfig, prefix: str = "") -> list[d
 
 
 def assistant_beginning(config: PromptConfig, prefix: str) -> str:
-    """Return the prefill and prefix that follow the generation prompt, or "" if the user turn shows the prefix."""
+    """Return the prefill and prefix with which the assistant turn begins, or "" if the user turn shows the prefix."""
     preset = PRESETS[config.preset]
     if prefix and preset.continuation:
         return ""
@@ -125,7 +125,7 @@ def assistant_beginning(config: PromptConfig, prefix: str) -> str:
 
 
 def _content(problem: Problem, question: str, before: str, after: str, first: bool) -> str | list[dict[str, str]]:
-    """Return a user turn's content: plain text if the problem has no images, otherwise a list of parts.
+    """Return the content of a user turn: plain text if the problem has no images, otherwise a list of parts.
 
     Text-only templates accept nothing but plain text. With `first`, the images of a question with no image marks
     precede all text.

@@ -1,4 +1,4 @@
-"""Find the Ray cluster to join, and check that Ray responds there before ray.init retries silently for minutes."""
+"""Find the Ray cluster to join, and check that Ray responds at its address."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ AUTH_MODE = "RAY_AUTH_MODE"
 
 
 def cluster_address(address: str | None) -> tuple[str | None, str]:
-    """Return (address, source) of the cluster to join; the address is None if Ray must be started locally."""
+    """Return (address, source) of the Ray cluster to join; the address is None if Ray must be started locally."""
     if address not in (None, "", "auto"):
         return (None if address == "local" else address), "ray_address"
     if said := os.environ.get("RAY_ADDRESS"):
@@ -47,7 +47,7 @@ def has_token() -> bool:
 
 
 def check_reachable(address: str, source: str) -> bool:
-    """Check that Ray responds at the address, and return whether it asks for a token.
+    """Check that Ray responds at the address, and return whether it requires a token.
 
     Raises SetupError if it does not respond; ray.init would retry silently for minutes.
     """
@@ -82,7 +82,7 @@ def check_reachable(address: str, source: str) -> bool:
 
 
 def _ill_health(host: str, port: str, mode: str, what: str, way_out: str) -> str | None:
-    """Return why Ray at the address fails its health check, or None if it passes.
+    """Return the reason why Ray at the address fails its health check, or None if it passes.
 
     The check uses the authentication mode `mode` unless the environment sets one.
     """
@@ -100,7 +100,7 @@ def _ill_health(host: str, port: str, mode: str, what: str, way_out: str) -> str
 
 
 def _refusal(host: str, port: int) -> str | None:
-    """Return why connecting to the address fails, or None if a server accepts the connection."""
+    """Return the reason why connecting to the address fails, or None if a server accepts the connection."""
     end = time.monotonic() + REACH_SECONDS
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Define a report's content as frozen dataclasses, and choose the solutions to show."""
+"""Define the contents of a report as frozen dataclasses, and choose the solutions to show."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmprm.selection.groups import CandidateGroup, rewards
 from mmprm.types import ImageRef, Problem, Steps, Verdict
 
 StepTruth = Callable[[Problem, Steps], Sequence[bool]]
-"""Function that returns whether each step of a solution is correct, for data with known truth."""
+"""Function that returns whether each step of a solution is correct, for data whose truth is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Headline:
 
 @dataclass(frozen=True, slots=True)
 class TrainingPoint:
-    """Holds one entry of the training log: the optimizer step and its losses."""
+    """Holds one entry of the training log: the optimizer step and the losses."""
 
     step: int
     loss: float | None = None
@@ -41,7 +41,7 @@ class TrainingPoint:
 
 @dataclass(frozen=True, slots=True)
 class JudgedStep:
-    """Holds a step's plain text, its score, and whether it is correct (None if unknown)."""
+    """Holds a step's plain text and score, and whether the step is correct (None if unknown)."""
 
     text: str
     score: float
@@ -50,7 +50,7 @@ class JudgedStep:
 
 @dataclass(frozen=True, slots=True)
 class JudgedSolution:
-    """Holds a scored solution with its problem, the aggregate score, and the verdict on its answer."""
+    """Holds a scored solution with its problem, aggregate score, and verdict on the answer."""
 
     question: str
     answer: str

@@ -1,4 +1,4 @@
-"""Embed images in an HTML page."""
+"""Embed images in an HTML page as data URLs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ SMALL_PIXELS = 160
 
 
 def inlined(ref: ImageRef) -> tuple[str, bool]:
-    """Encode the image as a data URL, and return whether it is small; raise DataError if it cannot be read."""
+    """Encode the image as a data URL, and return it with a flag for small images; raise DataError if the image cannot
+    be read."""
     image = open_image(ref)
     image.thumbnail((IMAGE_PIXELS, IMAGE_PIXELS))
     stream = io.BytesIO()

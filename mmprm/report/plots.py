@@ -1,4 +1,4 @@
-"""Draw a report's plots as inline SVG with CSS variables for colors, so that one drawing fits light and dark mode.
+"""Draw a report's plots as inline SVG that adapts to light and dark mode through CSS variables.
 
 Matplotlib draws with placeholder colors (#0000xx); `_inline` turns each into the style sheet's `var(--xx)`.
 """
@@ -22,7 +22,7 @@ from mmprm.report.text import printable
 from mmprm.selection.accuracy import AccuracyAtN
 
 PLACEHOLDERS = {"ink": "#000001", "soft": "#000002", "rule": "#000003", "bad": "#000004", "good": "#000005"}
-"""Placeholders for the shared page colors, by CSS variable name."""
+"""Placeholder colors for the colors of the page, by CSS variable name."""
 
 SERIES = {
     "prm": ("#000011", "o", "-"),
@@ -32,7 +32,7 @@ SERIES = {
     "random": ("#000015", "v", "--"),
     "first": ("#000016", "x", ":"),
 }
-"""Color, marker and line style of each selector, so that lines can be told apart without color."""
+"""Color, marker and line style of each selector, which make lines distinguishable without color."""
 
 _VARIABLES = {color: name for name, color in PLACEHOLDERS.items()}
 _VARIABLES |= {color: f"series-{name}" for name, (color, _, _) in SERIES.items()}
@@ -59,7 +59,7 @@ _STYLE = {
 
 
 def accuracy_plot(points: Sequence[AccuracyAtN]) -> str:
-    """Plot accuracy by N, with one line per selector, its intervals, and its name at the right end."""
+    """Plot accuracy by number of samples, with one labeled line and its intervals per selector."""
     names = [name for name in SERIES if name in points[0].accuracy]
     with _figure("accuracy", 7.4, 4.2) as (axes, output):
         for index, name in enumerate(names):
@@ -103,7 +103,7 @@ def accuracy_plot(points: Sequence[AccuracyAtN]) -> str:
 
 
 def label_histogram(labels: Sequence[float], correct: Sequence[bool] | None) -> str:
-    """Plot a histogram of soft labels in 17 bins centered on 0, 1/16, …, 1, split by truth if it is known."""
+    """Plot a histogram of soft labels in 17 bins centered at 0, 1/16, …, 1, split by truth if it is known."""
     edges = [(index - 0.5) / 16 for index in range(18)]
     with _figure("labels", 7.4, 3.0) as (axes, output):
         if correct is None:
@@ -174,7 +174,7 @@ def reliability_plot(curve: Sequence[ReliabilityBin], name: str) -> str:
 
 
 def bars_plot(values: Mapping[str, Interval], label: str, name: str) -> str:
-    """Plot one horizontal bar with an interval per name, the first name at the top."""
+    """Plot one horizontal bar with an interval per name, with the first name at the top."""
     with _figure(name, 7.4, 0.9 + 0.42 * len(values)) as (axes, output):
         positions = range(len(values))
         entries = list(values.values())
@@ -199,14 +199,14 @@ def bars_plot(values: Mapping[str, Interval], label: str, name: str) -> str:
 
 
 Curve = Sequence[tuple[int, float]]
-"""(step, value) pairs in ascending order of steps."""
+"""A sequence of (step, value) pairs in ascending order of steps."""
 
 SMALL = (3.6, 2.5)
 """Width and height in inches of a plot that shares a row with another plot."""
 
 
 def lines_plot(curves: Mapping[str, Curve], name: str) -> str:
-    """Plot values by step, with one line per name, labeled at its right end; long curves also get a moving mean."""
+    """Plot values by step, with one labeled line per name; long curves also get a moving mean."""
     with _figure(name, *SMALL) as (axes, output):
         ends = {}
         for (label, curve), (color, _, line) in zip(curves.items(), itertools.cycle(SERIES.values()), strict=False):
@@ -225,7 +225,7 @@ def lines_plot(curves: Mapping[str, Curve], name: str) -> str:
 
 
 def stacked_plot(curves: Mapping[str, Curve], name: str) -> str:
-    """Plot the moving means of values at the same steps as stacked bands, each labeled at its right end."""
+    """Plot the moving means of several series as stacked bands, each labeled at its right end."""
     with _figure(name, 7.4, 3.0) as (axes, output):
         steps = [step for step, _ in next(iter(curves.values()))]
         values = [moving_mean([value for _, value in curve], smoothing(len(steps))) for curve in curves.values()]
@@ -244,7 +244,7 @@ def stacked_plot(curves: Mapping[str, Curve], name: str) -> str:
 
 
 def progress_plot(training: Curve, held_out: Sequence[tuple[int, Interval]], name: str) -> str:
-    """Plot the accuracy of training rollouts, and the accuracy on held-out problems with intervals."""
+    """Plot the accuracy of training rollouts by step, and the accuracy on held-out problems with intervals."""
     with _figure(name, 7.4, 3.6) as (axes, output):
         color, soft = PLACEHOLDERS["good"], PLACEHOLDERS["soft"]
         if training:
@@ -276,7 +276,8 @@ def progress_plot(training: Curve, held_out: Sequence[tuple[int, Interval]], nam
 
 
 def smoothing(count: int) -> int:
-    """Return the moving-mean window for a curve of `count` values; curves of up to 39 values are not smoothed."""
+    """Return the window of the moving mean for a curve of `count` values; curves of up to 39 values are not
+    smoothed."""
     return max(1, count // 20)
 
 
@@ -288,7 +289,7 @@ def moving_mean(values: Sequence[float], window: int) -> list[float]:
 
 
 def _name_ends(axes: Axes, ends: Mapping[str, tuple[float, str]]) -> None:
-    """Write each name at the right edge, in its color and at the height of its last value."""
+    """Write each line's name at the right edge of the plot, in the line's color and at the height of its last value."""
     low, high = axes.get_ylim()
     # Height of a line of text in axis units.
     gap = (high - low) * 0.19 / axes.figure.get_figheight()
@@ -313,7 +314,8 @@ def _step_axis(axes: Axes) -> None:
 
 @contextmanager
 def _figure(name: str, width: float, height: float) -> Iterator[tuple[Axes, list[str]]]:
-    """Create a figure of the given size in inches; yield its axes and a list that receives the SVG at the end."""
+    """Create a figure of the given size in inches, and yield its axes and a list to which the finished SVG is
+    appended."""
     output: list[str] = []
     # With a fixed salt, the SVG's ids, and thus the page, are the same in every run.
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
@@ -340,7 +342,7 @@ def _inline(svg: str, name: str) -> str:
 
 
 def _apart(positions: dict[str, float], gap: float) -> dict[str, float]:
-    """Spread the positions at least `gap` apart, in ascending order, and re-center them."""
+    """Move sorted positions apart until neighbors are at least `gap` apart, and re-center them."""
     moved: dict[str, float] = {}
     previous = float("-inf")
     for name, position in sorted(positions.items(), key=lambda item: item[1]):

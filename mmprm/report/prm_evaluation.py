@@ -1,4 +1,4 @@
-"""Build the HTML page for a PRM evaluation: agreement of step scores with known truth, and best-of-N accuracy."""
+"""Build the HTML page of a PRM evaluation: agreement of step scores with known correctness, and best-of-N accuracy."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _row(name: str, metrics: SourceMetrics) -> list[str]:
 
 
 def _aggregators(result: BestOfN) -> str:
-    """Build one table per selector that depends on the aggregator, with accuracy by aggregator and N."""
+    """Build a table of accuracy by aggregator and N for each selector that depends on the aggregator."""
     sizes = [f"N = {point.n}" for point in result.accuracy[result.best]]
     tables = [
         f"<h3>{CHOOSERS[selector]}</h3>"

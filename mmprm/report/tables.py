@@ -12,7 +12,8 @@ from mmprm.selection.accuracy import AccuracyAtN
 
 
 def prm_evaluation_table(result: PrmEvaluation) -> str:
-    """Format one row per source, the average and the pooled result, followed by threshold and calibration."""
+    """Format a PRM evaluation: one row per source, the average, the pooled result, the threshold and the
+    calibration."""
     parts = METRICS[result.metric].parts
     several = len(result.sources) > 1
     entries = [*result.sources.items(), *([("all together", result.pooled)] if several else [])]
@@ -38,7 +39,7 @@ def prm_evaluation_table(result: PrmEvaluation) -> str:
 
 
 def best_of_n_table(result: BestOfN) -> str:
-    """Format accuracy by N, with one row per selector and, where it matters, per aggregator.
+    """Format best-of-N accuracy with one row per selector or, if its choice depends on the aggregator, per aggregator.
 
     Intervals are shown for the largest N.
     """
@@ -55,7 +56,7 @@ def best_of_n_table(result: BestOfN) -> str:
 
 
 def policy_table(result: PolicyScores) -> str:
-    """Format accuracy per subject, graded by symbolic comparison alone and with the judge.
+    """Format a policy's accuracy per subject, graded by symbolic comparison alone and with the judge.
 
     We-Math's metrics and the numbers of omitted questions follow.
     """
@@ -92,7 +93,7 @@ def _samples_lines(score: Score) -> list[str]:
 
 
 def selector_table(points: Sequence[AccuracyAtN]) -> str:
-    """Format accuracy by selector and N, and the paired difference from a random choice at the largest N."""
+    """Format each selector's accuracy by N, and its paired difference from a random choice at the largest N."""
     lines = [f"{'selector':<9}{_sizes(points)}   minus random"]
     for name, gain in points[-1].minus_random.items():
         lines.append(f"{name:<9}{_by_n(points, name)}   {cell(gain, '+.3f')}")

@@ -12,13 +12,13 @@ from mmprm.steps import StepFormat, plain
 from mmprm.types import Counts, Problem, Rollout, Steps, Verdict
 
 GOOD, MIDDLE, BAD = (86, 180, 233), (140, 143, 148), (240, 138, 60)
-"""Colors for the values 1, 1/2 and 0, distinct on light and dark backgrounds and for color-blind readers."""
+"""Colors for the values 1, 1/2 and 0, distinguishable on light and dark backgrounds and by color-blind readers."""
 
 _MARKS = {Verdict.CORRECT: ("✓", GOOD), Verdict.INCORRECT: ("✗", BAD), Verdict.UNKNOWN: ("?", MIDDLE)}
 
 
 def tree_lines(problem: Problem, ended: str, root: Branch, step_format: StepFormat, rollouts: bool) -> RenderableType:
-    """Render the question, gold answer and outcome, followed by one line per labeled prefix.
+    """Render a search tree: the question, gold answer and outcome, followed by one line per labeled prefix.
 
     A line shows the position in search order, the value, the counts, and the steps that the prefix adds to its parent.
     The position is · for a prefix that was never sampled from. With `rollouts`, the rollouts sampled from each state

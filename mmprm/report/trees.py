@@ -1,4 +1,5 @@
-"""Arrange a problem's search tree for display: each labeled prefix below the longest labeled prefix that it extends."""
+"""Arrange a problem's search tree for display: each labeled prefix is a child of the longest labeled prefix that it
+extends."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from mmprm.types import Counts, Rollout, Steps, Tree
 
 @dataclass(slots=True)
 class Branch:
-    """Holds a prefix with the counts that determine its value, as computed by `mmprm.trees.evidence`.
+    """Holds a prefix in the displayed tree, with the counts that determine its value (see `mmprm.trees.evidence`).
 
     `number` is the state's position in search order, and `rollouts` are the rollouts sampled from it. `number` is None
     for a prefix that was never sampled from and is labeled by rollouts of other states. `through` lists all rollouts
@@ -29,14 +30,14 @@ class Branch:
     children: list[Branch] = field(default_factory=list)
 
     def walk(self) -> Iterator[Branch]:
-        """Yield this branch and all its descendants, depth first."""
+        """Yield this branch and all its descendants in depth-first order."""
         yield self
         for child in self.children:
             yield from child.walk()
 
 
 def grow(tree: Tree, rule: StoppingRule) -> Branch:
-    """Build the tree of all states and other labeled prefixes, and return its root; siblings are in search order."""
+    """Build the tree of all states and other labeled prefixes, with siblings in search order, and return its root."""
     assert not tree.nodes[0].steps, "a search begins at the root"
     labels = evidence(tree, rule)
     branches = {

@@ -1,4 +1,4 @@
-"""Build a page for browsing a run's trees: view.html filled with data."""
+"""Build the page for browsing a run's search trees: view.html filled with data."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ OUTCOMES = {
     ("failed", ""): "failed",
     ("open", ""): "open",
 }
-"""Maps (status, reason) to a problem's category; all other ways for a search to end are "searched"."""
+"""Maps the (status, reason) of a search to the problem's category on the page; all others are "searched"."""
 
 
 def write_view(path: Path, store: Store, limit: int) -> int:
-    """Write a page with at most `limit` problems, spread evenly over the run, and return how many were written."""
+    """Write a page with at most `limit` problems, spread evenly over the run, and return the number of problems
+    written."""
     shown = evenly_spaced(tallies(store), limit)
     before, after = TEMPLATE.read_text(encoding="utf-8").replace("/* COLORS */", THEME).split("<!-- DATA -->")
     with whole_file(path, way_out="choose another path with --output") as file:
@@ -48,7 +49,7 @@ def evenly_spaced(entries: Sequence[ProblemTally], limit: int) -> list[ProblemTa
 
 
 def data_elements(store: Store, shown: Sequence[ProblemTally]) -> Iterator[str]:
-    """Yield an element that lists the problems, then one element per problem.
+    """Yield a script element with the list of problems, then one element per problem.
 
     The elements are separate so that a browser parses only the problems that are opened.
     """
@@ -62,7 +63,7 @@ def data_elements(store: Store, shown: Sequence[ProblemTally]) -> Iterator[str]:
 
 
 def list_entry(tally: ProblemTally, problem: Problem) -> dict[str, Any]:
-    """Build a problem's row in the page's list."""
+    """Build a problem's entry in the list of problems."""
     key = (tally.status, tally.reason if tally.status == "done" else "")
     return {
         "id": problem.id,
@@ -75,7 +76,7 @@ def list_entry(tally: ProblemTally, problem: Problem) -> dict[str, Any]:
 
 
 def problem_data(problem: Problem, tree: Tree, rule: StoppingRule, step_format: StepFormat) -> dict[str, Any]:
-    """Build the data of one problem for the page.
+    """Build the data that the page needs to show one problem.
 
     Each distinct text is stored once in `texts` and referenced by index. Branches are in depth-first order, so a
     `parent` always precedes its children; `steps` are the steps that the branch adds to its parent.
