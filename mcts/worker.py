@@ -91,7 +91,7 @@ class LocalWorker:
             if not all(task.done() for task in self._searches):
                 await asyncio.sleep(min(TOGETHER_SECONDS, seconds))
         self._worth_reporting.clear()
-        if self._stopped and not self._batches and not self._finished:
+        if self._stopped and not self._batches and not self._finished:  # report finished work before the death
             raise WorkerDiedError(str(self._stopped))
         report = Report(tuple(self._batches), tuple(self._finished), self._load())
         self._batches, self._finished = [], []

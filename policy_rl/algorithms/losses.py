@@ -317,7 +317,7 @@ def truncated_weights(old_NT: Tensor, engine_NT: Tensor, mask_NT: Tensor, cap: f
     get 0.
     """
     log_weights_NT = torch.where(mask_NT, old_NT - engine_NT, 0).detach()
-    return log_weights_NT.clamp(max=math.log(cap)).exp() * mask_NT
+    return log_weights_NT.clamp(max=math.log(cap)).exp() * mask_NT  # clamped before exp, which could overflow
 
 
 def mismatch(old_NT: Tensor, engine_NT: Tensor, mask_NT: Tensor) -> tuple[dict[str, Tensor], Tensor]:

@@ -61,6 +61,7 @@ class RemotePrm:
         self._name = f"the PRM {config.scorer.prm or 'of the server'}"
         resources = options or _resources(config)
         self._booked = {name: amount for name, amount in resources.items() if name in ("num_cpus", "num_gpus")}
+        # With retries, Ray sends pending calls to the restarted process, which then loads the PRM again.
         limits = {"max_restarts": config.max_restarts, "max_task_retries": -1, "max_concurrency": REQUESTS_IN_FLIGHT}
         self._actor = ray.remote(**limits, **resources)(PrmActor).remote(config.scorer, config.cores)
         self.processes = set()

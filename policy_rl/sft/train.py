@@ -221,7 +221,7 @@ def _train(config: SftConfig, ranks: Ranks) -> SftSummary:
     width = _width(config, backbone, sizes, ranks)
     policy = Policy(backbone)
     prepare_training(backbone, config)
-    torch.manual_seed(optimization.seed + ranks.rank)
+    torch.manual_seed(optimization.seed + ranks.rank)  # ranks draw different dropout masks
     rows, held_out_rows = (
         ConversationRows(samples, sizes, encoder, width),
         ConversationRows(held_out, held_out_sizes, encoder, width),

@@ -142,6 +142,7 @@ class TrainerGroup:
         self._kill(reason)
 
     def _call(self, method: str, *arguments: Any) -> list[Any]:
+        # Store the samples once in Ray's object store, instead of serializing them for each rank.
         shared = arguments if len(self._actors) == 1 else ray.put(arguments)
         with self._lock:
             return self._all("call", [(method, shared)] * len(self._actors))

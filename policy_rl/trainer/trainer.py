@@ -109,7 +109,7 @@ class Trainer:
                 use_block_masks(reference)
             frozen = Policy(reference, temperature, False, banned, config.float32_logits)
             self._reference = for_inference(frozen, sharding, self.ranks)
-        torch.manual_seed(optimization.seed + self.ranks.rank)
+        torch.manual_seed(optimization.seed + self.ranks.rank)  # ranks draw different dropout masks
         head = () if self._policy.value_head is None else tuple(self._policy.value_head.parameters())
         self._engine = Engine(self._policy, optimization, total_updates, self.ranks, head, config.critic.learning_rate)
         self._total_updates = total_updates
@@ -182,7 +182,7 @@ class Trainer:
         tally, rate = Tally(), self._engine.learning_rate
         micro_batches = self._micro_batches(samples, ARRAYS, f"update {self.updates + 1}")
         losses = (partial(self._loss, micro=micro, size=size, tally=tally) for micro in micro_batches)
-        loss, norm = self._engine.step(losses, 1.0)
+        loss, norm = self._engine.step(losses, 1.0)  # `_loss` has already divided by `size`
         self.updates += 1
         self._count_bad_updates()
         self.doing = "metrics of all ranks"
