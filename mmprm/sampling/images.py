@@ -13,13 +13,13 @@ from mmprm.problems import open_image
 from mmprm.types import ImageRef
 
 KEPT = 128
-"""Maximum number of encoded images to cache for later requests about the same problem."""
+"""Maximum number of encoded images in the cache for later requests about the same problem."""
 
 
 async def with_images(messages: Sequence[dict[str, Any]], images: Sequence[ImageRef]) -> list[dict[str, Any]]:
-    """Replace each {"type": "image"} part in messages of mmprm.prompts with the next image as a data URL.
+    """Replace each {"type": "image"} part in the messages with the next image as a data URL.
 
-    Raises DataError if an image cannot be read.
+    The messages are those of mmprm.prompts. Raises DataError if an image cannot be read.
     """
     urls = iter([await asyncio.to_thread(_data_url, image) for image in images])
 
