@@ -1,4 +1,4 @@
-"""Provide a deterministic sampler that needs no model, to test a search or try it out at scale."""
+"""Provide a deterministic sampler without a model, for testing a search or trying it at scale."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Write = Callable[[Problem, str, random.Random], str]
 
 
 class ScriptedSampler:
-    """Returns `write(problem, prefix, Random(seed + i))` as sample i, so equal requests give equal completions.
+    """Returns `write(problem, prefix, Random(seed + i))` as sample i, so that equal requests give equal completions.
 
     Each response is delayed by `delay` seconds, so many requests can be in flight. `requests` records all requests.
     """
@@ -26,7 +26,7 @@ class ScriptedSampler:
         self.in_flight_max = 0
 
     async def sample(self, request: SampleRequest) -> tuple[Completion, ...]:
-        """Return the completions of a request after the delay."""
+        """Return the completions of a request after a delay of `delay` seconds."""
         self.requests.append(request)
         self.in_flight += 1
         self.in_flight_max = max(self.in_flight_max, self.in_flight)

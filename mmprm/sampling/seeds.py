@@ -1,4 +1,4 @@
-"""Derive seeds from request content, so that a rerun gets the same samples in any order and on any engine."""
+"""Derive seeds from the content of requests, so that a rerun gives the same samples in any order and on any engine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 
 
 def derive_seed(run_seed: int, problem_id: str, prefix: str, first_sample: int) -> int:
-    """Derive a seed in [0, 2^62) for the samples of a prefix that are numbered from `first_sample`.
+    """Derive a seed in [0, 2^62) for the samples of a prefix, of which the first has the number `first_sample`.
 
     Sample i of the request uses seed + i.
     """

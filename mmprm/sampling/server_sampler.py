@@ -65,7 +65,7 @@ class ServerSampler:
         return tuple(with_given(completion, given) for completion in sampled)
 
     def load(self) -> tuple[int, int]:
-        """Return the number of running requests and the number waiting for a slot."""
+        """Return the number of running requests and the number of requests waiting for a slot."""
         return self._client.running, self._client.waiting
 
     async def close(self) -> None:
@@ -119,7 +119,7 @@ class ServerSampler:
             )
 
     def _check_question(self, reply: Reply, problem: Problem) -> None:
-        """Raise EngineStoppedError if the rendered prompt lacks the question.
+        """Raise EngineStoppedError if the rendered prompt does not contain the question.
 
         The chat template of a base model may render nothing for messages with content parts.
         """
@@ -131,10 +131,11 @@ class ServerSampler:
             )
 
     def _trimmed(self, reply: Reply, beginning: str) -> str:
-        """Return the trailing line breaks of the prefix that the chat template trimmed after a step tag.
+        """Return the trailing line breaks of the prefix that the server's chat template has removed.
 
-        Raises EngineStoppedError if the server ignores continue_final_message, or if its template trims other text or
-        rewrites the turn. The server would then continue something other than the prefix.
+        Such line breaks may only follow a step tag. Raises EngineStoppedError if the server ignores
+        continue_final_message, or if its template trims other text or rewrites the turn. The server would then continue
+        something other than the prefix.
         """
         if not beginning:
             return ""
@@ -164,13 +165,14 @@ def _finish_reason(choice: Choice) -> str:
 
 
 def served_opening(prompt_text: str) -> str:
-    """Return the tag with which the server's chat template opens the assistant turn, or "" if there is none."""
+    """Return the tag that the server's chat template writes at the start of an assistant turn, or "" if it writes
+    none."""
     found = _OPENING.search(prompt_text)
     return found[0] if found else ""
 
 
 def token_counts(reply: Reply) -> list[int]:
-    """Return the token count of each choice.
+    """Return the number of tokens in each choice of a server's response.
 
     If only their total is known, it is split in proportion to the text lengths, and the counts still add up to it.
     Raises SamplingError if the server reports no counts.

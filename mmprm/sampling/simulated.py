@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from mmprm.types import Completion, Problem, SampleRequest
 
 BAD = "!"
-"""Marker in the text of a bad step; a solution that contains one is never correct."""
+"""Text that marks an incorrect step; a solution that contains it is never correct."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class SimulatedSampler:
         return tuple(self._write(request.problem, written, good, request.seed + i) for i in range(request.n))
 
     def true_value(self, problem: Problem, steps: Sequence[str], length: int) -> float:
-        """Return the true value of a prefix whose complete solution has `length` steps."""
+        """Return the true value of a prefix of a solution that has `length` steps in total."""
         if any(BAD in step for step in steps):
             return 0.0
         return self._value(problem) ** (1 - len(steps) / length)

@@ -1,4 +1,4 @@
-"""Start the vLLM engines of `mmprm annotate`, `filter`, `eval policy` and `rl`."""
+"""Start the vLLM engines that `mmprm annotate`, `filter`, `eval policy` and `rl` use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Map token ids to text: find where each token ends, and how much of a prefix the ids cover."""
+"""Map token ids to text: find the end of each token, and how much of a prefix the ids cover."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmprm.types import Tokens
 
 
 class TokenText:
-    """Maps each token of a transformers tokenizer to its bytes, to compare ids with text without decoding.
+    """Maps each token of a tokenizer to its bytes, so that token ids can be compared with text without decoding.
 
     Special tokens have no text. A tokenizer whose tokens do not simply concatenate to the text (SentencePiece at the
     beginning of a text) yields no Tokens there.
@@ -27,7 +27,7 @@ class TokenText:
         self._bytes_of = functools.cache(self._bytes)
 
     def tokens(self, ids: Sequence[int], text: str, begin: int = 0) -> Tokens | None:
-        """Return tokens with their end offsets from character `begin`, or None if the ids do not spell `text`.
+        """Return the tokens with their end offsets from character `begin`, or None if the ids do not spell `text`.
 
         The ids may extend beyond the text. Trailing special tokens are dropped; any other special token gives None,
         because a prefix contains only what its text shows.
@@ -75,7 +75,7 @@ class TokenText:
 
 
 def _style(tokenizer: Any) -> str:
-    """Return how the vocabulary encodes text: "bytes" (byte-level BPE), "pieces" (SentencePiece) or "text"."""
+    """Return how the vocabulary represents text: "bytes" (byte-level BPE), "pieces" (SentencePiece) or "text"."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     decoder = json.dumps(json.loads(backend.to_str())["decoder"], ensure_ascii=False) if backend else ""
     if '"ByteLevel"' in decoder:
@@ -85,7 +85,8 @@ def _style(tokenizer: Any) -> str:
 
 @functools.cache
 def _byte_alphabet() -> dict[str, int]:
-    """Map each character of byte-level BPE vocabularies to its byte: printable Latin-1 as is, others from U+0100."""
+    """Map each character in a byte-level BPE vocabulary to the byte that it represents. Printable Latin-1 bytes are
+    represented by themselves, others by characters from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(0x100) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(0x100 + n): byte for n, byte in enumerate(others)}

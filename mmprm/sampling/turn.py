@@ -1,4 +1,4 @@
-"""Handle prefilled text: the beginning of an assistant turn that the prompt writes and every completion includes.
+"""Handle the beginning of an assistant turn that the prompt provides, and that every completion includes.
 
 A completion from an empty prefix starts with it. The steps of a response, and every prefix made of them, thus contain
 it as if the policy had written it.
@@ -14,7 +14,7 @@ from mmprm.types import Completion, SampleRequest, Tokens
 
 @dataclass(frozen=True, slots=True)
 class TurnBeginning:
-    """Describes how the prompt begins an assistant turn.
+    """Describes the text with which the prompt begins an assistant turn.
 
     `opening` is the text that the chat template adds after the header; the prefill of `prompt` follows it.
     """
@@ -23,7 +23,8 @@ class TurnBeginning:
     prompt: PromptConfig
 
     def own(self, request: SampleRequest) -> tuple[SampleRequest, str]:
-        """Strip the prompt's own text from the request's prefix; also return the text that completions begin with."""
+        """Remove the prompt's own text from the start of the request's prefix; also return the text that completions
+        begin with."""
         if request.prefix and PRESETS[self.prompt.preset].continuation is not None:
             return request, self.opening  # the user turn shows the prefix, and the assistant turn starts afresh
         begins = self.opening + assistant_beginning(self.prompt, "")
@@ -33,7 +34,7 @@ class TurnBeginning:
 
 
 def with_given(completion: Completion, given: str) -> Completion:
-    """Prepend the text that the prompt wrote to a completion, and shift its token ends accordingly."""
+    """Prepend the text that the prompt provides to a completion, and shift its token ends accordingly."""
     if not given:
         return completion
     tokens = completion.tokens

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from vllm import RequestOutput
 
 ATTEMPTS = 8
-"""Maximum number of attempts to sample tokens that match the prefix, before the prefix is continued as text."""
+"""Maximum number of attempts to sample tokens that match the prefix before the prefix is continued as text."""
 
 
 class VllmSampler:
@@ -120,7 +120,7 @@ class VllmSampler:
         return tuple(position[token].logprob for position, token in positions)
 
     async def call(self, method: str, *arguments: Any) -> Any:
-        """Call a vLLM engine method as soon as no request is in flight; later submissions wait for it."""
+        """Call a method of the vLLM engine as soon as no request is in flight; later submissions wait for it."""
         return await asyncio.wrap_future(self._engine.call(method, *arguments))
 
     @property
@@ -137,7 +137,8 @@ class VllmSampler:
         self._engine.close()
 
     def _fitted(self, request: SampleRequest) -> tuple[SampleRequest, str]:
-        """Return the request, without unusable prefix ids, and the end of the prefix that the ids do not cover."""
+        """Return the request without unusable prefix ids, and the end of the prefix that the remaining ids do not
+        cover."""
         if request.prefix_ids is None:
             return request, ""
         rest = self._token_text.missing(request.prefix_ids, request.prefix) if self._takes_ids else None
@@ -146,7 +147,8 @@ class VllmSampler:
         return (replace(request, stop=()) if _may_stop_in(rest, request.stop) else request), rest
 
     async def _sample(self, request: SampleRequest) -> list[tuple[Any, bool]]:
-        """Return vLLM's samples in order, each with a flag: whether its tokens continue the request's prefix ids."""
+        """Return vLLM's samples in order, each with a flag that says whether its tokens continue the request's prefix
+        ids."""
         output = await self.generate(request)
         if any(
             generated.finish_reason == "error" for generated in output.outputs
@@ -160,7 +162,7 @@ class VllmSampler:
     async def _kept(
         self, request: SampleRequest, rest: str, number: int, generated: Any, continued: bool
     ) -> Completion:
-        """Resample until the output begins with `rest`, the part of the prefix that is not in the prompt ids."""
+        """Sample again until the output begins with `rest`, the part of the prefix that is not in the prompt ids."""
         seed, token_count = request.seed + number, len(generated.token_ids)
         attempts = 1 if request.greedy else ATTEMPTS
         while not generated.text.startswith(rest):
@@ -208,7 +210,7 @@ def _may_stop_in(rest: str, stop: Sequence[str]) -> bool:
 
 
 def _image_id(image: ImageRef) -> str:
-    """Return the image's cache key, which saves the engine from hashing the pixels of repeated images."""
+    """Return the cache key of an image, so that the engine need not hash the pixels of repeated images."""
     return image.path or hashlib.sha256(image.data or b"").hexdigest()
 
 

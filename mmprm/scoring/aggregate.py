@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from mmprm.errors import ConfigError
 
 MIN_PROBABILITY = 1e-6
-"""Clipping bound: aggregators with logarithms or odds clip p to [MIN_PROBABILITY, 1 - MIN_PROBABILITY]."""
+"""Lower bound for clipping: aggregators with logarithms or odds clip p to [MIN_PROBABILITY, 1 - MIN_PROBABILITY]."""
 
 Aggregator = Callable[[Sequence[float]], float]
 
@@ -63,7 +63,7 @@ def aggregator(name: str) -> Aggregator:
 
 
 def chosen_aggregator(configured: str | None, stored: str | None) -> str:
-    """Return the name of the aggregator to use: the configured one, or else the one stored in prm.json.
+    """Return the name of the configured aggregator or, if none is configured, of the one stored in prm.json.
 
     Raises ConfigError if there is neither, because there is no default.
     """
@@ -78,7 +78,7 @@ def chosen_aggregator(configured: str | None, stored: str | None) -> str:
 
 
 def vote_weight(name: str, value: float) -> float:
-    """Map an aggregate to a weight in [0, 1] for weighted voting.
+    """Convert an aggregated score to a weight in [0, 1] for weighted voting.
 
     sum_log is mapped through exp, sum_log_odds through the sigmoid, and mean_odds o to o / (1 + o); all others are
     unchanged. Every map is increasing, so the order of solutions is preserved.

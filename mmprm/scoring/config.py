@@ -1,4 +1,4 @@
-"""Define the configuration of a scorer: its process reward model, backend and batch size."""
+"""Define the configuration of a scorer: the process reward model, the backend and the batch size."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from mmprm.scoring.context import TooLong
 
 
 class ServerConfig(ClientConfig):
-    """Configures the connection to one or more `mmprm serve` processes."""
+    """Configures the connection to one or more servers started by `mmprm serve`."""
 
     concurrency: int = Field(16, ge=1)
     """Maximum number of concurrent requests over all URLs; each has up to 32 solutions."""
     send_paths: bool = False
-    """Send the paths of images instead of their bytes; the server must have the same files below its image_root."""
+    """Whether to send paths of images instead of their bytes; the server must have the same files below its
+    image_root."""
 
 
 class LocalScorerConfig(Config):
@@ -27,29 +28,29 @@ class LocalScorerConfig(Config):
     prm: PathText = ""
     """Folder of a process reward model written by `mmprm train`, or a checkpoint of another family."""
     format: FormatName | Literal["auto"] = "auto"
-    """Model family, for a checkpoint without prm.json: math-shepherd, qwen, rlhflow, skywork, visualprm, trl or mm-prm;
+    """Model family of a checkpoint without prm.json: math-shepherd, qwen, rlhflow, skywork, visualprm, trl or mm-prm;
     auto reads it from prm.json."""
     backend: Literal["transformers", "vllm"] = "transformers"
-    """transformers starts immediately; vllm uses vLLM's pooling runner, which is faster for large workloads. Their
-    scores agree within 1e-3 in float32."""
+    """Inference backend: transformers starts immediately; vllm uses vLLM's pooling runner, which is faster for large
+    workloads. Their scores agree within 1e-3 in float32."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Data type of weights and activations. auto: the checkpoint's data type on GPU; float32 on CPU, where it is
     faster."""
     tensor_parallel_size: int = Field(1, ge=1)
-    """vllm: number of GPUs over which to split the model."""
+    """Number of GPUs over which to split the model (vllm only)."""
     batch_tokens: int = Field(16384, ge=1)
     """Maximum number of tokens per forward pass, including padding. A longer solution is scored alone by transformers
     and rejected by vllm."""
     share_prefixes: bool = False
-    """transformers: pack the solutions of a problem that are scored together into one sequence. The question, images
-    and shared steps then occur in it only once."""
+    """Whether to pack solutions of a problem that are scored together into one sequence (transformers only). The
+    question, images and shared steps then occur in the sequence only once."""
     too_long: TooLong = "refuse"
     """How to handle a solution longer than the model's context. refuse: raise an error; cut: score only as many of its
     first steps as fit, so that it has fewer scores than steps."""
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
-    """vllm on GPU: fraction of GPU memory for weights and KV cache."""
+    """Fraction of GPU memory for weights and KV cache (vllm on GPU only)."""
     kv_cache_gib: float = Field(1.0, gt=0)
-    """vllm on CPU: size of the KV cache in GiB."""
+    """Size of the KV cache in GiB (vllm on CPU only)."""
 
     @model_validator(mode="after")
     def _has_a_model(self) -> LocalScorerConfig:
@@ -74,8 +75,8 @@ class ScorerConfig(LocalScorerConfig):
     """Folder of a process reward model written by `mmprm train`, or a checkpoint of another family. Must be empty
     with backend=server."""
     backend: Literal["transformers", "vllm", "server"] = "transformers"
-    """transformers starts immediately; vllm uses vLLM's pooling runner, which is faster for large workloads; server
-    uses one or more `mmprm serve` processes. Their scores agree within 1e-3 in float32."""
+    """Inference backend: transformers starts immediately; vllm uses vLLM's pooling runner, which is faster for large
+    workloads; server uses one or more `mmprm serve` processes. Their scores agree within 1e-3 in float32."""
     server: ServerConfig | None = None
     """Connection to the servers, for backend=server; the server's configuration then replaces the other settings."""
 

@@ -1,4 +1,4 @@
-"""Check that solutions fit the model's context, and that their scores are finite."""
+"""Check that solutions fit the model's context and that their scores are finite."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ TooLong = Literal["refuse", "cut"]
 
 
 def context_length(config: Any) -> int:
-    """Return a model's context length in tokens from its transformers configuration."""
+    """Return the context length in tokens from a model's transformers configuration."""
     return config.get_text_config().max_position_embeddings
 
 
 def check_length(solution: Solution, tokens: int, limit: int) -> None:
-    """Raise DataError if a solution of `tokens` tokens exceeds `limit`."""
+    """Raise DataError if the length of a solution, `tokens`, exceeds `limit`."""
     if tokens > limit:
         raise DataError(
             f"problem {solution.problem.id}: a solution of {len(solution.steps)} steps has {tokens} tokens, but the "
@@ -29,7 +29,7 @@ def check_length(solution: Solution, tokens: int, limit: int) -> None:
 
 
 def fitting(solution: Solution, tokens: Callable[[Solution], int], limit: int, too_long: TooLong) -> Solution:
-    """Return the solution, truncated if necessary to fit in `limit` tokens.
+    """Return the solution, truncated if necessary to at most `limit` tokens.
 
     With `too_long="refuse"`, a solution that is too long raises DataError. With "cut", the question, all images and as
     many whole steps from the beginning as fit remain; DataError is raised if not even the first step fits.
@@ -58,7 +58,8 @@ def score_fitting(
     fit: Callable[[Solution], Solution],
     score: Callable[[Sequence[Solution]], list[StepScores]],
 ) -> list[StepScores | DataError]:
-    """Score all solutions that `fit` accepts in one call; the others get their DataError in place of scores."""
+    """Score all solutions that `fit` accepts in one call, and return a DataError in place of scores for each other
+    one."""
     answers: dict[int, StepScores | DataError] = {}
     fitted: dict[int, Solution] = {}
     for index, solution in enumerate(solutions):
@@ -71,7 +72,7 @@ def score_fitting(
 
 
 def all_scored(answers: Iterable[StepScores | DataError]) -> list[StepScores]:
-    """Return the scores of all solutions, or raise the first DataError among them."""
+    """Return the scores of all solutions, or raise the first DataError in the list."""
     scores = []
     for answer in answers:
         if isinstance(answer, DataError):

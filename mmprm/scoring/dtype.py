@@ -9,7 +9,8 @@ _DTYPES = ("bfloat16", "float16", "float32")
 
 
 def scorer_dtype(config: LocalScorerConfig, on_gpu: bool) -> str:
-    """Return the configured dtype; auto means float32 on CPU and the dtype in the checkpoint's config.json on GPU.
+    """Return the configured dtype, where auto means float32 on CPU and the dtype in the checkpoint's config.json on
+    GPU.
 
     If config.json has no dtype, auto means float32.
     """

@@ -1,4 +1,4 @@
-"""Open the configured scorer, importing only its backend."""
+"""Open the configured scorer, importing only the backend that it uses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mmprm.types import Scorer
 
 
 class ClosableScorer(Scorer, Protocol):
-    """Scores solutions; `close` releases its resources."""
+    """Scores solutions, and releases its resources when closed."""
 
     def close(self) -> None:
         """Release the scorer's memory; it cannot be used afterwards."""
@@ -37,7 +37,7 @@ def open_scorer(config: LocalScorerConfig) -> ClosableScorer:
 
 
 def scorer_info(config: LocalScorerConfig) -> PrmInfo:
-    """Read the configured model's prm.json; a server provides only its aggregator and threshold."""
+    """Read the configured model's prm.json or, with a server, only the aggregator and threshold."""
     if not isinstance(config, ScorerConfig) or config.server is None:
         return read_info(config.prm, config.format)
     from mmprm.scoring.http.remote import RemoteScorer

@@ -45,7 +45,7 @@ class TransformersScorer:
         return self._context if self._config.too_long == "refuse" else None
 
     def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
-        """Compute P(step is correct) for each step, at the positions that the prompt format defines."""
+        """Compute P(step is correct) for each step, at the token positions that the prompt format defines."""
         return all_scored(self.score_each(solutions))
 
     def score_each(self, solutions: Sequence[Solution]) -> list[StepScores | DataError]:
@@ -79,7 +79,7 @@ class TransformersScorer:
         return log_odds_M.sigmoid().tolist()
 
     def _batches(self, solutions: Sequence[Solution]) -> Iterator[tuple[list[int], Any, Tensor]]:
-        """Yield (indices, model inputs, positions) for each batch of solutions with similar length, longest first.
+        """Yield (indices, model inputs, positions) for each batch of solutions of similar length, longest first.
 
         The first batch thus needs the most memory, and there is little padding. Only the processor knows how many
         tokens an image expands to. A batch that turns out too large is rebuilt smaller, and the next one starts with
@@ -117,7 +117,7 @@ class TransformersScorer:
 
 
 def _own_memory(module: nn.Module) -> None:
-    """Copy memory-mapped weights into this process's memory.
+    """Copy memory-mapped weights to this process's own memory.
 
     Overwriting or truncating their file would otherwise change the scores or crash the process.
     """

@@ -1,4 +1,4 @@
-"""Score many solutions of a problem in one forward pass that computes shared prefixes once."""
+"""Score many solutions of a problem in one forward pass in which shared prefixes are computed once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mmprm.types import Solution, StepScores
 
 
 class TreeScorer:
-    """Scores solutions packed into one token tree per problem; equivalent to scoring them one by one.
+    """Scores solutions packed into one token tree per problem, with the same result as scoring them one by one.
 
     `model` must support packed rows (see `tree_scorer`).
     """
@@ -63,7 +63,7 @@ class TreeScorer:
 
 
 def tree_scorer(model: ScoringModel, form: Format, config: ScorerConfig, device: str) -> TreeScorer | None:
-    """Create a TreeScorer, or print why the model does not support packed rows and return None."""
+    """Create a TreeScorer, or return None and print the reason if the model does not support packed rows."""
     why_not = why_not_packed(model.backbone)
     if why_not:
         print(f"scorer.share_prefixes has no effect for {type(model.backbone).__name__}: {why_not}", flush=True)

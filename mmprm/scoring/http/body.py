@@ -1,4 +1,4 @@
-"""Parse a request's JSON body with bounded memory."""
+"""Parse the JSON body of a request in bounded memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TOKEN = re.compile(rb'"[^"]*+"?|[\[{,]')
 
 
 def bounded_route(parse: Callable[[bytes], Awaitable[Any]]) -> type[APIRoute]:
-    """Create a FastAPI route class that parses request bodies with `parse`, off the event loop."""
+    """Create a FastAPI route class that parses request bodies with `parse`, outside the event loop."""
 
     class BoundedRequest(Request):
         async def json(self) -> Any:
@@ -37,7 +37,7 @@ def bounded_route(parse: Callable[[bytes], Awaitable[Any]]) -> type[APIRoute]:
 
 
 def parse_body(body: bytes, max_values: int) -> Any:
-    """Parse a JSON body; every number becomes 0, because no request field is numeric.
+    """Parse a JSON body in bounded memory; numbers become 0, because no request field is numeric.
 
     Raises Refused for more than `max_values` values and separators, before any object is created. Also raises it for a
     body that is not UTF-8 or not JSON (which excludes NaN), and for a duplicate key.

@@ -1,4 +1,5 @@
-"""Limit connections to `mmprm serve` per IP address and in total, closing the oldest that await a request."""
+"""Limit connections to `mmprm serve` per IP address and in total, closing the oldest ones without a complete
+request."""
 
 from __future__ import annotations
 
@@ -60,11 +61,11 @@ class ConnectionTable:
             self._drop_empty(address)
 
     def answering(self, connection: Connection) -> None:
-        """Protect a connection from being closed, because its request is complete."""
+        """Mark a connection as not to be closed, because its request is complete."""
         self._waiting[connection.address].pop(connection, None)
 
     def waiting(self, connection: Connection) -> None:
-        """Make a connection eligible for closing again, as the newest in line."""
+        """Mark a connection as the newest of those that may be closed, because it waits for a request."""
         if connection in self._open.get(connection.address, ()):
             self._waiting[connection.address][connection] = None
 
@@ -102,7 +103,7 @@ class ConnectionTable:
 
 
 def address_of(host: str) -> str:
-    """Return the IP address or IPv6 /64 network under which a host's connections are counted."""
+    """Return the IP address or IPv6 /64 network to which a client's connections are attributed."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Limit the client connections of `mmprm serve`: their number, header size, and the time for a request to arrive.
+"""Limit the client connections of `mmprm serve`: their number, the size of headers, and the time to receive a request.
 
 uvicorn's httptools protocol enforces none of these limits. Each connection here
 
@@ -24,10 +24,11 @@ from mmprm.scoring.http.limits import MAX_HEADER
 from mmprm.scoring.http.refused import error_body
 
 MAX_PIPELINED = 32
-"""Maximum number of pipelined requests that wait on one connection."""
+"""Maximum number of pipelined requests that may wait on one connection."""
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 2**20
-"""Bytes to read and discard after a rejection, so that the client sees the response instead of a reset."""
+"""Maximum number of bytes to read and discard after a rejection, so that the client sees the response instead of a
+reset."""
 _PIECE = 2**14
 _FIRST_PROBE, _NEXT_PROBE = 0.25, 1.0
 
@@ -90,7 +91,7 @@ class Connection(HttpToolsProtocol):
                 return
 
     def eof_received(self) -> bool:
-        """Return True, which keeps the connection open for the response, if a complete request is being answered."""
+        """Keep the connection open for the response if a complete request is being answered."""
         cycle = self.cycle
         if self._dropped is not None or self.transport.is_closing():
             return False
@@ -144,7 +145,7 @@ class Connection(HttpToolsProtocol):
             self._unread = None
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Suppress uvicorn's warning; the request is answered as if it had not asked for a protocol upgrade."""
+        """Suppress uvicorn's warning; the request is answered as if it did not ask for a protocol upgrade."""
 
     @property
     def _between_requests(self) -> bool:
@@ -171,7 +172,7 @@ class Connection(HttpToolsProtocol):
         self.transport.abort()
 
     def _refuse(self, status: int, kind: str, message: str) -> None:
-        """Send an error response in place of the application, then briefly discard what the client still sends."""
+        """Send an error response in place of the application, then briefly discard what the client is still sending."""
         if self.transport.is_closing():
             return
         answering = self.cycle is not None and not self.cycle.response_complete and self.cycle.response_started

@@ -1,4 +1,4 @@
-"""Check every request before it reaches a route (API key, host, readiness, size, time) and record metrics."""
+"""Check the API key, host, readiness, size and timing of every request before its route runs, and record metrics."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _OPEN = {"/health", "/docs", "/openapi.json"}
-"""Paths that need no API key: health checks and documentation."""
+"""Paths that are accessible without an API key: health checks and documentation."""
 SCORING = {"/v1/score", "/v1/score/batch"}
 LOCAL_NAMES = {"localhost", "127.0.0.1", "::1"}
 
@@ -71,7 +71,7 @@ class Gate:
             metrics.seconds.labels(path).observe(time.perf_counter() - begun)
 
     def _check(self, scope: Scope, headers: Headers) -> None:
-        """Check a request's headers and the service's state before reading the body; raise Refused on a violation."""
+        """Check a request's headers and the service's state before the body is read; raise Refused if a check fails."""
         path, service = scope["path"], self._service
         if service.local_only and _hostname(headers.get("host", "")) not in LOCAL_NAMES:
             # A web page in a local browser could resolve its own name to 127.0.0.1 and read the answers
@@ -96,7 +96,7 @@ class Gate:
         service.traffic.check_bytes(caller_of(scope), size)
 
     async def _with_body(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Read the complete body, then pass the request on to the application.
+        """Read the complete request body before passing the request on to the application.
 
         Only received bytes count as traffic, so a client that announces a large body but sends little cannot block
         others.
@@ -115,7 +115,7 @@ class Gate:
 
 
 async def _parts(receive: Receive, limits: ServiceLimits) -> AsyncIterator[bytes]:
-    """Yield a request body in chunks; raise Refused if it is too large or arrives too slowly."""
+    """Yield the body of a request in chunks; raise Refused if it is too large or arrives too slowly."""
     got, more = 0, True
     latest = asyncio.get_running_loop().time() + limits.body_seconds
     while more:
@@ -149,7 +149,7 @@ def hung_up() -> Refused:
 
 
 def caller_of(scope: Scope) -> str:
-    """Return the address under which the client of a request is counted."""
+    """Return the address to which a request's client is attributed."""
     return address_of((scope.get("client") or ("",))[0])
 
 
@@ -170,7 +170,7 @@ def _hostname(host: str) -> str | None:
 
 
 async def while_connected(request: Request, work: Awaitable[T]) -> T:
-    """Await `work`, and cancel it if the client disconnects."""
+    """Await `work`, cancelling it if the client disconnects."""
     working, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)

@@ -18,12 +18,12 @@ class ServiceLimits(Config):
     body_mib: int = Field(64, ge=1)
     """Maximum size of a request body, in MiB."""
     in_flight_mib: int = Field(1024, ge=1)
-    """Maximum total size of the received bytes of all unanswered requests, in MiB; further requests get 429."""
+    """Maximum number of MiB received for all unanswered requests together; further requests get 429."""
     in_flight: int = Field(8192, ge=1)
-    """Maximum total number of unanswered solutions; further ones get 429."""
+    """Maximum number of unanswered solutions in all requests together; further ones get 429."""
     address_share: float = Field(0.5, gt=0, le=1)
-    """Fraction of in_flight and in_flight_mib that one IP address may use, but at least one full request; set it to 1
-    if all clients connect through one proxy."""
+    """Fraction of in_flight and in_flight_mib that one IP address may use, although one full request is always allowed.
+    Set it to 1 if all clients connect through one proxy."""
     solutions: int = Field(256, ge=1)
     """Maximum number of solutions per request."""
     steps: int = Field(1000, ge=1)
@@ -31,8 +31,8 @@ class ServiceLimits(Config):
     characters: int = Field(400_000, ge=1)
     """Maximum number of characters per solution, including its question."""
     characters_per_token: float = Field(16.0, gt=0)
-    """A solution with more characters than this per token of the model's context length is rejected without being
-    tokenized; a shorter one is tokenized to check its length."""
+    """Maximum number of characters per token of the model's context length, above which a solution is rejected without
+    being tokenized. A shorter solution is tokenized to check its length."""
     images: int = Field(16, ge=0)
     """Maximum number of images per solution."""
     image_mib: int = Field(16, ge=1)
@@ -40,20 +40,21 @@ class ServiceLimits(Config):
     pixels: int = Field(16_777_216, ge=1, le=MAX_PIXELS)
     """Maximum number of pixels per image, checked in the image's header before it is decoded."""
     solution_pixels: int = Field(33_554_432, ge=1)
-    """Maximum total number of pixels in the images of one solution, which are decoded together."""
+    """Maximum number of pixels in all images of one solution, which are decoded together."""
     request_pixels: int = Field(268_435_456, ge=1)
-    """Maximum total number of pixels in the images of one request."""
+    """Maximum number of pixels in all images of one request."""
     batch_characters: int = Field(65_536, ge=1)
     """Maximum number of characters per batch, so that a new request need not wait for all earlier ones; a longer
     solution is scored alone."""
     batch_pixels: int = Field(16_777_216, ge=1)
     """Maximum number of pixels per batch; a solution with more is scored alone."""
     batch_seconds: float = Field(0.25, gt=0)
-    """Target time per batch, in seconds; batches become smaller if one takes longer."""
+    """Target duration of a batch in seconds; batches become smaller if one takes longer."""
     header_seconds: float = Field(10.0, gt=0)
-    """Timeout in seconds for a request's headers to arrive, counted from the connection or from their first byte."""
+    """Timeout in seconds for a request's headers to arrive, counted from the start of the connection or of the
+    headers."""
     body_seconds: float = Field(60.0, gt=0)
-    """Timeout in seconds for a complete request body to arrive, so that a slow client cannot hold its slot forever."""
+    """Timeout in seconds for a complete request body to arrive, so that a slow client cannot occupy a slot forever."""
     answer_seconds: float = Field(60.0, gt=0)
     """Timeout in seconds for a client to read its response."""
     connections: int = Field(4096, ge=8)
@@ -79,7 +80,7 @@ class ServiceLimits(Config):
 
     @property
     def max_values(self) -> int:
-        """Return the maximum number of JSON values and separators in a body.
+        """Return the maximum number of JSON values and separators in a request body.
 
         It exceeds what the largest valid request needs, so that the error for most oversized requests can name the
         exceeded limit.
@@ -87,5 +88,6 @@ class ServiceLimits(Config):
         return max(2**18, 2 * self.solutions * (self.steps + 2 * self.images + 8))
 
     def per_address(self, together: int, single: int) -> int:
-        """Return one IP address's limit: `address_share` of `together`, but at least one full request (`single`)."""
+        """Return the limit of one IP address: the fraction `address_share` of `together`, but at least one full request
+        (`single`)."""
         return max(single, int(self.address_share * together))

@@ -12,7 +12,7 @@ _last = 0.0
 
 
 def give_back() -> None:
-    """Return freed memory to the operating system (malloc_trim), at most once per second.
+    """Return freed memory to the operating system with malloc_trim, at most once per second.
 
     glibc retains freed memory in per-thread arenas: gigabytes after a batch of large images, which nothing else can
     use.

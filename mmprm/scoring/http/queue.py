@@ -1,4 +1,4 @@
-"""Batch concurrent requests to one scorer: those that arrive while it works form the next batch."""
+"""Batch concurrent requests to one scorer: requests that arrive during a batch form the next one."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Pace:
     limit: float = math.inf
 
     def took(self, weight: float, solutions: int, seconds: float) -> None:
-        """Update the limit from the weight, size and duration of the last batch."""
+        """Update the limit from the weight, number of solutions and duration of the last batch."""
         if seconds > self.seconds and solutions > 1:
             self.limit = weight * self.seconds / seconds
         elif seconds < self.seconds / 2 and weight > self.limit / 2:
@@ -44,11 +44,11 @@ class Pace:
 
 
 class ScoreQueue:
-    """Batches requests from one event loop and scores them in a separate thread: `thread`, or one that the queue owns.
+    """Batches requests from one event loop, and scores them in a separate thread.
 
-    A batch holds as many waiting solutions as the pace allows, and clients take turns; a heavier solution is scored
-    alone. Identical solutions in a batch are scored once. `batches` and `scored` count the completed batches and
-    solutions.
+    The thread is `thread`, or one that the queue owns. A batch holds as many waiting solutions as the pace allows, and
+    clients take turns; a heavier solution is scored alone. Identical solutions in a batch are scored once. `batches`
+    and `scored` count the completed batches and solutions.
     """
 
     def __init__(self, scorer: Scorer, pace: Pace | None = None, thread: ThreadPoolExecutor | None = None) -> None:
@@ -67,7 +67,7 @@ class ScoreQueue:
         return len(self._waiting)
 
     async def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
-        """Score solutions like Scorer.score; one that cannot be scored fails only the call that submitted it."""
+        """Score solutions like Scorer.score; a solution that cannot be scored fails only the call that submitted it."""
         scores: list[StepScores] = []
         for answer in await self.judge(solutions):
             if isinstance(answer, Exception):
@@ -76,7 +76,8 @@ class ScoreQueue:
         return scores
 
     async def score_apart(self, solutions: Sequence[Solution]) -> list[StepScores | DataError]:
-        """Score solutions, returning a DataError for each one that cannot be scored. Other errors are raised."""
+        """Score solutions, and return a DataError in place of scores for each one that cannot be scored. Other errors
+        are raised."""
         answers: list[StepScores | DataError] = []
         for answer in await self.judge(solutions):
             if isinstance(answer, Exception) and not isinstance(answer, DataError):
@@ -87,7 +88,7 @@ class ScoreQueue:
     async def judge(
         self, solutions: Sequence[Solution], weights: Sequence[float] | None = None, caller: str = ""
     ) -> list[ScoreResult]:
-        """Score solutions, returning an exception for each one that failed."""
+        """Score solutions, and return an exception in place of scores for each one that failed."""
         loop = asyncio.get_running_loop()
         asked = [_Asked(solution, loop.create_future()) for solution in solutions]
         self._waiting.add(caller, zip(asked, weights or [0.0] * len(asked), strict=True))
@@ -121,7 +122,7 @@ class ScoreQueue:
                         future.set_result(answer)
 
     def _batch(self) -> tuple[dict[Solution, list[asyncio.Future[StepScores]]], float]:
-        """Take the next batch from the queue; return (futures that wait for each solution, total weight)."""
+        """Take the next batch from the queue; return the futures that wait for each solution, and the total weight."""
         batch: dict[Solution, list[asyncio.Future[StepScores]]] = {}
         total = 0.0
         while self._waiting:
@@ -137,7 +138,7 @@ class ScoreQueue:
         return batch, total
 
     def _answers(self, solutions: list[Solution]) -> list[ScoreResult]:
-        """Score a batch; if it fails, bisect it, so that in the end only the faulty solution has no scores.
+        """Score a batch; if that fails, bisect it until only the faulty solutions have no scores.
 
         The other solutions may then be scored several times (see run_halving). If the engine has stopped, all of them
         fail.

@@ -1,4 +1,4 @@
-"""Map exceptions to the error responses of `mmprm serve`."""
+"""Convert exceptions to the error responses of `mmprm serve`."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ _OBJECT = re.compile(r"<([\w.]+) object at 0x[0-9a-fA-F]+>")
 
 
 class Refused(HTTPException):
-    """Signals that a request or one of its solutions is rejected.
+    """Raised to reject a request or one of its solutions.
 
     `kind` is the error type in the response. The class derives from HTTPException to pass through FastAPI's body
     parsing.
@@ -30,5 +30,5 @@ class Refused(HTTPException):
 
 
 def error_body(kind: str, message: str, field: str | None = None) -> dict[str, Any]:
-    """Format an error as a JSON object, removing the object addresses that libraries put into their messages."""
+    """Format an error as a JSON object, without the object addresses in libraries' messages."""
     return {"error": {"type": kind, "message": _OBJECT.sub(r"\1", message), "field": field}}

@@ -1,4 +1,4 @@
-"""Score solutions remotely with one or more `mmprm serve` processes."""
+"""Score solutions on one or more `mmprm serve` servers."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from mmprm.types import ImageRef, Solution, StepScores
 
 REQUEST_SOLUTIONS = 32
 BODY_MIB = 64
-"""Default maximum body size, for servers that do not report theirs."""
+"""Default maximum size of a request body in MiB, for servers that do not report their own."""
 BODY_SHARE = 0.9
-"""Fraction of the server's maximum body size to fill; the rest is for JSON keys and separators."""
+"""Fraction of the maximum body size to fill with solutions; the rest is for JSON keys and separators."""
 _BATCH = TypeAdapter(BatchOut)
 _MODEL = TypeAdapter(ModelOut)
 _SOMEBODY: Body = {"solutions": [{"question": "What is 1 + 1?", "steps": ["1 + 1 = 2"]}]}
@@ -118,7 +118,7 @@ class RemoteScorer:
             yield indices
 
     def _size(self, solution: Solution) -> int:
-        """Return an upper bound on a solution's size as JSON, in bytes; an escaped character takes up to 12."""
+        """Return an upper bound on the size of a solution as JSON, in bytes; an escaped character takes up to 12."""
         texts = (asked_question(solution.problem), *solution.steps)
         size = sum(len(text) if text.isascii() else 12 * len(text) for text in texts) + 16 * len(texts)
         # The server limits the bytes of images sent by path like those in the body.
@@ -155,7 +155,7 @@ class RemoteScorer:
         return answer
 
     async def _see_that_it_works(self, result: ErrorOut) -> None:
-        """Raise EngineStoppedError if the model also fails on a trivial solution, and is therefore broken."""
+        """Raise EngineStoppedError if the model cannot score even a trivial solution."""
         if result.error.type == "internal":
             (probe,) = (await self._post(_SOMEBODY, "")).results
             if isinstance(probe, ErrorOut) and probe.error.type == "internal":
@@ -214,7 +214,7 @@ def _identity(answer: ModelOut | BatchOut) -> str:
 
 
 def _complaint(solution: Solution, result: ErrorOut) -> str:
-    """Prefix the server's error message with the problem's name if it is not there already."""
+    """Return the server's error message, preceded by the problem's name unless the message already contains it."""
     message, field, name = result.error.message, result.error.field, f"problem {solution.problem.id}"
     if message.startswith(name):
         return message

@@ -22,11 +22,11 @@ BACKLOG = 2048
 
 
 CLOSING_SECONDS = 5
-"""Seconds that slow clients have to receive their responses once all are computed."""
+"""Time in seconds that slow clients have to receive their responses after all are computed."""
 
 
 class Server(uvicorn.Server):
-    """Shuts down gracefully: accepted requests are finished, and new ones get 503.
+    """Runs uvicorn with a graceful shutdown: accepted requests are finished, and new ones get 503.
 
     The model's thread cannot be interrupted while it loads or scores. If that exceeds the time limit, or if a second
     signal arrives, the process exits immediately. `limit` is the timer.
@@ -57,7 +57,8 @@ class Server(uvicorn.Server):
         self.limit.daemon = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start listening, with a kernel backlog that is longer than the event loop's accept batch.
+        """Start listening, with a kernel backlog longer than the number of connections that the event loop accepts at
+        once.
 
         The loop accepts few connections in a row, so that those over the limit are closed before it accepts more.
         """
@@ -72,7 +73,7 @@ class Server(uvicorn.Server):
         self._service.closing = True
 
     async def on_tick(self, counter: int) -> bool:
-        """During shutdown, exit once every accepted request has been answered or the time limit has passed."""
+        """Exit during shutdown once every accepted request is answered or the time limit has passed."""
         service = self._service
         if (service.closing or service.failure is not None) and self._closes is None:
             logging.getLogger(__name__).info("closing; %d requests remain", service.traffic.requests)
@@ -84,6 +85,6 @@ class Server(uvicorn.Server):
 
 
 def _end_at_once(why: str) -> None:
-    """Exit without waiting for threads. Both backends run in this process, so no other process remains."""
+    """Exit the process without waiting for threads. Both backends run in this process, so no other process remains."""
     logging.getLogger(__name__).warning("exits without waiting: %s", why)
     os._exit(1)

@@ -1,4 +1,4 @@
-"""Implement `mmprm serve`, the HTTP service for one process reward model.
+"""Implement `mmprm serve`, an HTTP service for one process reward model.
 
 Waiting requests are scored together, and clients take turns. One thread loads the model, scores with it and closes it.
 PREPARING_THREADS threads parse requests, and as many others decode images.
@@ -43,7 +43,7 @@ PREPARING_THREADS = 2
 RETRY_AFTER = "1"
 
 PROBE = Solution(Problem("probe", "What is 1 + 1?", answer=""), ("1 + 1 = 2",))
-"""Solution that every working model can score, used to tell a broken model from an invalid solution."""
+"""Solution that every working model can score, used to distinguish a broken model from an invalid solution."""
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -86,7 +86,7 @@ class Service:
         self.app = self._application()
 
     def refusal(self) -> Refused | None:
-        """Return the 503 error to send while the service is not ready, or None if it is ready."""
+        """Return the 503 error for requests while the service is not ready, or None once it is ready."""
         if self.failure is not None:
             return Refused(503, "internal", "the model has failed; see the service's log")
         if self.closing:
@@ -194,7 +194,7 @@ class Service:
     async def _judge(
         self, values: Sequence[Any], positions: Sequence[str], caller: str
     ) -> list[dict[str, Any] | Refused]:
-        """Score solutions; one that cannot be scored gets its Refused error in place of a result."""
+        """Score solutions, and return a Refused error in place of a result for each one that cannot be scored."""
         assert self._queue is not None, "the gate has checked that"
         threads = self._images if any(map(_has_images, values)) else self._texts
         prepared = await _in_thread(threads, self._prepared, values, positions)
@@ -204,7 +204,7 @@ class Service:
         return [item if isinstance(item, Refused) else self._scored(next(answers)) for item in prepared]
 
     def _prepared(self, values: Sequence[Any], positions: Sequence[str]) -> list[tuple[Solution, float] | Refused]:
-        """Validate solutions; return (solution, weight as a fraction of a batch) or the Refused error for each."""
+        """Validate solutions; return (solution, weight as a fraction of a batch) or a Refused error for each."""
         limits = self.limits
         reader = Reader(limits, self._image_root, self._max_characters)
         prepared: list[tuple[Solution, float] | Refused] = []
@@ -268,7 +268,7 @@ class Service:
         return scorer
 
     def _loaded(self) -> ClosableScorer:
-        """Load the scorer, and set the first batch size from the time that a short solution takes."""
+        """Load the scorer, and derive the size of the first batch from the time that a short solution takes."""
         scorer = self._load()
         with contextlib.suppress(DataError):
             scorer.score([PROBE])  # the first call takes longer than later ones
@@ -285,7 +285,7 @@ async def _in_thread(threads: ThreadPoolExecutor, work: Callable[..., T], *value
 
 
 def _has_images(value: Any) -> bool:
-    """Return True if a solution, validated or still raw JSON, has images."""
+    """Return whether a solution, validated or still raw JSON, has images."""
     return bool(value.images if isinstance(value, SolutionIn) else isinstance(value, dict) and value.get("images"))
 
 

@@ -1,4 +1,4 @@
-"""Track the scoring service's bytes and solutions in flight per IP address, and its Prometheus metrics."""
+"""Track the bytes and solutions in flight per IP address, and the Prometheus metrics of the scoring service."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmprm.scoring.http.refused import Refused
 
 @dataclass
 class Traffic:
-    """Counts the requests, bytes and solutions that the service has received and not yet answered.
+    """Counts the requests, bytes and solutions that the service has received but not yet answered.
 
     `requests` counts only scoring requests that have arrived completely; `bytes` also counts those still arriving.
     """
@@ -27,7 +27,7 @@ class Traffic:
 
     @contextmanager
     def answering(self) -> Iterator[None]:
-        """Count one request as in flight inside the block."""
+        """Count a request as in flight inside the block."""
         self.requests += 1
         try:
             yield
@@ -35,14 +35,14 @@ class Traffic:
             self.requests -= 1
 
     def check_bytes(self, address: str, more: int) -> None:
-        """Raise Refused (429) if `more` bytes would exceed the limit of the service or of this address."""
+        """Raise Refused (429) if `more` bytes would exceed the limit of the service or of one address."""
         limits = self.limits
         most = limits.in_flight_mib * MIB
         self._check(self.bytes, address, more, most, limits.per_address(most, limits.body_mib * MIB), "bytes")
 
     @contextmanager
     def holding(self, address: str, solutions: int) -> Iterator[None]:
-        """Count solutions as in flight inside the block; raise Refused (429) if there would be too many."""
+        """Count solutions as in flight inside the block; raise Refused (429) if they would exceed a limit."""
         limits = self.limits
         most = limits.per_address(limits.in_flight, limits.solutions)
         self._check(self.solutions, address, solutions, limits.in_flight, most, "solutions")
@@ -53,7 +53,7 @@ class Traffic:
             self.release(self.solutions, address, solutions)
 
     def release(self, held: Tally[str], address: str, count: int) -> None:
-        """Subtract `count` from an address's entry in `held`, and delete the entry at 0."""
+        """Subtract `count` from the entry of an address in `held`, and delete the entry when it reaches 0."""
         held[address] -= count
         if not held[address]:
             del held[address]

@@ -1,4 +1,4 @@
-"""Share one scorer fairly among clients, regardless of how much each has submitted."""
+"""Share one scorer fairly among clients, no matter how much each has submitted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 @dataclass(order=True)
 class _Request(Generic[T]):
-    """Holds a request; requests are ordered by weight already served, then by remaining weight, then by arrival."""
+    """Holds a client's request, ordered by the weight served so far, then by the remaining weight, then by arrival."""
 
     served: float
     left: float
@@ -23,7 +23,7 @@ class _Request(Generic[T]):
 
 
 class FairQueue(Generic[T]):
-    """Implements a fair queue over clients: each turn serves the next weighted item of one client.
+    """Implements a fair queue over clients: in each turn, one item of one client is served.
 
     Clients take turns, one item per turn. Among a client's requests, the one that has been served least is next; of
     equals, the smallest. A small request thus waits for at most one item of each earlier, larger request instead of for
@@ -39,7 +39,7 @@ class FairQueue(Generic[T]):
         return self._length
 
     def add(self, caller: str, items: Iterable[tuple[T, float]]) -> None:
-        """Add one request: (item, weight) pairs in the order in which to serve them."""
+        """Add a request, given as (item, weight) pairs in the order in which they must be served."""
         waiting = deque(items)
         if waiting:
             left = sum(weight for _, weight in waiting)
@@ -51,7 +51,8 @@ class FairQueue(Generic[T]):
         return next(iter(self._callers.values()))[0].items[0]
 
     def pop(self, free: bool = False) -> T:
-        """Remove and return the next item; `free` does not count it as a turn, for items that nobody waits for."""
+        """Remove and return the next item; with `free`, for items that nobody waits for, this does not count as a
+        turn."""
         caller, requests = next(iter(self._callers.items()))
         request = requests[0]
         item, weight = request.items.popleft()

@@ -24,10 +24,10 @@ class _Message(BaseModel):
 
 
 class ImageIn(_Message):
-    """An image, given as either `data` or `path`."""
+    """Image given as either `data` or `path`."""
 
     data: str | None = None
-    """The encoded image (PNG, JPEG, WebP, GIF, BMP, TIFF) in base64."""
+    """Encoded image (PNG, JPEG, WebP, GIF, BMP, TIFF) in base64."""
     path: str | None = None
     """A file below the service's `image_root`; accepted only if `image_root` is set."""
 
@@ -36,11 +36,11 @@ class SolutionIn(_Message):
     """A solution to score."""
 
     id: str = Field("", max_length=1000)
-    """Name that identifies the solution in error messages."""
+    """Identifier of the solution in error messages."""
     question: str
     """The problem's question."""
     steps: Annotated[list[str], FailFast()]
-    """The steps of the complete or partial solution, as plain text."""
+    """Steps of the complete or partial solution, as plain text."""
     images: Annotated[list[ImageIn], FailFast()] = []
     """The problem's images, in order."""
 
@@ -56,10 +56,10 @@ class ErrorDetail(_Message):
     """Reason why a request or one of its solutions was rejected."""
 
     type: str
-    """One of invalid_request, too_large, too_slow, unscorable, unauthorized, not_found, busy, loading, closing or
-    internal."""
+    """Type of the error: invalid_request, too_large, too_slow, unscorable, unauthorized, not_found, busy, loading,
+    closing or internal."""
     message: str
-    """What is wrong, what is allowed, and how to fix it."""
+    """Explanation of the error: what is wrong, what is allowed, and how to fix it."""
     field: str | None
     """Path of the invalid field in the request, such as steps[3]."""
 
@@ -104,21 +104,21 @@ class ModelOut(_Message):
 
     model: str
     fingerprint: str = ""
-    """Hash of the configuration and of samples of the weight files, which distinguishes models of the same name."""
+    """Hash of the configuration and of samples of the weight files, which distinguishes models with the same name."""
     format: str
     """The model family, which determines the prompt format."""
     backend: str
     dtype: str
     aggregator: str
     aggregator_evidence: AggregatorEvidence | None
-    """How the aggregator was chosen; null if it was set manually."""
+    """Best-of-N accuracy on which the choice of the aggregator is based; null if the aggregator was set manually."""
     threshold: float | None
-    """The first step with a score below this counts as the first error; null if no threshold was chosen."""
+    """Score below which a step counts as an error; null if no threshold was chosen."""
     limits: dict[str, int | float]
 
 
 class Reader:
-    """Converts the solutions of one request, enforcing the limits.
+    """Converts the solutions in one request, and enforces the limits.
 
     `pixels` and `bytes` are the totals over all images so far; `max_characters` is the maximum length of a solution
     that can fit the model's context.
@@ -211,7 +211,7 @@ def _check_texts(item: SolutionIn, max_steps: int) -> None:
 
 
 def invalid(errors: list[Any]) -> Refused:
-    """Convert the first pydantic error to a 422 response, which does not repeat the client's input."""
+    """Convert the first pydantic error to a 422 response that does not repeat the client's input."""
     first = errors[0]
     parts = [part for part in first["loc"] if part != "body"]
     field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
@@ -231,7 +231,7 @@ def _decoded(text: str, field: str) -> bytes:
 
 
 def _read(path: str, field: str, root: Path | None, most: int) -> bytes:
-    """Read at most `most` + 1 bytes of a regular file below the root.
+    """Read at most `most` + 1 bytes of a regular file below the root folder.
 
     For a path outside the root, the error does not reveal whether it exists.
     """
