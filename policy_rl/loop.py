@@ -31,6 +31,7 @@ import torch
 
 from mmprm.errors import EngineStoppedError, MmprmError, TrainingError
 from mmprm.report.training import write_training_report
+from mmprm.sampling.dtype import engine_dtype
 from mmprm.training.checkpoints import newest, offer_best
 from mmprm.training.metrics_log import MetricsLog
 from mmprm.training.ranks import Ranks
@@ -109,6 +110,7 @@ class Loop:
                     step += 1
                     groups, metrics = await self._step(step)
                     self._write(step, groups, metrics, log, samples)
+                    # A step without an update lacks metrics on which alarms may be set.
                     crossed = self._alarms.see(metrics) if metrics["updates"] else None
                     due = self._is_last(step) or _due(self._config.save_every, step) or self._may_be_best(step)
                     saved = stop.came() or crossed is not None or due
@@ -200,7 +202,7 @@ class Loop:
             if ahead is not None:
                 ahead.cancel()
                 await asyncio.gather(ahead, return_exceptions=True)
-        await self._sync(step)
+        metrics["probe_distance"] = await self._sync(step)
         metrics |= shares(self._seconds, collected, time.perf_counter() - started, self._config.one_step_ahead)
         return collected.groups, metrics
 
@@ -251,14 +253,15 @@ class Loop:
                 f"policy sometimes solves (mmprm filter); {_last(self._checkpoints)}"
             )
 
-    async def _sync(self, version: int) -> None:
+    async def _sync(self, version: int) -> float:
+        """Send the weights to all engines as `version`; see RolloutPool.load_weights for the result."""
         with Timed(self._seconds, "sync"):
             if self._config.rollouts.colocated:  # the engines sleep and have released their weights
                 await asyncio.to_thread(self._trainer.release_memory)
                 await self._pool.wake()
-            dtype = getattr(torch, self._config.engine.dtype)
+            dtype = getattr(torch, engine_dtype(self._config.engine))
             published = await asyncio.to_thread(self._trainer.publish, version, self._pool.probe_token_ids, dtype)
-            await self._pool.load_weights(published)
+            return await self._pool.load_weights(published)
 
     async def _evaluate(self, step: int, log: MetricsLog) -> None:
         """Evaluate the current policy and log the result.

@@ -66,6 +66,7 @@ def metric_names(config: RLConfig) -> set[str]:
         *OF_GROUPS,
         *OF_UPDATES,
         *hacking_metrics([], config.step_format),
+        "probe_distance",
         "seconds",
         "overhead",
         "tokens_per_second",

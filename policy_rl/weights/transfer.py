@@ -7,14 +7,13 @@ On every rank of the trainer, after an update (rank 0 gets the result, the other
 
 In the driver: `await pool.load_weights(published)`. This verifies:
 
-- with files: each tensor passed to vLLM's load_weights has the CRC-32 of the tensor that the trainer wrote;
-- with any transport: every parameter of the engine's model received all of its elements, and all caches are empty;
-- with any transport: the engine's log-probabilities on the probe equal the trainer's within `WeightsConfig.tolerance`,
+- each tensor passed to vLLM's load_weights has the checksum of the trainer's tensor, whatever the transport;
+- every parameter of the engine's model received all of its elements, and all caches are empty;
+- the engine's log-probabilities on the probe equal the trainer's within `WeightsConfig.tolerance`,
   and have changed if the trainer's changed by more than MOVED.
 
-Checksums do not cover what vLLM makes of a tensor (fused with others, packed for the CPU), nor the nccl and ipc
-transports. With nccl and ipc, old weights that are close to the new ones are detected only once the probe has changed
-by MOVED.
+Checksums compare bits, so they are exact in any dtype. They do not cover what vLLM makes of a tensor (fused with
+others, packed for the CPU); the probe does, up to the rounding of the engine's and the trainer's kernels.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ import hashlib
 import math
 import os
 import shutil
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +33,7 @@ from torch import Tensor, nn
 
 from mmprm.errors import TrainingError
 from mmprm.training import sharding
+from policy_rl.weights.checksum import checksum
 from policy_rl.weights.config import WeightsConfig
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -49,7 +48,7 @@ class Published:
     """Describes a published version of the weights, which the engines can load.
 
     `folder` holds their files, or is None if the engines already have them in memory. `probe` holds the trainer's
-    log-probabilities on the probe; `checksums` maps the name of each tensor in the files to its CRC-32.
+    log-probabilities on the probe; `checksums` maps the name of each tensor in the files to its checksum.
     """
 
     version: int
@@ -176,11 +175,6 @@ def remove_versions(folder: Path) -> None:
         folder.rmdir()
 
 
-def checksum(tensor: Tensor) -> int:
-    """Compute the CRC-32 of a tensor's bytes, which takes about one second per GB on one core."""
-    return zlib.crc32(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
-
-
 def shared_folder(config: WeightsConfig, run_folder: Path) -> Path:
     """Return the folder for this run's weight files: below `weights.folder`, or by default in shared memory."""
     base = SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else run_folder
@@ -210,7 +204,7 @@ def _write_buckets(weights: Iterable[tuple[str, Tensor]], folder: Path, version:
     for name, tensor in weights:
         assert name not in checksums, f"{name} is sent twice"
         bucket[name] = tensor.cpu().contiguous()
-        checksums[name] = checksum(bucket[name])
+        checksums[name] = int(checksum(bucket[name]))
         total, in_bucket = total + tensor.nbytes, in_bucket + tensor.nbytes
         if in_bucket >= BUCKET_BYTES:
             flush()

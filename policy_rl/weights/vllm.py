@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
+
+import torch
+from torch import Tensor
 
 from mmprm import actors
 from mmprm.errors import EngineStoppedError, TrainingError
+from policy_rl.weights.checksum import checksum
 from policy_rl.weights.transfer import ModelWeights, Published, TensorInfo
 
 
@@ -35,7 +39,7 @@ class VllmTransfer:
         from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
 
         self._weights = weights
-        self._client.version = version
+        self._client.version, self._client.sent = version, {}
         if self._sender is None:
             self._sender = WeightTransferTrainerFactory.trainer_init(
                 self._init_info(), client=self._client, source=self._source()
@@ -71,8 +75,11 @@ class VllmTransfer:
             def metadata(self) -> list[ParamMeta]:
                 return [ParamMeta(tensor.name, tensor.dtype, tensor.shape) for tensor in transfer._weights.metadata()]
 
-            def __iter__(self) -> Any:
-                return iter(transfer._weights)
+            def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+                for name, tensor in transfer._weights:
+                    if transfer._rank == 0:
+                        transfer._client.sent[name] = checksum(tensor)
+                    yield name, tensor
 
         return Source()
 
@@ -93,6 +100,8 @@ class EngineClient:
     def __init__(self, engines: Sequence[Any], workers_each: int, timeout_seconds: float) -> None:
         self._engines, self._workers_each, self._timeout_seconds = engines, workers_each, timeout_seconds
         self.version = 0
+        self.sent: dict[str, Tensor] = {}
+        """Checksums of the tensors of the current version, on the trainer's device."""
 
     @property
     def workers(self) -> int:
@@ -112,10 +121,14 @@ class EngineClient:
 
     def update_weights(self, update_info: Any) -> None:
         """Make all engines receive the tensors."""
-        self._each("update_weights", [{"update_info": update_info}] * len(self._engines))
+        self._each("receive_weights", [{"update_info": update_info}] * len(self._engines))
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        """Check in all engines that the weights are complete, and finish the update."""
+        """Check in all engines that the weights are complete and have the trainer's bits, and finish the update."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # vLLM packs, and so the checksums are computed, on streams of its own
+        sums = {name: int(value) for name, value in self.sent.items()}
+        self._each("check_weights_received", [{"checksums": sums, "version": self.version}] * len(self._engines))
         for method in ("check_weights_complete", "finish_weight_update", "renew_tied_weights"):
             self._each(method)
 

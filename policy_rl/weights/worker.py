@@ -1,20 +1,20 @@
 """Load new weights in a vLLM worker, through a mixin for its worker class (worker_extension_cls).
 
 vLLM loads the tensors that match its model and at most warns about missing ones. Here, a parameter that does not
-receive all of its elements is an error.
+receive all of its elements is an error, and so is a tensor whose bits are not those that the trainer sent.
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from mmprm.errors import TrainingError
-from policy_rl.weights.transfer import checksum
+from policy_rl.weights.checksum import checksum
 
 NAMED_IN_ERROR = 5
 
@@ -42,6 +42,36 @@ class WeightLoading:
             self.renew_tied_weights()
         self.model_runner.reset_lora_state()
         return counted[0], counted[1]
+
+    def receive_weights(self, update_info: dict[str, Any]) -> None:
+        """Receive tensors with vLLM's update_weights, and keep their checksums for `check_weights_received`."""
+        model = self.model_runner.get_model()
+        received = vars(self).setdefault("received_checksums", {})
+        load = model.load_weights
+
+        def counted(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+            for name, tensor in weights:
+                received[name] = checksum(tensor)
+                yield name, tensor
+
+        # vLLM's update_weights calls load_weights itself, so wrap it on the instance to see every tensor.
+        model.load_weights = lambda weights: load(counted(weights))
+        try:
+            self.update_weights(update_info)
+        finally:
+            del model.load_weights  # restores the method of the class
+
+    def check_weights_received(self, checksums: Mapping[str, int], version: int) -> None:
+        """Raise TrainingError unless the tensors received since the last call have the trainer's checksums."""
+        received = {name: int(value) for name, value in vars(self).pop("received_checksums", {}).items()}
+        wrong = sorted(name for name in checksums | received if received.get(name) != checksums.get(name))
+        if wrong:
+            named = ", ".join(wrong[:NAMED_IN_ERROR])
+            raise TrainingError(
+                f"{len(wrong)} of {len(checksums)} tensors of the weights of version {version} arrived with other bits "
+                f"than the trainer sent, or not at all: {named}; run the same command again to resume from the last "
+                "checkpoint; if it repeats, set weights.transport=file, and check GPUs and network"
+            )
 
     def check_weights_complete(self) -> None:
         """Raise TrainingError if a parameter did not receive all of its elements.
@@ -91,7 +121,7 @@ def read_weights(
                 )
             for name in file.keys():  # noqa: SIM118
                 tensor = file.get_tensor(name)
-                if checksum(tensor) != checksums.get(name):
+                if int(checksum(tensor)) != checksums.get(name):
                     raise TrainingError(
                         f"{path}: {name} is not the tensor that the trainer wrote for version {version}: their "
                         "checksums differ; set weights.folder to a folder that no other run or machine uses"

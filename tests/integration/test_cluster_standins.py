@@ -1,7 +1,9 @@
 """Two raylets with GPUs that Ray only believes in: weights over nccl and ipc, sleep and wake, tensor parallelism.
 
-Engines run in vLLM's own processes, as on GPUs; tests/cuda_standins replaces what needs one. weights.tolerance ends a
-run in which an engine is further from the trainer than that.
+Engines run in vLLM's own processes, as on GPUs; tests/cuda_standins replaces what needs one. A transfer in which a bit
+changes ends the run. Log-probabilities are not equal: in bfloat16, the kernels of vLLM and transformers round the same
+weights differently, by 0.03 to 0.05 nats per token of the probe, which this policy finds very unlikely (−15 nats per
+token), and by less than 0.001 on the policy's own responses.
 """
 
 from __future__ import annotations
@@ -73,12 +75,11 @@ def train(cluster: Cluster, folder: Path, *changes: str) -> list[dict[str, Any]]
         "batch={prompts: 4, group_size: 4}",
         "sampling.max_tokens=48",
         "engine.mode=separate",
-        "weights.tolerance=0.001",
         f"rollouts.engines={ENGINES}",
         f"trainer.ranks={RANKS}",
         "trainer.optimization.zero_stage=3",
-        "trainer.optimization.precision=fp32",  # in bfloat16, rounding alone moves the probe by more than the tolerance
-        "engine.dtype=float32",
+        "trainer.optimization.precision=bf16",
+        "engine.dtype=bfloat16",
         *changes,
     )
     run_command("rl", "rl/tiny.yaml", *keys)
@@ -96,7 +97,8 @@ def seen(events: Path) -> list[str]:
 
 def assert_steps(steps: list[dict[str, Any]]) -> None:
     assert [step["step"] for step in steps] == list(range(1, STEPS + 1))
-    assert all(step["mismatch_absolute"] < 0.05 for step in steps), "engines sample with the trainer's weights"
+    assert all(step["mismatch_absolute"] < 0.002 for step in steps), "engines sample with the trainer's weights"
+    assert all(step["probe_distance"] < 0.1 for step in steps)
     assert any(step["updates"] for step in steps)
 
 

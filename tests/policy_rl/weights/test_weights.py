@@ -14,7 +14,7 @@ from torch import nn
 from mmprm.errors import ConfigError, TrainingError
 from policy_rl.weights.config import WeightsConfig, transport_of
 from policy_rl.weights.probe import ProbeCheck, probe_logprobs
-from policy_rl.weights.transfer import FileTransfer, ModelWeights, Published, checksum, shared_folder
+from policy_rl.weights.transfer import FileTransfer, ModelWeights, Published, shared_folder
 from policy_rl.weights.worker import read_weights
 
 torch.set_num_threads(1)
@@ -103,15 +103,6 @@ def test_an_engine_on_another_machine_says_what_it_does_not_see(tmp_path):
         TrainingError, match=r"/elsewhere: this engine's machine, .* set weights\.folder to a folder on"
     ):
         list(read_weights(tmp_path / "elsewhere", 1, {}, [0, 0]))
-
-
-def test_a_checksum_is_of_bytes_in_their_order():
-    """The CRC-32 of "123456789" is 0xCBF43926, the check value of its standard."""
-    digits = torch.tensor(list(b"123456789"), dtype=torch.uint8)
-    assert checksum(digits) == checksum(digits.view(3, 3)) == 0xCBF43926
-    assert checksum(torch.tensor([1.0, 2.0])) != checksum(torch.tensor([2.0, 1.0]))
-    assert checksum(torch.ones(2, 3).T) == checksum(torch.ones(3, 2))
-    assert checksum(torch.zeros(0)) == 0
 
 
 def test_two_versions_are_kept_and_none_after_the_run(tmp_path):
