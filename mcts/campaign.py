@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from mcts.capacity import FIRST, adapt
 from mcts.config import CampaignConfig
+from mcts.dtype import with_settled_dtype
 from mcts.progress import CampaignSummary, Progress, show_progress, track_progress
 from mcts.worker import Report, Worker, WorkerDiedError
 from mmprm import actors
@@ -53,6 +56,7 @@ def run_campaign(
 
     Batches committed before an error are kept.
     """
+    config = with_settled_dtype(config, model_folder, own_engines=make_worker is None)
     check_tracker(config.tracker, "tracker")
     check_judge(config.grader.judge)
     folder = Path(config.output)
@@ -111,7 +115,7 @@ def _annotate(config: CampaignConfig, store: Store, progress: Progress, make_wor
     from mcts.ray_worker import RayWorkers
 
     with RayWorkers(config) as workers:
-        actors.run(_Driver(config, store, progress, workers.make, workers.count, workers.capacity).run())
+        actors.run(_Driver(config, store, progress, workers.make, workers.count, workers).run())
 
 
 async def _annotate_on_servers(config: CampaignConfig, store: Store, progress: Progress, servers: int) -> None:
@@ -119,6 +123,16 @@ async def _annotate_on_servers(config: CampaignConfig, store: Store, progress: P
 
     async with server_workers(config) as make_worker:
         await _Driver(config, store, progress, make_worker, config.workers or servers).run()
+
+
+class _Cluster(Protocol):
+    """The machines that engines run on; see mcts.ray_worker.RayWorkers."""
+
+    def capacity(self) -> int: ...
+
+    def loading(self) -> int: ...
+
+    def missing(self) -> str: ...
 
 
 @dataclass(slots=True)
@@ -144,7 +158,7 @@ class _Driver:
         progress: Progress,
         make_worker: MakeWorker,
         workers: int,
-        capacity: Callable[[], int] = lambda: 0,
+        cluster: _Cluster | None = None,
     ) -> None:
         self._config = config
         self._store = store
@@ -153,7 +167,9 @@ class _Driver:
         self._queue = deque(store.ids("open"))
         self._problems = len(self._queue)
         self._workers = min(workers, self._problems)
-        self._capacity = capacity
+        self._cluster = cluster
+        self._last_engine = time.monotonic()
+        """When an engine was last seen running or being started."""
         self._running = 0
         """Number of running engines."""
         self._deaths: Counter[str] = Counter()
@@ -167,9 +183,11 @@ class _Driver:
         try:
             waiting = set(serving)
             while waiting:
+                # The timeout lets the loop notice machines that join the cluster.
                 done, waiting = await asyncio.wait(waiting, timeout=GROWTH_SECONDS, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     task.result()
+                self._check_engines()
                 waiting |= self._grow(serving)
                 if not self._queue and not self._progress.in_flight:  # engines still starting are no longer needed
                     waiting = {task for task in waiting if not serving[task].opening}
@@ -177,6 +195,18 @@ class _Driver:
             for task in (shown, *serving):
                 task.cancel()
             await asyncio.gather(shown, *serving, return_exceptions=True)
+
+    def _check_engines(self) -> None:
+        """Raise SamplingError if no engine has been running or starting for `start_timeout_seconds`."""
+        limit, now = self._config.start_timeout_seconds, time.monotonic()
+        if self._cluster is None or self._running or self._cluster.loading():
+            self._last_engine = now
+        elif now - self._last_engine >= limit:
+            raise SamplingError(
+                f"waited {limit:g} s in vain for {self._cluster.missing()}; finished batches are kept: add machines to "
+                "the cluster or end what occupies them, and run the same command again to resume, or raise "
+                "start_timeout_seconds"
+            )
 
     def _open_slots(self, serving: dict[asyncio.Task[None], _Slot], count: int) -> set[asyncio.Task[None]]:
         slots = map(_Slot, range(len(serving), len(serving) + count))
@@ -186,7 +216,8 @@ class _Driver:
 
     def _grow(self, serving: dict[asyncio.Task[None], _Slot]) -> set[asyncio.Task[None]]:
         """Add worker slots for machines that joined the cluster; slots of lost machines wait for a replacement."""
-        more = min(self._capacity() - len(serving), len(self._queue))
+        capacity = 0 if self._cluster is None else self._cluster.capacity()
+        more = min(capacity - len(serving), len(self._queue))
         if more <= 0:
             return set()
         self._workers += more
@@ -271,7 +302,7 @@ class _Driver:
         self._store.append(report.batches, report.finished)
         self._progress.reported(report.batches, report.finished)
         slot.deaths, slot.has_reported = 0, True
-        for batch in report.batches:
+        for batch in report.batches:  # a new batch shows that the problem does not kill its engine
             self._deaths.pop(batch.problem_id, None)
 
     def _may_start(self, problem_id: str, in_flight: set[str], capacity: int) -> bool:

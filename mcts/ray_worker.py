@@ -42,10 +42,9 @@ class EngineActor:
         self, config: CampaignConfig, number: int, bind_core: bool
     ) -> tuple[Sampler, Callable[[], Load | None]]:
         """Start the vLLM engine; return (sampler, function that reads the engine's load)."""
-        from mmprm.sampling.config import on_one_core
         from mmprm.sampling.vllm_sampler import VllmSampler
 
-        engine = on_one_core(config.engine, number) if bind_core else config.engine
+        engine = config.engine.model_copy(update={"cores": "one"}) if bind_core else config.engine
         sampler = VllmSampler(engine, config.sampling, config.prompt)
         self._opened.callback(sampler.close)
 
@@ -108,6 +107,7 @@ class RayWorkers:
         gpus_each = self._config.engine.tensor_parallel_size if resources.get("GPU") else 0
         self._bind_core = not gpus_each and self._config.engine.cores is None
         self._bundle = {"CPU": 1, "GPU": gpus_each} if gpus_each else {"CPU": 1}
+        self._loading = 0
         nodes = [node for node in ray.nodes() if node["Alive"]]
         fitting = self._fitting(nodes)
         self.count = self._config.workers or fitting
@@ -129,6 +129,15 @@ class RayWorkers:
         """Return how many engines the cluster can run now; machines may have been added since the start."""
         return self._config.workers or self._fitting(actors.alive_nodes())
 
+    def loading(self) -> int:
+        """Return how many engines have a machine and are being started there."""
+        return self._loading
+
+    def missing(self) -> str:
+        """Describe what an engine needs and what the cluster has free."""
+        each = " and ".join(f"{number} {name}" for name, number in self._bundle.items())
+        return f"a machine with {each} for an engine; Ray has {actors.free_resources()} free"
+
     def _fitting(self, nodes: Sequence[dict[str, Any]]) -> int:
         kind = "GPU" if "GPU" in self._bundle else "CPU"
         each = self._bundle[kind]
@@ -146,7 +155,7 @@ class RayWorkers:
         options = {
             "num_cpus": 1,
             "num_gpus": self._bundle.get("GPU", 0),
-            "max_restarts": 0,
+            "max_restarts": 0,  # a restarted actor would have no engine; the driver makes a new worker instead
             "scheduling_strategy": PlacementGroupSchedulingStrategy(group),
         }
         try:
@@ -155,11 +164,14 @@ class RayWorkers:
         except BaseException:
             remove_placement_group(group)
             raise
+        self._loading += 1
         try:
             await worker.load(self._config, number, self._bind_core)
         except BaseException:
             await worker.close()
             raise
+        finally:
+            self._loading -= 1
         return worker
 
 

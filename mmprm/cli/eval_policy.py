@@ -14,7 +14,7 @@ from typing import Any
 
 from mmprm import actors
 from mmprm.cli.shared.jsonl import write_rows
-from mmprm.cli.shared.policy import check_config, policy_folder
+from mmprm.cli.shared.policy import check_config, policy_folder, with_engine_dtype
 from mmprm.config import differing_keys, with_current_names
 from mmprm.data.rows import read_file
 from mmprm.errors import DataError
@@ -34,6 +34,7 @@ SAVE_SECONDS = 30
 
 def evaluate_policy(kind: str, files: Sequence[Path], config: PolicyEvalConfig) -> PolicyScores:
     """Sample and grade the policy's responses to a benchmark, and return its scores."""
+    config = with_engine_dtype(config)
     check_judge(config.grader.judge)
     read = [_read(file, config) for file in files]
     items = [item for part, _ in read for item in part]
@@ -91,7 +92,8 @@ async def _asked(
         if responses.missing:
             if engine.servers is None:
                 actors.connect(config.ray_address)
-            opened = open_sampler(engine, config.sampling, config.prompt, config.workers)
+            limit = config.start_timeout_seconds
+            opened = open_sampler(engine, config.sampling, config.prompt, config.workers, limit)
             sampler = await stack.enter_async_context(opened)
         return await ask(items, sampler, symbolic, judged, config, responses)
 

@@ -1,4 +1,4 @@
-"""Configure the vLLM engine, the servers that can replace it, and sampling."""
+"""Define the configurations of the vLLM engine, of servers that replace it, and of sampling."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from pydantic import Field, model_validator
 from mmprm.client import ClientConfig
 from mmprm.config import Config, PathText
 
+START_TIMEOUT_SECONDS = 1800.0
+"""Default maximum time in seconds without any machine for the engines."""
+
 
 class ServersConfig(ClientConfig):
-    """Configures the OpenAI-compatible servers that serve the policy."""
+    """Configures the OpenAI-compatible servers that run the policy."""
 
     dialect: Literal["vllm", "openai"] = "vllm"
     """API dialect. vllm: continue the assistant turn, and send top_k and repetition_penalty. openai: send only the
     fields of OpenAI's own API, which cannot continue an assistant turn (use prompt.preset=previous_steps).
     """
     trust_prefix: bool = False
-    """Continue prefixes even on a server that does not return its rendered prompt (prompt_text), such as SGLang. The
+    """Continue prefixes even on servers that do not return the rendered prompt (prompt_text), such as SGLang. The
     continuation is then not verified, and a server that does not continue the prefix silently yields incorrect labels.
     """
 
@@ -32,14 +35,16 @@ class LocalEngineConfig(Config):
     chat_template: PathText | None = None
     """Chat template file (Jinja) that replaces the checkpoint's template."""
     mode: Literal["auto", "in_process", "separate"] = "auto"
-    """in_process: run the engine in the calling process (fast to start); separate: run it in vLLM's own processes. auto
-    selects the faster mode: in_process on CPU, separate on GPU.
+    """Where to run the engine. in_process: in the calling process (fast to start); separate: in vLLM's own processes.
+    auto selects the faster mode: in_process on CPU, separate on GPU.
     """
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    """Data type of weights and activations."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Data type of weights and activations. auto: bfloat16; but float16 on a GPU without bf16 instructions, and float32
+    on a CPU without them if the hidden size is 576 or more. A resumed run keeps its data type.
+    """
     compile: bool | None = None
-    """Compile the model with torch.compile: faster generation, but a slower start. Default: on GPU only. On CPU, it
-    needs a C++ compiler and pays off only if a small model samples for more than a few minutes.
+    """Whether to compile the model with torch.compile, for faster generation but a slower start. Default: on GPU only.
+    On CPU, it needs a C++ compiler and pays off only if a small model samples for more than a few minutes.
     """
     max_model_len: int | None = Field(None, ge=2)
     """Maximum total number of prompt and completion tokens; default: the checkpoint's limit."""
@@ -52,15 +57,17 @@ class LocalEngineConfig(Config):
     tensor_parallel_size: int = Field(1, ge=1)
     """Number of GPUs per engine."""
     block_size: int | None = Field(None, ge=16)
-    """Tokens per block of the prefix cache. Shared prefixes shorter than a block are not reused. Default: 32 on CPU;
-    on GPU, vLLM's default.
+    """Number of tokens per block of the prefix cache. Shared prefixes shorter than a block are not reused. Default: 32
+    on CPU; on GPU, vLLM's default.
     """
     images_per_prompt: int = Field(8, ge=0)
     """Maximum number of images per problem."""
     max_pixels: int | None = Field(None, ge=1)
-    """Scale larger images down to this many pixels (Qwen-VL processors); default: the checkpoint's own limit."""
+    """Maximum number of pixels per image, to which larger images are scaled down (Qwen-VL processors); default: the
+    checkpoint's own limit."""
     min_pixels: int | None = Field(None, ge=1)
-    """Scale smaller images up to this many pixels (Qwen-VL processors); default: the checkpoint's own limit."""
+    """Minimum number of pixels per image, to which smaller images are scaled up (Qwen-VL processors); default: the
+    checkpoint's own limit."""
 
     @model_validator(mode="after")
     def _pixel_limits_in_order(self) -> LocalEngineConfig:
@@ -82,17 +89,18 @@ class EngineConfig(LocalEngineConfig):
     """OpenAI-compatible servers that are already running, to use instead of local engines; the servers then determine
     the other settings of this group.
     """
-    cores: tuple[int, ...] | None = None
-    """CPU cores to pin the engine to (in_process only); default: all cores available to the process."""
+    cores: tuple[int, ...] | Literal["one"] | None = None
+    """CPU cores to pin the engine to (in_process only); default: all cores that are available to the process. Default
+    on machines without a GPU: one if the command starts an engine per core, otherwise all available cores."""
 
 
 class WholeDistributionConfig(Config):
-    """Configures sampling from the policy's full distribution, with no top-p, top-k or repetition penalty."""
+    """Configures sampling from the policy's full distribution: no top-p, top-k or repetition penalty."""
 
     temperature: float = Field(1.0, ge=0)
     """Sampling temperature; 0 selects the most likely token."""
     max_tokens: int = Field(1024, ge=1)
-    """Maximum number of tokens per completion; a truncated completion has finish_reason "length"."""
+    """Maximum number of tokens per completion; a completion truncated there has finish_reason "length"."""
 
 
 class SamplingConfig(WholeDistributionConfig):
@@ -103,7 +111,7 @@ class SamplingConfig(WholeDistributionConfig):
     top_k: int = Field(0, ge=0)
     """Sample from the k most likely tokens; 0 means all."""
     repetition_penalty: float = Field(1.0, gt=0)
-    """Values above 1 make tokens that already occurred less likely."""
+    """Repetition penalty; values above 1 make tokens that have already occurred less likely."""
 
 
 def pixel_limits(min_pixels: int | None, max_pixels: int | None) -> dict[str, int]:
@@ -126,11 +134,12 @@ def engine_of(config: LocalEngineConfig) -> EngineConfig:
 
 
 def sampling_of(config: WholeDistributionConfig) -> SamplingConfig:
-    """Convert to a SamplingConfig that leaves the distribution otherwise unchanged."""
+    """Convert to a SamplingConfig with the same settings and no top-p, top-k or repetition penalty."""
     return SamplingConfig(**config.model_dump())
 
 
 def on_one_core(engine: EngineConfig, index: int) -> EngineConfig:
-    """Return the engine configuration pinned to one available CPU core, chosen by `index` modulo their number."""
+    """Return the configuration with the engine pinned to one CPU core, chosen by `index` modulo the number of available
+    cores."""
     allowed = sorted(os.sched_getaffinity(0))
     return engine.model_copy(update={"cores": (allowed[index % len(allowed)],)})

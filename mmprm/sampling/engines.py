@@ -1,4 +1,4 @@
-"""Run a vLLM engine, in this process or in separate ones, with one interface: submit a prompt, get a future.
+"""Run a vLLM engine in this process or in separate ones, with one interface: submit a prompt, get a future.
 
 InProcessEngine computes in a thread of this process; SeparateEngine uses the processes that vLLM starts.
 """
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from mmprm.errors import EngineStoppedError
 from mmprm.sampling.arguments import NO_ARGUMENTS, engine_arguments
 from mmprm.sampling.config import EngineConfig
+from mmprm.sampling.cores import engine_cores
 from mmprm.worker_logs import cause_since, log_position
 
 if TYPE_CHECKING:
@@ -28,22 +29,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Holds token totals since the engine started, and its state after the last step."""
+    """Holds an engine's token counts since its start, and its state after the last step."""
 
     generated_tokens: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
     """Number of prompt tokens served from the prefix cache."""
     running: int = 0
-    """Number of completions being generated."""
+    """Number of completions that are being generated."""
     waiting: int = 0
-    """Number of completions that wait for one of max_num_seqs slots or for cache blocks."""
+    """Number of completions waiting for one of max_num_seqs slots or for cache blocks."""
     kv_cache_usage: float = 0.0
     """Fraction of the KV cache in use, in [0, 1]."""
 
 
 class _StatsKeeper:
-    """Collects statistics through vLLM's stat logger interface, which is called after every engine step."""
+    """Collects an engine's statistics through vLLM's stat logger interface, which is called after every engine step."""
 
     def __init__(self) -> None:
         self.stats = EngineStats()
@@ -107,7 +108,7 @@ class InProcessEngine:
         return self._put(_Prompt(prompt, params, Future()))
 
     def call(self, method: str, *arguments: Any) -> Future[Any]:
-        """Schedule a call of a vLLM engine method and return a future for its result.
+        """Schedule a call to a method of the vLLM engine, and return a future for its result.
 
         The method runs once nothing is in flight; later submissions wait for it.
         """
@@ -118,7 +119,7 @@ class InProcessEngine:
         return self._keeper.stats
 
     def close(self) -> None:
-        """Stop after the current step; requests still in flight fail with EngineStoppedError."""
+        """Stop the engine after the current step; requests still in flight fail with EngineStoppedError."""
         self._inbox.put(None)
         self._thread.join()
 
@@ -129,6 +130,10 @@ class InProcessEngine:
         return job.future
 
     def _run(self, config: EngineConfig, arguments: Mapping[str, Any], ready: Future[None]) -> None:
+        with engine_cores(config.cores) as cores:
+            self._serve(config.model_copy(update={"cores": cores}), arguments, ready)
+
+    def _serve(self, config: EngineConfig, arguments: Mapping[str, Any], ready: Future[None]) -> None:
         try:
             engine = self._start(config, arguments)
         except BaseException as error:
@@ -199,7 +204,7 @@ class InProcessEngine:
         )
 
     def _refuse(self) -> None:
-        """Fail the requests left in a stopped engine's inbox.
+        """Fail the requests that remain in the inbox of a stopped engine.
 
         Also called after a late submit, which may race with the stop.
         """
@@ -254,7 +259,7 @@ class SeparateEngine:
         return self._schedule(self._generate(prompt, params))
 
     def call(self, method: str, *arguments: Any) -> Future[Any]:
-        """Schedule a call of a vLLM engine method and return a future for its result.
+        """Schedule a call to a method of the vLLM engine, and return a future for its result.
 
         The method runs once nothing is in flight; later submissions wait for it.
         """
@@ -275,7 +280,8 @@ class SeparateEngine:
         self._loop.call_soon_threadsafe(self._loop.stop)
 
     async def _start(self, arguments: Any) -> Any:
-        """Start AsyncLLM on the engine's event loop, because it reads its workers' outputs on the running loop."""
+        """Start AsyncLLM on the engine's event loop, because AsyncLLM reads its workers' outputs on the running
+        loop."""
         from vllm.v1.engine.async_llm import AsyncLLM
 
         return AsyncLLM.from_engine_args(arguments, stat_loggers=[lambda *_: self._keeper])
@@ -330,7 +336,7 @@ class SeparateEngine:
             return await getattr(self._engine, method)(*arguments)
 
     def _death(self, error: Exception) -> EngineStoppedError:
-        """Build the error for an engine whose processes have died, with the cause from their log."""
+        """Return the error for an engine whose processes have died, with the cause from their log."""
         cause = cause_since(self._log_position) or f"{error}; see its log above"
         return EngineStoppedError(f"the engine has stopped: {cause}; run the command again")
 
@@ -340,7 +346,7 @@ def _closed_error() -> EngineStoppedError:
 
 
 def tokenization(engine: Any) -> Any:
-    """Return the tokenization parameters for rendered prompts.
+    """Return vLLM's tokenization parameters for rendered prompts.
 
     A chat template writes its own special tokens, so the tokenizer must not add a second beginning-of-sequence token.
     """

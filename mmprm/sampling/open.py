@@ -6,15 +6,22 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from mmprm.prompts import PromptConfig
-from mmprm.sampling.config import EngineConfig, SamplingConfig
+from mmprm.sampling.config import START_TIMEOUT_SECONDS, EngineConfig, SamplingConfig
 from mmprm.types import Sampler
 
 
 @asynccontextmanager
 async def open_sampler(
-    engine: EngineConfig, sampling: SamplingConfig, prompt: PromptConfig, workers: int | None = None
+    engine: EngineConfig,
+    sampling: SamplingConfig,
+    prompt: PromptConfig,
+    workers: int | None = None,
+    start_timeout_seconds: float = START_TIMEOUT_SECONDS,
 ) -> AsyncIterator[Sampler]:
-    """Open a sampler on `engine.servers`, or on `workers` local engines if none are set; close it on exit."""
+    """Yield a sampler that uses `engine.servers` or, if none are set, `workers` local engines; close it on exit.
+
+    Raises SamplingError if an engine finds no machine within `start_timeout_seconds`.
+    """
     if engine.servers is not None:
         from mmprm.sampling.server_sampler import ServerSampler
 
@@ -23,7 +30,7 @@ async def open_sampler(
         return
     from mmprm.sampling.pool import SamplerPool
 
-    pool = SamplerPool(engine, sampling, prompt, workers, wait=False)
+    pool = SamplerPool(engine, sampling, prompt, workers, wait=False, start_timeout_seconds=start_timeout_seconds)
     await pool.started()
     try:
         yield pool

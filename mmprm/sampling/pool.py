@@ -10,9 +10,9 @@ import ray
 from ray.exceptions import RayError
 
 from mmprm import actors
-from mmprm.errors import SetupError
+from mmprm.errors import SamplingError, SetupError
 from mmprm.prompts import PromptConfig
-from mmprm.sampling.config import EngineConfig, SamplingConfig, on_one_core
+from mmprm.sampling.config import START_TIMEOUT_SECONDS, EngineConfig, SamplingConfig
 from mmprm.sampling.engines import EngineStats
 from mmprm.types import Completion, SampleRequest
 
@@ -20,11 +20,13 @@ REQUESTS_IN_FLIGHT = 10_000
 
 
 class SamplerPool:
-    """Distributes requests over `size` engines; all requests for a problem go to the engine that caches its prefixes.
+    """Distributes requests over `size` engines; all requests for a problem go to one engine, which caches the problem's
+    prefixes.
 
     By default, there is one engine per GPU (or per group of tensor_parallel_size GPUs). Machines without a GPU get one
     engine per CPU core, pinned to it. Starts Ray if it is not running. Raises SamplingError if an engine does not
-    start; with `wait=False`, `started` raises it instead.
+    start, or finds no machine with free resources within `start_timeout_seconds`; with `wait=False`, `started` raises
+    it instead.
     """
 
     def __init__(
@@ -34,13 +36,15 @@ class SamplerPool:
         prompt: PromptConfig | None = None,
         size: int | None = None,
         wait: bool = True,
+        start_timeout_seconds: float = START_TIMEOUT_SECONDS,
     ) -> None:
         engines, resources = engine_resources(engine, size)
         actor_class = ray.remote(max_concurrency=REQUESTS_IN_FLIGHT, **resources)(_Engine)
         self._actors = [actor_class.remote() for _ in engines]
+        self._placements = [actor.is_placed.remote() for actor in self._actors]
         pairs = zip(self._actors, engines, strict=True)
         self._starts = [actor.start.remote(each, sampling, prompt) for actor, each in pairs]
-        self._model = engine.model
+        self._model, self._resources, self._start_timeout_seconds = engine.model, resources, start_timeout_seconds
         if wait:
             try:
                 self._wait()
@@ -71,7 +75,7 @@ class SamplerPool:
             raise actors.cause_of(error) from None
 
     async def stats(self) -> EngineStats:
-        """Return statistics summed over the engines, except kv_cache_usage, which is averaged."""
+        """Return statistics summed over the engines, except kv_cache_usage, which is their average."""
         all_stats = await asyncio.gather(*(actor.stats.remote() for actor in self._actors))
         *sums, usage = (sum(column) for column in zip(*map(astuple, all_stats), strict=True))
         return EngineStats(*sums, usage / len(all_stats))
@@ -84,14 +88,26 @@ class SamplerPool:
     def _wait(self) -> None:
         count = len(self._starts)
         engines = f"{count} engine{'s' if count > 1 else ''} of {self._model}"
-        actors.wait_all(self._starts, lambda: f"{engines} to start; Ray has {actors.free_resources()} free")
+        each = ", ".join(f"{number:g} × {name[4:-1].upper()}" for name, number in self._resources.items())
+        actors.wait_all(
+            self._placements,
+            lambda: f"machines for {engines} ({each} each); Ray has {actors.free_resources()} free",
+            self._start_timeout_seconds,
+            "add machines to the cluster, end what occupies them, set fewer workers, or raise start_timeout_seconds",
+            SamplingError,
+        )
+        actors.wait_all(self._starts, f"{engines} to start")
 
 
 class _Engine:
-    """Runs a sampler in a Ray actor.
+    """Runs one sampler in a Ray actor.
 
     The sampler is created by a method, not the constructor, because Ray preserves exceptions of methods.
     """
+
+    async def is_placed(self) -> bool:
+        """Answer as soon as Ray has found a machine for this actor."""
+        return True
 
     async def start(self, engine: EngineConfig, sampling: SamplingConfig | None, prompt: PromptConfig | None) -> None:
         from mmprm.sampling.vllm_sampler import VllmSampler
@@ -106,7 +122,8 @@ class _Engine:
 
 
 def engine_resources(engine: EngineConfig, size: int | None) -> tuple[list[EngineConfig], dict[str, float]]:
-    """Return each engine's configuration and the Ray resources per engine; `size` defaults to as many as fit.
+    """Return the configuration of each engine and the Ray resources that one engine needs; `size` defaults to as many
+    as fit.
 
     Starts Ray if it is not running.
     """
@@ -122,4 +139,6 @@ def engine_resources(engine: EngineConfig, size: int | None) -> tuple[list[Engin
             )
         return [engine] * size, {"num_gpus": each}
     size = size or int(ray.cluster_resources()["CPU"])
-    return [on_one_core(engine, index) for index in range(size)], {"num_cpus": 1}
+    # Cores are selected where the engine starts, which may be another machine.
+    cores = engine.cores or "one"
+    return [engine.model_copy(update={"cores": cores})] * size, {"num_cpus": 1}

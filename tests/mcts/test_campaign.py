@@ -289,6 +289,9 @@ def test_engines_start_on_machines_that_join_later(
         def capacity(self) -> int:
             return 1 if not made else 3
 
+        def loading(self) -> int:
+            return 0
+
         async def make(self, number: int) -> LocalWorker:
             made.append(number)
             return scripted.local_worker(chosen)
@@ -300,6 +303,52 @@ def test_engines_start_on_machines_that_join_later(
     assert (sorted(made), summary.workers) == ([0, 1, 2], 3)
     assert summary.problems == {"open": 0, "done": PROBLEMS, "failed": 0}
     assert "the cluster has capacity for more engines: starting 2" in capsys.readouterr().err
+
+
+class FullCluster(contextlib.nullcontext):
+    """A cluster without a free machine, unless one is `loading` an engine."""
+
+    count, loading_engines = 1, 0
+
+    def __init__(self, config: CampaignConfig) -> None:
+        super().__init__(self)
+        self.chosen = config
+
+    def capacity(self) -> int:
+        return 0
+
+    def loading(self) -> int:
+        return self.loading_engines
+
+    def missing(self) -> str:
+        return "a machine with 2 GPU for an engine; Ray has 0 CPUs and 0 GPUs free"
+
+    async def make(self, number: int) -> LocalWorker:
+        await asyncio.sleep(0.4 if self.loading_engines else 60)
+        return scripted.local_worker(self.chosen)
+
+
+@pytest.fixture
+def full_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mcts.ray_worker.RayWorkers", FullCluster)
+    monkeypatch.setattr("mcts.campaign._check", lambda *_: None)
+    monkeypatch.setattr("mcts.campaign.GROWTH_SECONDS", 0.02)
+
+
+@pytest.mark.usefixtures("full_cluster")
+def test_a_campaign_whose_engines_find_no_machine_ends(problems: Path, tmp_path: Path) -> None:
+    chosen = scripted.config(str(problems), str(tmp_path / "run"), workers=None, start_timeout_seconds=0.2)
+    with pytest.raises(
+        SamplingError, match=r"^waited 0\.2 s in vain for a machine with 2 GPU .* 0 GPUs free; finished"
+    ):
+        run_campaign(chosen)
+
+
+@pytest.mark.usefixtures("full_cluster")
+def test_the_limit_excludes_loading(problems: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FullCluster, "loading_engines", 1)
+    chosen = scripted.config(str(problems), str(tmp_path / "run"), workers=None, start_timeout_seconds=0.2)
+    assert run_campaign(chosen).problems["done"] == PROBLEMS
 
 
 def test_an_idle_worker_takes_what_a_dead_one_leaves(problems: Path, tmp_path: Path) -> None:

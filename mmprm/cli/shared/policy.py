@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
 from mmprm import actors
 from mmprm.grading.open import open_grader
 from mmprm.preflight import check_policy
 from mmprm.sampling.config import EngineConfig, LocalEngineConfig
+from mmprm.sampling.dtype import with_dtype
 from mmprm.sampling.open import open_sampler
 from mmprm.sampling.policy import PolicyConfig
 from mmprm.types import Grader, Problem, Sampler
+
+_P = TypeVar("_P", bound=PolicyConfig)
 
 
 def model_path(model: str) -> str:
@@ -28,6 +32,12 @@ def policy_folder(engine: LocalEngineConfig) -> str | None:
     if engine.model != "tiny" or (isinstance(engine, EngineConfig) and engine.servers is not None):
         return None
     return model_path(engine.model)
+
+
+def with_engine_dtype(config: _P) -> _P:
+    """Return the command's configuration with engine.dtype=auto replaced by the fastest data type."""
+    engine = with_dtype(config.engine, config.ray_address, model_folder=policy_folder(config.engine))
+    return config.model_copy(update={"engine": engine})
 
 
 def check_config(config: PolicyConfig, problems: Sequence[Problem], samples: int, key: str) -> None:
@@ -48,7 +58,7 @@ async def opened_policy(config: PolicyConfig) -> AsyncIterator[tuple[Sampler, Gr
         actors.connect(config.ray_address)
     engine = config.engine if folder is None else config.engine.model_copy(update={"model": folder})
     async with (
-        open_sampler(engine, config.sampling, config.prompt, config.workers) as sampler,
+        open_sampler(engine, config.sampling, config.prompt, config.workers, config.start_timeout_seconds) as sampler,
         open_grader(config.grader) as grader,
     ):
         yield sampler, grader

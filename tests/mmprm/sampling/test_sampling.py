@@ -114,6 +114,17 @@ def test_an_engine_of_more_gpus_than_a_machine_has_is_refused(gpus_of_machines):
         pool.engine_resources(EngineConfig(model="owner/name", tensor_parallel_size=4), None)
 
 
+def test_engines_on_cpus_select_their_core_where_they_start(monkeypatch):
+    """The driver's machine may have other cores than the engine's."""
+    nodes = [{"Alive": True, "Resources": {"CPU": 3.0}}]
+    monkeypatch.setattr(pool, "ray", SimpleNamespace(nodes=lambda: nodes, cluster_resources=lambda: {"CPU": 3.0}))
+    monkeypatch.setattr(pool.actors, "connect", lambda: False)
+    engines, resources = pool.engine_resources(EngineConfig(model="owner/name"), None)
+    assert ([engine.cores for engine in engines], resources) == (["one"] * 3, {"num_cpus": 1})
+    engines, _ = pool.engine_resources(EngineConfig(model="owner/name", cores=(5, 6)), 1)
+    assert engines[0].cores == (5, 6)
+
+
 @pytest.mark.parametrize(("width", "count"), [(1, 6), (2, 2), (3, 2)])
 def test_engines_fill_each_machine(gpus_of_machines, width, count):
     engines, resources = pool.engine_resources(EngineConfig(model="owner/name", tensor_parallel_size=width), None)
