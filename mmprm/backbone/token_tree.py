@@ -1,4 +1,5 @@
-"""Merge solutions with common prefixes into one sequence with each shared token once. Does not import torch.
+"""Merge solutions with common prefixes into one token sequence that contains each shared token once. Does not import
+torch.
 
 Shapes: P path, T token of the tree, L token of a path.
 """
@@ -28,7 +29,7 @@ class TokenTree:
     end_T: Ints
     """Index of the last token in each token's subtree, which includes the token itself."""
     depth_T: Ints
-    places_PL: tuple[Ints, ...]
+    indices_PL: tuple[Ints, ...]
     """Indices of each sequence's tokens in the tree, in the given order of sequences."""
 
     def __len__(self) -> int:
@@ -56,7 +57,8 @@ def token_tree(paths: Sequence[Ints]) -> TokenTree:
 
 
 def cut_at_subtrees(paths: Sequence[Ints], max_tokens: int) -> list[list[int]]:
-    """Split sequences into groups whose trees hold at most `max_tokens` tokens; a longer sequence gets its own group.
+    """Split sequences into groups whose token trees have at most `max_tokens` tokens; a longer sequence gets its own
+    group.
 
     Neighbors in depth-first order stay together. Tokens that two groups share are repeated in both.
     """
@@ -101,8 +103,13 @@ def common_prefix(left: Ints, right: Ints) -> int:
     return int(differ[0]) if len(differ) else length
 
 
+def lexicographic_key(ids: Ints) -> bytes:
+    """Return bytes that compare like the sequences of token ids, which are not negative."""
+    return ids.astype(">u4").tobytes()
+
+
 _NOTHING: Ints = np.zeros(0, dtype=np.int32)
 
 
 def _sorted(paths: Sequence[Ints]) -> list[int]:
-    return sorted(range(len(paths)), key=lambda path: (paths[path].tolist(), path))
+    return sorted(range(len(paths)), key=lambda path: (lexicographic_key(paths[path]), path))

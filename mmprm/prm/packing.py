@@ -28,36 +28,36 @@ from mmprm.types import ImageRef, Solution
 
 @dataclass(frozen=True, slots=True)
 class PackedTree:
-    """Holds the token tree of one problem's solutions; `members` are their indices in the list that was packed."""
+    """Holds the token tree of one problem's solutions; `members` are their indices in the list of all solutions."""
 
     members: tuple[int, ...]
     images: tuple[ImageRef, ...]
     tokens: TokenTree
     deepest: Ints
-    """Indices of the tokens that form the longest solution, from which the position ids of all depths are computed."""
+    """Indices of the tokens of the longest solution, from which the position ids of all depths are computed."""
     reads: tuple[Ints, ...]
-    """For each member, the indices of the tree tokens at which its steps are scored."""
+    """Indices of the tree tokens at which the steps of each member are scored."""
 
 
 @dataclass(frozen=True, slots=True)
 class PackedInputs:
-    """Holds the model inputs of packed rows and the positions of their scores."""
+    """Holds the model inputs for packed rows, and the indices of the scores to read."""
 
     inputs: dict[str, Tensor]
     """Model inputs: input_ids_BT, position_ids_BT (or position_ids_XBT) and image tensors."""
     end_BT: Tensor
     """Index of the last token in each token's subtree; a padding token attends only to itself."""
     read_BT: Tensor
-    """True at each token whose score is read; a token shared by several solutions is read once."""
+    """Mask of the tokens at which scores are read; a token shared by several solutions is read once."""
     reads: list[tuple[Ints, ...]]
-    """For each tree and member, the indices of its steps' scores among all scores that the model returns."""
+    """Indices of the step scores of each member of each tree, among all scores that the model returns."""
 
 
 class Marks:
-    """Tokenizes solutions, expands image placeholders, and locates the tokens at which steps are scored.
+    """Tokenizes solutions without processing pixels, and locates the tokens at which steps are scored.
 
-    The result equals that of Format.encode, but no pixels are processed, because the number of image tokens depends
-    only on the image size. Each image is opened once, so broken images are found before a run begins.
+    Image placeholders are expanded as in Format.encode, because the number of image tokens depends only on the image
+    size. Each image is opened once, so broken images are found before a run begins.
     """
 
     def __init__(self, form: Format) -> None:
@@ -121,14 +121,14 @@ def pack_solutions(
         for part in cut_at_subtrees([paths[number] for number in group], max_tokens):
             members = tuple(sorted(group[number] for number in part))
             tree = token_tree([paths[member] for member in members])
-            reads = (indices[marked[member][1]] for member, indices in zip(members, tree.places_PL, strict=True))
-            deepest = max(tree.places_PL, key=len)
+            reads = (indices[marked[member][1]] for member, indices in zip(members, tree.indices_PL, strict=True))
+            deepest = max(tree.indices_PL, key=len)
             trees.append(PackedTree(members, solutions[members[0]].problem.images, tree, deepest, tuple(reads)))
     return trees
 
 
 class TreeInputs:
-    """Builds right-padded inputs from rows of trees; `model` only determines how position ids are computed."""
+    """Builds right-padded model inputs from rows of trees; `model` is used only to compute position ids."""
 
     def __init__(self, form: Format, model: nn.Module) -> None:
         self._pad = tokenizer_of(form.processor).pad_token_id or 0

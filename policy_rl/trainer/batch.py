@@ -225,7 +225,7 @@ def collate_rows(
         ids_BL[b, head:stop] = torch.from_numpy(tree.ids_T)
         end_BL[b, head:stop] = torch.from_numpy(tree.end_T) + head
         position_XBL[:, b, head:stop] = torch.from_numpy(tree.depth_T) + prompt.position_XP.max() + 1
-        for position, stands_T in zip(row, tree.places_PL, strict=True):
+        for position, stands_T in zip(row, tree.indices_PL, strict=True):
             before_T = torch.from_numpy(stands_T).long().roll(1) + head
             before_T[0] = head - 1
             reads.append(before_T + b * width)

@@ -31,7 +31,7 @@ def test_a_tree_by_hand() -> None:
     assert tree.ids_T.tolist() == [7, 4, 8, 5, 6, 9]
     assert tree.depth_T.tolist() == [0, 1, 1, 2, 3, 2]
     assert tree.end_T.tolist() == [5, 1, 5, 4, 4, 5]
-    assert [positions.tolist() for positions in tree.places_PL] == [[0, 2, 5], [0, 2, 3, 4], [0, 1]]
+    assert [positions.tolist() for positions in tree.indices_PL] == [[0, 2, 5], [0, 2, 3, 4], [0, 1]]
     seen = [[0], [0, 1], [0, 2], [0, 2, 3], [0, 2, 3, 4], [0, 2, 5]]
     mask_TT = attention_mask(torch.from_numpy(tree.end_T)[None])[0, 0]
     assert [row.nonzero()[:, 0].tolist() for row in mask_TT] == seen
@@ -44,7 +44,7 @@ def test_any_tree(paths: list[list[int]]) -> None:
     tree = token_tree(arrays(paths))
     assert len(tree) == len({tuple(path[:length]) for path in paths for length in range(1, len(path) + 1)})
     mask_TT = attention_mask(torch.from_numpy(tree.end_T)[None])[0, 0]
-    for path, positions in zip(paths, tree.places_PL, strict=True):
+    for path, positions in zip(paths, tree.indices_PL, strict=True):
         assert tree.ids_T[positions].tolist() == path
         assert tree.depth_T[positions].tolist() == list(range(len(path)))
         for depth, position in enumerate(positions):
