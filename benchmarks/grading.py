@@ -6,7 +6,7 @@ rewritten  fraction of rewritten gold answers graded correct (boxed; unit or tra
 shuffled   number of different gold answers of other problems that are graded correct
 perturbed  number of gold answers with one changed numeral that are graded correct
 unknown    number of UNKNOWN verdicts in each of these; they count as failures in the first two
-cases      fraction of correct verdicts over a folder of JSON lines (gold, response, choices, right); false_correct
+cases      fraction of correct verdicts over a folder of JSON lines (gold, response, choices, expected); false_correct
            counts incorrect answers graded correct; both are skipped if there is no such folder
 speed      Math-Verify's seconds divided by the grader's: see grading_speed.py
 
@@ -43,7 +43,7 @@ BARS = {
 }
 
 Pair = tuple[Problem, str]
-"""A problem and a response to grade."""
+"""Pairs a problem with a response to grade."""
 
 
 def repeat(problems: list[Problem]) -> list[Pair]:
@@ -126,7 +126,7 @@ def really_different(gold: str, other: str) -> bool:
 
 
 def judge_cases(folder: Path, grader: SymbolicGrader) -> dict | None:
-    """Grade the cases in a folder and compare with the known verdicts, or return None if there are no cases."""
+    """Grade the cases in a folder and compare them with the known verdicts; return None if there are no cases."""
     files = sorted(folder.glob("*.jsonl"))
     if not files:
         print(f"cases: skipped, {folder} has no .jsonl files", file=sys.stderr)
@@ -137,12 +137,13 @@ def judge_cases(folder: Path, grader: SymbolicGrader) -> dict | None:
     ]
     gradings = grader.grade_many([(problem, row["response"]) for problem, row in zip(problems, rows, strict=True)])
     verdicts = [grading.verdict.name.lower() for grading in gradings]
-    for row, verdict in zip(rows, verdicts, strict=True):
-        if verdict != row["right"]:
-            print(f"cases: {verdict}, not {row['right']}: gold {row['gold']!r}, {row['response']!r}", file=sys.stderr)
-    incorrect = [verdict for row, verdict in zip(rows, verdicts, strict=True) if row["right"] != "correct"]
-    correct = sum(verdict == row["right"] for row, verdict in zip(rows, verdicts, strict=True))
-    return {"n": len(rows), "cases": round(correct / len(rows), 4), "false_correct": incorrect.count("correct")}
+    expected = [row["expected"] if "expected" in row else row["right"] for row in rows]
+    for row, verdict, known in zip(rows, verdicts, expected, strict=True):
+        if verdict != known:
+            print(f"cases: {verdict}, not {known}: gold {row['gold']!r}, {row['response']!r}", file=sys.stderr)
+    not_correct = [verdict for verdict, known in zip(verdicts, expected, strict=True) if known != "correct"]
+    agreed = sum(verdict == known for verdict, known in zip(verdicts, expected, strict=True))
+    return {"n": len(rows), "cases": round(agreed / len(rows), 4), "false_correct": not_correct.count("correct")}
 
 
 def measure(problems: list[Problem], grader: SymbolicGrader) -> dict:

@@ -150,7 +150,7 @@ def search(demo: Path, problems: int = 200) -> Results:
     }
 
 
-def demo_figures(demo: Path) -> Results:
+def demo_results(demo: Path) -> Results:
     """Read the metrics at the largest N from the demo's summary, without running anything."""
     summary = json.loads((demo / "summary.json").read_text())
     return {
@@ -166,7 +166,7 @@ PARTS: dict[str, Callable[[Path], Results]] = {
     "score": score,
     "serve": serve,
     "search": search,
-    "demo": demo_figures,
+    "demo": demo_results,
 }
 
 

@@ -50,9 +50,9 @@ class State(NamedTuple):
 
 
 def way(step: str) -> str | None:
-    """Return how the solution separates its steps, from the whitespace after its first step."""
-    behind = step[len(step.rstrip()) :]
-    return next((name for name, between in BETWEEN.items() if behind == between), None)
+    """Return the name of the step separator, determined from the whitespace after the first step."""
+    trailing = step[len(step.rstrip()) :]
+    return next((name for name, between in BETWEEN.items() if trailing == between), None)
 
 
 def value(problem: Problem, prefix: str, completions: Sequence[Completion]) -> float:
@@ -65,15 +65,15 @@ def unsplit(completions: Sequence[Completion]) -> float:
 
 
 def repeated(completions: Sequence[Completion]) -> float:
-    """Return the fraction of samples that did not match the prefix.
+    """Return the fraction of samples that did not match the prefix and were sampled again.
 
-    These have more tokens than the completion and its end-of-turn token.
+    Their token count exceeds that of the completion and its end-of-turn token.
     """
     return fmean(c.tokens is None or c.token_count > len(c.tokens.ids) + 1 for c in completions)
 
 
 async def states_of(sampler: Any, count: int, seed: int) -> tuple[dict[str, list[State]], dict[str, Counter[str]]]:
-    """Sample states grouped by step separator, each from a different solution, and count step borders inside tokens.
+    """Sample one state per solution, grouped by step separator, and count the step borders that lie inside tokens.
 
     The counts are "borders" for the total, "inside_tokens_by_ids", and two for prefixes given as text. One of these is
     for prefixes cut at the tag, the other for prefixes cut after its line breaks, where a step ends.

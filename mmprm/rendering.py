@@ -22,11 +22,11 @@ from mmprm.types import Problem
 Messages = Sequence[Mapping[str, Any]]
 
 _USER, _ASSISTANT = "\ue000", "\ue001"
-"""Private-use characters that serve as turn contents, to locate them in a rendered template."""
+"""Private-use characters that serve as the contents of turns, to find them in a rendered template."""
 
 
 def render(template_owner: Any, problem: Problem, prefix: str, config: PromptConfig) -> str:
-    """Render the prompt text: the messages, the generation prompt, the prefill, then the prefix.
+    """Render the text of a prompt: the messages, the generation prompt, the prefill, and the prefix.
 
     `template_owner` is a transformers tokenizer or processor; `prefix` continues where turn_beginning ends. Raises
     CheckpointError if there is no chat template, and ConfigError for messages that the template rejects.
@@ -59,7 +59,7 @@ def render_turns(template_owner: Any, turns: Messages, config: PromptConfig, gen
 
 
 def turn_beginning(template_owner: Any, config: PromptConfig) -> str:
-    """Return an assistant turn's text before the policy's first token: the template's opening and the prefill."""
+    """Return the text of an assistant turn before the policy's first token: the template's opening and the prefill."""
     return opening(template_owner, config) + assistant_beginning(config, "")
 
 
@@ -94,7 +94,8 @@ def end_of_turn(template_owner: Any, config: PromptConfig) -> str:
 
 
 def check_rendering(template_owner: Any, problems: Sequence[Problem], config: PromptConfig, name: str = "") -> None:
-    """Render one problem of each kind, and raise ConfigError if the prompt lacks the question or an image placeholder.
+    """Raise ConfigError if a rendered prompt lacks the question or an image placeholder; one problem of each kind is
+    checked.
 
     `name` is the name of the model. A base model's chat template may render nothing for messages made of content parts.
     """
@@ -119,7 +120,8 @@ def check_rendering(template_owner: Any, problems: Sequence[Problem], config: Pr
 
 
 def template_of_file(values: Any, *keys: str) -> Any:
-    """Read the template file named by `keys`, and return the raw configuration with its text in `prompt`."""
+    """Read the chat template file at the configuration path `keys`, and return the raw configuration with its text in
+    `prompt`."""
     path: Any = values
     for key in keys:
         path = path.get(key) if isinstance(path, Mapping) else getattr(path, key, None)
@@ -150,14 +152,14 @@ def _content(template_owner: Any, turn: Mapping[str, Any]) -> str:
     if isinstance(content, str):
         text = content
     else:
-        placeholder = image_place(template_owner) if any(part["type"] == "image" for part in content) else ""
+        placeholder = raw_image_placeholder(template_owner) if any(part["type"] == "image" for part in content) else ""
         text = "".join(placeholder if part["type"] == "image" else part["text"] for part in content)
     ends = turn["role"] == "assistant"
     return text + (_tokenizer(template_owner).eos_token or "" if ends else "")
 
 
-def image_place(template_owner: Any) -> str:
-    """Return the placeholder of one image: the processor's image token, which Qwen-VL encloses in two other tokens."""
+def raw_image_placeholder(template_owner: Any) -> str:
+    """Return the placeholder for one image: the processor's image token, enclosed in two other tokens for Qwen-VL."""
     mark = getattr(template_owner, "image_token", None)
     if not isinstance(mark, str):
         raise CheckpointError(
@@ -186,7 +188,7 @@ def _check_options(template_owner: Any, config: PromptConfig, name: str) -> None
 
 
 def _variables(template: str) -> set[str] | None:
-    """Return the variables that a template reads, or None if the template is not valid Jinja."""
+    """Return the names of the variables that a template uses, or None if the template is not valid Jinja."""
     from jinja2 import Environment, TemplateError, meta
     from jinja2.ext import loopcontrols
 
@@ -197,7 +199,7 @@ def _variables(template: str) -> set[str] | None:
 
 
 def _refusal(template_owner: Any, turns: Messages, config: PromptConfig, error: Exception) -> str:
-    """Describe why the template rejects the prompt; name the system turn if that is the cause."""
+    """Return an error message for a prompt that the template rejects, naming the system turn if that is the cause."""
     reason = f"{_name(template_owner)}: its chat template rejects the prompt ({type(error).__name__}: {error})"
     others = [turn for turn in turns if turn["role"] != "system"]
     if len(others) < len(turns):

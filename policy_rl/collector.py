@@ -86,7 +86,7 @@ class Collected:
 
 
 COUNTS = ("rounds", "passed", "carried", "progress", "tokens", "refusal")
-"""Fields of Collected that checkpoints store as they are."""
+"""Fields of Collected that checkpoints store without conversion."""
 
 
 class Collector:
@@ -233,7 +233,7 @@ class Collector:
     async def _graded(self, group: Group, response: Response, found: Collected) -> GradedResponse:
         grading = await self._grader.grade(group.problem, self.prefill + response.text)
         token_count, finish_reason = len(response.token_ids), response.finish_reason
-        reward = await self._reward.beside(group.problem, response.text, grading, token_count, finish_reason)
+        reward = await self._reward.compute_async(group.problem, response.text, grading, token_count, finish_reason)
         reason = self._why_dropped(group, response) or ("unknown" if reward.total is None else None)
         if reason:
             found.dropped[reason] += 1

@@ -1,4 +1,4 @@
-"""Compute attention of packed rows on CPU, where a dense mask has T² entries and FlexAttention has no gradient.
+"""Compute attention for packed rows on CPU, where a dense mask has T² entries and FlexAttention has no gradient.
 
 The tokens of all rows are cut into blocks of consecutive tokens. The tokens of a block attend only to the block itself
 and to the ancestors of its first token. These are fewer than the tokens of the longest solution, so the cost is linear
@@ -22,12 +22,12 @@ BLOCK = 64
 
 
 class Blocks(NamedTuple):
-    """Holds each block's attention mask and the indices of the keys outside the block that it attends to."""
+    """Holds each block's attention mask, and the indices of the keys outside the block to which its tokens attend."""
 
     trail_NA: Tensor
-    """Indices among the F tokens of the keys outside each block, with arbitrary padding."""
+    """Indices of each block's outside keys among the F tokens of all rows; padding entries are arbitrary."""
     mask_N1CK: Tensor
-    """Additive mask: 0 where a token sees a key, −∞ elsewhere."""
+    """Additive mask: 0 where a token may attend to a key, −∞ elsewhere."""
 
 
 def attend_in_blocks(
@@ -49,8 +49,8 @@ def attend_in_blocks(
     # Use an embedding lookup, because its gradient accumulates rows in parallel.
     trail_NAX = functional.embedding(trail_NA, both_NCX.flatten(0, 1))
     both_NKGD = torch.cat([trail_NAX, both_NCX], dim=1).unflatten(2, (2 * groups, size))
-    shared = heads // groups  # number of query heads per key head
-    both_NHKD = both_NKGD[:, :, :, None].expand(-1, -1, -1, shared, -1).flatten(2, 3).transpose(1, 2)
+    repeats = heads // groups  # number of query heads per key head
+    both_NHKD = both_NKGD[:, :, :, None].expand(-1, -1, -1, repeats, -1).flatten(2, 3).transpose(1, 2)
     key_NHKD, value_NHKD = both_NHKD.chunk(2, dim=1)
     out_NHCD = functional.scaled_dot_product_attention(
         query_NHCD, key_NHKD, value_NHKD, attn_mask=mask_N1CK, dropout_p=dropout, scale=scaling
@@ -60,23 +60,23 @@ def attend_in_blocks(
 
 @lru_cache(maxsize=1)  # every layer of a model requests the blocks of the same tensor
 def blocks_of(end_B11T: Tensor, dtype: torch.dtype) -> Blocks:
-    """Cut all rows into consecutive blocks; tokens that pad the last block see only themselves."""
+    """Cut all rows into consecutive blocks; tokens that pad the last block attend only to themselves."""
     rows, width = end_B11T.shape[0], end_B11T.shape[-1]
     count = -(-rows * width // BLOCK)
-    place_F = torch.arange(count * BLOCK)
-    end_F = place_F.clone()
+    index_F = torch.arange(count * BLOCK)
+    end_F = index_F.clone()
     end_F[: rows * width] = (end_B11T[:, 0, 0] + width * torch.arange(rows)[:, None]).flatten()
-    start_N = place_F[::BLOCK, None]
-    above_NF = (place_F < start_N) & (start_N <= end_F)
+    start_N = index_F[::BLOCK, None]
+    above_NF = (index_F < start_N) & (start_N <= end_F)
     number_N = above_NF.sum(dim=1)
-    block_P, place_P = above_NF.nonzero(as_tuple=True)
+    block_P, index_P = above_NF.nonzero(as_tuple=True)
     trail_NA = torch.zeros(count, int(number_N.max()), dtype=torch.int64)
     last_NA = torch.full_like(trail_NA, -1)  # -1 for padding, which no token sees
-    rank_P = torch.arange(len(place_P)) - (number_N.cumsum(0) - number_N)[block_P]
-    trail_NA[block_P, rank_P], last_NA[block_P, rank_P] = place_P, end_F[place_P]
-    place_NC, end_NC = place_F.view(count, BLOCK), end_F.view(count, BLOCK)
+    rank_P = torch.arange(len(index_P)) - (number_N.cumsum(0) - number_N)[block_P]
+    trail_NA[block_P, rank_P], last_NA[block_P, rank_P] = index_P, end_F[index_P]
+    index_NC, end_NC = index_F.view(count, BLOCK), end_F.view(count, BLOCK)
     itself_CC = torch.ones(BLOCK, BLOCK, dtype=torch.bool).tril()
-    own_NCC = itself_CC & (place_NC[:, :, None] <= end_NC[:, None])
-    sees_NCK = torch.cat([place_NC[:, :, None] <= last_NA[:, None], own_NCC], dim=2)
+    own_NCC = itself_CC & (index_NC[:, :, None] <= end_NC[:, None])
+    sees_NCK = torch.cat([index_NC[:, :, None] <= last_NA[:, None], own_NCC], dim=2)
     mask_NCK = torch.zeros(sees_NCK.shape, dtype=dtype).masked_fill_(~sees_NCK, -torch.inf)
     return Blocks(trail_NA, mask_NCK[:, None])

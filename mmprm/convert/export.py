@@ -25,7 +25,7 @@ ExportFormat = Literal["mm-prm", "qwen", "trl"]
 
 _QUESTION, _PROCESS = "\ue000", "\ue001"
 """Private-use characters that mark where the question and the steps appear in a rendered text."""
-_LABELS = {"id2label": {0: "wrong", 1: "right"}, "label2id": {"wrong": 0, "right": 1}}
+_LABELS = {"id2label": {0: "incorrect", 1: "correct"}, "label2id": {"incorrect": 0, "correct": 1}}
 
 
 def export_prm(path: str | Path, target: str | Path, format: ExportFormat) -> PrmInfo:
@@ -51,7 +51,7 @@ def export_prm(path: str | Path, target: str | Path, format: ExportFormat) -> Pr
 
 
 class Qwen2ForProcessRewardModel(Qwen2PreTrainedModel):
-    """Reproduces the parameter names of the published Qwen2.5-Math-PRM: `model`, and `score` with two layers."""
+    """Defines a model with the parameter names of the published Qwen2.5-Math-PRM: `model`, and a two-layer `score`."""
 
     def __init__(self, config: Qwen2Config) -> None:
         super().__init__(config)
@@ -126,7 +126,7 @@ def _add_marker(prm: Prm, marker: str) -> None:
 
 
 def _template(prm: Prm) -> str:
-    """Return a chat template that renders a user and an assistant turn as the MM-PRM renderer renders a solution."""
+    """Return a chat template that renders a user turn and an assistant turn exactly like the MM-PRM renderer."""
     text = prm.renderer.render(Solution(Problem("", _QUESTION, ""), (_PROCESS,)))
     # Rendering two characters that occur nowhere else shows what surrounds question and steps.
     before, rest = text.split(_QUESTION)

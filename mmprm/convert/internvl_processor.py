@@ -28,7 +28,7 @@ from mmprm.errors import CheckpointError
 IMAGE_CONTEXT = "<IMG_CONTEXT>"
 TURN_END = "<|im_end|>"
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_MOST_TOKENS = 8192
+_MODEL_MAX_LENGTH = 8192
 _NAMED_TOKENS = {
     "start_image_token": "<img>",
     "end_image_token": "</img>",
@@ -93,7 +93,7 @@ def native_processor(source: Path, old: Mapping[str, Any]) -> InternVLProcessor:
 
 
 def chat_template(source: Path, name: str | None, bos: str) -> str:
-    """Return a chat template that renders turns as the older code does and starts with `bos`; do not add it again."""
+    """Return a chat template that renders turns like the older code; the rendered text already starts with `bos`."""
     if name not in TEMPLATES:
         raise CheckpointError(
             f"{source}: template={name!r} must be {' or '.join(map(repr, TEMPLATES))}; choose a model with one of these"
@@ -105,8 +105,9 @@ def chat_template(source: Path, name: str | None, bos: str) -> str:
 
 
 def native_tokenizer(source: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer. Raises CheckpointError unless every added token keeps its original id."""
-    settings = {"model_specific_special_tokens": _NAMED_TOKENS, "model_max_length": _MOST_TOKENS}
+    """Load the tokenizer, checking that every added token keeps its original id. Raises CheckpointError if one does
+    not."""
+    settings = {"model_specific_special_tokens": _NAMED_TOKENS, "model_max_length": _MODEL_MAX_LENGTH}
     if (source / "tokenizer.model").is_file() and not (source / "tokenizer.json").is_file():
         tokenizer = _from_sentencepiece(source, settings)
     elif (source / "vocab.json").is_file():

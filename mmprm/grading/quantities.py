@@ -49,11 +49,11 @@ _MAYBE_FACTORS = {
     "k",
     "d",
 }
-"""Units that could also be factors when they directly follow a number, as in 3mg."""
+"""Units that could also be factors if they directly follow a number, as in 3mg."""
 
 
 def split_unit(text: str) -> tuple[str, Unit]:
-    """Split a text into a value and its unit, which is NO_UNIT if it is missing or ambiguous."""
+    """Split a text into a value and its unit; the unit is NO_UNIT if it is missing or ambiguous."""
     body, unit, certain = split_possible_unit(text)
     return (body, unit) if certain else (text, NO_UNIT)
 
@@ -66,7 +66,7 @@ def split_possible_unit(text: str) -> tuple[str, Unit, bool]:
         return match[1] + match[3].strip(), read_unit(match[2]) or NO_UNIT, True
     if (degrees := sexagesimal(text)) is not None:
         return rf"\frac{{{degrees.numerator}}}{{{degrees.denominator}}}", DEGREE, True
-    for split in (_compound, _with_bracket, _degrees, _behind_number, _in_text, _behind_expression):
+    for split in (_compound, _with_bracket, _degrees, _after_number, _in_text, _after_expression):
         if (found := split(text)) is not None:
             return found
     return text, NO_UNIT, True
@@ -81,7 +81,7 @@ def is_compound(text: str) -> bool:
 
 
 def _compound(text: str) -> _Split:
-    """Convert a quantity such as 2 hours 30 minutes to its first unit, or return None for other texts."""
+    """Convert a quantity such as 2 hours 30 minutes to its first unit, or return None for any other text."""
     if not _COMPOUND.fullmatch(text):
         return None
     parts = [(number(value), read_unit(unit)) for value, unit in _COMPOUND_PART.findall(text)]
@@ -117,7 +117,7 @@ def _in_text(text: str) -> _Split:
     return (body, unit, True) if body and unit is not None and re.search(r"[\w}]$", body) else None
 
 
-def _behind_number(text: str) -> _Split:
+def _after_number(text: str) -> _Split:
     match = _HEAD.match(text)
     if match is None or match.end() == len(text):
         return None
@@ -132,7 +132,7 @@ def _behind_number(text: str) -> _Split:
     return (body, unit, True) if words and (spaced or not rest.isascii()) else None
 
 
-def _behind_expression(text: str) -> _Split:
+def _after_expression(text: str) -> _Split:
     match = _TAIL.fullmatch(text)
     if match is None or not re.search(r"\d|\\pi|\\sqrt|[a-z]", match["body"]):
         return None

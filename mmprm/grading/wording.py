@@ -141,7 +141,7 @@ def excludes(text: str) -> bool:
     return _EXCLUSION.search(text.lower()) is not None
 
 
-def _unit_behind(sentence: str, end: int) -> str:
+def _unit_after(sentence: str, end: int) -> str:
     """Return the known unit that follows a value, such as " cm", or "" if there is none."""
     match = _UNIT.match(sentence, end)
     unit = read_unit(match[1]) if match and sentence[end - 1 : end + 1].strip() else None
@@ -149,5 +149,5 @@ def _unit_behind(sentence: str, end: int) -> str:
 
 
 def _values(sentence: str) -> list[str]:
-    found = [match[0].strip(" ,;.:") + _unit_behind(sentence, match.end()) for match in _CHUNK.finditer(sentence)]
+    found = [match[0].strip(" ,;.:") + _unit_after(sentence, match.end()) for match in _CHUNK.finditer(sentence)]
     return [value for value in found if re.search(r"\d|\\[a-zA-Z]|[a-zA-Z]", value)]

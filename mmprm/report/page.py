@@ -24,7 +24,7 @@ def write_report(path: str | Path, data: ReportData) -> None:
 
 
 def write_page(path: Path, text: str) -> None:
-    """Write a page atomically."""
+    """Write an HTML page atomically."""
     with whole_file(path, way_out="choose another output path for the page") as file:
         file.write(text)
 
@@ -60,7 +60,7 @@ def _head(data: ReportData) -> str:
 
 
 def _lead(data: ReportData) -> str:
-    """Summarize the main result in a sentence, using the largest N."""
+    """Summarize the main result in one sentence, for the largest number of samples."""
     if not data.accuracy:
         return ""
     last = data.accuracy[-1]
@@ -84,7 +84,7 @@ def _headline(line: Headline) -> list[str]:
 
 
 def accuracy_section(data: ReportData) -> str:
-    """Build the section on accuracy by N; return "" if there is no data."""
+    """Build the section on accuracy by number of samples, or return "" if there is no data."""
     if not data.accuracy:
         return ""
     last = data.accuracy[-1]
@@ -155,8 +155,8 @@ def _solution(solution: JudgedSolution) -> str:
 
 def _step(step: JudgedStep) -> str:
     mark = {
-        True: '<span class="right" title="correct">✓</span>',
-        False: '<span class="wrong" title="incorrect">✗</span>',
+        True: '<span class="correct" title="correct">✓</span>',
+        False: '<span class="incorrect" title="incorrect">✗</span>',
         None: "",
     }
     end, share = ("good", 2 * step.score - 1) if step.score >= 0.5 else ("bad", 1 - 2 * step.score)
@@ -199,7 +199,7 @@ def _facts(data: ReportData) -> str:
 
 
 def table(heads: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
-    """Build an HTML table from cells that are already HTML."""
+    """Build an HTML table; its cells are already HTML."""
     head = "".join(f"<th>{cell}</th>" for cell in heads)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
@@ -224,5 +224,5 @@ def _number(value: float | int | str | None) -> str:
 
 
 def escaped(text: str) -> str:
-    """Make the text printable and escape it for HTML."""
+    """Replace unprintable characters in a text, and escape it for HTML."""
     return html.escape(printable(text))

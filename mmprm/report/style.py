@@ -75,8 +75,8 @@ figure svg text { font-family: inherit !important; }
 .steps .bar { height: 6px; background: color-mix(in oklab, var(--score) 25%, transparent); }
 .steps .bar i { display: block; height: 100%; background: var(--score); }
 .steps .score { text-align: right; font-size: 0.9rem; }
-.steps .right { color: var(--good); text-align: center; }
-.steps .wrong { color: var(--bad); text-align: center; font-weight: 700; }
+.steps .correct { color: var(--good); text-align: center; }
+.steps .incorrect { color: var(--bad); text-align: center; font-weight: 700; }
 .facts td { text-align: left; }
 @media (max-width: 38rem) {
   body { padding: 2rem 1rem 3rem; }

@@ -1,4 +1,4 @@
-"""Build the HTML page of an RL run, with curves from metrics.jsonl."""
+"""Build the HTML page of an RL run, with curves of the metrics in metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from mmprm.report.page import document, escaped, interval_cell, table, write_pag
 from mmprm.report.plots import Curve, lines_plot, progress_plot, smoothing, stacked_plot
 
 METRICS_FILE, REPORT_FILE = "metrics.jsonl", "report.html"
-MOST_ROWS = 12
+MAX_ROWS = 12
 
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """Describes one plot; `names` maps metrics to labels, and missing metrics are left out.
+    """Describes one plot of a training page; `names` maps metrics to labels, and missing metrics are left out.
 
     A name that ends in * matches all metrics with that prefix; each is labeled with the rest of its name.
     """
@@ -94,7 +94,7 @@ def write_training_report(folder: Path) -> Path:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read the records of a metrics.jsonl.
+    """Read the records of a metrics.jsonl file.
 
     Damaged lines are skipped with a warning on stderr. A last line that is still being written is skipped silently.
     """
@@ -152,7 +152,7 @@ def _progress(training: Sequence[Mapping[str, Any]], held_out: Sequence[tuple[in
     rollouts = _curve(training, "accuracy")
     if not rollouts and not held_out:
         return ""
-    number = min(MOST_ROWS, len(held_out))
+    number = min(MAX_ROWS, len(held_out))
     # evenly spaced, including the first and the last
     positions = sorted({round(position * (len(held_out) - 1) / max(1, number - 1)) for position in range(number)})
     rows = [[str(held_out[position][0]), interval_cell(held_out[position][1])] for position in positions]
@@ -198,7 +198,8 @@ def _phases(training: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _curves(panel: Panel, training: Sequence[Mapping[str, Any]]) -> dict[str, Curve]:
-    """Return the panel's curves by label; for a name with *, metrics that are always 0 or missing are omitted."""
+    """Return the panel's curves by label; metrics matched by a name with * are omitted if they are always 0 or
+    missing."""
     present = dict.fromkeys(name for record in training for name in record)
     curves: dict[str, Curve] = {}
     for pattern, label in panel.names.items():

@@ -1,4 +1,4 @@
-"""Compute step scores with vLLM's pooling runner from the unmodified checkpoint.
+"""Compute step scores with vLLM's pooling runner, from an unmodified checkpoint.
 
 The engine runs in the calling process; with tensor parallelism, one more process per GPU is added. For a PRM that
 judges by two tokens, vLLM converts their rows of the output layer to a classifier. It yields one probability per token,
@@ -97,7 +97,7 @@ class VllmScorer:
             # The chat template has already inserted the special tokens.
             tokenization_kwargs={"add_special_tokens": False},
         )
-        return [_at_places(output, item) for output, item in zip(outputs, marked, strict=True)]
+        return [_at_positions(output, item) for output, item in zip(outputs, marked, strict=True)]
 
     def _prompt(self, solution: Solution, marked: Marked) -> dict[str, Any]:
         if not solution.problem.images:
@@ -106,7 +106,7 @@ class VllmScorer:
         return {"prompt": self._format.text(solution), "multi_modal_data": {"image": images}}
 
 
-def _at_places(output: Any, marked: Marked) -> StepScores:
+def _at_positions(output: Any, marked: Marked) -> StepScores:
     tokens = output.prompt_token_ids
     correct_T = output.outputs.data.reshape(len(tokens), -1)[:, -1].tolist()
     # Images precede the first step and expand to many tokens, so count positions from the end.

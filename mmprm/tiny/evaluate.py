@@ -12,7 +12,7 @@ from mmprm.rendering import render
 from mmprm.steps import split
 from mmprm.tiny.world import TinyProblem, error_kind, judge_steps, make_problems
 
-MOST_TOKENS = 96
+MAX_TOKENS = 96
 
 
 def evaluate_tiny(
@@ -20,7 +20,7 @@ def evaluate_tiny(
 ) -> dict[str, float]:
     """Evaluate the policy on `count` test problems, once with their images and once with blank images.
 
-    `pass_at_1` is the fraction of correct answers; `wrong_readings` and `wrong_arithmetic` are the fractions of
+    `pass_at_1` is the fraction of correct answers; `incorrect_readings` and `incorrect_arithmetic` are the fractions of
     incorrect steps of each kind. `faithful` is the fraction of solutions whose answer is correct if and only if all
     their steps are. `mean_tokens` is the mean response length.
     """
@@ -44,8 +44,8 @@ def evaluate_tiny(
         "pass_at_1": sum(map(is_correct, problems, responses)) / count,
         "greedy_accuracy": sum(map(is_correct, problems, respond(model, processor, problems, sample=False))) / count,
         "policy_blank_image_accuracy": sum(map(is_correct, problems, blank)) / count,
-        "wrong_readings": incorrect["reading"] / max(1, total["reading"]),
-        "wrong_arithmetic": incorrect["arithmetic"] / max(1, total["arithmetic"]),
+        "incorrect_readings": incorrect["reading"] / max(1, total["reading"]),
+        "incorrect_arithmetic": incorrect["arithmetic"] / max(1, total["arithmetic"]),
         "faithful": faithful / count,
         "mean_tokens": sum(map(len, tokens)) / count + 1,  # plus the end token, which decoding drops
         "problems": count,
@@ -79,7 +79,7 @@ def respond(
         if blank:
             images = [Image.new("RGB", image.size, (128, 128, 128)) for image in images]
         inputs = processor(text=texts, images=images, padding=True, return_tensors="pt")
-        settings = GenerationConfig(max_new_tokens=MOST_TOKENS, **options, **special)
+        settings = GenerationConfig(max_new_tokens=MAX_TOKENS, **options, **special)
         tokens = model.generate(**inputs, generation_config=settings)[:, inputs["input_ids"].shape[1] :]
         responses += processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
     return responses

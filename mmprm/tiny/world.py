@@ -40,7 +40,7 @@ SPLITS: dict[str, range] = {
 
 OPERATORS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "×": lambda a, b: a * b}
 OPERATION_WEIGHTS = {1: 0.15, 2: 0.30, 3: 0.30, 4: 0.25}
-MOST_COLORS = 4
+MAX_COLORS = 4
 RESULTS = range(1, 100)
 HEAD = "Left to right: "
 TAIL = " = ?"
@@ -205,7 +205,7 @@ def _draw_content(rng: random.Random) -> tuple:
         colors = rng.sample(list(COLORS), ROWS * COLUMNS)
         cells = tuple((color, rng.choice(list(DIGITS)), rng.choice(SHIFTS)) for color in colors)
         (operations,) = rng.choices(list(OPERATION_WEIGHTS), list(OPERATION_WEIGHTS.values()))
-        operands = rng.sample(colors, min(operations + 1, MOST_COLORS))
+        operands = rng.sample(colors, min(operations + 1, MAX_COLORS))
         operands += rng.choices(operands, k=operations + 1 - len(operands))
         operators = rng.choices(list(OPERATORS), k=operations)
         digits = {color: digit for color, digit, _ in cells}
@@ -226,10 +226,10 @@ def _every_reading_matters(digits: dict[str, int], operands: Sequence[str], oper
     """Return whether every misreading of a color changes the answer."""
     answer = _results(digits, operands, operators)[-1]
     return not any(
-        _results({**digits, color: wrong}, operands, operators)[-1] == answer
+        _results({**digits, color: other}, operands, operators)[-1] == answer
         for color in set(operands)
-        for wrong in DIGITS
-        if wrong != digits[color]
+        for other in DIGITS
+        if other != digits[color]
     )
 
 

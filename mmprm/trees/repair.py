@@ -35,7 +35,7 @@ def repair(store: Store) -> None:
             run("REINDEX")
         check_structure(store)
         print(f"{store.path}: its indexes were damaged and are made anew", file=sys.stderr, flush=True)
-    owners = _sound_problems(store)
+    owners = _intact_problems(store)
     damaged = []
     for (owner,) in store.rows("SELECT DISTINCT problem FROM batches"):  # one problem's batches fit in memory
         for number, *row in store.rows(f"SELECT number, {BATCH_COLUMNS} FROM batches WHERE problem = ?", owner):
@@ -55,16 +55,16 @@ def repair(store: Store) -> None:
             run("UPDATE problems SET status = 'open', reason = '' WHERE status = 'done'")
 
 
-def _sound_problems(store: Store) -> dict[int, str]:
+def _intact_problems(store: Store) -> dict[int, str]:
     """Map the row number of each intact problem to its id, and drop the damaged problems.
 
     Dropped problems can be read again from the problem files.
     """
-    sound, damaged = {}, []
+    intact, damaged = {}, []
     for number, problem_id, content in store.rows("SELECT number, id, content FROM problems"):
         try:
             unpack_problem(problem_id, content)
-            sound[number] = problem_id
+            intact[number] = problem_id
         except DamagedError as error:
             damaged.append(number)
             _say(store, f"problem {problem_id!r} is damaged ({error}); it will be read and sampled again")
@@ -72,7 +72,7 @@ def _sound_problems(store: Store) -> dict[int, str]:
         for number in damaged:
             run("DELETE FROM batches WHERE problem = ?", number)
             run("DELETE FROM problems WHERE number = ?", number)
-    return sound
+    return intact
 
 
 def _say(store: Store, message: str) -> None:

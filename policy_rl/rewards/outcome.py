@@ -76,7 +76,7 @@ class RewardConfig(Config):
     """Minimum length of the text in <think> for a format reward, without surrounding white space. MM-Eureka-Zero uses
     300. Requires format=think."""
     combination: Literal["sum", "gate"] = "sum"
-    """How accuracy and format are combined. sum: weighted sum; gate: 1 if both are 1, else 0 (Vision-R1). The length
+    """Combination of accuracy and format. sum: weighted sum; gate: 1 if both are 1, else 0 (Vision-R1). The length
     penalty and user functions are added in both cases."""
     length: LengthLimits = LengthLimits()
     """Length penalty for responses that are too short or too long."""
@@ -131,7 +131,7 @@ class OutcomeReward:
         self.functions = [(entry, function_with_facts(load_function(entry.path))) for entry in config.functions]
         self._one_at_a_time = asyncio.Lock()
 
-    async def beside(
+    async def compute_async(
         self, problem: Problem, response: str, grading: Grading, token_count: int, finish_reason: str = "stop"
     ) -> Reward:
         """Compute the reward like `__call__`, but run user functions in a thread to keep the event loop free.
@@ -231,12 +231,12 @@ FORMATS = {
     "think": (Tag("think"), Tag("answer")),
     "steps": (Tag(r"step(?:_\d+)?", repeats=True), Tag("answer")),
 }
-"""Required tags of each rewards.format, in order."""
+"""Tags required by each value of rewards.format, in order."""
 _PATTERNS = {(name, outside): _compile(tags, outside) for name, tags in FORMATS.items() for outside in (False, True)}
 
 
 def format_reward(text: str, name: str, text_outside: bool = False, min_thought_characters: int = 0) -> float:
-    """Return 1 if the text has exactly one of each tag (or at least one, if it repeats) in order, otherwise 0.
+    """Return 1 if the text has the required tags in order, each once unless it may repeat, otherwise 0.
 
     `text` includes the prompt's prefill. The reward is also 0 if there is text outside the tags, unless `text_outside`
     is set, or if the thoughts have fewer than `min_thought_characters` characters without surrounding white space.
@@ -248,7 +248,7 @@ def format_reward(text: str, name: str, text_outside: bool = False, min_thought_
 
 
 def length_penalty(token_count: int, limits: LengthLimits) -> float:
-    """Return −min(1, d/margin) if a length is d > 0 tokens outside [least, most], else 0 (overlong penalty: DAPO)."""
+    """Return −min(1, d/margin) if a length is d > 0 tokens outside [least, most], else 0 (DAPO's overlong penalty)."""
     most = math.inf if limits.most is None else limits.most
     outside = max(limits.least - token_count, token_count - most, 0)
     return -min(1.0, outside / limits.margin if limits.margin else float(outside > 0)) if outside else 0.0

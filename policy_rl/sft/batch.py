@@ -26,7 +26,7 @@ from mmprm.backbone.processor import image_placeholder, reads_images, tokenizer_
 from mmprm.errors import CheckpointError, DataError
 from mmprm.problems import image_size, open_image
 from mmprm.prompts import PromptConfig
-from mmprm.rendering import end_of_turn, image_place, opening, render_turns
+from mmprm.rendering import end_of_turn, opening, raw_image_placeholder, render_turns
 from mmprm.sampling.config import pixel_limits
 from mmprm.types import ImageRef
 from policy_rl.sft.conversations import Conversation, Message
@@ -89,7 +89,7 @@ class ConversationEncoder:
         self._placeholder = ""
         if reads_images(processor):
             raw = self._prompt.template == "raw"
-            self._placeholder = image_place(processor) if raw else image_placeholder(processor)
+            self._placeholder = raw_image_placeholder(processor) if raw else image_placeholder(processor)
         self._extra: dict[tuple[int, int], int] = {}
 
     def pieces(self, conversation: Conversation) -> list[Piece]:
@@ -173,7 +173,7 @@ class ConversationEncoder:
                 )
 
     def _rest(self, message: Message) -> str:
-        """Return the assistant's turn and its end, without an opening tag that the chat template already writes."""
+        """Return the assistant's turn and its end token, without an opening tag that the chat template already adds."""
         return message["content"].removeprefix(self._opening) + self._end
 
     def _check_questions(self, conversation: Conversation, text: str) -> None:
@@ -236,9 +236,9 @@ def collate_conversations(
             here = slice(start, start + len(each.ids_T))
             ids_BL[b, here], position_XBL[:, b, here] = each.ids_T, each.position_XT
             end_BL[b, here], present_BL[b, here] = here.stop - 1, True
-            place_N = each.learned_T.nonzero()[:, 0]
-            reads.append(b * width + start + place_N - 1)
-            tokens.append(each.ids_T[place_N])
+            index_N = each.learned_T.nonzero()[:, 0]
+            reads.append(b * width + start + index_N - 1)
+            tokens.append(each.ids_T[index_N])
             start = here.stop
     shown = [each.images for row in rows for each in row if each.images]
     images = {name: torch.cat([one[name] for one in shown]) for name in shown[0]} if shown else {}

@@ -50,7 +50,7 @@ def test_writes_rates_counts_and_denominators(benchmark, tmp_path: Path, monkeyp
     cases = tmp_path / "cases"
     cases.mkdir()
     rows = [("7", "7", "correct"), ("7", "8", "incorrect"), ("the wind", "a storm", "correct")]
-    lines = [json.dumps({"gold": g, "response": f"<answer>{a}</answer>", "right": correct}) for g, a, correct in rows]
+    lines = [json.dumps({"gold": g, "response": f"<answer>{a}</answer>", "expected": known}) for g, a, known in rows]
     (cases / "some.jsonl").write_text("\n".join(lines) + "\n")
     words = ["--data", str(tmp_path), "--output", str(out), "--cases", str(cases), "--pairs", "3"]
     monkeypatch.setattr(sys, "argv", ["grading.py", *words])

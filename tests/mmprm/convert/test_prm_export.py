@@ -106,7 +106,7 @@ def test_trl_form(backbone: str, tmp_path: Path) -> None:
     model, loading = AutoModelForTokenClassification.from_pretrained(tmp_path / "trl", output_loading_info=True)
     assert not loading["missing_keys"]
     assert not loading["unexpected_keys"]
-    assert model.config.id2label == {0: "wrong", 1: "right"}
+    assert model.config.id2label == {0: "incorrect", 1: "correct"}
 
     original, tokenizer = AutoModelForCausalLM.from_pretrained(prm), AutoTokenizer.from_pretrained(prm)
     marker, yes, no = (tokenizer.encode(word)[0] for word in ("<prm>", "Yes", "No"))

@@ -101,8 +101,8 @@ def test_the_shipped_policy() -> None:
     metrics = json.loads((weights_path() / "tiny.json").read_text())
     assert 0.35 <= metrics["pass_at_1"] <= 0.65
     assert metrics["policy_blank_image_accuracy"] < 0.15
-    assert metrics["wrong_readings"] > 0.02
-    assert metrics["wrong_arithmetic"] > 0.02
+    assert metrics["incorrect_readings"] > 0.02
+    assert metrics["incorrect_arithmetic"] > 0.02
     assert metrics["train_seconds"] <= 45 * 60
 
     model = AutoModelForImageTextToText.from_pretrained(weights_path())

@@ -250,7 +250,7 @@ class TestUserFunctions:
         monkeypatch.setattr(my_rewards, "double", slow)
         reward = OutcomeReward(build(RewardConfig, {"functions": [{"path": f"{user_module}:double"}]}))
         ticking = asyncio.create_task(tick())
-        found = await asyncio.gather(*(reward.beside(PROBLEM, str(number), RIGHT, 1) for number in range(3)))
+        found = await asyncio.gather(*(reward.compute_async(PROBLEM, str(number), RIGHT, 1) for number in range(3)))
         ticking.cancel()
         assert [each.total for each in found] == [1.0, 2.0, 3.0]
         assert ticks >= 5
@@ -264,7 +264,7 @@ class TestUserFunctions:
         with pytest.raises(
             TrainingError, match=r"my_rewards:double: no answer for problem p1 within rewards.timeout_seconds"
         ):
-            await reward.beside(PROBLEM, "5", RIGHT, 1)
+            await reward.compute_async(PROBLEM, "5", RIGHT, 1)
         await asyncio.sleep(0.3)  # the thread ends, in a test
 
     def test_sees_what_the_prompt_prefilled(self, user_module: str, monkeypatch) -> None:
