@@ -1,4 +1,4 @@
-"""Convert SIGTERM and Ctrl-C into an exception that unwinds the command, so that it releases its resources."""
+"""Convert SIGTERM and Ctrl-C into an exception, so that the command releases its resources."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ _NUMBERS = (signal.SIGTERM, signal.SIGINT)
 
 
 class SigtermAsInterrupt:
-    """Handles the first SIGTERM like Ctrl-C: asyncio cancels the main task, and other code gets a KeyboardInterrupt.
+    """Handles the first SIGTERM like Ctrl-C: asyncio cancels the main task, and any other code gets a
+    KeyboardInterrupt.
 
     `came` is True if a SIGTERM arrived, so callers can tell the two apart. Later SIGTERMs are ignored during the
     shutdown; an impatient supervisor can send SIGKILL. Only the main thread can receive signals.
@@ -38,7 +39,7 @@ class SigtermAsInterrupt:
 
 @contextlib.contextmanager
 def kept_handlers() -> Iterator[None]:
-    """Restore the SIGTERM and SIGINT handlers after the block.
+    """Restore the current SIGTERM and SIGINT handlers when the block ends.
 
     Ray and vLLM install their own handlers, which kill the process mid-work.
     """

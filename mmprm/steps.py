@@ -1,4 +1,5 @@
-"""Split responses into steps by tags, blank lines or numbers. All code specific to these formats is in this module."""
+"""Split responses into steps, marked by tags, blank lines or numbers. All code specific to these formats is in this
+module."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ _HAN = {name: number for number, name in enumerate("一二三四五六七八九�
 _HAN_COUNT = rf"[{''.join(_HAN)}]{{1,3}}"
 _COUNT = rf"\d{{1,3}}|{'|'.join(sorted(_WORDS, key=len, reverse=True))}|{_HAN_COUNT}"
 _AFTER = r"(?=[\s\\$*\"'“(（【《<]|[^\W\d_]|$)"
-"""Matches what may follow a step number: neither a digit (3.5, 1:30) nor an operator."""
+"""Matches the text that may follow a step number: neither a digit (3.5, 1:30) nor an operator."""
 _STEP = r"step|步[骤驟]|ステップ|手順|단계|шаг|étape|etape|schritt|paso|passo|bước"
 _OPEN = r"\*{1,3}|__?|</?(?:b|strong)>|\\(?:textbf|paragraph|(?:sub)*section)\*?\{"
 _CLOSE = r"\*{1,3}|__?|</?(?:b|strong)>|\}"
@@ -65,7 +66,7 @@ _ENVIRONMENT = re.compile(r"\\(begin|end)\{([^{}\n]+)\}")
 
 @dataclass(frozen=True, slots=True)
 class StepSplit:
-    """Holds the steps of a text, or the reason why it cannot be split.
+    """Holds the steps of a text, or the reason why the text cannot be split.
 
     Either `"".join(steps)` is the text and `reason` is None, or `steps` is empty and `reason` is set.
     """
@@ -75,7 +76,7 @@ class StepSplit:
 
 
 def split(text: str, step_format: StepFormat) -> StepSplit:
-    """Split a response, or a continuation that begins at a step boundary, into steps without losing a character.
+    """Split a response, or a continuation that begins at a step boundary, into steps that concatenate to the same text.
 
     With tags, text before a step's tag belongs to that step, and the text after the last step (the answer) is a
     separate step. Line breaks after a step stay with it, and indentation starts the next step. Any other boundary would
@@ -88,7 +89,7 @@ def split(text: str, step_format: StepFormat) -> StepSplit:
 
 
 def plain(step: str, step_format: StepFormat) -> str:
-    """Return a step as a reader sees it: without step markup and surrounding white space, but with answer tags."""
+    """Return a step without step markup and surrounding white space, but with answer tags."""
     if step_format == "tags":
         step = _TAG.sub("", step)
     elif step_format == "numbered" and not _ANSWER_LINE.match(step):
@@ -104,7 +105,8 @@ def plain_split(text: str, step_format: StepFormat) -> StepSplit:
 
 
 def _left_of_mark(mark: re.Match[str]) -> str:
-    """Return the part of a step marker that belongs to the text: a <think> tag, or ** if the bold text ends later."""
+    """Return the part of a step marker that belongs to the preceding text: a <think> tag, or ** if the bold text ends
+    later."""
     opens_bold = mark["bold"] and not (mark["closed"] or mark["closed_open"] or mark["closed_after"])
     return (mark["think"] or "") + (mark["bold"] if opens_bold else "")
 
@@ -135,7 +137,8 @@ def ends_with_step_tag(text: str) -> bool:
 
 
 def ends_within(text: str) -> bool:
-    """Return whether the text ends inside a code block, a LaTeX environment or display math, where steps cannot end."""
+    """Return whether the text ends inside a code block, a LaTeX environment or display math, so that no step can end
+    there."""
     return _regions(text)[1]
 
 
@@ -164,7 +167,7 @@ def _split_numbered(text: str) -> StepSplit:
 
 
 def _alike(marks: list[re.Match[str]]) -> list[re.Match[str]]:
-    """Return the markers with the word "Step" or, if there are none, those formatted like the first marker.
+    """Return the markers with the word "Step" or, if there are none, the markers formatted like the first one.
 
     They have the same brackets as the first marker and are not indented further.
     """
@@ -223,7 +226,7 @@ def _regions(text: str) -> tuple[list[tuple[int, int]], bool]:
 
 
 def _closes(text: str, position: int) -> bool:
-    """Return whether the `$$` at the end of a line closes math opened earlier on that line."""
+    """Return whether the `$$` at the end of a line closes math that was opened earlier on the line."""
     return text.count("$$", text.rfind("\n", 0, position) + 1, position) % 2 == 1
 
 
@@ -240,7 +243,7 @@ def _environments(text: str) -> dict[int, int]:
 
 
 def _outside(matches: Iterable[re.Match[str]], text: str) -> list[re.Match[str]]:
-    """Return the matches that do not start inside a code block, a LaTeX environment or display math."""
+    """Return the matches that start outside all code blocks, LaTeX environments and display math."""
     spans = _regions(text)[0]
     starts = [start for start, _ in spans]
 
@@ -252,7 +255,7 @@ def _outside(matches: Iterable[re.Match[str]], text: str) -> list[re.Match[str]]
 
 
 def _cut(text: str, boundaries: Iterable[int]) -> Steps:
-    """Split the text at ascending offsets.
+    """Split the text at the given offsets, in ascending order.
 
     A piece with only white space or a horizontal rule is merged into the previous step; at the start of the text, into
     the first step.

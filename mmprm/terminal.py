@@ -1,4 +1,4 @@
-"""Strip terminal escape sequences from printed text, because servers, data sets and policies may send them."""
+"""Strip terminal escape sequences from printed text, which may come from servers, data sets and policies."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u20
 
 
 def plain_text(text: str, keep: str = "") -> str:
-    """Strip escape sequences from the text; other control characters are written as escapes, such as \\x1b."""
+    """Strip escape sequences from a text, and write other control characters as escapes, such as \\x1b."""
     return _UNPRINTABLE.sub(
         lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], _SEQUENCE.sub("", text)
     )
@@ -31,12 +31,12 @@ class PlainStream:
         self.raw = raw
 
     def write(self, text: str) -> int:
-        """Write the text, stripped of escape sequences."""
+        """Write a text without its escape sequences."""
         self.raw.write(plain_text(text, keep="\r"))  # progress bars use carriage returns
         return len(text)
 
     def writelines(self, lines: Any) -> None:
-        """Write the lines, stripped of escape sequences."""
+        """Write lines without their escape sequences."""
         for line in lines:
             self.write(line)
 
@@ -46,7 +46,7 @@ class PlainStream:
 
 @contextlib.contextmanager
 def plain_output() -> Iterator[None]:
-    """Strip escape sequences from everything this process prints during the block."""
+    """Strip escape sequences from everything that this process prints inside the block."""
     with (
         contextlib.redirect_stdout(PlainStream(sys.stdout)),  # type: ignore[type-var]
         contextlib.redirect_stderr(PlainStream(sys.stderr)),  # type: ignore[type-var]
@@ -55,5 +55,5 @@ def plain_output() -> Iterator[None]:
 
 
 def raw(stream: TextIO) -> TextIO:
-    """Return the stream wrapped by a PlainStream, or any other stream unchanged."""
+    """Return the stream that a PlainStream wraps, or any other stream unchanged."""
     return getattr(stream, "raw", stream) if isinstance(stream, PlainStream) else stream

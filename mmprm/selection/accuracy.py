@@ -1,4 +1,4 @@
-"""Compute each selector's accuracy by number of samples, with paired bootstrap intervals over problems.
+"""Compute each selector's accuracy as a function of the number of samples, with paired bootstrap intervals.
 
 Shapes: P problem, N number of samples to choose from, K selector, M sample of a problem, B subset of samples.
 """
@@ -20,7 +20,7 @@ from mmprm.selection.groups import CandidateGroup, choices, common_size
 from mmprm.selection.selectors import SELECTORS, Choices, selector_names
 
 SUBSETS = 256
-"""Maximum number of subsets of size N to evaluate; if there are more, this many are drawn at random with the seed."""
+"""Maximum number of subsets of N samples to evaluate; if there are more, this many are drawn at random."""
 
 _CHUNK = 64
 """Number of problems processed at once, to bound memory use."""
@@ -28,7 +28,7 @@ _CHUNK = 64
 
 @dataclass(frozen=True, slots=True)
 class AccuracyAtN:
-    """Holds the selectors' accuracies with N samples, and their differences from two baselines."""
+    """Holds the accuracy of each selector with N samples, and its differences from two baselines."""
 
     n: int
     accuracy: dict[str, Interval]
@@ -37,7 +37,7 @@ class AccuracyAtN:
 
 
 def sizes_up_to(most: int) -> list[int]:
-    """Return 1, 2, 4, … up to `most`, plus `most` itself."""
+    """Return 1, 2, 4, … up to `most`, followed by `most` itself."""
     return sorted({2**power for power in range(most.bit_length())} | {most})
 
 
@@ -72,7 +72,7 @@ def accuracy_at_n(
 
 
 def accuracy(groups: Sequence[CandidateGroup], aggregate: str, seed: int = 0) -> dict[str, Interval]:
-    """Compute each selector's accuracy when choosing among all candidates of a group; group sizes may differ."""
+    """Compute each selector's accuracy when it chooses among all candidates of a group; group sizes may differ."""
     return _intervals(_over_all(groups, aggregate), seed)
 
 
@@ -95,7 +95,8 @@ class EqualTokens:
 def at_equal_tokens(
     guided: Sequence[CandidateGroup], tokens: int, samples: Sequence[CandidateGroup], aggregate: str, seed: int = 0
 ) -> EqualTokens:
-    """Compare a strategy that generated `tokens` tokens in total with independent samples of the same problems.
+    """Compare a strategy that generated `tokens` tokens in total with best-of-n on independent samples of the same
+    problems.
 
     n = tokens / (tokens of all samples / samples per problem), clipped to [1, samples per problem].
     """
@@ -117,7 +118,7 @@ def at_equal_tokens(
 
 
 def _intervals(values: NDArray[np.float64], seed: int) -> dict[str, Interval]:
-    """Compute an interval per selector from values in the layout of _selector_values.
+    """Compute an interval per selector from values with one row per selector and one column per problem.
 
     For paired differences, this is the interval of the mean difference per problem.
     """
@@ -125,14 +126,14 @@ def _intervals(values: NDArray[np.float64], seed: int) -> dict[str, Interval]:
 
 
 def _over_all(groups: Sequence[CandidateGroup], aggregate: str) -> NDArray[np.float64]:
-    """Compute values in the layout of _selector_values, with all candidates of each group."""
+    """Compute each selector's accuracy on each problem, with all candidates of each group."""
     everyone = (np.ones((1, len(group.candidates)), dtype=bool) for group in groups)
     parts = [_means(choices([group], aggregate), inside) for group, inside in zip(groups, everyone, strict=True)]
     return np.concatenate(parts, axis=1)
 
 
 def _selector_values(seen: Choices, n: int, seed: int, names: Sequence[str] = tuple(SELECTORS)) -> NDArray[np.float64]:
-    """Compute each selector's accuracy (rows) on each problem (columns), averaged over subsets of size n."""
+    """Compute the accuracy of each selector (rows) on each problem (columns), averaged over subsets of size n."""
     problems, most = seen.answer_PM.shape
     subsets = _subsets(most, n, seed)
     inside_BM = np.zeros((len(subsets), most), dtype=bool)

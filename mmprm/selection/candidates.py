@@ -1,4 +1,4 @@
-"""Write and read candidates.jsonl, which holds groups of candidates, one line per candidate."""
+"""Write and read candidates.jsonl, which has one line per candidate, grouped by problem."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def candidate_lines(groups: Sequence[CandidateGroup], aggregate: str | None) -> 
 def read_groups(
     rows: Iterable[tuple[str, dict[str, Any]]], problems: Mapping[str, Problem] | None = None
 ) -> list[CandidateGroup]:
-    """Build groups from (location for error messages, line) pairs, in the order of the lines.
+    """Build groups of candidates from (location for error messages, line) pairs, in the order of the lines.
 
     Problems are looked up by id in `problems`; if it is None, a group's problem has only an id. Raises DataError if two
     different problems have the same id, as can happen with files from two runs.

@@ -1,4 +1,4 @@
-"""Sample, grade and score groups of candidates, where a group holds the solutions of one problem."""
+"""Sample, grade and score groups of candidates; a group consists of the solutions to one problem."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def answer_key(extracted: str | None, problem: Problem) -> str | None:
 async def graded_candidate(
     problem: Problem, response: str, token_count: int, grader: Grader, step_format: steps.StepFormat
 ) -> Candidate:
-    """Grade a response and split it into plain steps; scores are added later."""
+    """Grade a response and split it into plain steps, without scoring them."""
     grading = await grader.grade(problem, response)
     split = steps.split(response, step_format)
     return Candidate(
@@ -144,7 +144,7 @@ async def sample_groups(
 
 
 def score_groups(groups: Sequence[CandidateGroup], scorer: Scorer) -> list[CandidateGroup]:
-    """Add step scores to every candidate that has steps; identical solutions are scored once.
+    """Add step scores to every candidate that has steps; candidates with the same steps are scored once.
 
     A candidate that cannot be scored (too long, or the marker occurs in its text) gets the reason instead. Raises
     DataError if no candidate can be scored.
@@ -168,7 +168,7 @@ def score_groups(groups: Sequence[CandidateGroup], scorer: Scorer) -> list[Candi
 
 
 def with_answer(candidate: Candidate, answer: StepScores | DataError | None) -> Candidate:
-    """Set the candidate's scores, or the reason why it cannot be scored."""
+    """Set a candidate's scores, or the reason why it cannot be scored."""
     if isinstance(answer, DataError):
         return replace(candidate, unscored=str(answer))
     return replace(candidate, scores=answer)
@@ -180,7 +180,7 @@ def _scored_apart(solutions: list[Solution], scorer: Scorer) -> list[StepScores 
 
 
 def rewards(group: CandidateGroup, aggregate: str | None) -> list[float]:
-    """Aggregate each candidate's step scores to a reward; it is -inf if the candidate has no scores."""
+    """Aggregate each candidate's step scores to a reward, which is -inf if the candidate has no scores."""
     if aggregate is None:
         return [-math.inf] * len(group.candidates)
     function = aggregator(aggregate)
@@ -188,7 +188,8 @@ def rewards(group: CandidateGroup, aggregate: str | None) -> list[float]:
 
 
 def choices(groups: Sequence[CandidateGroup], aggregate: str | None) -> Choices:
-    """Convert groups of equal size to the selectors' input arrays; if `aggregate` is None, all rewards are -inf."""
+    """Convert groups of equal size to the input arrays of the selectors; if `aggregate` is None, all rewards are
+    -inf."""
     reward_PM = np.array([rewards(group, aggregate) for group in groups])
 
     def weight(reward: float) -> float:
@@ -207,7 +208,7 @@ def _numbered(answers: Iterable[str | None]) -> list[int]:
 
 
 def common_size(groups: Iterable[CandidateGroup]) -> int:
-    """Return the number of candidates per group; raise DataError unless all groups have the same size."""
+    """Return the number of candidates per group; raise DataError if the groups differ in size."""
     sizes = {len(group.candidates) for group in groups}
     if len(sizes) != 1 or 0 in sizes:
         raise DataError(

@@ -1,4 +1,4 @@
-"""Run a guided search over many problems concurrently; return groups of candidates and the tokens spent."""
+"""Run a guided search on many problems concurrently, and return groups of candidates with the tokens generated."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Guided:
 
 @dataclass(frozen=True, slots=True)
 class Searched:
-    """Holds the search results in problem order, and the failure reasons of the other problems by id."""
+    """Holds the search results in problem order, and the failure reason of each other problem by id."""
 
     results: list[Guided]
     failed: dict[str, str] = field(default_factory=dict)
@@ -98,7 +98,7 @@ async def search_problems(
 
 
 async def _scored(group: CandidateGroup, queue: ScoreQueue) -> CandidateGroup:
-    """Score the group's candidates; raise DataError if none of them can be scored."""
+    """Score the candidates of a group; raise DataError if none of them can be scored."""
     answers = await queue.score_apart([Solution(group.problem, c.steps) for c in group.candidates if c.steps])
     reasons = [answer for answer in answers if isinstance(answer, DataError)]
     if reasons and len(reasons) == len(answers):

@@ -1,4 +1,4 @@
-"""Represent partial solutions, and continue them step by step with a policy."""
+"""Represent partial solutions, and extend them step by step by sampling from a policy."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ STOPS: dict[StepFormat, Callable[[int], tuple[str, ...]]] = {
     "blank_lines": lambda number: ("\n\n",),
     "numbered": lambda number: (),
 }
-"""Maps each step format to the stop strings that end step `number`. They only save tokens: the end of the step is
-always found by steps.split. In the numbered format, only the start of the next step ends a step, so a whole
+"""Maps each step format to the stop strings that end the step with a given number. They only save tokens: the end of
+the step is always found by steps.split. In the numbered format, only the start of the next step ends a step, so a whole
 continuation is generated and cut."""
 
 
@@ -31,7 +31,8 @@ class PathState(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """Holds a partial solution: its verbatim steps and, in `tail`, any text after them that is not a step.
+    """Holds a partial solution: its steps as written by the policy and, in `tail`, any text after them that is not a
+    step.
 
     `token_count` is the number of tokens generated for the path. `ids` are the ids of the tokens that end within the
     steps, or None if the sampler does not report them.
@@ -49,7 +50,8 @@ class Path:
 
 
 class Writer:
-    """Samples steps and solutions for one problem. `tokens` and `samples` count everything it generated."""
+    """Samples steps and solutions for one problem, counting the tokens and samples generated. `tokens` and `samples`
+    count everything it generated."""
 
     def __init__(self, problem: Problem, sampler: Sampler, step_format: StepFormat, run_seed: int) -> None:
         self.problem = problem
@@ -74,11 +76,11 @@ class Writer:
         return [extended(path, completion, stop, self._step_format) for completion in whole]
 
     def plain(self, path: Path) -> Steps:
-        """Return the path's steps stripped of step markup."""
+        """Return the path's steps without step markup."""
         return tuple(plain(step, self._step_format) for step in path.steps)
 
     async def _whole(self, path: Path, completion: Completion, stop: tuple[str, ...], greedy: bool) -> Completion:
-        """Continue the completion if it was stopped inside a code block or formula, and return it."""
+        """Return the completion, continued beyond the stop string if it was stopped inside a code block or formula."""
         text, tokens = completion.text, completion.tokens
         if self._step_format == "tags" or not text.endswith(stop) or not ends_within(text):
             return completion
@@ -107,7 +109,7 @@ class Writer:
 
 
 def extended(path: Path, completion: Completion, stop: tuple[str, ...], step_format: StepFormat) -> Path:
-    """Extend the path by the first step of the completion.
+    """Return the path extended by the first step of the completion.
 
     The new path is complete if the policy ended its turn with that step or without writing one. It is broken if the
     text cannot be split or was cut off within the step.

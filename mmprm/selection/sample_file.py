@@ -36,7 +36,8 @@ class SampleFile(AbstractContextManager["SampleFile"]):
             self._write()  # rewrite in problem order
 
     def add(self, group: CandidateGroup) -> None:
-        """Append the group and flush. The first call removes truncated, damaged or unrelated lines."""
+        """Append a problem's group of candidates and flush the file. The first call removes truncated, damaged or
+        unrelated lines."""
         if self._file is None:
             self._write()
             try:

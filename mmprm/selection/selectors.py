@@ -1,4 +1,4 @@
-"""Choose one answer among a problem's sampled solutions: a table of selectors with exact expected accuracies.
+"""Choose one answer among a problem's sampled solutions, using selectors with exact expected accuracies.
 
 A selector receives subsets of the candidates of many problems at once. For each subset, it returns the probability that
 its choice is correct when ties are broken uniformly, so no random numbers are needed. A candidate counts as correct
@@ -21,12 +21,12 @@ Bools = NDArray[np.bool_]
 Selector = Callable[["Choices", Bools], Floats]
 
 TIE = 1e-12
-"""Relative tolerance for vote sums to count as equal, because the order of addition causes rounding errors."""
+"""Relative tolerance within which vote sums count as equal, because the order of addition causes rounding errors."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """Holds the selectors' input: the candidates of P problems with M candidates each.
+    """Holds the selectors' input: P problems with M candidates each.
 
     `answer_PM` numbers a problem's distinct answers from 0; -1 means no answer. `reward_PM` is the aggregate of the
     step scores, or -inf if the candidate could not be scored. `weight_PM` in [0, 1] weights votes. Only the oracle may
@@ -39,14 +39,14 @@ class Choices:
     weight_PM: Floats
 
     def of(self, problems: slice) -> Choices:
-        """Select a slice of the problems."""
+        """Return the choices for a slice of the problems."""
         return Choices(
             self.answer_PM[problems], self.correct_PM[problems], self.reward_PM[problems], self.weight_PM[problems]
         )
 
 
 def random(choices: Choices, inside_BM: Bools) -> Floats:
-    """Choose uniformly at random: the expected accuracy is (1/N) Σ correct."""
+    """Choose uniformly at random; the expected accuracy is (1/N) Σ correct."""
     return choices.correct_PM @ inside_BM.T.astype(float) / inside_BM.sum(axis=1)
 
 
@@ -97,7 +97,7 @@ def selector_names(scored: bool) -> list[str]:
 
 
 def _vote(choices: Choices, inside_BM: Bools, weight_PM: Floats) -> Floats:
-    """Return the expected accuracy of a vote by answer, or of a random candidate if there are no votes.
+    """Return the expected accuracy of a vote for answers, or of a random candidate if there are no votes.
 
     If an answer's candidates have different verdicts (for example, one was graded UNKNOWN), the answer counts as the
     fraction of them that is correct.

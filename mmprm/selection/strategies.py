@@ -1,4 +1,4 @@
-"""Implement the guided search strategies, which build the solutions of one problem step by step.
+"""Implement guided search strategies, which build the solutions to a problem step by step.
 
 STRATEGIES lists them. Beam search keeps the best paths of one tree; DVTS keeps one path in each of several trees.
 Sources: step beam search and lookahead, Snell et al., Scaling LLM Test-Time Compute Optimally (2024); DVTS, Beeching et
@@ -17,7 +17,7 @@ from mmprm.config import Config
 from mmprm.selection.paths import Path, PathState, Writer
 
 PathScorer = Callable[[Sequence[Path]], Awaitable[list[float]]]
-"""Function that returns the value of each open path; the search continues the paths with the highest values."""
+"""Function that returns a value for each open path; the search continues the paths with the highest values."""
 
 
 class GuidedConfig(Config):
@@ -32,9 +32,9 @@ class GuidedConfig(Config):
     """Number of partial solutions to continue after each step, over all searches for a problem; each is continued
     samples/beams times."""
     lookahead: int = Field(0, ge=0)
-    """Number of greedily decoded steps by which a partial solution is extended for scoring; they are then discarded."""
+    """Number of steps by which a partial solution is extended greedily before scoring; they are then discarded."""
     max_steps: int = Field(40, ge=1)
-    """Maximum number of steps per solution; an open solution ends there."""
+    """Maximum number of steps per solution, after which an open solution ends."""
 
     @model_validator(mode="after")
     def _fits(self) -> GuidedConfig:
@@ -63,7 +63,7 @@ async def beam(writer: Writer, judge: PathScorer, config: GuidedConfig) -> list[
 
 
 async def dvts(writer: Writer, judge: PathScorer, config: GuidedConfig) -> list[Path]:
-    """Search `beams` independent trees, keeping one path in each; samples differ even for equal prefixes."""
+    """Search `beams` independent trees, keeping one path in each. Samples differ even for equal prefixes."""
     trees = [
         _grow(writer, judge, config, slots=slots, kept=1, first_sample=tree * config.samples)
         for tree, slots in enumerate(even_shares(config.samples, config.beams))
@@ -79,7 +79,7 @@ STRATEGIES: dict[str, Callable[[Writer, PathScorer, GuidedConfig], Awaitable[lis
 
 
 def solutions(paths: Sequence[Path]) -> list[Path]:
-    """Return the complete paths, or the open paths if there are none, or the broken paths if there are only those."""
+    """Return the complete paths or, if there are none, the open paths or, failing that, the broken ones."""
     for state in (PathState.COMPLETE, PathState.OPEN, PathState.BROKEN):
         if found := [path for path in paths if path.state is state]:
             return found
@@ -87,7 +87,7 @@ def solutions(paths: Sequence[Path]) -> list[Path]:
 
 
 async def ahead(writer: Writer, path: Path, count: int) -> Path:
-    """Extend the path greedily by up to `count` steps; stop early if the solution ends or breaks."""
+    """Extend the path by up to `count` greedily decoded steps, stopping early if the solution ends or breaks."""
     for _ in range(count):
         (following,) = await writer.steps(path, 1, greedy=True)
         if following.state is PathState.BROKEN:
@@ -99,14 +99,14 @@ async def ahead(writer: Writer, path: Path, count: int) -> Path:
 
 
 def even_shares(total: int, parts: int) -> list[int]:
-    """Divide `total` into `parts` integers that differ by at most one, the larger ones first."""
+    """Divide `total` into `parts` integers that differ by at most one, in descending order."""
     return [total // parts + (part < total % parts) for part in range(parts)]
 
 
 async def _grow(
     writer: Writer, judge: PathScorer, config: GuidedConfig, slots: int, kept: int, first_sample: int = 0
 ) -> list[Path]:
-    """Grow one tree, and return all ended paths, followed by the open ones.
+    """Grow one tree of paths; return all ended paths, followed by the open ones.
 
     A complete solution occupies one of the `slots`, so the tree ends with at most `slots` solutions and samples at most
     `slots` steps per depth.

@@ -1,4 +1,4 @@
-"""Configure the training of the tiny policy."""
+"""Define the configuration for training the tiny policy."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ class StepsConfig(Config):
     """
 
     vision: int = 80
-    """Steps that train the vision tower alone."""
+    """Number of steps that train only the vision tower."""
     arithmetic: int = 500
-    """Steps on calculations without images."""
+    """Number of steps on calculations without images."""
     reading: int = 400
-    """Steps on readings of digits, with some checks and calculations."""
+    """Number of steps on readings of digits, with some checks and calculations."""
     solutions: int = 1200
-    """Steps on solutions, with some checks and calculations."""
+    """Number of steps on solutions, with some checks and calculations."""
     checking: int = 1300
-    """Steps on solutions and checks in equal parts."""
+    """Number of steps on solutions and checks in equal parts."""
     statements: int = 400
-    """Steps on checks alone."""
+    """Number of steps on checks alone."""
     both: int = 600
-    """Steps on solutions and somewhat fewer checks."""
+    """Number of steps on solutions and somewhat fewer checks."""
 
 
 class TinyTrainConfig(Config):
@@ -33,7 +33,8 @@ class TinyTrainConfig(Config):
     batch: int = 64
     """Number of texts per optimizer step."""
     learning_rate: float = 2e-3
-    """Peak learning rate of each stage: linear warm-up over 5 % of its steps, then cosine decay to 5 % of the peak."""
+    """Peak learning rate of each stage, with linear warm-up over 5 % of its steps, then cosine decay to 5 % of the
+    peak."""
     weight_decay: float = 0.01
     """Weight decay of AdamW."""
     mistake_rate: float = 0.05

@@ -1,4 +1,4 @@
-"""Measure a demo run against the known truth, check its metrics against thresholds, and build the report page."""
+"""Measure a demo run against the known truth, compare its metrics with thresholds, and build the report page."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from mmprm.types import Verdict
 
 @dataclass(frozen=True, slots=True)
 class DemoMetrics:
-    """Holds the demo's metrics, computed against the known truth; `accuracy` is measured on test problems.
+    """Holds the demo's metrics, computed against the known truth.
 
-    It has one entry per number of candidates N = 1, 2, 4, …
+    `accuracy` is measured on test problems and has one entry per number of candidates N = 1, 2, 4, …
     """
 
     labels: list[float]
@@ -41,7 +41,7 @@ class DemoMetrics:
 def measure(
     examples: Sequence[LabeledExample], development: Sequence[CandidateGroup], test: Sequence[CandidateGroup]
 ) -> DemoMetrics:
-    """Choose the aggregator and threshold on `development`, then measure on `test`; both need PRM scores."""
+    """Choose the aggregator and threshold on `development`, then measure the demo's metrics on `test`."""
     labels, labels_correct = label_truth(examples)
     aggregator = choose_aggregator(development)
     threshold = METRICS["first_error_f1"].choose(judged_solutions(development))
@@ -128,7 +128,7 @@ REPORTED += ("rl.accuracy_before", "rl.gain.value", "rl.gain.low", "rl.gain.high
 
 
 def headlines_of(summary: Mapping[str, Any]) -> list[Headline]:
-    """Return the metrics that must reach a threshold, followed by those that are only reported."""
+    """Return the metrics with a threshold to reach, followed by those without one."""
     barred = [Headline(key, _value(summary, key), bar, rule(summary)) for key, bar, rule in BARS]
     return barred + [Headline(key, _value(summary, key)) for key in REPORTED]
 
@@ -161,7 +161,7 @@ def report_of(
 
 
 def training_points(metrics: Path) -> list[TrainingPoint]:
-    """Read the training curve from a run's metrics.jsonl."""
+    """Read the training curve from the metrics.jsonl of a run."""
     lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     losses = {"train": "loss", "eval": "held_out_loss"}
     return [TrainingPoint(step=line["step"], **{losses[line["kind"]]: line["loss"]}) for line in lines]

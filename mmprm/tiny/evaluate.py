@@ -53,7 +53,7 @@ def evaluate_tiny(
 
 
 def is_correct(tiny: TinyProblem, response: str) -> bool:
-    """Return whether the response ends with the correct answer."""
+    """Return whether a response ends with the correct answer."""
     return response.endswith(f"<answer>{tiny.problem.answer}</answer>")
 
 
@@ -67,7 +67,7 @@ def respond(
     sample: bool = True,
     batch: int = 250,
 ) -> list[str]:
-    """Generate one response per problem with torch's global random state; `blank` makes the images plain gray."""
+    """Generate one response per problem with torch's global random state; with `blank`, all images are plain gray."""
     processor.tokenizer.padding_side = "left"  # generate() appends after the last position of each row
     options = {"do_sample": True, "temperature": 1.0, "top_k": 0} if sample else {"do_sample": False}
     special = {"eos_token_id": processor.tokenizer.eos_token_id, "pad_token_id": processor.tokenizer.pad_token_id}

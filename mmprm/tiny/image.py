@@ -1,4 +1,4 @@
-"""Draw tiny images and read them back: colored cells of 28 × 28 pixels with one digit each.
+"""Draw and read tiny images: colored cells of 28 × 28 pixels with one digit each.
 
 A cell is exactly one merged patch of Qwen2.5-VL (2 × 2 patches of 14 pixels), so each cell becomes one image token.
 The image is lossless (PNG) and reading is the exact inverse of drawing, so the image contains the truth of a problem.
@@ -19,7 +19,7 @@ from mmprm.types import ImageRef
 CELL = 28
 ROWS, COLUMNS = 2, 3
 SHIFTS = tuple((down, right) for down in (-2, 0, 2) for right in (-2, 0, 2))
-"""Offsets of the digit from the middle of its cell, in pixels."""
+"""Possible offsets of a digit from the center of its cell, in pixels."""
 
 COLORS = {
     "red": (230, 60, 60),
@@ -48,7 +48,7 @@ SCALE = 3
 
 
 def draw_cell(color: str, digit: int, shift: tuple[int, int]) -> np.ndarray:
-    """Return the pixels of a cell, uint8 [28, 28, 3]."""
+    """Return the pixels of a cell as an array, uint8 [28, 28, 3]."""
     cell = np.empty((CELL, CELL, 3), dtype=np.uint8)
     cell[:] = COLORS[color]
     rows = [[mark == "#" for mark in row] for row in DIGITS[digit].split()]
@@ -61,7 +61,7 @@ def draw_cell(color: str, digit: int, shift: tuple[int, int]) -> np.ndarray:
 
 
 def draw(cells: Sequence[tuple[str, int, tuple[int, int]]]) -> bytes:
-    """Draw ROWS × COLUMNS cells (color, digit, shift), given row by row, and return the PNG."""
+    """Draw ROWS × COLUMNS cells (color, digit, shift), given row by row, and return the image as PNG bytes."""
     assert len(cells) == ROWS * COLUMNS
     pixels = [draw_cell(*cell) for cell in cells]
     rows = [np.concatenate(pixels[row * COLUMNS : (row + 1) * COLUMNS], axis=1) for row in range(ROWS)]
@@ -71,7 +71,7 @@ def draw(cells: Sequence[tuple[str, int, tuple[int, int]]]) -> bytes:
 
 
 def blank() -> ImageRef:
-    """Return a plain gray image of the same size, which contains no information."""
+    """Return a plain gray image of the same size, as a control without information."""
     buffer = io.BytesIO()
     Image.new("RGB", (COLUMNS * CELL, ROWS * CELL), (128, 128, 128)).save(buffer, format="PNG")
     return ImageRef(data=buffer.getvalue())

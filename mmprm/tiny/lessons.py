@@ -1,4 +1,4 @@
-"""Generate the training texts of the tiny policy, and mark which parts are targets of the loss.
+"""Generate training texts for the tiny policy, and mark the parts that are targets of the loss.
 
 - `solution`: the question and a solution in step tags. It has mistakes at fixed rates, which later steps propagate, as
   in the training corpora of real models. The most probable token is still the correct one, while sampling at
@@ -30,24 +30,25 @@ FACTS = {
     operator: [(a, operator, b, apply(a, b)) for a in range(100) for b in DIGITS if 0 <= apply(a, b) < 100]
     for operator, apply in OPERATORS.items()
 }
-"""Every calculation that a solution can need, as (left, operator, right, result) tuples by operator."""
+"""Calculations that solutions can need, as (left, operator, right, result) tuples by operator."""
 FIRST_FACTS = {operator: [fact for fact in facts if 0 < fact[0] < 10] for operator, facts in FACTS.items()}
-"""Calculations that can come first in a solution: a small part of FACTS, but at least a third of those written."""
+"""Calculations with which a solution can begin: a small part of FACTS, but at least a third of those generated."""
 _MARKS = string.ascii_uppercase + "?|:;,.!~@#&*%$^_ "
-"""Characters that may separate a statement from Yes or No; the variety prevents dependence on a single token."""
+"""Characters that may separate a statement from Yes or No, varied so that the model does not depend on a single
+token."""
 
 CHECK_HEADS = (
     "{image}\nProcess:\n",
     "{image}\nQuestion: {question}\nProcess: ",
     "<|im_start|>assistant\n{image}\nQuestion: {question}\nProcess: ",
 )
-"""Prompts that precede a statement to verify: the image alone, or the image and a question as a PRM reads it."""
+"""Prompts that precede a statement to verify: the image alone, or the image and a question in the PRM's format."""
 
 IGNORED = -100
 
 
 class LessonPart(NamedTuple):
-    """Holds a piece of text, and whether it is a target of the loss."""
+    """Holds a piece of a training text, and whether it is a target of the loss."""
 
     text: str
     target: bool
@@ -55,7 +56,7 @@ class LessonPart(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """Holds a training text as parts; `cells` describes its image, or is None if it has no image."""
+    """Holds a training text as a sequence of parts; `cells` describes its image, or is None if it has no image."""
 
     cells: tuple[tuple[str, int, tuple[int, int]], ...] | None
     parts: tuple[LessonPart, ...]
@@ -68,7 +69,7 @@ def solution(tiny: TinyProblem, rng: random.Random, mistakes: Mistakes) -> Lesso
 
 
 def readings(tiny: TinyProblem, rng: random.Random) -> Lesson:
-    """Generate a reading of the digits of all colors, in random order."""
+    """Generate a text that reads the digits of all colors, in random order."""
     digits = tiny.digits
     colors = rng.sample(sorted(digits), len(digits))
     response = "".join(f"<step>{color}={digits[color]}</step>" for color in colors)
@@ -136,7 +137,7 @@ class Collator:
         )  # time, height and width in patches, with 2 × 2 patches per cell
 
     def pixels(self, images: Sequence[tuple]) -> dict[str, torch.Tensor]:
-        """Look up the pixel patches of images, each given as a tuple of cells."""
+        """Look up the pixel patches of images, each of which is given as a tuple of cells."""
         indices = torch.tensor([self.index[cell] for cells in images for cell in cells])
         return {
             "pixel_values": self.patches[indices].flatten(0, 1),
@@ -165,7 +166,7 @@ class Collator:
         return batch | (self.pixels(images) if images else {})
 
     def positions(self, input_ids_BT: torch.Tensor) -> torch.Tensor:
-        """Return M-RoPE positions [3, B, T].
+        """Compute the M-RoPE position ids of a batch, [3, B, T].
 
         An image that starts at s has positions (s, s + row, s + column), and the text after it continues at
         s + max(ROWS, COLUMNS). The model's own implementation loops over samples in Python.

@@ -9,7 +9,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2_5_VLCo
 from mmprm.tiny.tokenizer import END, PAD
 
 SPARE_TOKENS = 16
-"""Number of spare embedding rows, so that a few new tokens (such as a PRM's step marker) need no resizing."""
+"""Number of spare embedding rows, so that adding a few tokens (such as a PRM's step marker) needs no resizing."""
 
 POSITIONS = 1024
 
@@ -20,7 +20,7 @@ def weights_path() -> Path:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLForConditionalGeneration:
-    """Build a model with random weights, drawn from torch's global random state.
+    """Build the model with random weights, drawn from torch's global random state.
 
     The head size is 32, because vLLM's CPU attention supports it.
     """

@@ -1,4 +1,4 @@
-"""Train the tiny policy from random weights in seven stages on 2 cores.
+"""Train the tiny policy from random weights on 2 CPU cores, in seven stages.
 
 The first stage trains the vision tower alone: a linear head on each merged patch predicts its digit and color. A model
 of this size does not learn to see through the language model's loss. The later stages train the whole model on the
@@ -51,12 +51,12 @@ MIXTURES = {
     "statements": {"checks": 1.0},
     "both": {"solution": 0.6, "checks": 0.4},
 }
-"""Fraction of each kind of lesson per stage, in the order of the stages."""
+"""Fraction of each kind of lesson in each stage, in the order of the stages."""
 STAGES = ("vision", *MIXTURES)
 
 
 def train(config: TinyTrainConfig, out: Path, say: Callable[[str], None] = print) -> dict:
-    """Train the policy, write the checkpoint folder `out` with its evaluation metrics in tiny.json, and return these.
+    """Train the policy, write its checkpoint and evaluation metrics (tiny.json) to `out`, and return the metrics.
 
     Weights are saved after each stage, so an interrupted run resumes after its last finished stage. Every stage has its
     own random numbers and a fresh optimizer, so the result equals that of an uninterrupted run.
@@ -98,7 +98,7 @@ class _Progress:
 
     @classmethod
     def find(cls, out: Path, config: TinyTrainConfig, model: nn.Module) -> _Progress:
-        """Find an interrupted run of this configuration in `out`, and load its last saved weights into `model`."""
+        """Find an interrupted run with this configuration in `out`, and load its last saved weights into `model`."""
         progress = cls(out / "stages", config, {})
         if (progress.folder / "stages.json").is_file():
             file = progress.folder / "stages.json"
@@ -122,7 +122,7 @@ class _Progress:
             json.dump({"config": self.config.model_dump(), "seconds": self.seconds}, file)
 
     def forget(self) -> None:
-        """Remove the saved stages."""
+        """Delete the saved stages."""
         shutil.rmtree(self.folder)
 
 
@@ -158,7 +158,7 @@ def _lessons(stage: str, problems: list[TinyProblem], config: TinyTrainConfig) -
 def _language_loss(
     model: Qwen2_5_VLForConditionalGeneration, batch: dict[str, torch.Tensor]
 ) -> tuple[torch.Tensor, float]:
-    """Return the mean cross-entropy over the target tokens, and the fraction of them that the argmax predicts."""
+    """Return the mean cross-entropy over the target tokens, and the accuracy of the most likely token."""
     labels_BT = batch.pop("labels")
     logits_BTV = model(**batch, use_cache=False).logits
     targets_N = labels_BT[:, 1:].flatten()
@@ -198,7 +198,8 @@ def _train_vision(
 
 
 def _optimize(parameters, steps: int, config: TinyTrainConfig) -> Iterator[tuple[int, Callable[[], None]]]:
-    """Yield (step, update); after `backward`, call `update` to clip and apply gradients and advance the schedule."""
+    """Yield (step, update); after `backward`, call `update` to clip and apply the gradients and advance the
+    schedule."""
     parameters = list(parameters)
     optimizer = torch.optim.AdamW(
         parameters, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay

@@ -1,4 +1,4 @@
-"""Build the tokenizer and processor of the tiny policy: about 140 tokens, ChatML, and the Qwen2.5-VL processor.
+"""Build the tokenizer of the tiny policy (about 140 tokens, ChatML) and its Qwen2.5-VL processor.
 
 Words that belong together are one token. In particular, `blue=` is one token, so the token that asks for a digit also
 names the cell. Otherwise a model of this size does not learn to read an image within minutes. Printable ASCII is
@@ -41,7 +41,7 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Build the tokenizer with its chat template."""
+    """Build the tiny policy's tokenizer with its chat template."""
     vocabulary = {token: index for index, token in enumerate((*SPECIAL, *WORDS, *CHARACTERS))}
     words = sorted(WORDS, key=len, reverse=True)
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
@@ -61,7 +61,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_processor() -> Qwen2_5_VLProcessor:
-    """Build the Qwen2.5-VL processor with this tokenizer."""
+    """Build the Qwen2.5-VL processor that uses the tiny policy's tokenizer."""
     pixels = {"shortest_edge": CELL * CELL, "longest_edge": 64 * CELL * CELL}
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(size=pixels, patch_size=CELL // 2, merge_size=2, temporal_patch_size=2),

@@ -14,23 +14,23 @@ from mmprm.types import Problem, Solution
 
 
 def steps_correct(problem: Problem, steps: Sequence[str]) -> list[bool]:
-    """Return whether each step of a solution is true; see world.judge_steps."""
+    """Return whether each step of a solution is correct; see world.judge_steps."""
     return judge_steps(truth_of(problem), steps)
 
 
 def errorless_so_far(problem: Problem, steps: Sequence[str]) -> list[bool | None]:
-    """Return, for each step of a solution, whether it and all earlier steps are true."""
+    """Return, for each step of a solution, whether this step and all earlier ones are correct."""
     return no_error_so_far(steps_correct(problem, steps))
 
 
 def label_truth(examples: Iterable[LabeledExample]) -> tuple[list[float], list[bool]]:
-    """Return the soft labels of non-terminal labeled steps, and whether the solution is correct up to each one."""
+    """Return the soft labels of all non-terminal labeled steps, and whether the solution is correct up to each step."""
     labels, correct = step_outcomes(judged_labels(examples, errorless_so_far, "tiny"))
     return labels.tolist(), correct.tolist()
 
 
 def judged_solutions(groups: Iterable[CandidateGroup]) -> list[ScoredSolution]:
-    """Return every scored solution, with whether each of its steps is true."""
+    """Return every scored solution with the correctness of each of its steps."""
     return [
         (
             LabeledSolution(

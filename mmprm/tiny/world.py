@@ -1,4 +1,4 @@
-"""Define the built-in toy world: images of colored digits, expressions over them, and the truth of every step.
+"""Define the built-in toy world: images of colored digits, expressions over them, and the correctness of each step.
 
 A question names colors and asks for an expression that is read strictly from left to right:
 
@@ -36,7 +36,7 @@ SPLITS: dict[str, range] = {
     "dev": range(80, 85),
     "test": range(85, 100),
 }
-"""Ranges of the content hash modulo 100 that belong to each split."""
+"""Ranges of a problem's content hash modulo 100 that belong to each split."""
 
 OPERATORS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "×": lambda a, b: a * b}
 OPERATION_WEIGHTS = {1: 0.15, 2: 0.30, 3: 0.30, 4: 0.25}
@@ -47,7 +47,7 @@ TAIL = " = ?"
 
 LOOK_ALIKE = {1: 7, 2: 7, 3: 8, 4: 9, 5: 6, 6: 5, 7: 1, 8: 3, 9: 4}
 HARD_DIGITS = {3, 5, 6, 8}
-"""Digits that are often misread as their look-alike, from which they differ by a single stroke."""
+"""Digits that are often misread, because they differ from a look-alike by a single stroke."""
 
 READING = re.compile(r"([a-z]+)=(\d)")
 OPERATION = re.compile(r"(-?\d+)([+\-×])(\d)=(-?\d+)")
@@ -55,7 +55,7 @@ ANSWER = re.compile(r"<answer>(-?\d+)</answer>")
 
 
 class Mistakes(NamedTuple):
-    """Holds the mistake probabilities of easy and hard steps; a hard step reads a hard digit or needs a carry."""
+    """Holds the probabilities of a mistake in easy and hard steps; a hard step reads a hard digit or needs a carry."""
 
     easy: float
     hard: float
@@ -66,7 +66,7 @@ NO_MISTAKES = Mistakes(0.0, 0.0)
 
 @dataclass(frozen=True, slots=True)
 class TinyProblem:
-    """Holds a problem with its ground truth: the image's cells, row by row, and the question's colors and operators."""
+    """Holds a problem with its ground truth: the cells of the image, and the colors and operators in the question."""
 
     problem: Problem
     cells: tuple[tuple[str, int, tuple[int, int]], ...]
@@ -79,7 +79,8 @@ class TinyProblem:
 
 
 def make_problems(n: int, seed: int, split: WorldSplit) -> list[TinyProblem]:
-    """Generate `n` distinct problems of a split; a hash of the content keeps splits disjoint for all seeds."""
+    """Generate `n` distinct problems of a split; a hash of each problem determines its split, so splits are disjoint
+    for all seeds."""
     if split not in SPLITS:
         raise DataError(f"split={split!r} must be one of {', '.join(SPLITS)}; set one of them")
     rng = random.Random(f"tiny/{seed}/{split}")
@@ -93,7 +94,8 @@ def make_problems(n: int, seed: int, split: WorldSplit) -> list[TinyProblem]:
 
 
 def truth_of(problem: Problem) -> TinyProblem:
-    """Recover the truth of a problem from its image and question alone, for example after reading it from a file."""
+    """Reconstruct a problem's ground truth from its image and question alone, for example after reading the problem
+    from a file."""
     words = problem.question.removeprefix(HEAD).removesuffix(TAIL).split(" ")
     operands, operators = tuple(words[::2]), tuple(words[1::2])
     known = set(operands) <= set(COLORS) and set(operators) <= set(OPERATORS) and len(operands) == len(operators) + 1
@@ -112,7 +114,7 @@ def truth_of(problem: Problem) -> TinyProblem:
 
 
 def judge_steps(tiny: TinyProblem, steps: Sequence[str]) -> list[bool]:
-    """Return whether each step is true; steps may be given with or without their tags.
+    """Return whether each step of a solution is correct; steps may be given with or without their tags.
 
     A reading is true if the question names the color and the image shows that digit. The k-th operation is true if it
     is the k-th of the question, its operands are the solution's own values, and its arithmetic is correct. These values
@@ -151,7 +153,7 @@ def error_kind(step: str) -> Literal["reading", "arithmetic"]:
 
 
 def solve(tiny: TinyProblem, rng: random.Random | None = None, mistakes: Mistakes = NO_MISTAKES) -> Steps:
-    """Return a solution with random mistakes at the rates `mistakes`; later steps propagate each mistake.
+    """Return a solution with random mistakes at the rates `mistakes`, which later steps propagate.
 
     A mistake at a hard step is always the same: the look-alike digit, or the forgotten carry. Incorrect answers of a
     problem therefore agree with each other, as those of real models do, and a vote does not simply outnumber them. At
@@ -181,7 +183,7 @@ def solve(tiny: TinyProblem, rng: random.Random | None = None, mistakes: Mistake
 
 
 def _carry(left: int, operator: str, right: int) -> int:
-    """Return the error caused by forgetting a carry (negative for a borrow), or 0 if there is none."""
+    """Return the error made by forgetting a carry (negative for a borrow), or 0 if there is nothing to carry."""
     units = OPERATORS[operator](left % 10, right)
     return 10 * (units // 10) if operator != "×" or left >= 10 else 0
 
@@ -200,7 +202,7 @@ def _misread(tiny: TinyProblem, color: str, rng: random.Random) -> int:
 
 
 def _draw_content(rng: random.Random) -> tuple:
-    """Sample cells, operands and operators that satisfy the rules of the module docstring."""
+    """Sample cells, operands and operators until they satisfy the rules in the module docstring."""
     while True:
         colors = rng.sample(list(COLORS), ROWS * COLUMNS)
         cells = tuple((color, rng.choice(list(DIGITS)), rng.choice(SHIFTS)) for color in colors)
@@ -223,7 +225,7 @@ def _results(digits: dict[str, int], operands: Sequence[str], operators: Sequenc
 
 
 def _every_reading_matters(digits: dict[str, int], operands: Sequence[str], operators: Sequence[str]) -> bool:
-    """Return whether every misreading of a color changes the answer."""
+    """Return whether every possible misreading of a color would change the answer."""
     answer = _results(digits, operands, operators)[-1]
     return not any(
         _results({**digits, color: other}, operands, operators)[-1] == answer
