@@ -161,6 +161,22 @@ def test_the_command_refuses_what_cannot_fit(capsys: pytest.CaptureFixture[str])
     assert "model=somewhere/else: config.json not found" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("option", "value"), [("--tflops", "nan"), ("--tflops", "inf"), ("--tflops", "0"), ("--paths", "0")]
+)
+def test_a_cost_needs_a_finite_positive_number(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["plan", "train", "--config", str(CONFIGS / "train" / "internvl3-8b.yaml"), "--paths", "1000"]
+    assert main([*command, option, value]) == 2
+    shown = "0.0" if option == "--tflops" and value == "0" else value
+    assert f"{option}={shown} must be a number of at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "0", "1.5"])
+def test_utilization_is_a_share(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "train", "--config", str(CONFIGS / "train" / "internvl3-8b.yaml"), "--mfu", value]) == 2
+    assert "must lie in (0, 1]" in capsys.readouterr().err
+
+
 def test_nodes_have_equally_many_gpus(capsys: pytest.CaptureFixture[str]) -> None:
     command = ["plan", "train", "--config", str(CONFIGS / "train" / "internvl3-8b.yaml")]
     assert main([*command, "--set", "hardware.gpus=12", "--set", "hardware.nodes=8"]) == 2
