@@ -1,4 +1,4 @@
-"""Send a run's metrics to Weights & Biases, MLflow, SwanLab or Trackio without blocking.
+"""Send a run's metrics to Weights & Biases, MLflow, SwanLab or Trackio without blocking the run.
 
     check_tracker("wandb", "tracker")                        # SetupError if the package is not installed
     tracker = Tracker("wandb", folder, settings, resumes=True)
@@ -31,12 +31,12 @@ from mmprm.errors import MmprmError, SetupError
 from mmprm.files import parse_json, whole_file
 
 TrackerName = Literal["wandb", "mlflow", "swanlab", "trackio"]
-"""Packages that a run can log to, in addition to TensorBoard."""
+"""Name of an experiment tracker to which a run can log in addition to TensorBoard."""
 
 PROJECT = "mmprm"
 RUN_FILE = "tracker.json"
 CLOSE_SECONDS = 60.0
-"""Maximum time in seconds that a finished run waits for the tracker to store or send the remaining metrics."""
+"""Maximum time in seconds that a finished run waits for the tracker to process the remaining metrics."""
 MAX_WAITING = 100_000
 """Maximum number of queued log entries; further ones are dropped."""
 
@@ -51,7 +51,7 @@ def check_tracker(name: TrackerName | None, key: str) -> None:
 
 
 class Tracker:
-    """Logs to the tracker `name` from a background thread; `settings` are logged as the run's configuration.
+    """Logs metrics to the tracker `name` from a background thread; `settings` are logged as the run's configuration.
 
     If the run in `folder` is resumed and was logged to the same tracker before, the tracker's run is resumed too.
     """
@@ -65,7 +65,7 @@ class Tracker:
         self._thread.start()
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Queue a step's metrics for logging; they are dropped if the tracker fails to start or is too slow."""
+        """Queue the metrics of a step for logging; they are dropped if the tracker fails to start or is too slow."""
         if self._thread.is_alive() and self._waiting.qsize() < MAX_WAITING:
             self._waiting.put((dict(metrics), step))
 
@@ -105,7 +105,7 @@ class Tracker:
 
 @dataclass(frozen=True, slots=True)
 class _TrackedRun:
-    """Describes a run to a tracker; `id` stays the same when the run is resumed."""
+    """Describes a run to a tracker; `id` remains the same when the run is resumed."""
 
     id: str
     folder: Path
@@ -113,7 +113,7 @@ class _TrackedRun:
 
 
 class Sink(NamedTuple):
-    """Holds a tracker's functions for logging a step's metrics and for finishing its run."""
+    """Holds the functions of a tracker that log a step's metrics and finish the run."""
 
     log: Callable[[dict[str, float], int], Any]
     finish: Callable[[], Any]
@@ -175,7 +175,7 @@ def _open_mlflow(run: _TrackedRun) -> Sink:
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Flatten nested settings to dotted keys, with values as text for MLflow's parameters."""
+    """Flatten nested settings to dotted keys with text values, as MLflow's parameters require."""
     flat: dict[str, str] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping):
@@ -220,11 +220,11 @@ OPENERS: dict[TrackerName, Callable[[_TrackedRun], Sink]] = {
     "swanlab": _open_swanlab,
     "trackio": _open_trackio,
 }
-"""Functions that start or resume a run in each tracker."""
+"""Functions that start or resume a run, one per tracker."""
 
 
 def _run_id(name: TrackerName, folder: Path, resumes: bool) -> str:
-    """Return the id of the tracker's run in this folder; create and store a new id if there is none to resume."""
+    """Return the id of this run in the tracker; create and store a new id if there is none to resume."""
     path = folder / RUN_FILE
     if resumes and path.is_file():
         try:

@@ -41,7 +41,8 @@ class DemoMetrics:
 def measure(
     examples: Sequence[LabeledExample], development: Sequence[CandidateGroup], test: Sequence[CandidateGroup]
 ) -> DemoMetrics:
-    """Choose the aggregator and threshold on `development`, then measure the demo's metrics on `test`."""
+    """Choose the aggregator and threshold on `development`, then compute the demo's metrics on `test`; both need PRM
+    scores."""
     labels, labels_correct = label_truth(examples)
     aggregator = choose_aggregator(development)
     threshold = METRICS["first_error_f1"].choose(judged_solutions(development))
@@ -128,7 +129,7 @@ REPORTED += ("rl.accuracy_before", "rl.gain.value", "rl.gain.low", "rl.gain.high
 
 
 def headlines_of(summary: Mapping[str, Any]) -> list[Headline]:
-    """Return the metrics with a threshold to reach, followed by those without one."""
+    """Return the metrics that must reach a threshold, followed by those that are only reported."""
     barred = [Headline(key, _value(summary, key), bar, rule(summary)) for key, bar, rule in BARS]
     return barred + [Headline(key, _value(summary, key)) for key in REPORTED]
 

@@ -1,4 +1,4 @@
-"""Plan which samples run together: deterministic order, length buckets, a token budget, balanced ranks.
+"""Plan which samples run together: deterministic order, length buckets, a token budget, and balanced ranks.
 
 All functions are pure functions of lengths and seeds, so any step can be planned without the steps before it.
 """
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Holds the samples of one rank's micro-batch.
+    """Holds the indices of the samples in one rank's micro-batch.
 
     A padding micro-batch repeats other samples with weight 0, only to give all ranks the same number of micro-batches.
     """
@@ -26,7 +26,7 @@ class MicroBatch:
 
 
 def epoch_batches(sample_count: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """Shuffle all samples by (seed, epoch) and split them into ceil(n / batch_size) batches of nearly equal size.
+    """Shuffle all samples by (seed, epoch), and split them into ceil(n / batch_size) batches of nearly equal size.
 
     Each batch is one optimizer step. Sizes are nearly equal because a short last batch would give its samples more
     weight.
@@ -40,7 +40,7 @@ def epoch_batches(sample_count: int, batch_size: int, seed: int, epoch: int) -> 
 def micro_batches(
     samples: Iterable[int], lengths: Sequence[int], token_budget: int, ranks: int
 ) -> list[tuple[MicroBatch, ...]]:
-    """Split samples into rows of one micro-batch per rank, with similar lengths within a row.
+    """Split samples into rows of one micro-batch per rank, such that samples in a row have similar lengths.
 
     All ranks get the same number of micro-batches. Samples are sorted by length, and none is padded to more than 4/3 of
     its length. A micro-batch satisfies count × longest ≤ token_budget, except for a single sample that is longer.
@@ -64,7 +64,7 @@ def micro_batches(
 
 
 def one_ahead(tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
-    """Yield the tasks' results in order, prefetching the next one in a thread."""
+    """Yield the results of the tasks in order, computing the next one in a thread."""
     with ThreadPoolExecutor(max_workers=1) as thread:
         waiting = None
         for task in tasks:

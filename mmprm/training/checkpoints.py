@@ -1,4 +1,4 @@
-"""Save and load training checkpoints: model, optimizer, schedule, step and random state.
+"""Save and load training checkpoints: model, optimizer, learning rate schedule, step and random state.
 
 An incomplete or damaged checkpoint is skipped in favor of an older one. Checkpoints are DeepSpeed's own files, which
 are pickles: resume only from checkpoints that you trust. They do not contain frozen weights, which come from the base
@@ -27,9 +27,9 @@ from mmprm.training.engine import Engine
 
 _STATE, _EXTRA = "state.json", "extra.json"
 _LATER_KEYS = {"learning_rate_decay": "cosine"}
-"""Keys missing from older checkpoints, with the values that their runs used."""
+"""Keys that are missing from older checkpoints, with the values that their runs used."""
 BEST = "best"
-"""Name of the symbolic link to the checkpoint with the best evaluation."""
+"""Name of the symbolic link that points to the checkpoint with the best evaluation."""
 
 
 def save(
@@ -40,7 +40,7 @@ def save(
     keep: int,
     extra: dict[str, Any] | None = None,
 ) -> None:
-    """Save a checkpoint as folder/step-…, and delete all but the newest `keep` checkpoints and the best one.
+    """Save a checkpoint as folder/step-…, and delete all checkpoints except the newest `keep` and the best one.
 
     Every rank must call it.
 
@@ -83,7 +83,7 @@ def save(
 
 @contextmanager
 def writing(path: Path, way_out: str) -> Iterator[None]:
-    """Convert errors from writing `path` to CheckpointError; `way_out` tells the user what to do.
+    """Convert errors while writing `path` to CheckpointError; `way_out` tells the user what to do.
 
     On a full disk, torch and safetensors raise their own exception types instead of OSError.
     """
@@ -102,7 +102,7 @@ def resume(
     resume_key: dict[str, Any],
     updated: Callable[[dict[str, Any]], dict[str, Any]] = lambda stored: stored,
 ) -> int:
-    """Load the newest complete checkpoint and return its step, or 0 if there is none.
+    """Load the newest complete checkpoint and return its step, or 0 if there is no checkpoint.
 
     `updated` converts the resume key of an older version to the current form.
     """
@@ -140,7 +140,7 @@ def resume(
 
 
 def read_extra(folder: Path) -> dict[str, Any] | None:
-    """Return the `extra` state saved with the newest complete checkpoint, or None if there is none."""
+    """Return the `extra` state saved with the newest complete checkpoint, or None if there is no checkpoint."""
     path = newest(folder)
     if path is None or not (path / _EXTRA).is_file():
         return None
@@ -153,13 +153,13 @@ def read_extra(folder: Path) -> dict[str, Any] | None:
 
 
 def steps_done(folder: Path) -> int:
-    """Return the step of the newest complete checkpoint, or 0 if there is none."""
+    """Return the step of the newest complete checkpoint, or 0 if there is no checkpoint."""
     path = newest(folder)
     return 0 if path is None else _state(path)["step"]
 
 
 def newest(folder: Path) -> Path | None:
-    """Return the newest complete and undamaged checkpoint, or None if there is none.
+    """Return the newest complete and undamaged checkpoint, or None if there is no such checkpoint.
 
     Crashes can truncate files, and disks can corrupt them.
     """
@@ -167,7 +167,7 @@ def newest(folder: Path) -> Path | None:
 
 
 def offer_best(folder: Path, step: int, value: float, higher: bool) -> None:
-    """Point folder/best at the checkpoint of `step` if its evaluation is the best so far.
+    """Point the link folder/best at the checkpoint of `step` if its evaluation is the best so far.
 
     `value` is the evaluation's metric; larger is better if `higher` is set. Nothing changes if `step` has no
     checkpoint. Only one rank may call it.
@@ -195,7 +195,7 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def read_checkpoint(path: Path) -> tuple[Path, dict[str, Any]]:
-    """Return the path and state of a complete checkpoint; for a run folder, those of the newest one.
+    """Return the path and state of a complete checkpoint or, for a run folder, of its newest one.
 
     Raises CheckpointError if there is none.
     """
@@ -211,7 +211,7 @@ def read_checkpoint(path: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def trained_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Load the trained weights of a checkpoint as full tensors, for any number of ranks and any ZeRO stage.
+    """Load the trained weights of a checkpoint as full tensors, regardless of the number of ranks and the ZeRO stage.
 
     Frozen weights are not included. The files are pickles: read only checkpoints that you trust.
     """
@@ -229,18 +229,18 @@ def trained_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _complete(folder: Path) -> list[Path]:
-    """Return the checkpoints whose files all have their recorded sizes, oldest first."""
+    """Return the checkpoints in which all files have their recorded sizes, oldest first."""
     return sorted(path for path in folder.glob("step-*") if _same_sizes(path))
 
 
 def _same_sizes(path: Path) -> bool:
-    """Return whether the folder holds exactly the recorded files with the recorded sizes."""
+    """Return whether the folder contains exactly the recorded files with the recorded sizes."""
     state = _state(path)
     return state is not None and state["files"] == _sizes(path)
 
 
 def _fault(path: Path) -> str | None:
-    """Return what is wrong with a checkpoint, or None if it is intact."""
+    """Return a description of what is wrong with a checkpoint, or None if it is intact."""
     if not _same_sizes(path):
         return "is incomplete"
     text = (path / _STATE).read_text(encoding="utf-8")
@@ -250,7 +250,7 @@ def _fault(path: Path) -> str | None:
 
 @lru_cache(maxsize=64)
 def _damaged_file(path: Path, state: str, times: tuple[int, ...]) -> str | None:
-    """Return the first file with a wrong checksum, or None if all match.
+    """Return the first file whose checksum is wrong, or None if all checksums match.
 
     Computing checksums takes a while, so the result is cached by the files' modification times. Older checkpoints
     without checksums are accepted as they are.
@@ -289,7 +289,7 @@ def _times(folder: Path) -> list[int]:
 
 
 def _finish(folder: Path, state: dict[str, Any]) -> None:
-    """Record the size and checksum of every file in state.json, written last, and flush everything to disk."""
+    """Record the size and checksum of every file in state.json, which is written last, and flush everything to disk."""
     sizes = _sizes(folder)
     state = state | {"files": sizes, "sha256": digests(folder, sizes)}
     state |= {"checksum": digest_of(state)}

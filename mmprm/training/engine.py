@@ -54,7 +54,7 @@ class Engine:
             fused=ranks.device.type == "cuda",
         )
         self._keeps_sums = config.offload != "none" and config.zero_stage < 3
-        """Whether DeepSpeed wrongly keeps the accumulated gradients of a skipped step."""
+        """Whether DeepSpeed keeps the accumulated gradients of a skipped step, although it should drop them."""
         self.ranks = ranks
         self.skipped = False
         """Whether the last step was skipped because its loss or gradient was not finite."""
@@ -69,7 +69,7 @@ class Engine:
         )
 
     def step(self, losses: Iterable[Callable[[nn.Module], Tensor]], denominator: float) -> tuple[float, float | None]:
-        """Take one optimizer step on Σ losses / denominator over all micro-batches of all ranks.
+        """Take one optimizer step on Σ losses / denominator, summed over all micro-batches of all ranks.
 
         Every rank must pass the same number of micro-batches. Returns the loss and the gradient norm before clipping,
         which is None in float32 without ZeRO on several ranks.
@@ -107,17 +107,17 @@ class Engine:
         return total, None if norm is None else float(norm)
 
     def _own_gradient_norm(self) -> float:
-        """Return the gradient norm of this rank's micro-batches."""
+        """Return the norm of the gradients from this rank's micro-batches."""
         gradients = [p.grad for p in self.deepspeed.module.parameters() if p.grad is not None]
         return nn.utils.get_total_norm(gradients).item()
 
     @property
     def learning_rate(self) -> float:
-        """Return the learning rate of the next update."""
+        """Return the learning rate that the next update uses."""
         return self.deepspeed.get_lr()[0]
 
     def set_rates(self, step: float | None = None, head_only: bool = False) -> None:
-        """Set the learning rates of the next update to the schedule's values at optimizer step `step`.
+        """Set the learning rates of the next update to the scheduled values at optimizer step `step`.
 
         `step` defaults to the number of steps taken. With `head_only`, the learning rate of all other parameters is 0.
         """
@@ -130,7 +130,7 @@ class Engine:
             group["lr"] = peak * share(step) if in_head or not head_only else 0.0
 
     def weights(self, prefix: str = "") -> dict[str, Tensor]:
-        """Gather the state dict of the submodule named by `prefix` (ending in a dot) on the CPU of rank 0.
+        """Gather the state dict of the submodule at `prefix` (ending in a dot) on the CPU of rank 0.
 
         The result is empty on all other ranks. Every rank must call it.
         """
@@ -175,12 +175,12 @@ DECAYS: dict[str, Callable[[float], float]] = {
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
     "linear": lambda progress: 1 - progress,
 }
-"""Functions from progress in [0, 1] to the remaining fraction of the difference between peak and final learning rate.
+"""Maps each shape of learning rate decay to a function from progress in [0, 1] to the remaining share of the decay.
 """
 
 
 def learning_rate_share(step: float, total: int, config: OptimizationConfig) -> float:
-    """Return the learning rate at optimizer step `step` = 0 … total − 1 as a fraction of its peak.
+    """Return the learning rate at optimizer step `step` = 0 … total − 1, as a fraction of its peak.
 
     It rises linearly over w = ceil(warmup · total) steps as (step + 1) / (w + 1), then falls as
     final + (1 − final) · decay((step − w) / (total − w)), with decay(p) = ½(1 + cos(πp)) or 1 − p.

@@ -1,4 +1,4 @@
-"""Run the training loop: plan a step, run its micro-batches, update, log, evaluate, save a checkpoint."""
+"""Run the training loop: plan a step, run its micro-batches, update, log, evaluate, and save a checkpoint."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from mmprm.training.stop_request import StopRequest
 
 
 class Task(Protocol):
-    """Defines what the loop trains on: the samples, the number of loss terms in each, and the loss."""
+    """Protocol for a training task: the samples, the number of loss terms in each sample, and the loss."""
 
     lengths: Sequence[int]
     """Number of tokens in each sample."""
@@ -34,11 +34,11 @@ class Task(Protocol):
     """Number of loss terms in each sample. The loss of a step is the sum over its terms divided by their number."""
 
     def collate(self, samples: Sequence[int]) -> Any:
-        """Collate samples into inputs on the CPU; called in a thread while the model runs."""
+        """Collate samples into model inputs on the CPU; called in a thread while the model runs."""
         ...
 
     def loss_sum(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the sum of the loss terms of a batch from `collate`, as a scalar."""
+        """Return the sum of the loss terms in a batch from `collate`, as a scalar tensor."""
         ...
 
     def evaluate(self, engine: Engine) -> dict[str, float]:
@@ -47,7 +47,7 @@ class Task(Protocol):
 
 
 def step_count(samples: int, config: TrainingConfig) -> int:
-    """Return the number of optimizer steps in a whole run."""
+    """Return the number of optimizer steps in the whole run."""
     return config.epochs * -(-samples // config.batch_size)
 
 
@@ -58,7 +58,8 @@ def fit(
     folder: Path,
     origin: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, float]:
-    """Train to the end, resuming from the newest checkpoint in `folder` if any, and return the last evaluation.
+    """Train to the end, resuming from the newest checkpoint in `folder` if there is one, and return the last
+    evaluation.
 
     An interrupted and resumed run takes the same steps on the same data as an uninterrupted one. `origin` holds further
     settings that must match on resume. After SIGTERM or Ctrl-C, the loop finishes the current step, saves a checkpoint,
@@ -78,7 +79,8 @@ def fit(
         return step == total or (config.eval_every > 0 and step % config.eval_every == 0)
 
     def evaluate(step: int) -> dict[str, float]:
-        """Evaluate after `step`, once its checkpoint is saved, so that an error here loses no training."""
+        """Evaluate after `step`; its checkpoint is saved first, so that an error in the evaluation loses no
+        training."""
         found = task.evaluate(engine)
         if log:
             log.write("eval", step, found, shown=True, total=total)
@@ -113,7 +115,7 @@ def fit(
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """Holds one optimizer step: this rank's micro-batches, and the loss terms and tokens summed over all ranks."""
+    """Holds the plan of one optimizer step: this rank's micro-batches, and the loss terms and tokens over all ranks."""
 
     own: tuple[MicroBatch, ...]
     terms: int
@@ -144,7 +146,7 @@ def _step_metrics(
 
 
 def _stopped(stop: StopRequest, message: str | None) -> BaseException:
-    """Print `message` and how to resume, if given, and return the exception that ends the run."""
+    """Print `message` and, if given, how to resume, and return the exception that ends the run."""
     if message is not None:
         print(f"{message}. Run the same command to resume", flush=True)
     return KeyboardInterrupt() if stop.interrupted else SystemExit(0)
@@ -160,7 +162,8 @@ def _too_many(bad_steps: int, done: int, checkpoint: Path | None) -> TrainingErr
 
 
 def _losses(task: Task, step: _Step, collated: Iterator[Any]) -> Iterator[Callable[[nn.Module], Tensor]]:
-    """Yield the loss of each micro-batch as a function of the model, fetching its collated batch on demand."""
+    """Yield, for each micro-batch, a function that computes its loss with the model; the collated batch is fetched on
+    demand."""
     for micro in step.own:
         yield partial(_loss, task=task, batch=next(collated), is_padding=micro.is_padding)
 
@@ -171,7 +174,7 @@ def _loss(model: nn.Module, task: Task, batch: Any, is_padding: bool) -> Tensor:
 
 
 def _resume_key(task: Task, engine: Engine, config: TrainingConfig, origin: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that must match for a run to resume from a checkpoint."""
+    """Return the settings that must match for a run to be resumed from a checkpoint."""
     free = ("eval_every", "save_every", "keep_checkpoints", "keep_best", "log_every", "max_bad_steps", "tracker")
     data = hashlib.sha256(json.dumps([list(task.lengths), list(task.terms)]).encode()).hexdigest()
     shared = {**config.model_dump(mode="json", exclude=set(free)), "ranks": engine.ranks.count, "data": data[:16]}

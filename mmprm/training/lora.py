@@ -23,19 +23,19 @@ _ADAPTER = "default"
 
 class LoraConfig(Config):
     rank: int = Field(16, ge=1)
-    """Rank of the matrices A and B."""
+    """Rank of the adapter's matrices A and B."""
     alpha: float = Field(32.0, gt=0)
-    """Scale of the adapter: its output is multiplied by alpha / rank."""
+    """Scale of the adapter, whose output is multiplied by alpha / rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout probability of the adapter's inputs."""
+    """Dropout probability for the adapter's inputs."""
     targets: tuple[str, ...] = (LAYERS,)
-    """Regular expressions for the linear layers that get an adapter; by default those of the language model."""
+    """Regular expressions for the linear layers that get an adapter; by default all those of the language model."""
 
 
 def add_adapters(
     backbone: PreTrainedModel, config: LoraConfig, input_rows: Sequence[int], output_rows: Sequence[int]
 ) -> None:
-    """Add adapters in place, and freeze everything else except the given embedding and output-layer rows.
+    """Add adapters in place, and freeze all other weights except the given rows of the embeddings and the output layer.
 
     Frozen layers get no adapter. The output of the model does not change. On several ranks, torch's random state must
     be equal. Raises ConfigError if no layer gets an adapter, or if the output layer would get one: only its weights are
@@ -77,7 +77,7 @@ def add_adapters(
 
 
 def plain_weights(backbone: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Merge the adapters of `backbone` into `weights`, and return the state dict of the plain model.
+    """Merge the adapters of `backbone` into `weights`, and return the state dict of the model without adapters.
 
     `weights` are full tensors. W + (alpha / rank) · B A is computed in float32 and rounded to W's type. Trained rows
     replace those of their table.

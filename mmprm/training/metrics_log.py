@@ -20,7 +20,7 @@ SETTINGS_FILE = "settings.json"
 
 
 class MetricsLog:
-    """Writes metrics.jsonl and TensorBoard files, and sends the metrics to `tracker` if one is set.
+    """Writes metrics to metrics.jsonl and TensorBoard, and sends them to `tracker` if one is set.
 
     When a run is resumed, the entries after its checkpoint are dropped, so each step appears once. `evaluated` holds
     the steps that already have an evaluation. `settings` are stored as settings.json, and the tracker shows them as the

@@ -1,4 +1,4 @@
-"""Set up the process group: a single process, or the ranks that torchrun started."""
+"""Set up the process group: either a single process or the ranks that torchrun started."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from mmprm.files import locked
 
 LOOPBACK = "127.0.0.1"
 MEETING_TIME = timedelta(minutes=30)
-"""Time that a rank waits for the others; equal to torch's default."""
+"""Maximum time that a rank waits for the other ranks; equal to torch's default."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """Identifies this process within the process group, and exchanges values with the other ranks."""
+    """Identifies this process in the process group, and exchanges values with the other ranks."""
 
     rank: int
     count: int
@@ -41,14 +41,14 @@ class Ranks:
             dist.barrier()
 
     def sum(self, *values: float) -> list[float]:
-        """Return each value summed over all ranks."""
+        """Return the sum of each value over all ranks."""
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
         if self.count > 1:
             dist.all_reduce(total)
         return total.tolist()
 
     def gather(self, value: Any) -> list[Any]:
-        """Return the values of all ranks in rank order, on every rank."""
+        """Return the values of all ranks on every rank, in rank order."""
         if self.count == 1:
             return [value]
         values: list[Any] = [None] * self.count
@@ -57,7 +57,7 @@ class Ranks:
 
 
 def check_shared(ranks: Ranks, folder: Path, key: str) -> None:
-    """Raise ConfigError unless every rank sees what rank 0 writes to `folder`.
+    """Raise ConfigError unless every rank sees the files that rank 0 writes to `folder`.
 
     All ranks write parts of a checkpoint and one completes it, so they need a shared folder. `key` names the setting in
     the error. Every rank must call it.
@@ -84,7 +84,7 @@ def check_shared(ranks: Ranks, folder: Path, key: str) -> None:
 
 @contextlib.contextmanager
 def alone_in(ranks: Ranks, folder: Path, key: str) -> Iterator[None]:
-    """Lock `folder` for this run while the context is active.
+    """Lock `folder` for this run inside the `with` block.
 
     Raises ConfigError on every rank if another run writes there or not all ranks see the folder. `key` names the
     setting in the error. Every rank must enter the context.
@@ -104,13 +104,14 @@ def alone_in(ranks: Ranks, folder: Path, key: str) -> Iterator[None]:
 
 
 def _keep_to_loopback() -> None:
-    """Restrict gloo to the loopback interface; by default it listens on the machine's address."""
+    """Restrict gloo to the loopback interface, because it listens on the machine's address by default."""
     if os.path.exists("/sys/class/net/lo"):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
 
 def _loopback_store(rank: int, count: int) -> dist.TCPStore:
-    """Create the rendezvous store for ranks on one machine; torch's own would listen on every interface."""
+    """Create the rendezvous store for ranks on one machine, because torch's own store would listen on every
+    interface."""
     port, listening = int(os.environ["MASTER_PORT"]), None
     if rank == 0:
         listener = socket.socket()
@@ -122,7 +123,8 @@ def _loopback_store(rank: int, count: int) -> dist.TCPStore:
 
 
 def join_ranks() -> Ranks:
-    """Join the process group in torchrun's environment, or create a group of one; repeated calls are allowed."""
+    """Join the process group described by torchrun's environment, or create a group of one process; repeated calls are
+    allowed."""
     cuda = torch.cuda.is_available()
     backend = "nccl" if cuda else "gloo"
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed reads it

@@ -1,4 +1,4 @@
-"""Shard weights over ranks (ZeRO-3): load a model in shards, and gather full tensors temporarily."""
+"""Shard weights over ranks with ZeRO-3: load a model in shards, and gather full tensors temporarily."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmprm.training.config import OptimizationConfig
 
 
 def deepspeed_config(config: OptimizationConfig) -> dict[str, Any]:
-    """Build the DeepSpeed configuration from the optimization settings."""
+    """Build DeepSpeed's configuration from the optimization settings."""
     import torch
 
     cpu = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
@@ -39,7 +39,7 @@ def deepspeed_config(config: OptimizationConfig) -> dict[str, Any]:
 
 @contextmanager
 def loading_in_parts(config: OptimizationConfig) -> Iterator[None]:
-    """Make transformers load models as shards, one per rank, within the context if the stage is ZeRO-3.
+    """Make transformers load models as one shard per rank inside the `with` block if the stage is ZeRO-3.
 
     Every rank must load the same model. With other stages the context has no effect.
     """
@@ -58,7 +58,7 @@ def loading_in_parts(config: OptimizationConfig) -> Iterator[None]:
 
 @contextmanager
 def whole(tensors: Iterable[Tensor], changed: bool = False) -> Iterator[None]:
-    """Gather the full tensors on every rank within the context, leaving unsharded tensors unchanged.
+    """Gather the full tensors on every rank inside the `with` block; unsharded tensors are left unchanged.
 
     With `changed`, modifications made by rank 0 are kept. Every rank must call it.
     """
@@ -73,7 +73,7 @@ def whole(tensors: Iterable[Tensor], changed: bool = False) -> Iterator[None]:
 
 
 def is_matrix(tensor: Tensor) -> bool:
-    """Return whether the full tensor has more than one dimension.
+    """Return whether the full (unsharded) tensor has more than one dimension.
 
     A sharded tensor is itself empty, so its recorded full shape counts.
     """

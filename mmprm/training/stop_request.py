@@ -1,4 +1,4 @@
-"""Turn SIGTERM and Ctrl-C into requests to save and stop after the current step."""
+"""Convert SIGTERM and Ctrl-C to requests to save a checkpoint and stop after the current step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NUMBERS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequest:
-    """Records SIGTERM and the first Ctrl-C within the context instead of ending the process.
+    """Records SIGTERM and the first Ctrl-C inside the `with` block instead of ending the process.
 
     A second Ctrl-C has its usual effect. Signals are only received in the main thread.
     """
@@ -37,7 +37,7 @@ class StopRequest:
                 signal.signal(number, handler)
 
     def came(self) -> bool:
-        """Return whether any rank was asked to stop, which is the same on all ranks. Every rank must call it."""
+        """Return whether any rank was asked to stop, with the same result on all ranks. Every rank must call it."""
         return self._ranks.sum(self._noted)[0] > 0
 
     @property
