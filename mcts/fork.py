@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mcts.config import CampaignConfig
+from mcts.dtype import with_settled_dtype
 from mmprm.config import differing_keys
 from mmprm.trees.database import STORE_NAME
 from mmprm.trees.store import Store
@@ -21,6 +22,8 @@ def fork(config: CampaignConfig) -> tuple[CampaignConfig, str]:
     OUTPUT-2, OUTPUT-3, … for which that is true. A new folder receives OUTPUT's problems, all open, and its batches if
     they are still valid under this configuration.
     """
+    if (Path(config.output) / STORE_NAME).is_file():
+        config = with_settled_dtype(config, None)
     run, asked = Path(config.output), config.resume_key()
     folder, number = run, 1
     while (folder / STORE_NAME).is_file():

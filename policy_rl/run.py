@@ -19,8 +19,10 @@ from mmprm.preflight import check_disk_space, check_policy, check_prm, check_prm
 from mmprm.problems import content_id, load_problems
 from mmprm.rendering import turn_beginning
 from mmprm.sampling.config import engine_of, sampling_of
+from mmprm.sampling.dtype import with_dtype
 from mmprm.scoring.open import scorer_info
 from mmprm.trackers import check_tracker
+from mmprm.training.checkpoints import read_extra
 from mmprm.types import Problem
 from policy_rl.algorithms.samples import Aggregate
 from policy_rl.collector import Collector
@@ -31,7 +33,7 @@ from policy_rl.loop import Loop
 from policy_rl.placement import ActorOptions, reserved
 from policy_rl.rollouts.evaluate import evaluate
 from policy_rl.rollouts.pool import RolloutPool
-from policy_rl.run_folder import Summary, summary_without_training
+from policy_rl.run_folder import Summary, checkpoints_of, summary_without_training
 from policy_rl.trainer.group import TrainerGroup
 from policy_rl.weights.config import transport_of
 from policy_rl.weights.transfer import FileTransfer, Transfer, remove_versions, shared_folder
@@ -42,6 +44,7 @@ def train_policy(config: RLConfig) -> Summary:
 
     If the run is already finished, returns its summary without training.
     """
+    config = _with_settled_dtype(config)
     check_early(config)
     check_tracker(config.tracker, "tracker")
     problems = load_problems(config.problems)
@@ -64,6 +67,13 @@ def train_policy(config: RLConfig) -> Summary:
     sampling = sampling_of(config.sampling).model_copy(update={"max_tokens": longest})
     owner = check_policy(engine_of(config.engine), sampling, config.prompt, [*problems, *held_out])
     return actors.run(_run(config, problems, held_out, turn_beginning(owner, config.prompt)))
+
+
+def _with_settled_dtype(config: RLConfig) -> RLConfig:
+    """Replace engine.dtype=auto by the data type of the run to resume, or by the fastest one."""
+    extra = None if config.engine.dtype != "auto" else read_extra(checkpoints_of(config))
+    stored = None if extra is None else extra["identity"]["engine"]["dtype"]
+    return config.model_copy(update={"engine": with_dtype(config.engine, config.ray_address, stored)})
 
 
 async def _run(config: RLConfig, problems: Sequence[Problem], held_out: Sequence[Problem], prefill: str) -> Summary:

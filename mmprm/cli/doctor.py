@@ -56,6 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
         package("math-verify", "math-verify", "math_verify"),
         gpus(),
         cores(),
+        engine_data_type(),
         memory(),
         disk(),
         shared_memory(),
@@ -125,6 +126,19 @@ def cores() -> Finding:
     flags = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").is_file() else ""
     vectors = next((flag for flag in ("avx512f", "avx2") if f" {flag} " in flags), "no AVX2")
     return Finding("CPU cores", f"{count} ({vectors})")
+
+
+def engine_data_type() -> Finding:
+    """Report the data type that engine.dtype=auto selects on this machine."""
+    try:
+        from mmprm.sampling.dtype import WIDE, fastest_dtype, this_device
+
+        device = this_device()
+    except Exception as error:  # reported on torch's or vLLM's own line
+        return Finding("engine.dtype=auto", f"unknown: {first_line(error)}", needed=False)
+    narrow, wide = fastest_dtype(device, WIDE - 1), fastest_dtype(device, WIDE)
+    found = wide if narrow == wide else f"{wide} from hidden size {WIDE}, {narrow} below"
+    return Finding("engine.dtype=auto", f"{found} ({device.text})", needed=False)
 
 
 def memory() -> Finding:

@@ -26,6 +26,8 @@ TENSOR_PARALLEL_SIZES = (1, 2, 4, 8)
 """Tensor-parallel sizes to propose for an engine or a scorer."""
 STORED_DTYPE = "bfloat16"
 """Dtype that stored checkpoints are assumed to have, in which dtype=auto loads them on GPU."""
+GPU_DTYPE = "bfloat16"
+"""Dtype of engines with dtype=auto on GPU; on GPUs without bf16 instructions it is float16, of the same size."""
 LARGER_GPUS = (139, 178)
 """Memory in GiB of larger GPUs to propose: H200 and B200."""
 
@@ -81,7 +83,7 @@ def trainer_settings(
 def engine_settings(engine: LocalEngineConfig, shape: Shape) -> EngineSettings:
     """Extract the engine settings that determine its memory use."""
     return EngineSettings(
-        dtype=engine.dtype,
+        dtype=GPU_DTYPE if engine.dtype == "auto" else engine.dtype,
         tensor_parallel=engine.tensor_parallel_size,
         utilization=engine.gpu_memory_utilization,
         longest=engine.max_model_len or shape.context,

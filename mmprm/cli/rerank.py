@@ -32,7 +32,7 @@ from mmprm import actors
 from mmprm.cli.shared.aggregator import settled, warn
 from mmprm.cli.shared.jsonl import output, write_rows
 from mmprm.cli.shared.options import add_config_options, load_config
-from mmprm.cli.shared.policy import check_config, opened_policy
+from mmprm.cli.shared.policy import check_config, opened_policy, with_engine_dtype
 from mmprm.config import PathText
 from mmprm.errors import ConfigError, DataError
 from mmprm.evaluation.aggregators import choose_aggregator, described, with_choice
@@ -87,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run `mmprm rerank`."""
-    config = load_config(arguments, RerankConfig)
+    config = with_engine_dtype(load_config(arguments, RerankConfig))
     with locked(Path(config.output), "output"):
         _run(config, arguments.choose_aggregator)
 

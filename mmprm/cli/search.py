@@ -28,7 +28,7 @@ from mmprm import actors
 from mmprm.cli.shared.aggregator import settled
 from mmprm.cli.shared.jsonl import output, write_rows
 from mmprm.cli.shared.options import add_config_options, load_config
-from mmprm.cli.shared.policy import check_config, opened_policy
+from mmprm.cli.shared.policy import check_config, opened_policy, with_engine_dtype
 from mmprm.config import PathText
 from mmprm.errors import DataError
 from mmprm.evaluation.aggregators import described
@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run `mmprm search`."""
-    config = load_config(arguments, GuidedSearchConfig)
+    config = with_engine_dtype(load_config(arguments, GuidedSearchConfig))
     begun = time.perf_counter()
     info = scorer_info(config.scorer)
     aggregator = settled(config.aggregator, info)

@@ -88,8 +88,8 @@ def cache_note(shape: Shape, engine: EngineSettings, parts: Parts, tokens: int) 
     """Describe how many sequences of `tokens` tokens fit in an engine's cache."""
     held = int(parts["engine: key-value cache"] // _per_token(shape, engine))
     return (
-        f"An engine's cache holds {held:,} tokens: {held / tokens:,.0f} sequences of {tokens:,} at a time, of at most "
-        f"{engine.max_num_seqs:,} (engine.max_num_seqs)."
+        f"An engine computes in {engine.dtype}. Its cache holds {held:,} tokens: {held / tokens:,.0f} sequences of "
+        f"{tokens:,} at a time, of at most {engine.max_num_seqs:,} (engine.max_num_seqs)."
     )
 
 

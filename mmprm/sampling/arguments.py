@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from mmprm.sampling.config import EngineConfig
+from mmprm.sampling.dtype import engine_dtype
 from mmprm.weights import LOAD_FORMAT, check_weights
 
 CPU_KV_CACHE_GIB = 1.0
@@ -16,7 +17,7 @@ NO_ARGUMENTS: Mapping[str, Any] = MappingProxyType({})
 
 
 def engine_arguments(config: EngineConfig, extra: Mapping[str, Any] = NO_ARGUMENTS) -> Any:
-    """Convert a configuration to vLLM's engine arguments; `extra` holds additional arguments."""
+    """Convert an engine configuration to vLLM's engine arguments; `extra` holds additional arguments."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.platforms import current_platform
 
@@ -39,7 +40,7 @@ def engine_arguments(config: EngineConfig, extra: Mapping[str, Any] = NO_ARGUMEN
     return AsyncEngineArgs(
         model=config.model,
         load_format=LOAD_FORMAT,
-        dtype=config.dtype,
+        dtype=engine_dtype(config),
         max_num_seqs=config.max_num_seqs,
         gpu_memory_utilization=config.gpu_memory_utilization,
         tensor_parallel_size=config.tensor_parallel_size,

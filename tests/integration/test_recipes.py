@@ -32,6 +32,7 @@ from mmprm.grading.symbolic import GraderConfig
 from mmprm.problems import load_problems
 from mmprm.prompts import PromptConfig
 from mmprm.sampling.config import EngineConfig, SamplingConfig
+from mmprm.sampling.dtype import engine_dtype
 from mmprm.trees.store import Store
 from mmprm.types import Grader, Solution, StepScores
 from policy_rl.collector import Collector
@@ -159,7 +160,7 @@ class World:
             process = ProcessReward(tokenizer_of(trainer.trainer.processor), config.step_format, "", MadeUpPrm())
         check = trainer.trainer.limits.check
         collector = Collector(config, problems, self._pool, self._grader, check, process)
-        dtype = getattr(torch, config.engine.dtype)
+        dtype = getattr(torch, engine_dtype(config.engine))
         try:
             await self._pool.load_weights(trainer.publish(0, self._pool.probe_token_ids, dtype))
             assert (await Loop(config, total, self._pool, trainer, collector).run()).finished
