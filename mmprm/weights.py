@@ -1,4 +1,4 @@
-"""Read model folders safely.
+"""Read model folders safely, loading weights from safetensors only.
 
 Weights are read only from safetensors, because older formats are pickles, which can run code on loading. Any exception
 that a library raises for a folder is converted to a CheckpointError that names it.
@@ -15,16 +15,16 @@ from mmprm.errors import CheckpointError, DataError, MmprmError
 from mmprm.files import parse_json
 
 LOAD_FORMAT = "safetensors"
-"""Weight format to pass to vLLM, which by default falls back to pickles."""
+"""Weight format to request from vLLM, which would otherwise fall back to pickles."""
 
 _SAMPLE = 2**16
 _REASON = 400
-"""Maximum number of characters to show of a library's error message."""
+"""Maximum number of characters to quote from a library's error message."""
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 def check_weights(model: str) -> None:
-    """Raise CheckpointError if a folder holds its weights only as pickles. For hub ids, the loader checks this."""
+    """Raise CheckpointError if a model folder has weights only as pickles. For hub ids, the loader checks this."""
     folder = Path(model)
     if not folder.is_dir():
         return
@@ -42,7 +42,7 @@ def check_weights(model: str) -> None:
 
 
 def shard_names(index: Path) -> dict[str, str]:
-    """Read the weight file of each tensor from a `model.safetensors.index.json`.
+    """Read the mapping from tensor names to weight files in a `model.safetensors.index.json`.
 
     Raises CheckpointError if the index is invalid.
     """
@@ -77,7 +77,7 @@ def model_errors(model: str) -> Iterator[None]:
 
 
 def fingerprint(model: str) -> str:
-    """Return a 16-digit hexadecimal hash that identifies a model folder, or "" for a hub id.
+    """Hash a model folder to 16 hexadecimal digits that identify the model, or return "" for a hub id.
 
     The hash covers the configuration files and, for each weight file, its size, its beginning, and samples of the same
     length at eight further positions.

@@ -1,4 +1,4 @@
-"""Read the end of another process's log, so that an error can say why that process died.
+"""Read the end of another process's log, so that an error can say why the process died.
 
 start = log_position()                       # before an engine starts processes that inherit stderr
 reason = cause_since(start)                  # "ValueError: …; its log is /tmp/ray/…/worker-….err on host"
@@ -21,13 +21,13 @@ _PREFIX = re.compile(r"^\([^)]* pid=\d+\) (?:[A-Z]+ \d\d-\d\d [\d:]+ \[[^]]*\] ?
 """Matches the prefix of vLLM's log lines: process, level, time and source."""
 _EXCEPTION = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Interrupt|Exit)\b(?::.*)?$")
 _POINTER = re.compile(r"root cause|stack trace", re.IGNORECASE)
-"""Matches exceptions that only point to another one in the log."""
+"""Matches exceptions that only refer to another exception in the log."""
 _PID = re.compile(r"\bpid: (\d+)")
 _IP = re.compile(r"\bip: (\S+)")
 
 
 def log_position() -> int | None:
-    """Return the current size of the file that stderr is redirected to, or None if it is not a file."""
+    """Return the current size of the file to which stderr is redirected, or None if stderr is not a file."""
     try:
         status = os.stat(_STDERR)
     except OSError:
@@ -36,7 +36,7 @@ def log_position() -> int | None:
 
 
 def cause_since(position: int | None) -> str:
-    """Return the last exception written to stderr after `position`, and the path of that log.
+    """Return the last exception written to stderr after `position`, and the path of the log.
 
     Child processes inherit stderr from this process. Returns "" if stderr is not a file or nothing was written.
     """
@@ -59,7 +59,7 @@ def cause_of_death(message: str) -> str:
 
 
 def last_exception(text: str) -> str:
-    """Return the message of the last exception in a log, skipping those that only point to another one.
+    """Return the message of the last exception in a log, skipping exceptions that only refer to another one.
 
     Returns the last lines of the log if it has no exception.
     """
@@ -90,7 +90,7 @@ def _read(path: Path, position: int) -> str:
 
 
 def _log_of(process: int, machine: str | None) -> Path | None:
-    """Return the newest log of a process with this PID, or None if it ran on another machine."""
+    """Return the newest log of a process with this PID, or None if no such log exists on this machine."""
     from ray._private import worker
 
     node = worker._global_node

@@ -1,4 +1,4 @@
-"""Parse hand-written YAML: each value keeps its source text until the type of its key determines how to read it.
+"""Parse hand-written YAML such that each value keeps its source text until the type of its key is known.
 
 YAML 1.1 reads yes, no, on and off as booleans, 1:30 as 90, 010 as 8, 2024-01-01 as a date, and 1e-5 as text. Here, only
 null, booleans and numbers of YAML 1.2's core schema are not text (null ~, true false, 10 0x1F 0o17, 1.5 1e-5 .inf).
@@ -31,7 +31,7 @@ _PATTERNS = (
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """Holds a non-text YAML value together with its source text."""
+    """Holds a YAML value that is not a string, together with its source text."""
 
     value: Any
     text: str
@@ -46,7 +46,7 @@ def read_text(text: str) -> Any:
 
 
 def read_set(text: str) -> Any:
-    """Parse the value of `--set key=value` as YAML, keeping its source text for string-typed keys."""
+    """Parse the value in `--set key=value` as YAML, keeping its source text for keys of type string."""
     if not text:
         return ""
     try:
@@ -59,7 +59,8 @@ def read_set(text: str) -> Any:
 
 
 def resolved(value: Any, kind: Any) -> Any:
-    """Replace each Written in `value` with its value or its source text, whichever the annotation `kind` accepts."""
+    """Replace each Written in `value` with its value or its source text, whichever matches the type annotation
+    `kind`."""
     kinds = _kinds(kind)
     if isinstance(value, Written):
         if not _takes(value.value, kinds) and (str in kinds or value.text in _literals(kinds)):
@@ -84,7 +85,7 @@ _LISTS = (list, tuple, set, frozenset)
 
 
 def _kinds(kind: Any) -> list[Any]:
-    """Return the members of a union type, with Annotated unwrapped."""
+    """Return the members of a union type, with Annotated removed."""
     if get_origin(kind) is Annotated:
         return _kinds(get_args(kind)[0])
     if get_origin(kind) in (Union, types.UnionType):
@@ -97,7 +98,7 @@ def _literals(kinds: list[Any]) -> list[Any]:
 
 
 def _takes(value: Any, kinds: list[Any]) -> bool:
-    """Return whether one of the types accepts this value without conversion."""
+    """Return whether any of the types accepts this value without conversion."""
     if Any in kinds or any(type(value) is type(each) and value == each for each in _literals(kinds)):
         return True
     if value is None:
@@ -117,7 +118,7 @@ def _takes(value: Any, kinds: list[Any]) -> bool:
 
 
 class _Loader(yaml.SafeLoader):
-    """Loads YAML with string keys, and rejects duplicate keys, which YAML would otherwise drop silently."""
+    """Loads YAML mappings with string keys only, rejecting duplicate keys, which YAML would otherwise drop silently."""
 
     yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}
 

@@ -1,4 +1,4 @@
-"""Open the SQLite database of a run store for one writer or for reading, and name the database in every error."""
+"""Open the SQLite database of a run store for one writer or for readers, with errors that name the database."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STORE_NAME = "trees.sqlite"
 """File name of the store in a run folder."""
 
 SCHEMA_VERSION = 2
-"""Current schema version; version 2 added the sessions table."""
+"""Version of the current database schema; version 2 added the sessions table."""
 
 _APPLICATION_ID = 0x4D4D5052
 _NO_STORE = "is not a run store of mmprm; choose another run folder"
@@ -56,7 +56,7 @@ class Database:
 
     @classmethod
     def writing(cls, path: Path) -> Database:
-        """Open the database at `path` as its only writer; create it if it does not exist."""
+        """Open the database at `path` as its only writer, creating it if it does not exist."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = _lock(path)
@@ -72,7 +72,7 @@ class Database:
 
     @classmethod
     def reading(cls, path: Path) -> Database:
-        """Open an existing database for reading, even if its folder is not writable."""
+        """Open an existing database for reading, which also works if its folder is not writable."""
         database = cls(path)
         try:
             database._connection.execute("PRAGMA query_only=ON")
@@ -86,7 +86,7 @@ class Database:
 
     @classmethod
     def _read_only(cls, path: Path) -> Database:
-        """Open a database in a read-only folder: in place, or as a copy if its WAL file is not empty."""
+        """Open a database in a read-only folder: the file itself, or a copy if its WAL file is not empty."""
         log, copy = Path(f"{path}-wal"), None
         try:
             uri = f"{path.resolve().as_uri()}?mode=ro&immutable=1"
@@ -120,7 +120,7 @@ class Database:
         return not self.rows("SELECT 1 FROM sqlite_master")
 
     def create_tables(self) -> None:
-        """Create the tables of an empty database; call this within a transaction."""
+        """Create the tables in an empty database; call this method within a transaction."""
         for statement in _SCHEMA.split(";"):
             self.run(statement)
         self.run(f"PRAGMA application_id={_APPLICATION_ID}")
@@ -143,13 +143,14 @@ class Database:
             return self._connection.execute(sql, values).fetchall()
 
     def run(self, sql: str, *values: Any) -> sqlite3.Cursor:
-        """Execute one statement and return its cursor."""
+        """Execute one statement, and return its cursor."""
         with self._guard():
             return self._connection.execute(sql, values)
 
     @contextmanager
     def transaction(self) -> Iterator[Callable[..., sqlite3.Cursor]]:
-        """Run a transaction: yield a function that executes statements, and commit them all or none."""
+        """Yield a function that executes statements; commit all of them at the end of the block, or none after an
+        error."""
         self.run("BEGIN IMMEDIATE")
         try:
             yield self.run
@@ -176,7 +177,7 @@ class Database:
 
 
 def _lock(path: Path) -> int:
-    """Lock `path`.lock for this process until it exits, and return the file descriptor.
+    """Lock the file `path`.lock for this process until it exits, and return the file descriptor.
 
     Forked children do not inherit a POSIX lock, so a grading process that outlives a killed driver does not lock out
     the next driver.

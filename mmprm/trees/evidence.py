@@ -1,4 +1,4 @@
-"""Select the rollouts that count as evidence for a prefix's value.
+"""Select the rollouts that determine the value of each prefix in a search tree.
 
 A state (a prefix from which rollouts were sampled) is labeled only by its own rollouts. It was selected because an
 incorrect rollout passes through it, so the rollouts that passed through it earlier were chosen by their outcome. The
@@ -23,16 +23,16 @@ from mmprm.trees.stopping import StoppingRule, unbiased
 from mmprm.types import Counts, Rollout, Steps, Tree, Verdict
 
 VerdictTally = list[int]
-"""Number of rollouts with each Verdict."""
+"""Number of rollouts with each Verdict, indexed by the verdict."""
 
 
 def passing(steps: Steps, rollout: Rollout) -> Iterator[Steps]:
-    """Yield the longer prefixes that a rollout from `steps` passes through, up to but excluding its last step."""
+    """Yield the longer prefixes that a rollout from `steps` passes through, up to but not including its last step."""
     return (steps + rollout.steps[:length] for length in range(1, len(rollout.steps)))
 
 
 def tally_passing(steps: Steps, rollouts: Iterable[Rollout]) -> dict[Steps, VerdictTally]:
-    """For each longer prefix, count the verdicts of the rollouts from `steps` that pass through it."""
+    """Count the verdicts of the rollouts from `steps` by the longer prefixes that they pass through."""
     tallies: dict[Steps, VerdictTally] = {}
     for rollout in rollouts:
         for prefix in passing(steps, rollout):
@@ -46,7 +46,7 @@ def counts_of(tally: VerdictTally) -> Counts:
 
 
 def evidence(tree: Tree, rule: StoppingRule) -> dict[Steps, Counts]:
-    """Return the counts for every prefix of the tree that has enough evidence to be labeled.
+    """Return the verdict counts of every prefix in the tree that has enough evidence to be labeled.
 
     These are the states with at least one known verdict; their values are corrected for the bias of the stopping rule.
     The prefixes of `shared_labels` are added unless the problem is always or never solved.
@@ -58,12 +58,12 @@ def evidence(tree: Tree, rule: StoppingRule) -> dict[Steps, Counts]:
 
 
 def count_labeled_prefixes(tree: Tree, rule: StoppingRule) -> int:
-    """Count the non-empty prefixes with evidence."""
+    """Count the non-empty prefixes that have enough evidence to be labeled."""
     return sum(bool(steps) for steps in evidence(tree, rule))
 
 
 def shared_labels(tree: Tree, enough: int) -> dict[Steps, Counts]:
-    """Label the prefixes that other states' rollouts pass through, and return their counts.
+    """Return the verdict counts of prefixes that are labeled by the rollouts of other states.
 
     The counts of a prefix are those of the first single batch that sent at least `enough` rollouts of known verdict
     through it. A prefix that was already a state by then is skipped.

@@ -1,4 +1,4 @@
-"""Drop damaged records from a run store, so that the campaign samples them again."""
+"""Drop damaged records from a run store, so that the annotation run samples them again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mmprm.trees.store import Store
 
 
 def check_structure(store: Store) -> None:
-    """Raise StoreError if the database structure is damaged.
+    """Raise StoreError if the structure of the database is damaged.
 
     Queries would not notice that rows are missing or mixed up.
     """

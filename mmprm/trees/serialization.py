@@ -1,4 +1,4 @@
-"""Serialize problems and batches to compressed JSON that round-trips exactly.
+"""Serialize problems and batches to compressed JSON, such that deserializing restores them exactly.
 
 A checksum at the end of the bytes covers the content and the database columns stored with it, so that damage is
 detected. Older stores have no checksums; their bytes are validated by content.
@@ -21,11 +21,11 @@ from mmprm.types import Batch, Counts, ImageRef, Problem, Rollout, Steps, Verdic
 _SEAL = b"\0seal\0"
 _DIGEST_BYTES = 8
 BATCH_COLUMNS = "state, depth, first_draw, correct, incorrect, unknown, tokens, rollouts"
-"""Database columns of a batch; `first_draw` is its first_sample."""
+"""Names of the database columns of a batch; `first_draw` is its first_sample."""
 
 
 class DamagedError(ValueError):
-    """Stored bytes differ from what was written."""
+    """Raised when stored bytes differ from the bytes that were written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class StoredBatch:
 
     problem_id: str
     state: bytes
-    """Hash key of the batch's prefix, which has `depth` steps."""
+    """Hash key of the prefix from which the batch was sampled; the prefix has `depth` steps."""
     depth: int
     first_sample: int
     counts: Counts
@@ -48,20 +48,20 @@ class StoredBatch:
 
     @classmethod
     def of_row(cls, problem_id: str, row: tuple[Any, ...]) -> StoredBatch:
-        """Build a StoredBatch from a row of BATCH_COLUMNS."""
+        """Build a StoredBatch from a database row with the columns BATCH_COLUMNS."""
         state, depth, first_sample, correct, incorrect, unknown, token_count, rollouts = row
         counts = Counts(correct, incorrect, unknown)
         return cls(problem_id, state, depth, first_sample, counts, token_count, (), rollouts)
 
     @property
     def name(self) -> str:
-        """Describe the batch for error messages."""
+        """Return a description of the batch for error messages."""
         where = f"after {self.depth} step{'s' * (self.depth != 1)}" if self.depth else "of whole solutions"
         return f"the batch {where} from sample {self.first_sample} of problem {self.problem_id!r}"
 
 
 def count_verdicts(rollouts: Iterable[Rollout]) -> Counts:
-    """Count the verdicts of the rollouts."""
+    """Return the number of rollouts with each verdict."""
     tally = Counter(rollout.verdict for rollout in rollouts)
     return Counts(tally[Verdict.CORRECT], tally[Verdict.INCORRECT], tally[Verdict.UNKNOWN])
 
@@ -72,7 +72,7 @@ def state_key(steps: Steps) -> bytes:
 
 
 def pack_batch(batch: Batch) -> StoredBatch:
-    """Serialize a batch, with its totals as columns and a checksum."""
+    """Serialize a batch, with its totals as columns and with a checksum."""
     unknown = (
         ("unknown", rollout.reason or "no reason given")
         for rollout in batch.rollouts
@@ -93,7 +93,7 @@ def pack_batch(batch: Batch) -> StoredBatch:
 
 
 def check_batch(packed: StoredBatch) -> None:
-    """Raise DamagedError if the batch differs from what was packed.
+    """Raise DamagedError if the batch differs from the one that was packed.
 
     A batch with a checksum is checked without deserializing it.
     """
@@ -117,7 +117,7 @@ def open_batch(packed: StoredBatch) -> Batch:
 
 @contextmanager
 def _damaged_errors() -> Iterator[None]:
-    """Convert any exception to DamagedError, because damaged bytes can cause errors anywhere in decoding."""
+    """Convert any exception to DamagedError, because decoding damaged bytes can raise errors of any type."""
     try:
         yield
     except DamagedError:
@@ -139,7 +139,8 @@ def _sealed(content: bytes, *columns: Any) -> bytes:
 
 
 def _has_good_seal(sealed: bytes, *columns: Any) -> bool:
-    """Return whether the bytes end with a checksum. Raises DamagedError if the checksum does not match."""
+    """Return whether the bytes end with a checksum, and raise DamagedError if the checksum does not match. Raises
+    DamagedError if the checksum does not match."""
     content, seal = sealed[: -len(_SEAL) - _DIGEST_BYTES], sealed[-len(_SEAL) - _DIGEST_BYTES : -_DIGEST_BYTES]
     if seal != _SEAL:
         return False
@@ -153,7 +154,7 @@ def _digest(content: bytes, columns: tuple[Any, ...]) -> bytes:
 
 
 def _pack_rollouts(batch: Batch) -> bytes:
-    """Serialize the rollouts.
+    """Serialize the rollouts of a batch.
 
     The text is stored only for unsplit rollouts; otherwise it is the concatenation of the steps.
     """
@@ -191,7 +192,7 @@ def _rollout(
 
 
 def pack_problem(problem: Problem) -> bytes:
-    """Serialize a problem with a checksum that also covers its id."""
+    """Serialize a problem, with a checksum that also covers its id."""
     images = [
         {"path": image.path} if image.data is None else {"data": base64.b64encode(image.data).decode()}
         for image in problem.images

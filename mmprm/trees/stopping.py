@@ -1,4 +1,5 @@
-"""Decide how many rollouts a state gets, and estimate its value without the bias of outcome-dependent stopping.
+"""Decide how many rollouts to sample from a state, and estimate its value without the bias of outcome-dependent
+stopping.
 
 Rollouts are sampled from a state in batches. The first batch is just large enough to declare the state failed if all of
 its rollouts are incorrect. If any rollout is correct, small batches follow until the value is known precisely enough.
@@ -35,18 +36,18 @@ class StoppingRule(Config):
     prior_reset: float = Field(0.1, ge=0, le=1)
     """Prior probability that a recoverable state's value is unrelated to that of its nearest recoverable ancestor."""
     max_posterior_std: float = Field(0.17, ge=0, lt=0.5)
-    """Standard deviation of the value's Beta posterior at or below which sampling stops. The first batches under the
-    default `false_negative_rate` already satisfy it. Smaller values give more precise labels but take further
-    batches."""
+    """Threshold for the standard deviation of the value's Beta posterior, at or below which sampling stops. The first
+    batches under the default `false_negative_rate` already satisfy it. Smaller values give more precise labels but take
+    further batches."""
     batch: int = Field(4, ge=1)
     """Number of rollouts in each batch after the first."""
     min_shared_rollouts: int | None = Field(5, ge=2)
-    """Minimum number of rollouts in another state's batch that must pass through a prefix, with identical steps, to
-    label it. Such a prefix is not sampled from; null samples from every prefix."""
+    """Minimum number of rollouts in another state's batch that must pass through a prefix, step for step, for the
+    prefix to be labeled. Such a prefix is not sampled from; null samples from every prefix."""
 
 
 def rule_of(config: dict[str, Any]) -> StoppingRule:
-    """Return the stopping rule in a store's configuration, under which its batches were sampled."""
+    """Return the stopping rule with which the batches of a store were sampled, given its configuration."""
     search = {"prior_reset": 0.0} | config["search"]  # older stores lack this key
     return StoppingRule(**{name: search[name] for name in StoppingRule.model_fields})
 
@@ -67,7 +68,8 @@ def recovery_probability(failures: int, ancestor: Counts, prior_reset: float) ->
 
 @lru_cache(maxsize=100_000)
 def first_batch_size(ancestor: Counts, rule: StoppingRule) -> int:
-    """Return the size of a state's first batch: enough incorrect rollouts to declare the state failed.
+    """Return the size of a state's first batch: the number of incorrect rollouts after which the state is declared
+    failed.
 
     This is the smallest number of incorrect rollouts after which P(recoverable) is below `rule.false_negative_rate`.
     """
@@ -80,13 +82,14 @@ def first_batch_size(ancestor: Counts, rule: StoppingRule) -> int:
 
 
 def posterior_deviation(correct: int, incorrect: int) -> float:
-    """Return the standard deviation of Beta(1 + correct, 1 + incorrect), the posterior under a flat prior."""
+    """Return the standard deviation of Beta(1 + correct, 1 + incorrect), the posterior of a value under a flat
+    prior."""
     a, b = 1 + correct, 1 + incorrect
     return math.sqrt(a * b / (a + b + 1)) / (a + b)
 
 
 def next_batch_size(first: int, sampled: Counts, rule: StoppingRule) -> int:
-    """Return the size of the next batch after the rollouts `sampled`, or 0 if sampling is finished.
+    """Return the size of the next batch after the rollouts `sampled`, or 0 if no more rollouts are needed.
 
     `first` is the size of the first batch: this many incorrect rollouts and no correct one declare the state failed.
     """

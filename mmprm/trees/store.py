@@ -1,7 +1,8 @@
-"""Store a campaign's finished batches in an SQLite log with one writer, the driver, and any number of readers.
+"""Store the finished batches of an annotation run in an SQLite log with one writer and any number of readers.
 
-A batch is keyed by (problem, prefix of steps, index of its first sample), so appending it twice has no effect. Each
-batch has a checksum, so damage raises an error and never changes a label; mmprm.trees.repair drops damaged records.
+The writer is the run's driver. A batch is keyed by (problem, prefix of steps, index of its first sample), so appending
+it twice has no effect. Each batch has a checksum, so damage raises an error and never changes a label;
+mmprm.trees.repair drops damaged records.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ ProblemStatus = Literal["open", "done", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """Holds the outcome of a finished search.
+    """Holds the outcome of a search that has ended.
 
     `status` is "done", with the reason why the search ended and the number of labels, or "failed", with the reason for
     the failure.
@@ -63,11 +64,11 @@ class Store:
         self._database = database
         self._session: int | None = None
         self._session_began = (0.0, 0.0)
-        """Wall-clock time and monotonic clock reading at the start of the session."""
+        """Wall-clock time and monotonic clock reading when the session started."""
 
     @classmethod
     def create_or_open(cls, path: str | Path, config: dict[str, Any]) -> Store:
-        """Open the store as its only writer; create it if it does not exist.
+        """Open the store as its only writer, creating it if it does not exist.
 
         `config` holds the settings that determine the batches. Raises StoreError if the store was created with
         different settings.
@@ -157,7 +158,7 @@ class Store:
             self._database.run("INSERT INTO config VALUES (?)", value)
 
     def add_problems(self, problems: Iterable[Problem]) -> None:
-        """Add new problems with the status "open".
+        """Add problems with the status "open" if the store does not have them yet.
 
         A problem with a known id must have the same content; only its image paths may change.
         """
@@ -185,13 +186,13 @@ class Store:
             )
 
     def ids(self, status: ProblemStatus | None = None) -> list[str]:
-        """Return the problem ids in the order they were added."""
+        """Return the ids of all problems, in the order in which they were added."""
         where = "" if status is None else "WHERE status = ?"
         rows = self.rows(f"SELECT id FROM problems {where} ORDER BY number", *([] if status is None else [status]))
         return [row[0] for row in rows]
 
     def problem(self, problem_id: str) -> Problem:
-        """Return the problem with this id."""
+        """Return the problem with the given id."""
         rows = self.rows("SELECT content FROM problems WHERE id = ?", problem_id)
         if not rows:
             raise StoreError(
@@ -206,7 +207,7 @@ class Store:
             ) from error
 
     def problems(self, status: ProblemStatus | None = None) -> list[Problem]:
-        """Return the problems in the order they were added."""
+        """Return all problems, in the order in which they were added."""
         return [self.problem(problem_id) for problem_id in self.ids(status)]
 
     def outcome(self, problem_id: str) -> tuple[ProblemStatus, str]:
@@ -218,7 +219,7 @@ class Store:
         return dict(self.rows("SELECT id, reason FROM problems WHERE status = 'failed' ORDER BY number"))
 
     def reopen(self, problem_ids: Iterable[str]) -> None:
-        """Reopen these failed problems, keeping their batches."""
+        """Reopen the given failed problems, keeping their batches."""
         with self._database.transaction():
             for problem_id in problem_ids:
                 self._database.run(
@@ -226,7 +227,7 @@ class Store:
                 )
 
     def begin_session(self, engines: int) -> None:
-        """Start a session; from now on, `append` records the time of the last commit.
+        """Start a session, after which `append` records the time of the last commit.
 
         Throughput and engine-hours are computed from these times.
         """
@@ -235,14 +236,14 @@ class Store:
         self._session = self._add_session(now, engines)
 
     def set_engines(self, engines: int) -> None:
-        """Record the number of engines that run from now on, for computing engine-hours."""
+        """Record how many engines run from this time on, for computing engine-hours."""
         now = self._session_now()
         with self._database.transaction():
             self._database.run("UPDATE sessions SET last = ? WHERE number = ?", now, self._session)
             self._session = self._add_session(now, engines)
 
     def _add_session(self, now: float, engines: int) -> int | None:
-        """Add a session row that begins now, and return its number."""
+        """Add a session row that starts at the current time, and return its number."""
         cursor = self._database.run(
             "INSERT INTO sessions (began, last, engines, batches_before) "
             "SELECT ?, ?, ?, COALESCE(MAX(number), 0) FROM batches",
@@ -276,7 +277,7 @@ class Store:
                 self._database.run("UPDATE sessions SET last = ? WHERE number = ?", now, self._session)
 
     def batches(self, problem_id: str) -> list[Batch]:
-        """Return a problem's batches in the order they were appended."""
+        """Return the batches of a problem, in the order in which they were appended."""
         rows = self.rows(
             f"SELECT {BATCH_COLUMNS} FROM batches WHERE problem = (SELECT number FROM problems WHERE id = ?) "
             "ORDER BY number",
@@ -332,7 +333,8 @@ class Store:
         return self._database.rows(sql, *values)
 
     def transaction(self) -> AbstractContextManager[Callable[..., sqlite3.Cursor]]:
-        """Run a transaction for mmprm.trees.repair: yield a function that executes statements; commit all or none."""
+        """Run a transaction for mmprm.trees.repair: yield a function that executes statements, and commit all of them
+        or none."""
         return self._database.transaction()
 
 

@@ -1,4 +1,4 @@
-"""Compute the totals of a run store."""
+"""Compute the total counts in a run store."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mmprm.types import Counts
 
 @dataclass(frozen=True, slots=True)
 class StoreSummary:
-    """Holds the totals of a run store.
+    """Holds the total counts in a run store.
 
     `labels` counts the distinct non-terminal labels of finished problems and, for other problems, the states with a
     known verdict so far. The reason tables map each reason to its count.
@@ -32,7 +32,7 @@ class StoreSummary:
 
 
 def summarize(database: Database) -> StoreSummary:
-    """Compute the totals of a run store's database."""
+    """Compute the total counts in the database of a run store."""
     states, labels_so_far = database.rows(
         "SELECT COUNT(*), TOTAL(known > 0 AND depth > 0 AND status != 'done') FROM "
         "(SELECT problem, depth, SUM(correct + incorrect) AS known FROM batches GROUP BY problem, state) "

@@ -12,7 +12,7 @@ from mmprm.trees.store import ProblemStatus, Store
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """Holds the times and engine counts of one driver run.
+    """Holds the times and engine counts of one session, a single execution of an annotation run.
 
     `began` is when its first engine was ready and `last` its last commit, in seconds since 1970. `engines` is the
     number of engines at the end, and `batches_before` the number of batches that the store already held.
@@ -33,7 +33,7 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class SampledCounts:
-    """Holds the total numbers of rollouts and tokens in a set of batches."""
+    """Holds the number of rollouts and tokens in a set of batches."""
 
     rollouts: int
     tokens: int
@@ -41,7 +41,7 @@ class SampledCounts:
 
 @dataclass(frozen=True, slots=True)
 class ProblemTally:
-    """Holds the totals of one problem.
+    """Holds the counts of states, labels, rollouts, tokens and bytes for one problem.
 
     `labels` is defined as in StoreSummary; `bytes` is the compressed size of the problem and its batches.
     """
@@ -57,7 +57,7 @@ class ProblemTally:
 
 
 def sessions(store: Store) -> list[Session]:
-    """Return the store's sessions in chronological order.
+    """Return the sessions of the store in chronological order.
 
     Each change in a session's number of engines starts a new row, which begins when the previous row ends.
     """
@@ -74,7 +74,7 @@ def sessions(store: Store) -> list[Session]:
 
 
 def sampled_after(store: Store, batches_before: int) -> SampledCounts:
-    """Return the totals of all batches after the first `batches_before`."""
+    """Return the totals of all batches in the store except the first `batches_before`."""
     rollouts, tokens = store.rows(
         "SELECT TOTAL(correct + incorrect + unknown), TOTAL(tokens) FROM batches WHERE number > ?", batches_before
     )[0]
@@ -82,7 +82,7 @@ def sampled_after(store: Store, batches_before: int) -> SampledCounts:
 
 
 def tallies(store: Store) -> list[ProblemTally]:
-    """Return one ProblemTally per problem, in the order the problems were added."""
+    """Return one ProblemTally per problem, in the order in which the problems were added."""
     rows = store.rows(
         "SELECT id, status, reason, COUNT(state), "
         "CASE status WHEN 'done' THEN labels ELSE TOTAL(known > 0 AND depth > 0) END, TOTAL(sampled), TOTAL(tokens), "
@@ -103,7 +103,7 @@ def begun(store: Store) -> int:
 
 
 def is_being_written(store: Store) -> bool:
-    """Return whether another process holds the writer lock.
+    """Return whether another process has locked the store for writing.
 
     The writer itself must not call this: closing the file opened here would release its lock.
     """
