@@ -1,4 +1,4 @@
-"""Define the data types and protocols shared by all packages. Imports only the standard library."""
+"""Define the data types and protocols that all packages share. Imports only the standard library."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 Steps = tuple[str, ...]
-"""The verbatim steps of a complete or partial solution; `"".join(steps)` is the policy's text."""
+"""Steps of a complete or partial solution, as written by the policy; `"".join(steps)` is the original text."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageRef:
-    """References an image by path or by encoded bytes (PNG, JPEG, …); it is decoded only where pixels are needed."""
+    """References an image by its path or its encoded bytes (PNG, JPEG, …); the image is decoded only where pixels are
+    needed."""
 
     path: str | None = None
     data: bytes | None = field(default=None, repr=False)
@@ -57,13 +58,13 @@ class SampleRequest:
     stop: tuple[str, ...] = ()
     greedy: bool = False
     prefix_ids: tuple[int, ...] | None = None
-    """Token ids that the policy generated for the prefix, up to the last token that ends within it, or None if unknown.
-    A sampler that does not accept token ids continues the text instead."""
+    """Token ids with which the policy generated the prefix, up to the last token that ends within it, or None if
+    unknown. A sampler that does not accept token ids continues the text instead."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Holds the token ids that the policy generated for a text, and for each token its end offset in the text.
+    """Holds the token ids with which the policy generated a text, and the end offset of each token in the text.
 
     The offsets never decrease. A token may end after the text if a stop string cut the text, or before its first
     character.
@@ -79,7 +80,7 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """Holds the text that a policy generated after the prefix. `finish_reason` is "stop", "length" or "abort".
+    """Holds the text that a policy generated to continue a prefix. `finish_reason` is "stop", "length" or "abort".
 
     If the prefix is empty, the text also includes what the prompt put into the assistant turn, such as a prefill or a
     tag from the chat template. `tokens` continue the request's prefix_ids; they are None if the sampler does not know
@@ -93,7 +94,7 @@ class Completion:
 
 
 class Verdict(enum.IntEnum):
-    """The grading outcome of an answer.
+    """Outcome of grading an answer.
 
     UNKNOWN (unparseable gold answer, timeout, judge failure) never counts as incorrect.
     """
@@ -133,7 +134,7 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Counts the verdicts of the rollouts that determine a prefix's value.
+    """Counts the verdicts of the rollouts that determine the value of a prefix.
 
     `estimate` replaces correct / (correct + incorrect) if the number of rollouts depended on their outcomes.
     """
@@ -145,7 +146,7 @@ class Counts:
 
     @property
     def known(self) -> int:
-        """Return the number of rollouts graded correct or incorrect."""
+        """Return the number of rollouts that were graded correct or incorrect."""
         return self.correct + self.incorrect
 
     @property
@@ -163,7 +164,7 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Holds the rollouts first_sample, first_sample + 1, … that one search request sampled from the prefix `steps`.
+    """Holds the rollouts that one search request sampled from the prefix `steps`, numbered from `first_sample`.
 
     A batch is the unit of durability: a campaign's store is a log of batches with the key (problem_id, steps,
     first_sample).
@@ -177,7 +178,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """Holds a search state: the prefix `steps` from the root, its rollouts in sampling order, and counts per batch."""
+    """Holds one state of a search tree: its prefix, its rollouts in sampling order, and the counts of each batch."""
 
     steps: Steps
     batches: tuple[Counts, ...]
@@ -191,7 +192,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """Holds the states searched for one problem, in search order; the first is the root."""
+    """Holds the states that were searched for one problem, in search order; the first is the root."""
 
     problem_id: str
     nodes: tuple[Node, ...]
@@ -199,7 +200,7 @@ class Tree:
 
 @dataclass(frozen=True, slots=True)
 class LabeledPath:
-    """Holds a solution and, for each step, the counts behind its soft label, or None for an unlabeled step.
+    """Holds a solution and, for each step, the counts that determine its soft label, or None if the step is unlabeled.
 
     A `complete` path ends in a final answer, and its last step has the verdict of that solution. Among all paths of a
     problem, each distinct prefix is labeled once.
@@ -209,6 +210,8 @@ class LabeledPath:
     steps: Steps
     counts: tuple[Counts | None, ...]
     complete: bool
+    root_value: float | None = None
+    """Monte Carlo value of the problem before its first step, or None if it is unknown."""
 
     def __post_init__(self) -> None:
         assert len(self.steps) == len(self.counts), "one label per step"
@@ -216,7 +219,7 @@ class LabeledPath:
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """Holds a solution to score: its problem, and its steps stripped of step markup."""
+    """Holds a solution to score: its problem, and its steps without step markup."""
 
     problem: Problem
     steps: Steps
@@ -224,7 +227,7 @@ class Solution:
 
 @dataclass(frozen=True, slots=True)
 class StepScores:
-    """Holds P(step is correct) in [0, 1] for each step of a solution.
+    """Holds P(step is correct) for each step of a solution, in [0, 1].
 
     If the scorer is configured to truncate long solutions, only the first steps have scores.
     """

@@ -35,15 +35,17 @@ SCHEMA = pyarrow.schema(
         ("split", pyarrow.string()),
         ("judge", pyarrow.list_(pyarrow.float32())),
         ("judged_by", pyarrow.string()),
+        ("root_value", pyarrow.float64()),
     ]
 )
 """Arrow schema of a labels file, with one row per labeled path. `labels` are the values of the counts: correct /
 (correct + incorrect), or an estimate corrected for the bias of a stopping rule. Labels and counts are null for
-unlabeled steps. `judge` is null if there is no judge (see mmprm consensus), and for steps that it did not judge."""
+unlabeled steps. `judge` is null if there is no judge (see mmprm consensus), and for steps that it did not judge.
+`root_value` is the value of the problem before its first step, null if unknown."""
 
 EARLIER_NAMES = {"right": "correct", "wrong": "incorrect"}
 """Maps column names of version 0.1 to their current names."""
-_OPTIONAL = {"judge", "judged_by"}
+_OPTIONAL = {"judge", "judged_by", "root_value"}
 """Columns that a labels file may lack."""
 
 _ROW_GROUP = 2048
@@ -187,6 +189,7 @@ def _row(example: LabeledExample) -> dict[str, Any]:
         "split": example.split,
         "judge": None if example.judged is None else list(example.judged),
         "judged_by": example.judged_by,
+        "root_value": path.root_value,
     }
 
 
@@ -230,7 +233,10 @@ def _path(row: dict[str, Any], location: str) -> LabeledPath:
             "labels; give one value per step"
         )
     counts = tuple(_counts(*step, location) for step in zip(*columns, strict=True))
-    return LabeledPath(row["problem_id"], tuple(row["steps"]), counts, row["complete"])
+    root = row.get("root_value")
+    if root is not None and not 0 <= root <= 1:
+        raise DataError(f"{location}: root_value={root} must lie in [0, 1]; correct it, or write null")
+    return LabeledPath(row["problem_id"], tuple(row["steps"]), counts, row["complete"], root)
 
 
 def _judged(row: dict[str, Any], location: str) -> tuple[tuple[float | None, ...] | None, str | None]:

@@ -43,7 +43,9 @@ def label_tree(tree: Tree, rule: StoppingRule, step_format: StepFormat, seed: in
     other paths have None there. States and solutions with a step that is empty without its markup are ignored. The
     choices depend only on `seed` and the problem.
     """
-    states, verdicts = _states(tree, rule, step_format), _solutions(tree, step_format)
+    counts_by_steps = evidence(tree, rule)
+    root = counts_by_steps[()].value if () in counts_by_steps else None
+    states, verdicts = _states(counts_by_steps, step_format), _solutions(tree, step_format)
     solutions = {steps: correct for steps, correct in verdicts.items() if steps not in states}
     rng = random.Random(f"{seed}/{tree.problem_id}")
     chosen = _choose(_deepest(states), solutions, rng)
@@ -53,7 +55,7 @@ def label_tree(tree: Tree, rule: StoppingRule, step_format: StepFormat, seed: in
         complete = steps in solutions
         if complete:
             counts[-1] = CORRECT if solutions[steps] else INCORRECT
-        paths.append(LabeledPath(tree.problem_id, steps, tuple(counts), complete))
+        paths.append(LabeledPath(tree.problem_id, steps, tuple(counts), complete, root))
     assert not unused, "every state lies on a path"
     return paths
 
@@ -72,10 +74,10 @@ def count_labels(paths: Iterable[LabeledPath]) -> LabelCounts:
     )
 
 
-def _states(tree: Tree, rule: StoppingRule, step_format: StepFormat) -> dict[Steps, Counts]:
+def _states(counts_by_steps: dict[Steps, Counts], step_format: StepFormat) -> dict[Steps, Counts]:
     """Map each non-empty prefix, stripped of step markup, to its evidence, in tree order."""
     states: dict[Steps, Counts] = {}
-    for verbatim, counts in evidence(tree, rule).items():
+    for verbatim, counts in counts_by_steps.items():
         steps = tuple(plain(step, step_format) for step in verbatim)
         if steps and all(steps):
             states.setdefault(steps, counts)

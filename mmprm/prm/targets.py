@@ -19,9 +19,10 @@ NO_TARGET = float("nan")
 
 
 class TargetConfig(Config):
-    kind: Literal["soft", "hard"] = "soft"
-    """How to compute a step's target. soft: the Monte Carlo value; hard: 1 if the value is above error_value, else
-    0."""
+    kind: Literal["soft", "hard", "progress", "first_error"] = "soft"
+    """How to compute the target of a step with Monte Carlo value V. soft: V. hard: 1 if V > error_value, else 0.
+    progress: (1 + V - V of the step before) / 2, so that 0.5 means no progress. first_error: 1 for all steps up to the
+    last prefix with V > error_value, 0 for the first prefix with V <= error_value, and no target for the others."""
     error_value: float = Field(0.0, ge=0, lt=1)
     """Monte Carlo value at or below which a prefix counts as incorrect."""
     steps: Literal["all", "last"] = "all"
@@ -53,8 +54,10 @@ def make_targets(examples: Sequence[LabeledExample], config: TargetConfig) -> li
     have mean 1 over all paths.
     """
     # Two passes: a path may contain a prefix whose label is stored on a later path.
-    incorrect = _incorrect_prefixes(examples, config.error_value)
-    values = [_values(example.path, incorrect, config) for example in examples]
+    known = prefix_values(examples)
+    values = [_KINDS[config.kind](example.path, known, config) for example in examples]
+    if config.kind == "first_error":
+        _keep_first(examples, values)
     weights = _weights(examples, values, config)
     return [Targets(tuple(value), tuple(weight)) for value, weight in zip(values, weights, strict=True)]
 
@@ -75,13 +78,29 @@ _WEIGHTS: dict[str, Callable[[float, float], float]] = {
 """Functions that compute a label's weight, before scaling, from its Monte Carlo value and number of known verdicts."""
 
 
-def _values(path: LabeledPath, incorrect: set[tuple[str, Steps]], config: TargetConfig) -> list[float]:
+PrefixValues = dict[tuple[str, Steps], float]
+"""Maps (problem id, steps) to the Monte Carlo value of that prefix."""
+
+
+def prefix_values(examples: Sequence[LabeledExample]) -> PrefixValues:
+    """Collect the values of all labeled prefixes; the empty prefix has the value of the root, if it is stored."""
+    found: PrefixValues = {}
+    for example in examples:
+        path = example.path
+        if path.root_value is not None:
+            found[path.problem_id, ()] = path.root_value
+        for depth, counts in enumerate(path.counts, start=1):
+            if counts is not None and counts.value is not None:
+                found[path.problem_id, path.steps[:depth]] = counts.value
+    return found
+
+
+def _value_targets(path: LabeledPath, known: PrefixValues, config: TargetConfig) -> list[float]:
     if config.steps == "last":
         last = _target(path.counts[-1], config) if path.complete else NO_TARGET
         return [NO_TARGET] * (len(path.steps) - 1) + [last]
     targets = [_target(counts, config) for counts in path.counts]
-    prefixes = [(path.problem_id, path.steps[:depth]) for depth in range(1, len(targets) + 1)]
-    error = next((position for position, prefix in enumerate(prefixes) if prefix in incorrect), None)
+    error = _first_error(path, known, config)
     if config.after_error == "mask" and error is not None:
         targets[error + 1 :] = [NO_TARGET] * (len(targets) - error - 1)
     if config.correct_solutions == "all_steps" and error is None and path.complete and path.counts[-1] == CORRECT:
@@ -89,10 +108,76 @@ def _values(path: LabeledPath, incorrect: set[tuple[str, Steps]], config: Target
     return targets
 
 
+def _progress_targets(path: LabeledPath, known: PrefixValues, config: TargetConfig) -> list[float]:
+    """Return (1 + V_t - V_{t-1}) / 2 where step t has a label and the value before it is known, else no target.
+
+    V_t - V_{t-1} is the process advantage of Setlur et al. (2024), "Rewarding Progress", here with the policy itself as
+    the prover. It lies in [-1, 1], and the PRM predicts probabilities. Over a path, 2 * target - 1 sums to the value of
+    the last step minus that of the root. Each label of a shared prefix gives one target, as in the other kinds.
+    """
+    targets = []
+    for depth, counts in enumerate(path.counts, start=1):
+        before = known.get((path.problem_id, path.steps[: depth - 1]))
+        labeled = counts is not None and counts.value is not None and before is not None
+        targets.append((1 + counts.value - before) / 2 if labeled else NO_TARGET)
+    if config.after_error == "mask" and (error := _first_error(path, known, config)) is not None:
+        targets[error + 1 :] = [NO_TARGET] * (len(targets) - error - 1)
+    return targets
+
+
+def _first_error_targets(path: LabeledPath, known: PrefixValues, config: TargetConfig) -> list[float]:
+    """Return y_t = 1 for t <= c, 0 for t = e, and no target otherwise.
+
+    e is the first step with V_e <= error_value, and c is the last step before e with V_c > error_value. A correct
+    rollout from the prefix c also continues every shorter prefix, so the unlabeled steps up to c are correct as well.
+    The steps between c and e could contain the error and have no target.
+    """
+    values = _values_of(path, known)
+    error = _first_error(path, known, config)
+    before = values if error is None else values[:error]
+    correct = [step for step, value in enumerate(before) if value is not None and value > config.error_value]
+    targets = [NO_TARGET] * len(path.steps)
+    if correct:
+        targets[: correct[-1] + 1] = [1.0] * (correct[-1] + 1)
+    if error is not None:
+        targets[error] = 0.0
+    return targets
+
+
+def _keep_first(examples: Sequence[LabeledExample], values: Sequence[list[float]]) -> None:
+    """Keep the target of a prefix only on the first path that contains it, so that it is trained once."""
+    placed: set[tuple[str, Steps]] = set()
+    for example, targets in zip(examples, values, strict=True):
+        for depth in range(1, len(targets) + 1):
+            prefix = example.path.problem_id, example.path.steps[:depth]
+            if prefix in placed:
+                targets[depth - 1] = NO_TARGET
+            elif not math.isnan(targets[depth - 1]):
+                placed.add(prefix)
+
+
+_KINDS: dict[str, Callable[[LabeledPath, PrefixValues, TargetConfig], list[float]]] = {
+    "soft": _value_targets,
+    "hard": _value_targets,
+    "progress": _progress_targets,
+    "first_error": _first_error_targets,
+}
+
+
 def _target(counts: Counts | None, config: TargetConfig) -> float:
     if counts is None or counts.value is None:
         return NO_TARGET
     return counts.value if config.kind == "soft" else float(counts.value > config.error_value)
+
+
+def _values_of(path: LabeledPath, known: PrefixValues) -> list[float | None]:
+    return [known.get((path.problem_id, path.steps[:depth])) for depth in range(1, len(path.steps) + 1)]
+
+
+def _first_error(path: LabeledPath, known: PrefixValues, config: TargetConfig) -> int | None:
+    """Return the index of the first step with a value of at most `error_value`, or None if there is none."""
+    values = enumerate(_values_of(path, known))
+    return next((step for step, value in values if value is not None and value <= config.error_value), None)
 
 
 def _weights(
@@ -117,12 +202,3 @@ def _weights(
     known = [weight for row in raw for weight in row if weight is not None]
     mean = sum(known) / len(known) if known else 1.0
     return [[1.0 if weight is None else weight / mean for weight in row] for row in raw]
-
-
-def _incorrect_prefixes(examples: Sequence[LabeledExample], error_value: float) -> set[tuple[str, Steps]]:
-    return {
-        (example.path.problem_id, example.path.steps[:depth])
-        for example in examples
-        for depth, counts in enumerate(example.path.counts, start=1)
-        if counts is not None and counts.value is not None and counts.value <= error_value
-    }

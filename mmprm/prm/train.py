@@ -19,6 +19,7 @@ from mmprm.errors import ConfigError, DataError
 from mmprm.hardware import HardwareConfig
 from mmprm.labels.checks import check_splits
 from mmprm.labels.parquet import LabeledExample, read_parquet
+from mmprm.labels.selection import SelectionConfig, SelectionCounts, select_labels
 from mmprm.preflight import check_disk_space, check_model, load_template_owner
 from mmprm.prm.data import PrmSample, TargetConfig, make_samples
 from mmprm.prm.formats import open_format
@@ -53,6 +54,8 @@ class TrainConfig(TrainableConfig):
     """Add Yes and No to the vocabulary if they are not yet single tokens."""
     target: TargetConfig = TargetConfig()
     """Settings that turn a step's rollout counts into its training target."""
+    selection: SelectionConfig = SelectionConfig()
+    """Rules that select the labels and solutions of the train split."""
     packing: Packing = "none"
     """How to pack paths into rows. none: one path per row. samples: pack several paths per row without attention
     between them. trees: pack all paths of a problem as one sequence that contains shared steps once. The loss is the
@@ -93,6 +96,7 @@ def _train(config: TrainConfig, ranks: Ranks) -> TrainSummary:
     examples = read_parquet(config.labels)  # read first, to report its errors before a model is loaded
     splits = (example.split for example in examples)
     check_splits(splits, config.labels, "rename it, or split again with mmprm labels export --format parquet")
+    examples, selected = _select(examples, config)
     check_tracker(config.training.tracker, "training.tracker")
     check_model(config.model)
     check_disk_space(config.output, "output", config.model)
@@ -113,6 +117,9 @@ def _train(config: TrainConfig, ranks: Ranks) -> TrainSummary:
     engine = Engine(prm.model, training, total, ranks)
     task = PrmTask(rows, held_out_rows, training.micro_batch_tokens, ranks.device)
     if ranks.is_main:
+        removed = sum((selected.agree, selected.min_rollouts, selected.max_posterior_std, selected.informative))
+        if removed:
+            print(f"selection: {removed:,} labels removed, {selected.solutions:,} paths left", flush=True)
         print(f"{len(train):,} paths, {sum(task.terms):,} labels, {total:,} steps on {ranks.count} ranks", flush=True)
     finished = ranks.is_main and checkpoints.steps_done(output / "checkpoints") == total
     evaluation = fit(task, engine, training, output, _origin(config))
@@ -120,6 +127,8 @@ def _train(config: TrainConfig, ranks: Ranks) -> TrainSummary:
         weights = engine.weights("backbone.")
         if ranks.is_main:
             settings = {**config.target.model_dump(), "file": Path(config.labels).name}
+            if config.selection != SelectionConfig():
+                settings["selection"] = config.selection.model_dump(mode="json", exclude_defaults=True)
             info = prm.info.model_copy(update={"labels": settings})
             if finished:
                 info = _with_choices(info, output / "prm")
@@ -128,6 +137,16 @@ def _train(config: TrainConfig, ranks: Ranks) -> TrainSummary:
         ranks.barrier()
     seconds = time.perf_counter() - started
     return TrainSummary(output / "prm", total, len(train), sum(task.terms), too_long, seconds, evaluation)
+
+
+def _select(examples: list[LabeledExample], config: TrainConfig) -> tuple[list[LabeledExample], SelectionCounts]:
+    """Apply the selection to the train split; the dev split keeps all labels, so that runs can be compared."""
+    train = [example for example in examples if example.split == "train"]
+    others = [example for example in examples if example.split != "train"]
+    kept, counts = select_labels(train, config.selection)
+    if train and not kept:
+        raise DataError(f"{config.labels}: selection leaves no label of the train split; relax its rules")
+    return kept + others, counts
 
 
 def _with_choices(info: PrmInfo, folder: Path) -> PrmInfo:
@@ -142,7 +161,10 @@ def _with_choices(info: PrmInfo, folder: Path) -> PrmInfo:
 def _origin(config: TrainConfig) -> dict[str, Any]:
     """Return the settings outside `training` that determine the weights; a run is resumed only if they are
     unchanged."""
-    kept = config.model_dump(mode="json", exclude={"labels", "output", "training", "gradient_checkpointing"})
+    excluded = {"labels", "output", "training", "gradient_checkpointing"}
+    if config.selection == SelectionConfig():
+        excluded.add("selection")  # runs of earlier versions have no such key and can be resumed
+    kept = config.model_dump(mode="json", exclude=excluded)
     return kept | {"labels": hashlib.sha256(Path(config.labels).read_bytes()).hexdigest()[:16]}
 
 

@@ -64,7 +64,10 @@ RECORDS: dict[str, dict[str, Any]] = {
     "dualmath": {"instruction": f"Check it.\nQuestion:{QUESTION}", "output": f"{FIRST} <pos>\n{SECOND} <neg>"},
     "genprm": {"conversations": [{"role": role, "content": _verdict(text)} for role, text in TURNS]},
 }
-ASSISTANT = "Question:| |blue| + |red| = ?|\n|Process:| |5|+|3|=|8|<prm>|8|-|1|=|6|<prm>".split("|")
+ASSISTANT = [
+    *("Question:", " ", "blue", " + ", "red", " = ?", "\n", "Process:", " "),
+    *("5", "+", "3", "=", "8", "<prm>", "8", "-", "1", "=", "6", "<prm>"),
+]
 
 
 @pytest.fixture(scope="module")

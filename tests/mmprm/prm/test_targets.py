@@ -110,3 +110,46 @@ def test_a_label_survives_the_file(tmp_path: Path) -> None:
     (target,) = make_targets(read_parquet(tmp_path / "labels.parquet"), TargetConfig())
     assert target.values[0] == pytest.approx(0.94)
     assert math.isnan(target.values[1])
+
+
+def test_progress_is_the_change_of_value() -> None:
+    """From 0.5 at the root: +0.25, unknown after an unlabeled step, and -0.5."""
+    steps = ("a", "b", "c", "d")
+    path = LabeledPath("p", steps, (Counts(3, 1), None, Counts(2, 2), Counts(0, 4)), False, 0.5)
+    assert values([LabeledExample(PROBLEM, path, "train")], kind="progress") == [[0.625, None, None, 0.25]]
+
+
+def test_progress_of_a_first_step_needs_the_root() -> None:
+    assert values([example(Counts(3, 1), Counts(4, 0))], kind="progress") == [[None, 0.625]]
+
+
+def test_progress_uses_values_stored_on_other_paths() -> None:
+    stored = LabeledPath("p", ("a", "b"), (Counts(2, 2), None), False, 0.25)
+    other = LabeledPath("p", ("a", "c"), (None, Counts(4, 0)), False, 0.25)
+    both = [LabeledExample(PROBLEM, path, "train") for path in (stored, other)]
+    assert values(both, kind="progress") == [[0.625, None], [None, 0.75]]
+
+
+def test_progress_sums_to_the_value_gained() -> None:
+    path = LabeledPath("p", ("a", "b", "c"), (Counts(1, 3), Counts(3, 1), Counts(4, 0)), False, 0.5)
+    (row,) = values([LabeledExample(PROBLEM, path, "train")], kind="progress")
+    assert sum(2 * value - 1 for value in row) == pytest.approx(1.0 - 0.5)
+
+
+def test_the_first_error_labels_every_step_before_it() -> None:
+    """Step 2 has rollouts that succeed, so step 1 is correct as well. The error may be step 3 or 4."""
+    path = [example(None, Counts(1, 15), None, Counts(0, 16), Counts(2, 14))]
+    assert values(path, kind="first_error") == [[1.0, 1.0, None, 0.0, None]]
+    assert values(path, kind="first_error", error_value=0.1) == [[None, 0.0, None, None, None]]
+
+
+def test_without_an_error_the_steps_up_to_the_last_label_are_correct() -> None:
+    assert values([example(None, Counts(3, 1), None)], kind="first_error") == [[1.0, 1.0, None]]
+    assert values([example(None, CORRECT, complete=True)], kind="first_error") == [[1.0, 1.0]]
+
+
+def test_a_shared_step_before_the_error_is_trained_once() -> None:
+    first = LabeledPath("p", ("a", "b"), (None, Counts(3, 1)), False)
+    second = LabeledPath("p", ("a", "c"), (None, Counts(0, 4)), False)
+    both = [LabeledExample(PROBLEM, path, "train") for path in (first, second)]
+    assert values(both, kind="first_error") == [[1.0, 1.0], [None, 0.0]]
