@@ -106,7 +106,7 @@ def skeleton(gold: str) -> str:
 
 
 def math_verify_values(gold: str) -> list:
-    """Parse a gold answer with Math-Verify; its own time limit works here, because this is the main thread."""
+    """Parse a gold answer with Math-Verify, whose time limit works here because this is the main thread."""
     return parse(f"${without_dollars(gold)}$", fallback_mode="no_fallback")
 
 

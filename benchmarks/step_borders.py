@@ -42,7 +42,7 @@ ROLLOUTS = 256
 
 
 class State(NamedTuple):
-    """Holds a solution prefix that ends at a step tag, and the ids of the tokens that end within it."""
+    """Represents a solution prefix that ends at a step tag, with the ids of the tokens that end within it."""
 
     problem: Problem
     prefix: str

@@ -14,7 +14,7 @@ from mmprm.types import Counts, Problem
 
 @dataclass(slots=True)
 class Filtered:
-    """Holds the kept problems with their verdict counts, and the number of excluded problems per reason."""
+    """Contains the kept problems with their verdict counts, and the number of excluded problems per reason."""
 
     kept: list[tuple[Problem, Counts]] = field(default_factory=list)
     too_hard: int = 0

@@ -12,7 +12,7 @@ from mmprm.trees.tallies import ProblemTally
 
 @dataclass(frozen=True, slots=True)
 class CampaignEstimate:
-    """Holds a campaign's expected totals, with 95% bootstrap intervals over the pilot's problems.
+    """Describes a campaign's expected totals, with 95% bootstrap intervals over the pilot's problems.
 
     `tokens_per_engine_second` and `engine_hours` are None if the pilot recorded no engine time. `pilot_open` counts the
     pilot's unfinished problems, which are excluded.
@@ -29,7 +29,7 @@ class CampaignEstimate:
     engine_hours: Interval | None
 
     def wall_hours(self, engines: int) -> Interval | None:
-        """Return the wall-clock hours with this many engines, assuming that all stay busy until the end."""
+        """Return the wall-clock hours with `engines` engines, assuming that all stay busy until the end."""
         return _scaled(self.engine_hours, 1 / engines) if self.engine_hours else None
 
 

@@ -27,7 +27,7 @@ PLAIN_LINE_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class CampaignSummary:
-    """Holds the totals over the whole store, and the counts and rates of the current run (`new_rollouts`, …).
+    """Summarizes a campaign: totals over the whole store, and counts and rates of the current run (`new_rollouts`, …).
 
     Rates are per second of `seconds`, which begin when the first engine is ready and exclude `startup_seconds`.
     """

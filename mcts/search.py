@@ -48,7 +48,7 @@ class SearchConfig(StoppingRule):
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """Holds the search tree and the reason the search ended.
+    """Contains the search tree and the reason why the search ended.
 
     `ended` is one of "too easy", "too hard", "no known verdict", "no candidates left", "search budget" and "rollout
     budget".

@@ -18,7 +18,7 @@ NAMES = 14
 
 @dataclass(frozen=True, slots=True)
 class CampaignStatus:
-    """Holds a campaign's status as recorded in its store.
+    """Describes a campaign's status as recorded in its store.
 
     Rollout and token rates cover the latest session and are None before its first commit. Label rates cover all
     sessions, because most labels are counted only when their problem is done. Shares are fractions of the problems that

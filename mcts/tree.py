@@ -18,7 +18,7 @@ from mmprm.types import Counts, Node, Rollout, Steps, Tree, Verdict
 
 @dataclass(slots=True)
 class State:
-    """Holds a prefix and the rollouts sampled from it; `waiting` is a heap of (−Q, rollout index, rollout)."""
+    """Represents a prefix and the rollouts sampled from it; `waiting` is a heap of (−Q, rollout index, rollout)."""
 
     number: int
     steps: Steps

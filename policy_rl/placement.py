@@ -112,7 +112,7 @@ def place_run(config: RLConfig, gpus: Sequence[int]) -> Placement:
 
 @dataclass(frozen=True, slots=True)
 class ActorOptions:
-    """Holds the ray.remote arguments for each actor."""
+    """Contains the ray.remote arguments for each actor."""
 
     engines: tuple[dict[str, Any], ...]
     ranks: tuple[dict[str, Any], ...]

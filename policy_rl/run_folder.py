@@ -21,7 +21,7 @@ from policy_rl.trainer.resume_key import current_run_key
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Holds the result of an RL run: completed steps, final policy and evaluations.
+    """Summarizes an RL run: completed steps, final policy and evaluations.
 
     `steps` of `total` steps are done. `finished` is False if SIGTERM stopped the run after it was saved. `policy` is
     the folder of the final policy, or None if the run is not finished. `before` and `after` are the evaluations before

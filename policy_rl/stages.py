@@ -50,7 +50,7 @@ KINDS = {"sft": Kind(SftConfig, "model"), "rl": Kind(RLConfig, "engine.model")}
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Holds a stage: its number (from 1), kind, folder, raw values, and validated configuration."""
+    """Describes a stage: its number (from 1), kind, folder, raw values, and validated configuration."""
 
     number: int
     kind: str

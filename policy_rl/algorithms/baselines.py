@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class ScoredSteps:
-    """Holds the scores and token counts of steps, and the mask of valid steps.
+    """Contains the scores and token counts of steps, and the mask of valid steps.
 
     Each row is filled from the left. A row without steps belongs to a response that could not be split or scored.
     """

@@ -26,9 +26,9 @@ class CreditConfig(Config):
     """Configures how process rewards are assigned."""
 
     mode: Literal["scalar", "return_to_go", "soft_min", "strict_min", "step_gae"] = "soft_min"
-    """How step scores become rewards. scalar: an aggregate of them is added to the outcome reward; return_to_go: a
-    step's return is the sum of the scores from that step on; soft_min, strict_min: a step's return is the lowest score
-    from that step on; step_gae: with a critic, each score is a token reward at the end of its step."""
+    """Conversion of step scores to rewards. scalar: an aggregate of them is added to the outcome reward; return_to_go:
+    a step's return is the sum of the scores from that step on; soft_min, strict_min: a step's return is the lowest
+    score from that step on; step_gae: with a critic, each score is a token reward at the end of its step."""
     weight: float = Field(1.0, gt=0)
     """Coefficient of the process reward; the outcome reward has coefficient 1."""
     baseline: Literal["step_index", "pure_tokens", "prime_steps", "none"] = "step_index"
@@ -47,7 +47,7 @@ class CreditConfig(Config):
     temperature: float = Field(0.1, gt=0)
     """For soft_min: temperature of the softmax that concentrates weight on the lowest-scored step."""
     gate: Literal["none", "correct"] = "none"
-    """Which responses receive process rewards. none: all responses; correct: only correct responses, compared only with
+    """Responses that receive process rewards. none: all responses; correct: only correct responses, compared only with
     each other (PAPO)."""
     per_source: bool = False
     """For scalar: apply the estimator to outcome and process reward separately, and add the results (PRIME). If false,
@@ -92,7 +92,7 @@ class CreditConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Holds one reward per response from a single source: the outcome or the process reward model.
+    """Contains one reward per response from a single source: the outcome or the process reward model.
 
     `known_PK` is False where a reward should exist but does not. The source is normalized over the samples in
     `among_PK`, and adds nothing to the others.
@@ -112,7 +112,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Credit:
-    """Holds process rewards as sequence rewards (`sources`), step returns, or step rewards.
+    """Contains process rewards as sequence rewards (`sources`), step returns, or step rewards.
 
     `scored_PK` marks the samples with process reward. Two masks mark samples that should have it but do not:
     `missing_PK` have no scored step, and `alone_PK` have no other sample in their group to be compared with.
@@ -128,7 +128,7 @@ class Credit:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Holds the step scores of the samples in `scored_PK`; steps of other samples are masked out, with score 0."""
+    """Contains the step scores of the samples in `scored_PK`; steps of other samples are masked out, with score 0."""
 
     steps: ScoredSteps
     scored_PK: Tensor

@@ -106,7 +106,7 @@ class LossConfig(Config):
     drift_cap: float = Field(2.0, gt=0)
     """Upper bound c of the drift coefficient e^ρ − 1."""
     aggregation: Literal["token_mean", "sequence_mean", "prompt_mean", "fixed"] = "token_mean"
-    """How token losses are averaged over the global batch. token_mean: over all tokens; sequence_mean: average each
+    """Averaging of token losses over the global batch. token_mean: over all tokens; sequence_mean: average each
     response's per-token loss, then average over responses; prompt_mean: average over the tokens of all responses to a
     prompt, then average over prompts (CPGD's paper); fixed: sum over tokens, divided by responses × divisor."""
     divisor: int | None = Field(None, gt=0)
@@ -169,7 +169,7 @@ def cpgd_drift(lp_NT: Tensor, rho_NT: Tensor, cap: float) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Surrogate:
-    """Holds a surrogate loss, `loss(bounded_NT, advantages_NT)`, and the default coefficient of its drift term."""
+    """Combines a surrogate loss, `loss(bounded_NT, advantages_NT)`, with the default coefficient of its drift term."""
 
     loss: Callable[[Tensor, Tensor], Tensor]
     drift: float
@@ -233,7 +233,7 @@ def aggregate(
 
 @dataclass(frozen=True, slots=True)
 class LossMetrics:
-    """Holds the detached loss metrics of a micro-batch.
+    """Contains the detached loss metrics of a micro-batch.
 
     `terms` (surrogate, drift and kl before their coefficients) add up over micro-batches and ranks. So do the token
     sums in `sums`, to be divided by the number of tokens: clipped (a token with advantage 0 does not count as clipped),

@@ -20,7 +20,7 @@ JSON_FILE, TEXT_FILE = "samples.jsonl", "samples.md"
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Holds a logged response with its problem, grade, rewards and step scores.
+    """Represents a logged response with its problem, grade, rewards and step scores.
 
     `steps` are pairs (text, score or None). If there are none, `unsplit` is the reason, and the whole `text` is shown
     instead.

@@ -20,7 +20,7 @@ DRAWS = -1
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Holds the result of an evaluation on held-out problems.
+    """Summarizes an evaluation on held-out problems: pass@1 with its interval, and counts.
 
     `pass_at_1` averages each problem's fraction of correct responses over problems, at the sampling temperature, with a
     95 % interval over problems; responses without a known accuracy are left out. `problems` counts the problems in this

@@ -14,7 +14,7 @@ from mmprm.errors import EngineStoppedError
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """Holds one engine of the pool and its load; `actor` is None while no engine is running."""
+    """Tracks one engine of the pool and its load; `actor` is None while no engine is running."""
 
     name: str
     actor: Any = None

@@ -36,7 +36,7 @@ _TEXT_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids")
 
 
 class Piece(NamedTuple):
-    """Holds a contiguous piece of a conversation; `learned` pieces contribute to the loss and have no images."""
+    """Represents a contiguous piece of a conversation; `learned` pieces contribute to the loss and have no images."""
 
     text: str
     learned: bool
@@ -45,7 +45,7 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Holds a tokenized conversation: token ids, loss mask, position ids, and image inputs by name."""
+    """Represents a tokenized conversation: token ids, loss mask, position ids, and image inputs by name."""
 
     ids_T: Tensor
     learned_T: Tensor
@@ -54,7 +54,7 @@ class Encoded:
 
 
 class Size(NamedTuple):
-    """Holds the token count of a conversation, including images, and the number of tokens that the loss covers."""
+    """Counts the tokens of a conversation, including images, and the tokens that the loss covers."""
 
     tokens: int
     learned: int

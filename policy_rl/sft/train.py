@@ -72,7 +72,7 @@ class SftConfig(TrainableConfig):
     """Scale smaller images up to this many pixels (Qwen-VL processors); defaults to the checkpoint's limit."""
     aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
     """Loss aggregation. token_mean: average the loss over the learned tokens of a batch; sequence_mean: average each
-    conversation's per-token loss, then average over conversations, as trainers do that average over devices with one
+    conversation's per-token loss, then average over conversations, like trainers that average over devices with one
     conversation each."""
     training: TrainingConfig = TrainingConfig()
     """Training settings: optimization, batches, sharding, checkpoints."""
@@ -92,7 +92,7 @@ class SftConfig(TrainableConfig):
 
 @dataclass(frozen=True, slots=True)
 class SftSummary:
-    """Holds the result of an SFT run.
+    """Summarizes an SFT run: its policy folder, sample and token counts, and last evaluation.
 
     `evaluation` holds the last held-out loss per token; `tokens` is the number of learned tokens in one epoch.
     """

@@ -62,8 +62,8 @@ class TrainerConfig(TrainableConfig):
     """Keep the reference model's weights in CPU memory and copy them to the GPU in each forward pass; requires
     optimization.zero_stage=3. optimization.offload=all implies it."""
     share_prompt: bool = True
-    """Compute a prompt once for all responses of its group that fit into micro_batch_tokens together, if the model's
-    attention implementation allows it; loss and gradients are the same."""
+    """Compute a prompt once for all responses of its group that fit into micro_batch_tokens together. Loss and
+    gradients are the same. Has no effect if the model's attention implementation does not allow it."""
     timeout_seconds: float = Field(3600, gt=0)
     """Maximum time in seconds to wait for one call of the trainer (an update, a checkpoint); the error reports what
     each rank is waiting for."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 LOGITS_AT_ONCE = 2**26
-"""Maximum number of logits that exist at the same time, in the forward and in the backward pass."""
+"""Maximum number of logits to materialize at a time, in the forward and in the backward pass."""
 
 
 def token_logprobs(

@@ -27,7 +27,7 @@ from policy_rl.trainer.output_layer import at_least_float32, token_logprobs
 
 @dataclass(frozen=True, slots=True)
 class PolicyInputs:
-    """Holds the tensors of a micro-batch (see policy_rl.trainer.batch)."""
+    """Contains the input tensors of a micro-batch (see policy_rl.trainer.batch)."""
 
     input_ids_BL: Tensor
     position_ids: Tensor
@@ -55,7 +55,7 @@ class PolicyInputs:
 
 
 class PolicyOutput(NamedTuple):
-    """Holds the policy's outputs per response token, 0 on padding.
+    """Contains the policy's outputs per response token, with 0 on padding.
 
     `entropy_NT` has no gradient. `values_NT` are the critic's values of the states before each token.
     """

@@ -31,7 +31,7 @@ _TEXT_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids")
 
 @dataclass(frozen=True, slots=True)
 class EncodedPrompt:
-    """Holds an encoded prompt: token ids, positions, image inputs by name, and the number of image tokens."""
+    """Represents an encoded prompt: token ids, positions, image inputs by name, and the number of image tokens."""
 
     ids_P: Tensor
     position_XP: Tensor

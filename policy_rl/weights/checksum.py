@@ -1,4 +1,4 @@
-"""Compute checksums of tensors on the device that holds them; CPU and GPU agree.
+"""Compute checksums of tensors on their own device; CPU and GPU give the same checksums.
 
 A checksum is Σ_w word[w] · multiplier[w mod C] · multiplier[w div C] + size, modulo 2^64, over the 64-bit words of the
 tensor's bytes, padded with zeros; C words make a chunk and size is the number of bytes. All multipliers are odd, so
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 CHUNK_WORDS = 2**20
-"""Number of 64-bit words whose products exist at the same time."""
+"""Number of 64-bit words to multiply at a time, which limits memory use."""
 WORD_BYTES = 8
 _MIX = (0x5851F42D4C957F2D, 0x2545F4914F6CDD1D)
 

@@ -18,14 +18,14 @@ class WeightsConfig(Config):
     from GPU to GPU; ipc: vLLM's transfer between trainer and engine on the same GPU. auto: file on CPU; on GPU, ipc for
     colocated engines and nccl for others. Dead engines are replaced only with file."""
     folder: PathText | None = None
-    """With transport=file, the parent of the folder that this run creates for its weight files; by default /dev/shm, or
-    the run folder if /dev/shm is not writable. It needs space for two versions of the weights, and all machines of the
-    run must have access to it."""
+    """With transport=file, the parent folder of this run's weight files; by default /dev/shm, or the run folder if
+    /dev/shm is not writable. It needs space for two versions of the weights, and all machines of the run must have
+    access to it."""
     timeout_seconds: float = Field(600, gt=0)
     """Maximum time in seconds to wait for an engine to load new weights."""
     tolerance: float | None = Field(None, gt=0)
     """Maximum mean absolute difference (nats) between the log-probabilities of engine and trainer on a probe text after
-    a transfer; by default 0.01 for float32 engines, 0.05 for float16, 0.15 for bfloat16."""
+    a transfer. Defaults: 0.01 for float32 engines, 0.05 for float16, 0.15 for bfloat16."""
 
 
 def transport_of(config: WeightsConfig, gpu: bool, colocated: bool) -> Literal["file", "nccl", "ipc"]:

@@ -65,7 +65,7 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Holds the name, dtype and shape of a checkpoint tensor."""
+    """Describes a checkpoint tensor by its name, dtype and shape."""
 
     name: str
     dtype: torch.dtype
