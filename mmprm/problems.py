@@ -44,6 +44,7 @@ from mmprm.data.images import (
     open_image,
     write_image,
 )
+from mmprm.data.layouts import with_usual_columns
 from mmprm.data.marks import place_marks
 from mmprm.data.question import column_images, read_question
 from mmprm.data.rows import RowsConfig, read_rows
@@ -152,6 +153,7 @@ class ProblemReader:
 
     def problem(self, row: Row, location: str) -> Problem:
         """Convert a row to a problem. Raises DataError, with `location`, if the row is invalid."""
+        row = with_usual_columns(row, self._columns)
         asked = self.asked(row, location)
         answers = cells_of(row, self._columns, "answer", location)
         written = answer_text(only_one(answers, "answer", location), answers, location)
@@ -192,6 +194,7 @@ class ProblemReader:
         images that do not match the question's image marks, and for video, audio or images in unread columns.
         """
         columns, root = self._columns, self._root
+        row = with_usual_columns(row, columns)
         check_media(row, location)
         image_cells = cells_of(row, columns, "images", location)
         _check_types(image_cells, location)
