@@ -1,4 +1,4 @@
-"""Annotate without a model, to measure the bookkeeping of a large campaign and the recovery of killed ones.
+"""Run campaigns without a model, to measure their bookkeeping at scale and their recovery after being killed.
 
 The engines are Ray actors as usual, but their sampler simulates solutions of recorded lengths and success rates. Run as
 a script, this file is the driver: `annotate_simulated.py PROFILE FOLDER PROBLEMS MAX_ROLLOUTS`.
@@ -178,7 +178,7 @@ def simulated(profile: Path, folder: Path, problems: int, max_rollouts: int) -> 
 
 
 def kill(profile: Path, folder: Path, kills: int, problems: int, max_rollouts: int) -> dict:
-    """Kill the driver or a worker, chosen at random, at random times with SIGKILL; then run to completion."""
+    """Kill the driver or a random worker with SIGKILL at random times, then run the campaign to completion."""
     moment = random.Random(0)
     folder.mkdir()
     repeating = folder / "profile.json"  # repeated step texts, so that rollouts of one state are evidence for another

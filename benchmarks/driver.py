@@ -1,4 +1,4 @@
-"""Measure the driver's own work in an RL step of 1,024 responses of 4,096 tokens, without engines or GPUs.
+"""Measure the driver's CPU time for an RL step of 1,024 responses of 4,096 tokens, without engines or GPUs.
 
 cut      split the responses into steps, map tokens to steps, and collect the scores of a PRM that responds instantly
 credit   turn rewards and scores into per-token advantages

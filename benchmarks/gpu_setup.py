@@ -60,14 +60,14 @@ def write_model() -> tuple[str, int]:
 
 
 def tiny_problems(count: int) -> list[Any]:
-    """Make problems of the built-in world."""
+    """Make problems from the built-in toy world."""
     from mmprm.tiny.world import make_problems
 
     return [each.problem for each in make_problems(count, seed=0, split="train")]
 
 
 def open_trainer(folder: str, **settings: Any) -> Any:
-    """Open an RL trainer on a checkpoint; settings are those of TrainerConfig and its optimization."""
+    """Open an RL trainer on a checkpoint, with settings of TrainerConfig or of its optimization."""
     from mmprm.prompts import PromptConfig
     from policy_rl.trainer.config import TrainerConfig, UpdateConfig
     from policy_rl.trainer.trainer import Trainer

@@ -126,7 +126,7 @@ async def _annotate_on_servers(config: CampaignConfig, store: Store, progress: P
 
 
 class _Cluster(Protocol):
-    """The machines that engines run on; see mcts.ray_worker.RayWorkers."""
+    """Describes the machines that engines run on; see mcts.ray_worker.RayWorkers."""
 
     def capacity(self) -> int: ...
 
@@ -169,7 +169,7 @@ class _Driver:
         self._workers = min(workers, self._problems)
         self._cluster = cluster
         self._last_engine = time.monotonic()
-        """When an engine was last seen running or being started."""
+        """Time at which an engine was last running or being started."""
         self._running = 0
         """Number of running engines."""
         self._deaths: Counter[str] = Counter()

@@ -10,7 +10,7 @@ MOST = 4096
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Holds an engine's load in its last step: running and waiting completions, and KV cache usage as a fraction."""
+    """Describes an engine's load: running and waiting completions, and KV cache usage as a fraction."""
 
     running: int
     waiting: int

@@ -1,4 +1,4 @@
-"""Settle the data type of a campaign's engines before the run folder records it."""
+"""Determine the data type of a campaign's engines before it is recorded in the run folder."""
 
 from __future__ import annotations
 

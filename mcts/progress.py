@@ -95,7 +95,7 @@ class Progress:
         self.in_flight -= len(problem_ids)
 
     def reported(self, batches: Sequence[StoredBatch], finished: Sequence[Finished]) -> None:
-        """Add a worker's report, its new batches and finished problems, to the totals."""
+        """Add the new batches and finished problems of a worker's report to the totals."""
         for batch in batches:
             self.rollouts += batch.counts.known + batch.counts.unknown
             self.tokens += batch.token_count

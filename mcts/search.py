@@ -28,7 +28,7 @@ class SearchConfig(StoppingRule):
     beta: float = Field(0.9, gt=0, le=1)
     """β in Q; smaller values favor short rollouts more strongly."""
     length_scale: float = Field(2000.0, gt=0)
-    """L in Q, in words."""
+    """Length scale L in Q, as a number of words."""
     c_puct: float = Field(0.125, ge=0)
     """Exploration weight in U = c_puct · sqrt(Σ N) / (1 + N(s)), which favors rarely visited states."""
     max_searches: int = Field(200, ge=1)

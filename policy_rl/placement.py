@@ -28,7 +28,7 @@ GpuSlot = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Holds the GPUs of each actor: a tuple of slots per engine, a slot per rank, and the PRM's slots, if any."""
+    """Describes the GPUs of each actor: a tuple of slots per engine, a slot per rank, and the PRM's slots, if any."""
 
     engines: tuple[tuple[GpuSlot, ...], ...]
     ranks: tuple[GpuSlot, ...]

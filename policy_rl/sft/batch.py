@@ -93,7 +93,7 @@ class ConversationEncoder:
         self._extra: dict[tuple[int, int], int] = {}
 
     def pieces(self, conversation: Conversation) -> list[Piece]:
-        """Render a conversation with the chat template, and split it into learned and other pieces.
+        """Render a conversation with the chat template, and split it into pieces that the loss covers and other pieces.
 
         The pieces concatenate to the rendered text up to the end of the last turn. Raises DataError if the text
         contains a special token, or if the chat template renders a turn differently after its prompt.

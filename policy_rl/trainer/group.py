@@ -249,7 +249,7 @@ def _answer(question: Any) -> str:
 
 
 def _cause(error: RayError, rank: int) -> BaseException:
-    """Unwrap the exception raised on the rank; the text of Ray's wrapper includes both tracebacks."""
+    """Unwrap the exception raised on a rank, because the text of Ray's wrapper includes both tracebacks."""
     if isinstance(error, RayTaskError):
         return error.cause if isinstance(error.cause, Exception) else error
     return TrainingError(

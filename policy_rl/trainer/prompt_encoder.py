@@ -68,7 +68,7 @@ class PromptEncoder:
         self._stand_in: dict[str, Tensor] | None = None
 
     def __call__(self, problem: Problem, expected_tokens: int) -> EncodedPrompt:
-        """Return the encoded prompt of a problem.
+        """Return the encoded prompt of a problem, from the cache if possible.
 
         Raises DataError if the engine counted a different number of tokens, and for images that cannot be read.
         """

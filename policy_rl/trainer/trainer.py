@@ -130,7 +130,7 @@ class Trainer:
         self.doing = "nothing"
 
     def log_probs(self, samples: Sequence[TrainingSample], reference_only: bool = False) -> dict[int, LogProbs]:
-        """Compute log-probabilities and values for this rank's share, by sample index.
+        """Compute log-probabilities and values for this rank's share of the samples, keyed by sample index.
 
         `old` and, with a critic, `values` are computed under the current weights unless `reference_only` is set; `ref`
         is computed if there is a reference model.
@@ -198,7 +198,7 @@ class Trainer:
         self._transfer = make(self.ranks.rank)
 
     def publish(self, version: int, probe_token_ids: Sequence[int], dtype: torch.dtype) -> Published | None:
-        """Send the weights to the engines as `dtype`; returns None on all ranks but rank 0."""
+        """Send the weights to the engines in `dtype`; return None on all ranks except rank 0."""
         assert self._transfer is not None, "call open_transfer first"
         self.doing = f"sending weights of version {version}"
         with self._engine.inference():

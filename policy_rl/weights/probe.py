@@ -15,7 +15,8 @@ PROBE_TEXT = "1 + 2 = 3, so x = 12 and y < 40; (x + y) / 2 is the answer."
 
 
 MOVED = 1e-2
-"""Change in nats of a probe token's log-probability in the trainer above which the engine's answer must change too."""
+"""If a probe token's log-probability in the trainer changes by more than this (in nats), the engine's must change
+too."""
 
 
 TOLERANCE = {"float32": 0.01, "bfloat16": 0.15, "float16": 0.05}

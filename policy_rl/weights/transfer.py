@@ -87,7 +87,7 @@ class ModelWeights:
         self._model, self._dtype = model, dtype
 
     def metadata(self) -> list[TensorInfo]:
-        """Return name, dtype and shape of each tensor that iteration yields, without gathering any."""
+        """Return name, dtype and shape of each tensor that iteration yields, without gathering the tensors."""
         return [
             TensorInfo(name, self._dtype, tuple(getattr(tensor, "ds_shape", tensor.shape)))
             for name, tensor, _ in self._checkpoint_tensors()

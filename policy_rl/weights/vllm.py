@@ -120,11 +120,11 @@ class EngineClient:
         self._each("start_weight_update")
 
     def update_weights(self, update_info: Any) -> None:
-        """Make all engines receive the tensors."""
+        """Tell all engines to receive the tensors."""
         self._each("receive_weights", [{"update_info": update_info}] * len(self._engines))
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        """Check in all engines that the weights are complete and have the trainer's bits, and finish the update."""
+        """Check in all engines that the weights are complete and equal to the trainer's, and finish the update."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # vLLM packs, and so the checksums are computed, on streams of its own
         sums = {name: int(value) for name, value in self.sent.items()}
