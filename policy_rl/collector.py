@@ -55,10 +55,14 @@ class Pool(Protocol):
         """Reallocate memory for the weights before they are sent; `load_weights` reallocates the KV caches."""
         ...
 
+    async def until_lost(self) -> EngineStoppedError:
+        """Wait until an engine that the trainer needs for sending weights is dead, and return the reason."""
+        ...
+
 
 @dataclass(slots=True)
 class Collected:
-    """Holds the groups collected for a step, with counts and timings.
+    """Contains the groups collected for a step, with counts and timings.
 
     `dropped` counts responses (aborted, unknown, untrainable) and groups (refused, few_known, too_hard, too_easy) by
     reason. `rounds` counts the sampling rounds. `passed` counts the groups that were sampled in this step and not

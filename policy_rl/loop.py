@@ -52,6 +52,8 @@ from policy_rl.trainer.protocol import TrainerLike
 from policy_rl.trainer.resume_key import current_state
 from policy_rl.types import TrainingSample
 
+GRACE_SECONDS = 10.0
+"""Number of seconds that the trainer has to report a failed transfer itself after an engine was found dead."""
 EMPTY_STEPS = 5
 """Number of consecutive steps with nothing to train on after which the run fails."""
 
@@ -115,13 +117,13 @@ class Loop:
                     due = self._is_last(step) or _due(self._config.save_every, step) or self._may_be_best(step)
                     saved = stop.came() or crossed is not None or due
                     if saved:
-                        self._save(step)
+                        await self._save(step)
                     await self._after_checkpoint(step, log)
                     if crossed:
                         raise alarm_error(step, crossed, newest(self._checkpoints))
                     stopping = stop.came() and not self._is_last(step)
                     if stopping and not saved:
-                        self._save(step)
+                        await self._save(step)
             finally:
                 self._report()
         if stopping:
@@ -210,8 +212,6 @@ class Loop:
         groups = collected.groups
         metrics = describe_groups(collected, self._pool.version)
         metrics |= hacking_metrics(groups, self._config.step_format, self._collector.prefill)
-        if self._config.rollouts.colocated:
-            await self._pool.sleep()
         samples, advantage_metrics = await self._samples(groups) if groups else ([], {})
         updates = await self._update(step, samples, collected.progress)
         self._seconds["update"] = sum(update["seconds"] for update in updates)
@@ -260,8 +260,27 @@ class Loop:
                 await asyncio.to_thread(self._trainer.release_memory)
                 await self._pool.wake()
             dtype = getattr(torch, engine_dtype(self._config.engine))
-            published = await asyncio.to_thread(self._trainer.publish, version, self._pool.probe_token_ids, dtype)
-            return await self._pool.load_weights(published)
+            return await self._pool.load_weights(await self._publish(version, dtype))
+
+    async def _publish(self, version: int, dtype: torch.dtype) -> Any:
+        """Publish the weights; if an engine dies meanwhile, kill the ranks, whose broadcast would wait for it."""
+        ids = self._pool.probe_token_ids
+        publishing = asyncio.ensure_future(asyncio.to_thread(self._trainer.publish, version, ids, dtype))
+        lost = asyncio.ensure_future(self._pool.until_lost())
+        try:
+            await asyncio.wait({publishing, lost}, return_when=asyncio.FIRST_COMPLETED)
+            if not publishing.done():  # it may still report the cause itself
+                await asyncio.wait({publishing}, timeout=GRACE_SECONDS)
+            if publishing.done():
+                return publishing.result()
+            self._trainer.abandon(str(lost.result()))
+            await asyncio.gather(publishing, return_exceptions=True)
+            raise TrainingError(
+                f"an engine died while the weights of version {version} were sent to it: {lost.result()}; run the same "
+                "command again to resume from the last checkpoint"
+            )
+        finally:
+            lost.cancel()
 
     async def _evaluate(self, step: int, log: MetricsLog) -> None:
         """Evaluate the current policy and log the result.
@@ -287,21 +306,29 @@ class Loop:
             await asyncio.to_thread(offer_best, self._checkpoints, step, found.pass_at_1.value, True)
 
     async def _collect(self, step: int) -> Collected:
-        """Collect the groups of a step; if the engines stop, save a checkpoint of the previous step before failing.
+        """Collect the groups of a step, and put colocated engines to sleep.
 
-        The trainer still holds the weights of the previous step at that time.
+        If the engines stop, saves a checkpoint of the previous step before failing; the trainer still holds its
+        weights at that time.
         """
         before = self._state(step - 1)
         try:
-            return await self._collector.collect(step)
+            collected = await self._collector.collect(step)
+            if self._config.rollouts.colocated:
+                await self._pool.sleep()
+            return collected
         except EngineStoppedError:
             last = newest(self._checkpoints)
             if step > 1 and (last is None or last.name != f"step-{step - 1:08d}"):
-                self._trainer.save(self._checkpoints, before, self._config.keep_checkpoints)
+                await self._write_checkpoint(before)
             raise
 
-    def _save(self, step: int) -> None:
-        self._trainer.save(self._checkpoints, self._state(step), self._config.keep_checkpoints)
+    async def _save(self, step: int) -> None:
+        await self._write_checkpoint(self._state(step))
+
+    async def _write_checkpoint(self, state: dict[str, Any]) -> None:
+        """Write a checkpoint in a thread, so that the event loop can notice in the meantime if Ray is gone."""
+        await asyncio.to_thread(self._trainer.save, self._checkpoints, state, self._config.keep_checkpoints)
 
     def _state(self, step: int) -> dict[str, Any]:
         """Return the loop state to store in a checkpoint, in addition to the weights."""

@@ -118,6 +118,11 @@ class InProcessEngine:
         """Return the engine's current statistics."""
         return self._keeper.stats
 
+    def check(self) -> None:
+        """Raise EngineStoppedError if the engine has stopped."""
+        if self._stopped:
+            raise self._stop_error()
+
     def close(self) -> None:
         """Stop the engine after the current step; requests still in flight fail with EngineStoppedError."""
         self._inbox.put(None)
@@ -268,6 +273,13 @@ class SeparateEngine:
     def stats(self) -> EngineStats:
         """Return the engine's current statistics."""
         return self._keeper.stats
+
+    def check(self) -> None:
+        """Raise EngineStoppedError if the engine has stopped."""
+        if self._is_closed:
+            raise _closed_error()
+        if self._engine.errored:
+            raise self._death(self._engine.dead_error)
 
     def close(self) -> None:
         """Stop vLLM's processes; requests in flight and later ones fail with EngineStoppedError."""

@@ -132,6 +132,10 @@ class VllmSampler:
         """Return the engine's current statistics."""
         return self._engine.stats()
 
+    def check(self) -> None:
+        """Raise EngineStoppedError if the engine has stopped."""
+        self._engine.check()
+
     def close(self) -> None:
         """Stop the engine; requests in flight raise SamplingError."""
         self._engine.close()

@@ -110,6 +110,10 @@ class RolloutEngine:
         """Call a method on every vLLM worker of this engine, and return their results."""
         return await self._sampler.call("collective_rpc", method, None, (), arguments)
 
+    async def check(self) -> None:
+        """Raise EngineStoppedError if the engine has stopped."""
+        self._sampler.check()
+
     async def sleep(self) -> None:
         """Discard the weights and caches to free their memory."""
         # Level 1 would copy the weights to host memory and back, although new ones replace them.
@@ -121,7 +125,7 @@ class RolloutEngine:
         await self._sampler.call("wake_up", ["weights"])
 
     def _response(self, generated: Any) -> Response:
-        token_ids = tuple(generated.token_ids)
+        token_ids = list(generated.token_ids)
         finish_reason = generated.finish_reason if generated.finish_reason in FINISHED else "abort"
         text = self._tokenizer.decode(token_ids, skip_special_tokens=True)
-        return Response(text, token_ids, tuple(generated.logprobs.logprobs), finish_reason)
+        return Response(text, token_ids, generated.logprobs.logprobs, finish_reason)

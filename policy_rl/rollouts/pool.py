@@ -29,6 +29,7 @@ from mmprm.config import Config
 from mmprm.errors import ConfigError, EngineStoppedError, MmprmError, TrainingError
 from mmprm.prompts import PromptConfig
 from mmprm.sampling.config import EngineConfig, SamplingConfig
+from mmprm.sampling.dtype import engine_dtype
 from mmprm.sampling.pool import REQUESTS_IN_FLIGHT, engine_resources
 from mmprm.sampling.seeds import derive_seed
 from mmprm.types import Problem
@@ -58,6 +59,10 @@ class RolloutConfig(Config):
     max_restarts: int = Field(3, ge=0)
     """Maximum number of engine deaths, each followed by a replacement, before the run ends. If weights are sent from
     GPU to GPU, no engine is replaced."""
+
+
+WATCH_SECONDS = 5.0
+"""Interval in seconds between checks of whether an engine has died while weights are sent to it."""
 
 
 def rollout_seed(run_seed: int, version: int, problem_id: str, attempt: int = 0) -> int:
@@ -139,17 +144,20 @@ class RolloutPool:
         gpu = "num_gpus" in options[0]
         transport = transport_of(weights, gpu, config.colocated)
         self._further: dict[str, Any] = {"enable_sleep_mode": True} if gpu and config.colocated else {}
+        self._transport = transport
         if transport != "file":
             self._further["weight_transfer_config"] = {"backend": transport}
         self._sampling, self._prompt, self._config, self._weights = sampling, prompt, config, weights
         names = [f"engine {number} of {len(engines)}" for number in range(1, len(engines) + 1)]
         self._engines = dict(zip(names, engines, strict=True))
         self._options = dict(zip(names, options, strict=True))
-        tolerance = weights.tolerance or TOLERANCE[engine.dtype]
+        tolerance = weights.tolerance or TOLERANCE[engine_dtype(engine)]
         self._checks = {name: ProbeCheck(name, tolerance) for name in names}
         self._slots = Slots([Slot(name) for name in names], engine.max_num_seqs, version)
         self._current: Published | None = None
         self._replacing = asyncio.Lock()
+        self._lost: set[str] = set()
+        """Engines that were found dead outside of a request, and are replaced when the next weights are loaded."""
         self.restarts = 0
 
     @property
@@ -204,12 +212,33 @@ class RolloutPool:
                 raise
 
     async def sleep(self) -> None:
-        """Put all engines to sleep: discard their weights and caches to free GPU memory for the trainer."""
+        """Put all engines to sleep: discard their weights and caches to free GPU memory for the trainer.
+
+        A dead engine is replaced when the next weights are loaded. If weights are sent from GPU to GPU, it raises
+        EngineStoppedError instead.
+        """
         await self._all("fall asleep", lambda actor: actor.sleep.remote())
 
     async def wake(self) -> None:
-        """Reallocate memory for the weights, which must then be sent; `load_weights` reallocates the caches."""
+        """Reallocate memory for the weights, which must then be sent; `load_weights` reallocates the caches.
+
+        Dead engines are treated as in `sleep`.
+        """
         await self._all("wake up", lambda actor: actor.wake.remote())
+
+    async def until_lost(self) -> EngineStoppedError:
+        """Wait until an engine that receives weights from GPU to GPU is dead, and return the reason.
+
+        Never returns if weights are files, because the trainer then does not need the engines.
+        """
+        if self._transport == "file":
+            await asyncio.Event().wait()
+        while True:
+            checks = (_answer(slot.actor.check.remote(), slot.name, None, silent=True) for slot in self._slots.all)
+            for found in await asyncio.gather(*checks, return_exceptions=True):
+                if isinstance(found, EngineStoppedError):
+                    return found
+            await asyncio.sleep(WATCH_SECONDS)
 
     def close(self) -> None:
         """Kill all engines."""
@@ -294,6 +323,7 @@ class RolloutPool:
         except BaseException:
             actors.kill(actor)
             raise
+        self._lost.discard(slot.name)
         slot.actor = actor  # only now: the slot takes requests as soon as it has an actor
         return distance
 
@@ -305,23 +335,38 @@ class RolloutPool:
                 "again to resume from the last checkpoint"
             )
         if self._current is not None and self._current.folder is None:
-            raise EngineStoppedError(
-                f"{reason}; the current weights were sent from GPU to GPU, so a new engine cannot get them; run the "
-                "same command again to resume from the last checkpoint, or set weights.transport=file, with which "
-                "engines are replaced during the run"
-            )
+            raise _irreplaceable(reason)
 
-    async def _all(self, what: str, call: Callable[[Any], Awaitable[T]]) -> list[T]:
+    async def _all(self, what: str, call: Callable[[Any], Awaitable[None]]) -> None:
+        await asyncio.gather(*(self._tell(slot, what, call) for slot in self._slots.all if slot.name not in self._lost))
+
+    async def _tell(self, slot: Slot, what: str, call: Callable[[Any], Awaitable[None]]) -> None:
         limit, way_out = self._weights.timeout_seconds, "raise weights.timeout_seconds if it only needs longer"
-        answers = (actors.wait(call(slot.actor), f"{slot.name} to {what}", limit, way_out) for slot in self._slots.all)
-        return await asyncio.gather(*answers)
+        try:
+            await _answer(call(slot.actor), f"{slot.name} to {what}", limit, way_out)
+        except _LostError as error:
+            actors.kill(slot.actor)  # it may hang, and hold memory that the trainer needs
+            if self._transport != "file":
+                raise _irreplaceable(error) from None
+            self._lost.add(slot.name)
+            print(f"{error}; another engine starts in its place when the next weights are loaded", file=sys.stderr)
 
 
 class _LostError(EngineStoppedError):
     """Signals that an engine died or does not answer."""
 
 
-async def _answer(answer: Awaitable[T], what: str, timeout_seconds: float, *arguments: Any, silent: bool = False) -> T:
+def _irreplaceable(reason: _LostError) -> EngineStoppedError:
+    return EngineStoppedError(
+        f"{reason}; weights are sent from GPU to GPU, so a new engine cannot get the current ones; run the same "
+        "command again to resume from the last checkpoint, or set weights.transport=file, with which engines are "
+        "replaced during the run"
+    )
+
+
+async def _answer(
+    answer: Awaitable[T], what: str, timeout_seconds: float | None, *arguments: Any, silent: bool = False
+) -> T:
     """Wait for an actor's result with actors.wait; raise _LostError if the engine died or does not answer."""
     try:
         return await actors.wait(answer, what, timeout_seconds, *arguments, silent=silent)

@@ -38,6 +38,10 @@ class TrainerLike(Protocol):
         """Restore the newest checkpoint and return its `extra`, or None if there is no checkpoint."""
         ...
 
+    def abandon(self, reason: str) -> None:
+        """Kill all ranks, even during a call from another thread, which then raises an error."""
+        ...
+
     def save_model(self, folder: Path) -> None:
         """Save the policy as a Hugging Face model folder."""
         ...

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from mmprm.config import build
-from mmprm.errors import SamplingError
+from mmprm.errors import EngineStoppedError, SamplingError
 from mmprm.types import Grading, Problem, Verdict
 from policy_rl.collector import Collector
 from policy_rl.config import RLConfig
@@ -89,6 +89,9 @@ class ScriptedPool:
     async def wake(self) -> None:
         self.events.append("wake")
 
+    async def until_lost(self) -> EngineStoppedError:
+        await asyncio.Event().wait()
+
 
 class ScriptedTrainer:
     """Keep a hash of all updates as weights.
@@ -123,7 +126,7 @@ class ScriptedTrainer:
         self.batches.append(list(samples))
         self.updates += 1
         seen = [
-            (e.problem.id, e.group, e.token_ids, e.advantages.tolist(), e.engine.tolist(), e.old is None)
+            (e.problem.id, e.group, e.token_ids.tolist(), e.advantages.tolist(), e.engine.tolist(), e.old is None)
             for e in samples
         ]
         self.weights = hashlib.sha256(f"{self.weights}{seen}".encode()).hexdigest()

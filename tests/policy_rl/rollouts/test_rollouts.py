@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -40,6 +41,8 @@ class Script:
         self.lost_from: int | None = None
         """Actors, by order, from this one on do not start: their machine is lost."""
         self.silent = False
+        self.dead: set[int] = set()
+        """Actors, by order of their start, whose process has ended."""
         self.delay = 0.01
         self.start_delay = self.load_delay = 0.0
         self.bad_probe = False
@@ -54,7 +57,7 @@ class Actor:
         self.folders: list[str | None] = []
         self.during_load: list[int] = []
         self.killed = False
-        for name in ("start", "sample", "load"):
+        for name in ("start", "sample", "load", "sleep", "wake", "check"):
             method = getattr(self, f"_{name}")
             setattr(self, name, SimpleNamespace(remote=method))
 
@@ -77,7 +80,14 @@ class Actor:
         answer = Response(f"{problem.id} {seed} {self.loaded}", (1,), (0.0,), "stop")
         return Group(problem, (answer,) * n, version, 5)
 
+    async def _sleep(self) -> None:
+        if self.number in self.script.dead:
+            raise RayActorError
+
+    _wake = _check = _sleep
+
     async def _load(self, published: Published) -> tuple[float, ...]:
+        await self._sleep()
         self.during_load.append(self.in_flight)
         if self.script.silent:
             await asyncio.sleep(60)
@@ -239,6 +249,46 @@ async def test_a_dead_engine_ends_the_run_where_weights_go_from_gpu_to_gpu(scrip
     with pytest.raises(EngineStoppedError, match=r"GPU to GPU.*run the same command again.*weights\.transport=file"):
         await asyncio.wait_for(ask(pool, 6), 5)
     assert len(script.actors) == 3
+
+
+async def test_an_engine_that_died_asleep_is_replaced_when_it_gets_the_new_weights(script, capsys):
+    pool = await start()
+    await pool.load_weights(published(1))
+    script.dead = {1}
+    await pool.sleep()
+    await pool.wake()
+    notice = "engine 2 of 2 to fall asleep: The actor .* another engine starts in its place when the next weights are"
+    assert len(re.findall(notice, capsys.readouterr().err.replace("\n", " "))) == 1
+    assert script.actors[1].killed
+    assert len(script.actors) == 2, "the trainer has the memory"
+    await pool.load_weights(published(2))
+    assert (script.actors[2].loaded, pool.restarts, len(await ask(pool, 4, 2))) == ([2], 1, 4)
+
+
+@pytest.mark.parametrize("call", ["sleep", "wake"])
+async def test_a_sleeping_engine_that_dies_ends_a_run_whose_weights_go_from_gpu_to_gpu(script, call):
+    pool = await start_on_gpus(colocated=True)
+    script.dead = {0}
+    with pytest.raises(EngineStoppedError, match=r"engine 1 of 2 to .*GPU to GPU.*again to resume.*transport=file"):
+        await getattr(pool, call)()
+
+
+async def test_a_dead_engine_is_noticed_while_weights_are_sent_to_it(script, monkeypatch):
+    monkeypatch.setattr(rollouts, "WATCH_SECONDS", 0.01)
+    pool = await start_on_gpus()
+    lost = asyncio.create_task(pool.until_lost())
+    await asyncio.sleep(0.03)
+    assert not lost.done()
+    script.dead = {1}
+    assert "engine 2 of 2: The actor" in str(await asyncio.wait_for(lost, 5))
+
+
+async def test_weights_in_files_do_not_need_the_engines(script, monkeypatch):
+    monkeypatch.setattr(rollouts, "WATCH_SECONDS", 0.01)
+    pool = await start()
+    script.dead = {0, 1}
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(pool.until_lost(), 0.05)
 
 
 async def test_engines_get_their_gpus_and_a_transport_that_reaches_them(script):
