@@ -16,7 +16,7 @@ import time
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -30,7 +30,8 @@ from mmprm.cli.demo import DEMO_PROMPT, SAMPLING
 from mmprm.config import build
 from mmprm.grading.symbolic import GraderConfig, SymbolicGrader
 from mmprm.problems import write_problems
-from mmprm.sampling.config import EngineConfig, on_one_core
+from mmprm.prompts import PromptConfig
+from mmprm.sampling.config import EngineConfig, SamplingConfig, on_one_core
 from mmprm.sampling.pool import SamplerPool
 from mmprm.sampling.seeds import derive_seed
 from mmprm.tiny.model import weights_path
@@ -57,7 +58,7 @@ SCHEDULES = {
 
 @dataclass(frozen=True)
 class Run:
-    """Holds a finished campaign; `labels` maps each non-terminal (problem id, prefix) to its label."""
+    """Describes a finished campaign; `labels` maps each non-terminal (problem id, prefix) to its label."""
 
     summary: CampaignSummary
     trees: list[Tree]
@@ -107,14 +108,22 @@ def annotate(schedule: str, problems: Sequence[Problem], folder: Path, seed: int
     return Run(summary, trees, labels, store)
 
 
+@dataclass(frozen=True)
+class Policy:
+    """Describes how to run and prompt a policy; by default, the built-in one."""
+
+    engine: EngineConfig = field(default_factory=lambda: EngineConfig(model=str(weights_path())))
+    sampling: SamplingConfig = SAMPLING
+    prompt: PromptConfig = DEMO_PROMPT
+
+
 class AllAtOnce:
     """Runs one engine in a Ray actor, as in a campaign, and sends all requests to it at once."""
 
-    async def load(self, core: int) -> None:
+    async def load(self, policy: Policy, core: int) -> None:
         from mmprm.sampling.vllm_sampler import VllmSampler
 
-        engine = on_one_core(EngineConfig(model=str(weights_path())), core)
-        self._sampler = VllmSampler(engine, SAMPLING, DEMO_PROMPT)
+        self._sampler = VllmSampler(on_one_core(policy.engine, core), policy.sampling, policy.prompt)
 
     async def ask(self, requests: Sequence[SampleRequest]) -> tuple[int, float]:
         begun = time.perf_counter()
@@ -122,18 +131,18 @@ class AllAtOnce:
         return sum(completion.token_count for answer in answers for completion in answer), time.perf_counter() - begun
 
 
-def all_at_once(run: Run, seed: int) -> tuple[int, float]:
-    """Submit a campaign's requests to newly started engines all at once; return generated tokens and seconds.
+def all_at_once(store: Store, seed: int, policy: Policy | None = None) -> tuple[int, float]:
+    """Send all requests of a campaign at once to newly started engines; return generated tokens and seconds.
 
     Requests are balanced over the engines by their token counts.
     """
     load = [0] * len(CORES)
     requests: list[list[SampleRequest]] = [[] for _ in CORES]
-    for problem_id in run.store.ids():
-        batches = run.store.batches(problem_id)
+    for problem_id in store.ids():
+        batches = store.batches(problem_id)
         engine = load.index(min(load))
         load[engine] += sum(rollout.token_count for batch in batches for rollout in batch.rollouts)
-        problem = run.store.problem(problem_id)
+        problem = store.problem(problem_id)
         for batch in batches:
             prefix = "".join(batch.steps)
             draws = derive_seed(seed, problem_id, prefix, batch.first_sample)
@@ -141,7 +150,7 @@ def all_at_once(run: Run, seed: int) -> tuple[int, float]:
     ray.init(include_dashboard=False, log_to_driver=False)
     try:
         actors = [ray.remote(num_cpus=1)(AllAtOnce).remote() for _ in CORES]
-        ray.get([actor.load.remote(core) for core, actor in enumerate(actors)])
+        ray.get([actor.load.remote(policy or Policy(), core) for core, actor in enumerate(actors)])
         answers = ray.get([actor.ask.remote(some) for actor, some in zip(actors, requests, strict=True)])
     finally:
         ray.shutdown()
@@ -149,7 +158,7 @@ def all_at_once(run: Run, seed: int) -> tuple[int, float]:
 
 
 def label_errors(runs: dict[str, Run], labels: int, solutions: int, seed: int) -> dict[str, dict[str, Any]]:
-    """Measure the label errors of each run against FRESH new rollouts per prefix.
+    """Measure the label errors of each run, using FRESH new rollouts per prefix as ground truth.
 
     For each run, it returns the RMSE and bias over a sample of labels. It also returns the fraction of sampled
     solutions whose first error agrees with the fresh rollouts, that is, with the first prefix that never succeeds.
@@ -266,7 +275,7 @@ def one_round(folder: Path, number: int, arguments: Namespace) -> dict:
         target.mkdir(parents=True)
         runs[name] = annotate(schedule, chosen[:size], target, number, arguments.max_rollouts)
     many, default, fixed = runs["many"], runs["default"], runs["fixed"]
-    tokens, seconds = all_at_once(many, number)
+    tokens, seconds = all_at_once(many.store, number)
     errors = label_errors({"default": default, "fixed": fixed}, labels=120, solutions=40, seed=number)
     return {
         "saturation": many.tokens_per_second / (tokens / seconds),

@@ -26,7 +26,7 @@ TOGETHER_SECONDS = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Holds the batches and problems that a worker finished since its last report.
+    """Contains the batches and problems that a worker finished since its last report.
 
     A problem's last batches are reported before or together with its end. `load` is the engine's load, if known.
     """
@@ -57,7 +57,12 @@ class Worker(Protocol):
 
 
 class LocalWorker:
-    """Runs searches in this process, buffering finished batches so that no search waits for the driver."""
+    """Runs searches in this process, buffering finished batches so that no search waits for the driver.
+
+    `search` is the algorithm; set another one to compare it on the same engines, grader and store.
+    """
+
+    search = staticmethod(search)
 
     def __init__(
         self,
@@ -105,7 +110,7 @@ class LocalWorker:
     async def _search(self, problem: Problem, stored: Sequence[Batch]) -> None:
         roller = Roller(problem, self._sampler, self._grader, self._step_format, self._run_seed, stored, self._emit)
         try:
-            result = await search(problem, roller, self._config)
+            result = await self.search(problem, roller, self._config)
             self._finished.append(
                 Finished(problem.id, "done", result.ended, count_labeled_prefixes(result.tree, self._config))
             )
