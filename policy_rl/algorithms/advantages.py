@@ -65,7 +65,7 @@ class AdvantageConfig(Config):
 
 
 def tabulate(rewards: Sequence[Sequence[float | None]], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """Pad groups of rewards to equal size; return (rewards_PK, known_PK), False for None and padding."""
+    """Pad groups of rewards to equal size; return rewards_PK and known_PK, which is False for None and padding."""
     width = max(map(len, rewards), default=0)
     rows = [[*row, *[None] * (width - len(row))] for row in rewards]
     known_PK = torch.tensor([[reward is not None for reward in row] for row in rows], dtype=torch.bool)
