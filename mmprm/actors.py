@@ -1,4 +1,4 @@
-"""Manage Ray: join a cluster or start Ray locally, wait for actors, and detect when Ray is gone.
+"""Manage Ray: join a cluster or start Ray locally, wait for actors, and detect when Ray becomes unavailable.
 
 connect(config.ray_address)                 # called by every command that uses actors
 result = run(main())                        # asyncio.run that raises EngineStoppedError when Ray is gone
@@ -34,9 +34,9 @@ NOTICE_SECONDS = 30.0
 """Interval in seconds between progress messages while waiting."""
 CHECK_SECONDS = 5.0
 ANSWER_SECONDS = 20.0
-"""Timeout in seconds for a status query to Ray; without an answer, Ray is considered gone."""
+"""Timeout in seconds for a status query to Ray, after which Ray is considered unavailable."""
 _CLOSE_SECONDS = 5.0
-"""Maximum time in seconds to wait for a cancelled command to clean up once Ray is gone."""
+"""Maximum time in seconds to wait for a cancelled command to clean up when Ray has become unavailable."""
 LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Name of the environment variable that, if set to 0, makes Ray listen on 127.0.0.1 only, on every platform."""
 
@@ -111,7 +111,7 @@ async def guarded(main: Coroutine[Any, Any, T]) -> T:
 
 
 class Patience:
-    """Limits and reports one wait: prints every 30 s what the wait is for, and raises an error at the time limit.
+    """Enforces a time limit on a wait, and prints a progress message every 30 s.
 
     `what` completes the message "waiting for …"; it may be a function, which is called for each message. `way_out`
     tells the user how to change the limit; `error` is the exception class to raise.
@@ -220,7 +220,7 @@ def cause_of(error: Exception, what: str = "") -> MmprmError:
 
 
 def is_gone() -> bool:
-    """Return whether Ray was running but no longer responds, so that it must not be called."""
+    """Return whether Ray was running but no longer responds, in which case it must not be called."""
     return _gone is not None
 
 
@@ -238,7 +238,7 @@ def free_resources() -> str:
 
 
 def kill(actor: Any) -> None:
-    """Kill an actor's process; do nothing if Ray is gone, because the call would hang."""
+    """Kill an actor's process; do nothing if Ray is unavailable, because the call would hang."""
     if _gone is None:
         import ray
 
@@ -246,7 +246,7 @@ def kill(actor: Any) -> None:
 
 
 def shutdown() -> None:
-    """Disconnect from Ray; do nothing if Ray is gone."""
+    """Disconnect from Ray; do nothing if Ray is unavailable."""
     if _gone is None:
         import ray
 
@@ -254,7 +254,7 @@ def shutdown() -> None:
 
 
 async def _until_gone() -> str:
-    """Wait until Ray is gone, and return the reason."""
+    """Wait until Ray becomes unavailable, and return the reason."""
     while True:
         await asyncio.sleep(CHECK_SECONDS)
         import ray

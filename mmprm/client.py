@@ -137,7 +137,7 @@ class Client:
         return await self.ask("/chat/completions", body, affinity, _reply, somebody)
 
     async def ask(self, path: str, body: Body, affinity: str, read: Callable[[Any, Body], T], somebody: Body) -> T:
-        """POST the body, or send a GET request if it is None, and return the parsed response.
+        """Send the body in a POST request, or a GET request if the body is None, and return the parsed response.
 
         `read` receives the response's JSON and the body, and raises Failure if the response is invalid. Requests with
         the same `affinity` are sent to the same URL as long as it responds.
@@ -202,7 +202,7 @@ class Client:
         return failure.retry_after + backoff * random.uniform(0.5, 1.0)
 
     async def _ask(self, url: str, path: str, body: Body, read: Callable[[Any, Body], T]) -> T:
-        """Make one attempt. A Failure can be retried; SamplingError and EngineStoppedError cannot."""
+        """Make one attempt to send a request. A Failure can be retried; SamplingError and EngineStoppedError cannot."""
         seconds = self._config.timeout_seconds
         try:
             content = None if body is None else json.dumps(body).encode()

@@ -90,7 +90,7 @@ def load(model: type[C], file: str | Path | None = None, sets: Sequence[str] = (
 
 
 def override(values: dict[str, Any], sets: Sequence[str]) -> dict[str, Any]:
-    """Apply `a.b=value` overrides to the nested dict `values` in place, and return it."""
+    """Apply `a.b=value` overrides to the nested dict `values` in place, and return the dict."""
     for item in sets:
         key, separator, text = item.partition("=")
         if not separator or not key:

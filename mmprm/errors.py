@@ -6,36 +6,36 @@ class MmprmError(Exception):
 
 
 class ConfigError(MmprmError):
-    """A configuration key or value is invalid."""
+    """Raised for an invalid configuration key or value."""
 
 
 class DataError(MmprmError):
-    """An input file, line, image or record cannot be used."""
+    """Raised for an input file, line, image or record that cannot be used."""
 
 
 class SamplingError(MmprmError):
-    """An engine or server failed to produce completions."""
+    """Raised when an engine or server fails to produce completions."""
 
 
 class EngineStoppedError(SamplingError):
-    """The engine itself has stopped, regardless of the request; its requests can be retried on another engine."""
+    """Raised when an engine itself has stopped; its requests can be retried on another engine."""
 
 
 class GradingError(MmprmError):
-    """The graders themselves failed to run; an answer that cannot be judged gets Verdict.UNKNOWN instead."""
+    """Raised when a grader fails to run; an answer that cannot be judged gets Verdict.UNKNOWN instead."""
 
 
 class StoreError(MmprmError):
-    """The run store cannot be opened, read or written."""
+    """Raised when a run store cannot be opened, read or written."""
 
 
 class CheckpointError(MmprmError):
-    """A model folder or checkpoint does not meet the command's requirements."""
+    """Raised when a model folder or checkpoint does not meet the command's requirements."""
 
 
 class TrainingError(MmprmError):
-    """Training cannot continue."""
+    """Raised when training cannot continue."""
 
 
 class SetupError(MmprmError):
-    """This machine does not meet a requirement of the command; `mmprm doctor` reports what to install."""
+    """Raised when this machine does not meet a requirement of the command; `mmprm doctor` reports what to install."""

@@ -1,4 +1,4 @@
-"""Describe the machines that a run is planned for, for `mmprm plan`."""
+"""Define the hardware configuration for `mmprm plan`."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from mmprm.types import Problem
 Messages = Sequence[Mapping[str, Any]]
 
 _USER, _ASSISTANT = "\ue000", "\ue001"
-"""Private-use characters that serve as the contents of turns, to find them in a rendered template."""
+"""Private-use characters used as the contents of turns, so that these can be located in a rendered template."""
 
 
 def render(template_owner: Any, problem: Problem, prefix: str, config: PromptConfig) -> str:

@@ -128,8 +128,8 @@ class Rollout:
     unsplit: str | None = None
     reason: str = ""
     step_ids: tuple[tuple[int, ...], ...] = ()
-    """Token ids of each step except the last, that is, of the tokens that end in the step; a search may continue from
-    them. Empty if unknown."""
+    """Token ids of each step except the last, from which a search may continue. A token belongs to the step in which it
+    ends. Empty if unknown."""
 
 
 @dataclass(frozen=True, slots=True)

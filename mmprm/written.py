@@ -123,7 +123,7 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
-        """Compose a mapping node. Raises ConstructorError for a duplicate key."""
+        """Compose a mapping node, rejecting duplicate keys. Raises ConstructorError for a duplicate key."""
         node = super().compose_mapping_node(anchor)
         seen: set[str] = set()
         for key, _ in node.value:
@@ -136,7 +136,8 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
-        """Construct a mapping. Raises ConstructorError for a key that is not a scalar."""
+        """Construct a mapping, rejecting keys that are not scalars. Raises ConstructorError for a key that is not a
+        scalar."""
         self.flatten_mapping(node)
         if odd := next((key for key, _ in node.value if not isinstance(key, yaml.ScalarNode)), None):
             raise yaml.constructor.ConstructorError(None, None, "a key must be text; quote it", odd.start_mark)

@@ -30,7 +30,7 @@ class TokenTree:
     """Index of the last token in each token's subtree, which includes the token itself."""
     depth_T: Ints
     indices_PL: tuple[Ints, ...]
-    """Indices of each sequence's tokens in the tree, in the given order of sequences."""
+    """Indices of each sequence's tokens in the tree, in the order in which the sequences were given."""
 
     def __len__(self) -> int:
         return len(self.ids_T)
@@ -104,7 +104,7 @@ def common_prefix(left: Ints, right: Ints) -> int:
 
 
 def lexicographic_key(ids: Ints) -> bytes:
-    """Return bytes that compare like the sequences of token ids, which are not negative."""
+    """Return a byte string that sorts like the sequence of token ids, which must not be negative."""
     return ids.astype(">u4").tobytes()
 
 

@@ -76,7 +76,7 @@ class PrmEvalConfig(MeasureConfig):
     """Configures the evaluations that run a process reward model."""
 
     scorer: ScorerConfig
-    """Process reward model and how to run it."""
+    """Process reward model, and the settings for running it."""
     image_root: PathText | None = None
     """Base folder for relative image paths; by default the folder of the input file."""
 

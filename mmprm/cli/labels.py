@@ -1,4 +1,4 @@
-"""Convert searched trees to labeled paths (Parquet), export these to another project's format, or import from one.
+"""Convert search trees to labeled paths (Parquet), export these to another project's format, or import labels from one.
 
 Examples:
   mmprm labels --set store=runs/demo/annotate --set output=runs/demo/labels.parquet

@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def summary_lines(config: ImportConfig, summary: ImportSummary) -> Iterator[str]:
-    """Format the summary of the import, line by line."""
+    """Format the summary of the import as lines of text."""
     yield f"{config.output}: {summary.records:,} records of {config.format}"
     yield (
         f"{summary.problems:,} problems, {summary.paths:,} solutions, {summary.labels:,} labels "

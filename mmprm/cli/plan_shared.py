@@ -81,7 +81,7 @@ def trainer_settings(
 
 
 def engine_settings(engine: LocalEngineConfig, shape: Shape) -> EngineSettings:
-    """Extract the engine settings that determine its memory use."""
+    """Extract the engine settings that determine memory use."""
     return EngineSettings(
         dtype=GPU_DTYPE if engine.dtype == "auto" else engine.dtype,
         tensor_parallel=engine.tensor_parallel_size,

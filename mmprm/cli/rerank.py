@@ -61,7 +61,8 @@ class RerankConfig(PolicyConfig):
     output: PathText = "runs/rerank"
     """Folder for candidates.jsonl, summary.json and samples.jsonl."""
     scorer: ScorerConfig | None = None
-    """Process reward model and how to run it; null disables scoring and the selectors that need scores."""
+    """Process reward model, and the settings for running it; null disables scoring and the selectors that need
+    scores."""
     samples: int = Field(8, ge=1)
     """Number of solutions sampled per problem."""
     aggregator: str | None = None

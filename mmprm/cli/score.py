@@ -54,7 +54,7 @@ class ScoreConfig(Config):
     """Configures `mmprm score`."""
 
     scorer: ScorerConfig
-    """Process reward model and how to run it."""
+    """Process reward model, and the settings for running it."""
     aggregator: str | None = None
     """Aggregator of step scores: min, last, mean, max, product, sum_log, sum_log_odds or mean_odds; by default the one
     in the PRM's prm.json."""
@@ -115,7 +115,7 @@ def _check(arguments: argparse.Namespace, config: ScoreConfig) -> None:
 
 
 def _scored(scorer: Scorer, solutions: list[Solution]) -> list[StepScores]:
-    """Score the solutions. Raises DataError naming the line if an image cannot be read."""
+    """Score the solutions of all lines. Raises DataError naming the line if an image cannot be read."""
     try:
         return scorer.score(solutions)
     except DataError as error:

@@ -54,7 +54,7 @@ class GuidedSearchConfig(PolicyConfig):
     output: PathText = "runs/search"
     """Folder for candidates.jsonl and summary.json."""
     scorer: ScorerConfig
-    """Process reward model and how to run it."""
+    """Process reward model, and the settings for running it."""
     search: GuidedConfig = GuidedConfig()
     """Search strategy and its settings."""
     baseline: int = Field(0, ge=0)

@@ -49,7 +49,7 @@ class ServeConfig(Config):
     """Configures `mmprm serve`."""
 
     scorer: ServedScorerConfig
-    """Process reward model and how to run it."""
+    """Process reward model, and the settings for running it."""
     aggregator: str | None = None
     """Aggregator of step scores: min, last, mean, max, product, sum_log, sum_log_odds or mean_odds; by default the one
     in the PRM's prm.json."""
@@ -68,7 +68,7 @@ class ServeConfig(Config):
     image_root: PathText | None = None
     """Folder from which requests may load images by path; by default they must send the image data."""
     limits: ServiceLimits = ServiceLimits()
-    """Limits on requests."""
+    """Limits on the size and number of requests, and timeouts."""
     shutdown_seconds: float = Field(60.0, ge=0)
     """Maximum time in seconds to finish accepted requests after SIGTERM. A model load or batch that takes ten seconds
     longer is aborted."""

@@ -1,4 +1,4 @@
-"""Report the progress of a running or finished campaign.
+"""Report the progress of a running or finished annotation campaign.
 
 Examples:
   mmprm status runs/demo/annotate

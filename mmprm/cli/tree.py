@@ -22,7 +22,7 @@ from mmprm.trees.stopping import rule_of
 from mmprm.trees.store import Store
 
 NAMED = 8
-"""Maximum number of ids listed in a message."""
+"""Maximum number of matching ids to list in an error message."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -69,7 +69,7 @@ _CHAT_TEMPLATE = """\
 
 
 def native_processor(source: Path, old: Mapping[str, Any]) -> InternVLProcessor:
-    """Build the native processor for the folder `source`, whose config.json is `old`."""
+    """Build the native processor for the folder `source`; `old` holds the contents of its config.json."""
     tiles = old.get("max_dynamic_patch", 12) if old.get("dynamic_image_size") else 1
     if tiles > 1 and not old.get("use_thumbnail"):
         raise CheckpointError(

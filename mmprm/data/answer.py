@@ -1,4 +1,4 @@
-"""Convert the answer in a row's cells to text."""
+"""Convert the answer in a row to text."""
 
 from __future__ import annotations
 

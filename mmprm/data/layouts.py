@@ -1,4 +1,4 @@
-r"""Recognize published data sets whose rows keep a field elsewhere than under a usual column name.
+r"""Recognize the rows of published data sets whose columns do not have the usual names: GSM8K, SVAMP and MATH.
 
     GSM8K   question, answer             the answer is the line `#### 18` that ends the column answer: a whole solution
     SVAMP   ID, Body, Question, Answer   the question is the body followed by the question
@@ -60,6 +60,6 @@ def last_box(text: str) -> str:
 
 
 def _without_zero(value: Any) -> Any:
-    """Return a number without a fraction of zero, because SVAMP writes whole numbers as 145.0."""
+    """Remove the trailing .0 of a whole number, which SVAMP writes as 145.0."""
     text = str(value).strip()
     return text.removesuffix(".0") if re.fullmatch(r"-?\d+\.0", text) else value

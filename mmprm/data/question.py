@@ -64,8 +64,7 @@ def read_question(row: Row, columns: Columns, images: list[Any], root: Path, loc
 
 
 def column_images(found: Sequence[tuple[str, Any]], root: Path, location: str) -> list[Any]:
-    """Return the unread images of a row's image columns; if several columns have images, the largest available set
-    counts.
+    """Return the unread images of a row's image columns, or the largest available set if several columns have images.
 
     Raises DataError if no column holds all images of the others.
     """
@@ -104,7 +103,8 @@ def _is_messages(chat: Any) -> bool:
 
 
 def merged_images(parts: list[ImagePart], images: list[Any], root: Path, location: str) -> tuple[list[Any], int]:
-    """Merge the images from columns and messages; return all in order, and how many precede the messages' own images.
+    """Merge a row's column images with its message images; return all in order, and the number of images before the
+    message images.
 
     A part without its own image is a placeholder for the next column image. An image in both a column and a part counts
     once. Raises DataError if the number of placeholders differs from the number of column images (`images`).

@@ -32,7 +32,7 @@ _LEADING = re.compile(
 )
 _STANDING = re.compile(r"\(([A-J])\)|(?<![\w\\'^{])([B-HJ]|A(?!\s+(?!is\b)[a-z]))(?![\w'^_{(])")
 _NO_CHOICE = ""
-"""Extra entry in the letters of an answer that discusses several options without selecting one."""
+"""Extra entry in the set of letters for an answer that discusses several options without selecting one."""
 _JUDGED = re.compile(
     r"^\W*(?:is |are |seems? )?(?:\b(?:wrong|false|incorrect|no|not|true|yes)\b|是?错|不)", re.IGNORECASE
 )

@@ -39,7 +39,7 @@ class AnswerJudgeConfig(Config):
     """Configures the judge: its model, servers, cache and calibration."""
 
     model: str
-    """Model name under which the servers serve the judge."""
+    """Name of the judge model on its servers."""
     client: ClientConfig
     """Connection settings for the judge's servers."""
     cache: PathText = "runs/judge.sqlite"

@@ -333,7 +333,7 @@ def split_outside_brackets(text: str, separator: re.Pattern[str]) -> tuple[list[
 
 
 def _is_balanced(text: str) -> bool:
-    """Return whether the brackets in `text` are balanced; if so, a pair of brackets around it match each other."""
+    """Return whether the brackets in `text` are balanced, so that a pair of brackets around it match each other."""
     depth = 0
     for character in text.replace(r"\{", "(").replace(r"\}", ")"):
         depth += 1 if character in "([{" else -1 if character in ")]}" else 0

@@ -23,7 +23,7 @@ _OPEN_FORM = re.compile(r"\\text|\\begin|\\mathbb|\\emptyset|[<>=]|\\pm|[?]")
 
 
 def same_structure(gold: Reading, given: Reading, symbols: SymbolTest) -> Outcome:
-    """Compare two parsed answers, gold first."""
+    """Compare a parsed gold answer with a parsed answer."""
     gold, given = _unnamed(_single(gold)), _unnamed(_single(given))
     given = _without_repetition(gold, given)
     if isinstance(gold, Compound) and gold.marks == ("or",):  # 9/2 or 4.5
@@ -263,7 +263,7 @@ def _same_form(gold: Compound, given: Compound, named: bool) -> Outcome:
 
 
 def _joined_otherwise(gold: Compound, given: Compound) -> bool:
-    """Return whether the groups differ by "and" versus "or", which matters for inequalities, not lists of values."""
+    """Return whether one group is joined by "and" and the other by "or", which matters only for inequalities."""
     related = all(
         isinstance(item, Compound) and item.kind == "relation" and set(item.marks) - {"="} for item in gold.items
     )
@@ -330,7 +330,7 @@ def _ratio_against_value(gold: Reading, given: Reading, symbols: SymbolTest) -> 
 
 
 def is_plain(answer: Reading) -> bool:
-    """Return whether an answer has only numbers and formulas, and so cannot equal an answer of another form."""
+    """Return whether an answer consists only of numbers and formulas, and so cannot equal an answer of another form."""
     if isinstance(answer, Compound):
         return all(is_plain(item) for item in answer.items)
     return bool(answer.text) and not answer.prose and not _OPEN_FORM.search(answer.text)

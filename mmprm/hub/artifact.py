@@ -28,7 +28,7 @@ MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "vocab.txt", "me
 """Glob patterns of the files to push from a model folder."""
 _NEVER_PUSHED = {"settings.json", "tracker.json", "summary.json", "trainer_state.json", "demo.json"}
 _KINDS = {"prm": "prm", "policy": "policy", LABELS_FILE: "labels"}
-"""Maps entries of a run folder to the kind of artifact that they hold."""
+"""Maps the name of a file or folder in a run folder to the kind of artifact stored there."""
 _MODEL_KEYS = {"_name_or_path", "name_or_path", "base", "base_model_name_or_path", "tokenizer_file"}
 _TOKEN_TABLES = {"tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json"}
 """Vocabulary files, whose tokens may look like local paths."""
@@ -129,7 +129,7 @@ def _labels(path: Path, temporary: Path) -> Artifact:
 
 
 def stored_settings(run: Path) -> dict[str, Any]:
-    """Read the settings that a training run stored, or return {} if an earlier version stored none."""
+    """Read the settings that a training run has stored, or return {} if a run of an earlier version stored none."""
     path = run / "settings.json"
     found = parse_json(path.read_bytes(), str(path)) if path.is_file() else {}
     return found if isinstance(found, dict) else {}

@@ -39,7 +39,7 @@ _CONTRAST = 2
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Holds a question's normalized words in a form for comparison.
+    """Holds a question's normalized words, for comparison with other questions.
 
     Two duplicates have the same `exact` parts (numbers, operators) and nearly the same word `triples`.
     """
@@ -110,7 +110,7 @@ def image_hash(image: Image.Image) -> int:
 
 
 def _similar(texts: Sequence[Text]) -> list[list[int]]:
-    """For each text, return the indices of all similar texts, including its own index.
+    """Return, for each text, the indices of all similar texts, including itself.
 
     Not all pairs are compared. Two sets with a Jaccard index of at least t share at least ceil(t·n) of the n elements
     of one of them. They therefore share one of their n − ceil(t·n) + 1 rarest elements, and only such pairs are

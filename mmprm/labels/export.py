@@ -97,7 +97,7 @@ class ExportSummary:
     images_left_out: int
     """Number of problems whose images are left out because the format cannot represent them."""
     overlap: dict[str, dict[str, str]]
-    """Maps each benchmark file to its problems that have a near-duplicate in the export, each mapped to that
+    """Maps each benchmark file to its problems with a near-duplicate in the export, as a dict from problem to
     duplicate."""
 
 

@@ -1,4 +1,4 @@
-"""Convert step labels made elsewhere to the Parquet file of mmprm labels."""
+"""Convert step labels from other projects to the Parquet format of mmprm labels."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class ImportConfig(RowsConfig):
     quality_control: bool = False
     """Also import PRM800K's quality control and screening questions, which several labelers answered."""
     invalid: Literal["error", "drop"] = "error"
-    """What to do with a record of another layout: stop with its line, or drop and count it."""
+    """How to handle a record with another layout: stop with an error that names its line, or drop and count it."""
     image_root: PathText | None = None
     """Folder that relative image paths refer to; defaults to the folder of the file."""
     embed_images: bool = True
@@ -122,7 +122,7 @@ def _name(path: str) -> str:
 
 
 class _Import:
-    """Converts records to examples, and counts them."""
+    """Converts records to labeled examples, and counts what is read and dropped."""
 
     def __init__(self, config: ImportConfig) -> None:
         self._config = config
@@ -162,7 +162,7 @@ class _Import:
         )
 
     def _examples_of(self, record: Record, location: str) -> list[LabeledExample]:
-        """Convert a record; nothing is counted or remembered if the record is invalid."""
+        """Convert a record to labeled examples; an invalid record leaves all counts unchanged."""
         try:
             found = list(read_source(self._config.format, record, self._options))
         except DataError as error:
@@ -186,7 +186,7 @@ class _Import:
         return LabeledExample(problem, LabeledPath(problem.id, steps, labels, complete), split)
 
     def _new_labels(self, problem_id: str, steps: Steps, labels: Sequence[Counts | None]) -> tuple[Counts | None, ...]:
-        """Return the labels of the prefixes that have none yet: each prefix is labeled once."""
+        """Return the labels of a solution, without those of prefixes that are already labeled."""
         kept: list[Counts | None] = []
         digest = hashlib.blake2b(problem_id.encode(), digest_size=12)
         for step, label in zip(steps, labels, strict=True):
@@ -218,7 +218,7 @@ class _Import:
         return Problem(given if own else content, question, solution.answer, images)
 
     def _check_below_root(self, image: ImageRef, location: str) -> None:
-        """Raise DataError for an image outside of the root, which an untrusted file could name to copy any file."""
+        """Raise DataError for an image outside of the root, because an untrusted file could name any file to copy."""
         if image.path is not None and not Path(image.path).resolve().is_relative_to(self._root.resolve()):
             raise DataError(
                 f"{location}: image {image.path} is not below {self._root}; if you trust the file, set image_root to "

@@ -37,7 +37,7 @@ class SelectionConfig(Config):
     rule: AgreementRule = AgreementRule()
     """Thresholds at which the label and the judge count a step as correct."""
     informative: float = Field(1.0, gt=0, le=1)
-    """Share of the solutions to keep, those with the highest balanced information score."""
+    """Share of the solutions to keep, namely those with the highest balanced information score."""
     alpha: float = Field(0.05, ge=0)
     """Weight of unmixed solutions in the balanced information score; a larger value suits a smaller share."""
 
@@ -120,7 +120,7 @@ def keep_informative(examples: Sequence[LabeledExample], share: float, alpha: fl
 
 
 def _keep_labels(examples: Sequence[LabeledExample], keep: Callable[[Counts], bool]) -> list[LabeledExample]:
-    """Drop the labels that `keep` refuses, except the verdicts of complete solutions, which are not estimates."""
+    """Drop the labels that `keep` rejects, except the verdicts of complete solutions, which are not estimates."""
     kept = []
     for example in examples:
         counts = example.path.counts

@@ -1,4 +1,4 @@
-"""Read step labels made elsewhere: one reader per published layout.
+"""Read step labels from other projects, with one reader per published layout.
 
 A reader converts a record to labeled solutions. It raises KeyError, IndexError, TypeError, ValueError or DataError if
 the record has a different layout, and DroppedRecordError if the layout marks the record as unusable.
@@ -21,7 +21,7 @@ NeutralAs = Literal["correct", "incorrect", "none"]
 
 
 class DroppedRecordError(Exception):
-    """Raised for a well-formed record that carries no usable labels; the message is the reason to count."""
+    """Raised for a well-formed record without usable labels; the message is the reason to count."""
 
 
 @dataclass(frozen=True, slots=True)

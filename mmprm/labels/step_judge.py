@@ -45,7 +45,7 @@ EXAMPLES_TOGETHER = 256
 
 class StepJudgeConfig(Config):
     model: str
-    """Served model name of the judge."""
+    """Name of the judge model on its servers."""
     client: ClientConfig
     """Servers that run the judge."""
     read: Literal["logprobs", "text"] = "logprobs"

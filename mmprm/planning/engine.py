@@ -17,7 +17,7 @@ BATCHED_TOKENS = 2048
 CONTEXT = 1.0 * GIB
 """Bytes for an engine's CUDA context, NCCL and workspace, which vLLM counts toward gpu_memory_utilization."""
 CUDA_GRAPHS = 1.5 * GIB
-"""Margin in bytes for a compiled engine's CUDA graphs, which vLLM measures and counts as well."""
+"""Margin in bytes for a compiled engine's CUDA graphs, which vLLM also counts toward gpu_memory_utilization."""
 ASLEEP = CONTEXT + CUDA_GRAPHS
 """Bytes that an engine keeps in sleep mode, which frees only weights and cache."""
 

@@ -34,7 +34,7 @@ def ways_to_fit(fits: Callable[[Changes], bool], changes: Iterable[Changes]) -> 
 
 
 def _needed(fits: Callable[[Changes], bool], changes: Changes) -> Changes:
-    """Remove the changes without which the configuration still fits."""
+    """Remove the changes that are not needed for the configuration to fit."""
     for key in list(changes):
         fewer = {name: value for name, value in changes.items() if name != key}
         if fits(fewer):

@@ -16,7 +16,7 @@ ENGINE_RESERVE = 0.02
 """Fraction reserved on GPUs with only engines and scorers, whose estimates already include their CUDA contexts."""
 
 Parts = Mapping[str, float]
-"""Memory in bytes by the name of the part."""
+"""Maps each part of the memory to its size in bytes."""
 
 TABLE_WIDTH = 100
 """Width of a table with four phases, in characters."""
@@ -46,7 +46,7 @@ class GpuGroup:
 
     @property
     def peak(self) -> float:
-        """Return the number of bytes needed in the phase that needs the most."""
+        """Return the peak memory use over all phases, in bytes."""
         return self.total(self.fullest)
 
     @property

@@ -54,7 +54,8 @@ class Tower:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Describes a model. `parts` holds (trained, frozen) parameter counts; `largest` is its largest tensor's size."""
+    """Describes a model's layer sizes and parameter counts. `parts` holds (trained, frozen) parameter counts; `largest`
+    is its largest tensor's size."""
 
     parts: dict[str, tuple[int, int]]
     largest: int

@@ -50,7 +50,7 @@ class PackedInputs:
     read_BT: Tensor
     """Mask of the tokens at which scores are read; a token shared by several solutions is read once."""
     reads: list[tuple[Ints, ...]]
-    """Indices of the step scores of each member of each tree, among all scores that the model returns."""
+    """For each member of each tree, the indices of its step scores among all scores that the model returns."""
 
 
 class Marks:

@@ -12,7 +12,7 @@ IMAGE_PIXELS = 640
 """Maximum side length of an embedded image in pixels; larger images are scaled down."""
 
 SMALL_PIXELS = 160
-"""Images whose longest side is shorter than this many pixels are displayed without interpolation."""
+"""Side length in pixels below which an image is displayed without interpolation."""
 
 
 def inlined(ref: ImageRef) -> tuple[str, bool]:

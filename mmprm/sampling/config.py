@@ -11,7 +11,7 @@ from mmprm.client import ClientConfig
 from mmprm.config import Config, PathText
 
 START_TIMEOUT_SECONDS = 1800.0
-"""Default maximum time in seconds without any machine for the engines."""
+"""Default of start_timeout_seconds: maximum time in seconds to wait for machines on which engines can start."""
 
 
 class ServersConfig(ClientConfig):

@@ -36,7 +36,7 @@ _INSTRUCTIONS = re.compile(r"^(?:flags|Features)\s*:.*\s(?:avx512_bf16|amx_bf16|
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Describes what determines an engine's data type: the kind of device, and whether it computes in bfloat16."""
+    """Describes a device for engines: its kind, and whether it computes in bfloat16."""
 
     kind: Literal["CPU", "GPU"]
     bf16: bool
@@ -48,7 +48,7 @@ class Device:
 
 
 def fastest_dtype(device: Device, hidden_size: int | None) -> EngineDtype:
-    """Return the data type of the table above; a model of unknown hidden size counts as wide."""
+    """Return the fastest data type for a device and hidden size; an unknown hidden size counts as wide."""
     if device.bf16:
         return "bfloat16"
     if device.kind == "GPU":
@@ -94,7 +94,8 @@ def hidden_size(model: str) -> int | None:
 def with_dtype(
     engine: _E, ray_address: str | None = None, stored: str | None = None, model_folder: str | None = None
 ) -> _E:
-    """Return the engine configuration with `auto` replaced by a data type; print which one and why to stderr.
+    """Return the engine configuration with `auto` replaced by a data type, and print the choice and its reason to
+    stderr.
 
     Commands record this data type, so that a run does not change if it is resumed on another machine: `stored` is the
     data type of the run to resume, if any. The machines of a Ray cluster may differ from this one, so bfloat16 is used

@@ -324,7 +324,7 @@ class SeparateEngine:
             self._tasks.discard(task)
 
     async def _end_tasks(self) -> None:
-        """Cancel all jobs: vLLM's shutdown would leave them waiting for outputs that never come."""
+        """Cancel all pending tasks, because vLLM's shutdown would leave them waiting for outputs forever."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

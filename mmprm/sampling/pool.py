@@ -106,7 +106,7 @@ class _Engine:
     """
 
     async def is_placed(self) -> bool:
-        """Answer as soon as Ray has found a machine for this actor."""
+        """Return as soon as Ray has placed this actor on a machine."""
         return True
 
     async def start(self, engine: EngineConfig, sampling: SamplingConfig | None, prompt: PromptConfig | None) -> None:

@@ -58,8 +58,8 @@ def score_fitting(
     fit: Callable[[Solution], Solution],
     score: Callable[[Sequence[Solution]], list[StepScores]],
 ) -> list[StepScores | DataError]:
-    """Score all solutions that `fit` accepts in one call, and return a DataError in place of scores for each other
-    one."""
+    """Score all solutions that `fit` accepts in one call; return a DataError in place of scores for each of the
+    others."""
     answers: dict[int, StepScores | DataError] = {}
     fitted: dict[int, Solution] = {}
     for index, solution in enumerate(solutions):

@@ -30,7 +30,7 @@ FACTS = {
     operator: [(a, operator, b, apply(a, b)) for a in range(100) for b in DIGITS if 0 <= apply(a, b) < 100]
     for operator, apply in OPERATORS.items()
 }
-"""Calculations that solutions can need, as (left, operator, right, result) tuples by operator."""
+"""Maps each operator to the calculations that solutions can need, as (left, operator, right, result) tuples."""
 FIRST_FACTS = {operator: [fact for fact in facts if 0 < fact[0] < 10] for operator, facts in FACTS.items()}
 """Calculations with which a solution can begin: a small part of FACTS, but at least a third of those generated."""
 _MARKS = string.ascii_uppercase + "?|:;,.!~@#&*%$^_ "

@@ -36,7 +36,7 @@ SPLITS: dict[str, range] = {
     "dev": range(80, 85),
     "test": range(85, 100),
 }
-"""Ranges of a problem's content hash modulo 100 that belong to each split."""
+"""Maps each split to the range of content hashes (modulo 100) of its problems."""
 
 OPERATORS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "×": lambda a, b: a * b}
 OPERATION_WEIGHTS = {1: 0.15, 2: 0.30, 3: 0.30, 4: 0.25}

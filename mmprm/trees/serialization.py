@@ -21,7 +21,7 @@ from mmprm.types import Batch, Counts, ImageRef, Problem, Rollout, Steps, Verdic
 _SEAL = b"\0seal\0"
 _DIGEST_BYTES = 8
 BATCH_COLUMNS = "state, depth, first_draw, correct, incorrect, unknown, tokens, rollouts"
-"""Names of the database columns of a batch; `first_draw` is its first_sample."""
+"""Names of the database columns of a batch; the column `first_draw` holds first_sample."""
 
 
 class DamagedError(ValueError):

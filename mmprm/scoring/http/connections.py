@@ -152,7 +152,7 @@ class Connection(HttpToolsProtocol):
         return self.cycle is None or self.cycle.response_complete
 
     def _expect(self, seconds: float | None) -> None:
-        """Set a timeout after which the connection is closed; None removes it."""
+        """Set a timeout after which the connection is closed; None removes the timeout."""
         if self._deadline is not None:
             self._deadline.cancel()
         self._deadline = None if seconds is None else self.loop.call_later(seconds, self._late)

@@ -268,7 +268,8 @@ class Service:
         return scorer
 
     def _loaded(self) -> ClosableScorer:
-        """Load the scorer, and derive the size of the first batch from the time that a short solution takes."""
+        """Load the scorer, and derive the size of the first batch from the time that it takes to score a short
+        solution."""
         scorer = self._load()
         with contextlib.suppress(DataError):
             scorer.score([PROBE])  # the first call takes longer than later ones

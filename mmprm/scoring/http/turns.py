@@ -51,8 +51,7 @@ class FairQueue(Generic[T]):
         return next(iter(self._callers.values()))[0].items[0]
 
     def pop(self, free: bool = False) -> T:
-        """Remove and return the next item; with `free`, for items that nobody waits for, this does not count as a
-        turn."""
+        """Remove and return the next item; with `free`, meant for items that nobody waits for, no turn is counted."""
         caller, requests = next(iter(self._callers.items()))
         request = requests[0]
         item, weight = request.items.popleft()
