@@ -149,4 +149,3 @@ def read_labeled(
         problem = json.dumps([parsed.question, [image.path or image_digest(image) for image in images]])
         found.append(LabeledSolution(solution, parsed.correct, problem, parsed.source or source))
     return found
-
