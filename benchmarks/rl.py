@@ -43,7 +43,7 @@ UPDATES = 8
 MANY_UPDATES_RATE = 1e-4
 """Learning rate of runs with UPDATES updates per rollout."""
 RATES = (3e-4, 6e-4, 1e-3, 3e-3)
-"""Learning rates of the stability trials, tried with all seeds until PPO clipping collapses for two."""
+"""Learning rates of the stability trials, tried with all seeds until PPO clipping collapses for two seeds."""
 
 Results = dict[str, Any]
 BARS: dict[str, tuple[str, Callable[[Any], bool]]] = {

@@ -107,7 +107,7 @@ class RLConfig(Config):
     weights: WeightsConfig = WeightsConfig()
     """Transfer of updated weights to the engines."""
     one_step_ahead: bool = False
-    """Sample the next step's responses while training on this step's; they are then one policy version old."""
+    """Sample the next step's responses during the current step's training; they are then one policy version old."""
     monitor: MonitorConfig = MonitorConfig()
     """Monitoring for reward hacking: alarms that end the run, and samples for people to read."""
     tracker: TrackerName | None = None

@@ -1,7 +1,8 @@
 """Run supervised fine-tuning (SFT) of a policy on the assistant turns of conversations or on step-tagged solutions.
 
-The loss is L = −Σ log π(token) / M over the M learned tokens of a batch, over all micro-batches and ranks. With
-aggregation=sequence_mean, it is L = −(1/N) Σ_n (1/M_n) Σ log π(token) over the batch's N conversations.
+The loss is L = −Σ log π(token) / M over the M target tokens (tokens that the loss covers) of a batch, over all
+micro-batches and ranks. With aggregation=sequence_mean, it is L = −(1/N) Σ_n (1/M_n) Σ log π(token) over the batch's N
+conversations.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class SftConfig(TrainableConfig):
     min_pixels: int | None = Field(None, ge=1)
     """Scale smaller images up to this many pixels (Qwen-VL processors); defaults to the checkpoint's limit."""
     aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
-    """Loss aggregation. token_mean: average the loss over the learned tokens of a batch; sequence_mean: average each
+    """Loss aggregation. token_mean: average the loss over all target tokens of a batch; sequence_mean: average each
     conversation's per-token loss, then average over conversations, like trainers that average over devices with one
     conversation each."""
     training: TrainingConfig = TrainingConfig()
@@ -94,7 +95,7 @@ class SftConfig(TrainableConfig):
 class SftSummary:
     """Summarizes an SFT run: its policy folder, sample and token counts, and last evaluation.
 
-    `evaluation` holds the last held-out loss per token; `tokens` is the number of learned tokens in one epoch.
+    `evaluation` holds the last held-out loss per token; `tokens` is the number of target tokens in one epoch.
     """
 
     policy: Path
@@ -109,7 +110,7 @@ class SftSummary:
 class ConversationRows:
     """Arranges conversations in rows, one per row or packed up to `width` tokens.
 
-    For each row, `lengths` holds the number of tokens, `terms` that of learned tokens, and `conversations` that of
+    For each row, `lengths` holds the number of tokens, `terms` that of target tokens, and `conversations` that of
     conversations.
     """
 
@@ -132,14 +133,14 @@ class ConversationRows:
 
 
 def token_loss(logprobs_NT: Tensor, response_NT: Tensor) -> Tensor:
-    """Return the summed loss −Σ log π(token) of the learned tokens; padding contributes 0."""
+    """Return the summed loss −Σ log π(token) of the target tokens; padding contributes 0."""
     return -logprobs_NT.sum()
 
 
 def sequence_loss(logprobs_NT: Tensor, response_NT: Tensor) -> Tensor:
     """Return the mean token loss of each conversation, summed over conversations.
 
-    The loss is −Σ_n (1/M_n) Σ_t log π(token), where conversation n has M_n learned tokens. Padding contributes 0.
+    The loss is −Σ_n (1/M_n) Σ_t log π(token), where conversation n has M_n target tokens. Padding contributes 0.
     """
     return -(logprobs_NT.sum(dim=1) / response_NT.sum(dim=1)).sum()
 
@@ -147,7 +148,7 @@ def sequence_loss(logprobs_NT: Tensor, response_NT: Tensor) -> Tensor:
 class SftTask:
     """Implements the training loop's Task (mmprm.training.loop) for SFT.
 
-    A sample is a row; a loss term is a learned token (token_mean) or a conversation (sequence_mean).
+    A sample is a row; a loss term is a target token (token_mean) or a conversation (sequence_mean).
     """
 
     def __init__(
@@ -175,7 +176,7 @@ class SftTask:
         return self._loss(model(batch).logprobs_NT, batch.response_NT)
 
     def evaluate(self, engine: Engine) -> dict[str, float]:
-        """Return the held-out loss per learned token, regardless of the aggregation, or {} if nothing is held out."""
+        """Return the held-out loss per target token, regardless of the aggregation, or {} if nothing is held out."""
         lengths = self._held_out.lengths
         if not lengths:
             return {}

@@ -48,7 +48,7 @@ class TrainerConfig(TrainableConfig):
     """Configures the RL trainer."""
 
     ranks: int = Field(1, ge=1)
-    """Number of training processes: one per GPU; without a GPU they share the CPU cores."""
+    """Number of training processes, one per GPU; without a GPU, they share the CPU cores."""
     loss: LossConfig = LossConfig()
     """Surrogate loss, KL penalty and loss aggregation."""
     critic: CriticConfig = CriticConfig()
