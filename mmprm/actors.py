@@ -220,7 +220,7 @@ def cause_of(error: Exception, what: str = "") -> MmprmError:
 
 
 def is_gone() -> bool:
-    """Return whether Ray was running but no longer responds, in which case it must not be called."""
+    """Return whether Ray was running but no longer responds, in which case Ray must not be called."""
     return _gone is not None
 
 

@@ -69,7 +69,8 @@ def whole_file(
 
 
 def _sweep(path: Path) -> None:
-    """Remove temporary files left behind by killed writers of `path`. A running writer holds a lock on its file."""
+    """Remove the temporary files of processes that were killed while writing `path`. A running writer holds a lock on
+    its file."""
     for left_over in path.parent.glob(f".{glob.escape(path.name)}-*.tmp"):
         with contextlib.suppress(OSError), left_over.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -286,9 +286,9 @@ def content_id(question: str, answer: str, images: Sequence[ImageRef] = (), choi
 def write_problems(
     path: str | Path, problems: Iterable[Problem], columns: Mapping[str, Mapping[str, Any]] | None = None
 ) -> None:
-    """Write problems as JSONL for load_problems, and their images to `images/` next to it, named by content hash.
+    """Write problems to a JSONL file for load_problems, and their images to the folder `images/` next to the file.
 
-    `columns` maps problem ids to extra columns for their lines.
+    Images are named by content hash. `columns` maps problem ids to extra columns for their lines.
     """
     path = Path(path)
     with whole_file(path) as file:

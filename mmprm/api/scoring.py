@@ -107,7 +107,7 @@ def rerank(
     step_format: StepFormat = "tags",
     aggregator: str | None = None,
 ) -> list[RankedResponse]:
-    """Rank the responses to a question by their aggregated step scores, best first; ties keep the given order.
+    """Rank the responses to a question by their aggregated step scores, best first, with ties in the given order.
 
     `step_format` says how the responses mark their steps, and `aggregator` how step scores become one number; by
     default it is the one in prm.json. Responses that cannot be scored come last. Raises DataError if none can be
@@ -133,7 +133,7 @@ def rerank(
 
 @contextlib.contextmanager
 def _opened(scorer: Scorer | AnyPath) -> Iterator[Scorer]:
-    """Yield the scorer, or load it for the duration of the `with` block if a path is given."""
+    """Yield the given scorer, or a scorer loaded from the given path for the duration of the `with` block."""
     if not isinstance(scorer, str | os.PathLike):
         yield scorer
         return

@@ -87,7 +87,7 @@ def ancestors(end_BT: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tens
 
 
 def why_not_packed(backbone: nn.Module) -> str | None:
-    """Return why a model cannot process packed rows, or None if it can."""
+    """Return the reason why a model cannot process packed rows, or None if it can."""
     config = backbone.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ())
     if kinds - {"full_attention"} or (not kinds and getattr(config, "sliding_window", None)):

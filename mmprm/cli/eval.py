@@ -64,8 +64,8 @@ class MeasureConfig(Config):
     """Score below which a step is predicted to be incorrect. By default, it is chosen on the development split or, with
     development=0, read from the PRM's prm.json."""
     development: Annotated[float, Field(ge=0, lt=1)] | str = 0.2
-    """Fraction of the problems held out to choose the threshold, or the name of a source to choose it on. A named
-    source stays in the metrics, as gsm8k does in ProcessBench's protocol."""
+    """Fraction of the problems held out to choose the threshold, or the name of the source on which it is chosen. A
+    named source stays in the metrics, as gsm8k does in ProcessBench's protocol."""
     bins: int = Field(10, ge=1)
     """Number of bins in the reliability curve."""
     seed: int = 0

@@ -1,4 +1,4 @@
-"""Run `mmprm eval policy`: sample the missing responses and report the accuracy over all of them."""
+"""Run `mmprm eval policy`: sample the missing responses, and report the accuracy over all responses."""
 
 from __future__ import annotations
 

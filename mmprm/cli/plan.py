@@ -1,4 +1,4 @@
-"""Estimate a run's GPU and CPU memory, or the time that an annotation campaign takes, before it starts. GPU and CPU
+"""Estimate a run's GPU and CPU memory, or the duration of an annotation campaign, before the run starts. GPU and CPU
 memory, or the time of a campaign.
 
 `annotate` estimates a campaign from a pilot run. The others estimate memory from a configuration alone, without

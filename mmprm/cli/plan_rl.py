@@ -177,6 +177,6 @@ def _longest(config: RLConfig, prompt_tokens: int) -> int:
 
 
 def _scorer(config: RLConfig) -> ScorerConfig | None:
-    """Return the scorer's settings if it runs on these GPUs, or None."""
+    """Return the settings of the scorer if it runs on these GPUs, or None otherwise."""
     local = config.process is not None and config.process.scorer.backend != "server"
     return config.process.scorer if local else None

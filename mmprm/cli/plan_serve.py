@@ -129,12 +129,12 @@ def _smaller_batches(scorer: LocalScorerConfig) -> Iterator[Changes]:
 
 
 def _engine(config: Served) -> EngineConfig | None:
-    """Return the engine settings if engines run on this machine, or None."""
+    """Return the engine settings if engines run on this machine, or None otherwise."""
     engine = None if isinstance(config, ServeConfig) else config.engine
     return None if engine is None or engine.servers is not None else engine
 
 
 def _scorer(config: Served) -> LocalScorerConfig | None:
-    """Return the scorer settings if a scorer runs on this machine, or None."""
+    """Return the scorer settings if a scorer runs on this machine, or None otherwise."""
     scorer = None if isinstance(config, CampaignConfig) else config.scorer
     return None if scorer is None or scorer.backend == "server" else scorer

@@ -25,9 +25,9 @@ MAX_FACTOR = 16
 TENSOR_PARALLEL_SIZES = (1, 2, 4, 8)
 """Tensor-parallel sizes to propose for an engine or a scorer."""
 STORED_DTYPE = "bfloat16"
-"""Dtype that stored checkpoints are assumed to have, in which dtype=auto loads them on GPU."""
+"""Assumed dtype of stored checkpoints, with which dtype=auto loads them on GPU."""
 GPU_DTYPE = "bfloat16"
-"""Dtype of engines with dtype=auto on GPU; on GPUs without bf16 instructions it is float16, of the same size."""
+"""Dtype of engines with dtype=auto on GPU; GPUs without bf16 instructions use float16, which has the same size."""
 LARGER_GPUS = (139, 178)
 """Memory in GiB of larger GPUs to propose: H200 and B200."""
 
@@ -36,7 +36,7 @@ PlanWith = Callable[[Sequence[str]], MemoryPlan]
 
 
 def report_plan(plan: MemoryPlan, plan_with: PlanWith, changes: Iterable[Changes]) -> None:
-    """Print a plan; if it does not fit, raise ConfigError with changes that would make it fit."""
+    """Print a plan; if the run does not fit, raise ConfigError with changes that would make it fit."""
     print(memory_text(plan))
     if plan.fits:
         return

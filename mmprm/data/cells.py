@@ -92,7 +92,7 @@ def _struct(value: Any) -> Any:
 
 
 def top_of(row: Row, name: str) -> str:
-    """Return the top-level column of a possibly dotted name."""
+    """Return the name of the top-level column in a name that may be dotted."""
     return name if name in row else name.partition(".")[0]
 
 

@@ -41,7 +41,8 @@ def form_of(path: Path) -> str | None:
 
 
 def names_split(parts: Sequence[str], split: str) -> bool:
-    """Return whether a file name names a split (train.csv, train-00000.parquet, x_train.csv, train/0.parquet)."""
+    """Return whether a file is named after the given split (train.csv, train-00000.parquet, x_train.csv,
+    train/0.parquet)."""
     *folders, name = (part.lower() for part in parts)
     split = split.lower()
     return split in folders or re.search(rf"(?:\A|[-_.]){re.escape(split)}(?:[-_.\d]|\Z)", name) is not None

@@ -164,7 +164,8 @@ def option(answer: str, choices: Sequence[str], same: Callable[[str, str], Outco
 
 
 def _by_mention(answer: str, choices: Sequence[str]) -> int | None:
-    """Return the index of the only option that a sentence mentions without negation, as in "it falls", or None."""
+    """Return the index of the only option that a sentence mentions without negation, or None if there is no such
+    option."""
     sentence, texts = plain_words(answer), [plain_words(_option_text(choice)) for choice in choices]
     found = [
         i

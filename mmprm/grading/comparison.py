@@ -65,13 +65,13 @@ def _compare_one(gold: str, answer: str, symbols: SymbolTest, labels: Sequence[S
 
 
 def without_option(answer: str) -> str:
-    """Strip the option letter from an answer, as in 30 for "(A) 30". Used if the gold answer is not a letter."""
+    """Strip the option letter from an answer: "(A) 30" becomes 30. Used if the gold answer is not a letter."""
     match = _OPTION.fullmatch(clean(answer)) if "\n" not in answer.strip() else None
     return match[1] if match else answer
 
 
 def without_decimal(answer: str) -> str:
-    r"""Drop a parenthesized decimal that repeats the value before it: 6\pi for "6\pi (18.85)"."""
+    r"""Drop a parenthesized decimal that repeats the value before it: "6\pi (18.85)" becomes 6\pi."""
     match = _BRACKETED_DECIMAL.fullmatch(clean(answer)) if "\n" not in answer.strip() else None
     if match is None:
         return answer

@@ -31,7 +31,7 @@ _DEADLINE = _Deadline()
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Limit the CPU time of evaluations in this thread; they raise TooLongError after `seconds`.
+    """Limit the CPU time of evaluations in this thread; after `seconds`, an evaluation raises TooLongError.
 
     The limit is checked before each operation.
     """

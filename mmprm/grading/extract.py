@@ -50,7 +50,7 @@ _PROSE_WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{3,}|[\u3040-\u9fff]{2,}")
 
 
 def extract(response: str) -> str | None:
-    """Return the final answer of a response with boxes removed, or None if it is missing or empty."""
+    """Return the final answer of a response with boxes removed, or None if the answer is missing or empty."""
     text = _RUN.sub(r"\1", without_thoughts(response[-MAX_LENGTH:]))
     for find in (_tagged, _boxed, _announced, _alone):
         found, answer = find(text)
@@ -156,7 +156,7 @@ def open_boxes(text: str, depth: int = 0) -> str:
 
 
 Box = tuple[int, int, int]
-"""Offsets of a box: start of the command, start and end of its content."""
+"""Character offsets of a box: the start of its command, and the start and end of its content."""
 
 
 def _joined(text: str, boxes: list[Box]) -> list[Box]:

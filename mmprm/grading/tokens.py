@@ -1,4 +1,4 @@
-"""Split expressions into tokens, and define the names that the parser knows."""
+"""Split expressions into tokens, and define the names that the parser recognizes."""
 
 from __future__ import annotations
 

@@ -217,7 +217,7 @@ _SQUARE = {"square": 2, "sq": 2, "平方": 2, "cubic": 3, "cu": 3, "立方": 3, 
 
 
 def read_unit(text: str) -> Unit | None:
-    """Parse a text that consists only of a unit, or return None if it does not have the form of a unit."""
+    """Parse a text that consists only of a unit, or return None for any other text."""
     if len(text) > _MAX_LENGTH:
         return None
     text = re.sub(r"\^\s*\{\s*([-+]?\s*\d)\s*\}", r"^\1", text.strip())

@@ -35,7 +35,7 @@ class LabelsConfig(Config):
     test: float = Field(0.0, ge=0, lt=1)
     """Fraction of the problems in the test split."""
     embed_images: bool = True
-    """Store image bytes in the file, so that it can be moved; if false, store image paths."""
+    """Whether to store image bytes, which makes the file self-contained, rather than image paths."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,7 +74,7 @@ class OutputRow(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LabelFormat:
-    """Describes a label format: its writer, its reader and what it supports."""
+    """Describes a label format: its writer, its reader and its capabilities."""
 
     kinds: tuple[LabelKind, ...]
     """Supported kinds of labels; the first is the default."""

@@ -68,7 +68,7 @@ class ImportConfig(RowsConfig):
     image_root: PathText | None = None
     """Folder that relative image paths refer to; defaults to the folder of the file."""
     embed_images: bool = True
-    """Store image bytes in the output, so that it can be moved; if false, store image paths."""
+    """Whether to store image bytes, which makes the output self-contained, rather than image paths."""
     dev: float = Field(0.1, ge=0, lt=1)
     """Fraction of the problems in the dev split, which is held out from training."""
     test: float = Field(0.0, ge=0, lt=1)
@@ -85,7 +85,7 @@ class ImportConfig(RowsConfig):
 
 @dataclass(frozen=True, slots=True)
 class ImportSummary:
-    """Counts what an import read, wrote and dropped."""
+    """Counts the records, problems, paths and labels of an import, including those dropped."""
 
     records: int
     problems: int
@@ -98,7 +98,8 @@ class ImportSummary:
 
 
 def import_labels(config: ImportConfig) -> ImportSummary:
-    """Stream the records to a Parquet file, which is written atomically, and count what was dropped.
+    """Stream the records to a Parquet file, which is written atomically, and count the records and labels that are
+    dropped.
 
     Raises DataError with file and line for a record of another layout (unless `invalid` is drop), for an unreadable
     image, and if no label remains.
@@ -122,7 +123,7 @@ def _name(path: str) -> str:
 
 
 class _Import:
-    """Converts records to labeled examples, and counts what is read and dropped."""
+    """Converts records to labeled examples, counting the labels that are read and dropped."""
 
     def __init__(self, config: ImportConfig) -> None:
         self._config = config

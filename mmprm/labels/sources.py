@@ -47,7 +47,7 @@ class SourceSolution:
 
 @dataclass(frozen=True, slots=True)
 class LabelSource:
-    """Describes a layout: its reader and what its neutral ratings mean by default."""
+    """Describes a layout: its reader and the default meaning of its neutral ratings."""
 
     read: Callable[[Record, SourceOptions], Sequence[SourceSolution]]
     neutral: NeutralAs = "correct"

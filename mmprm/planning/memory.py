@@ -216,7 +216,7 @@ def matrix_operations(parameters: int, tokens: float, passes: int) -> float:
 
 
 def attention_operations(layers: Layers, lengths: Iterable[tuple[float, float]], causal: bool, passes: int) -> float:
-    """Return the FLOPs of attention: 4LAS² per pass and sequence of length S, or half of it if causal.
+    """Return the FLOPs of attention, which are 4LAS² per pass and sequence of length S, or half as many if causal.
 
     This covers the scores and the weighted sums of values. `lengths` holds pairs (number of sequences, S).
     """

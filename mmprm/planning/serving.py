@@ -62,7 +62,7 @@ def _too_wide(group: str, split: int, gpus: int, nodes: int) -> list[str]:
 
 
 def _groups(phases: dict[str, Parts], gpus: int, scoring: int, gpu: float, together: bool) -> list[GpuGroup]:
-    """Group the GPUs by what they run: one group, or two if only some GPUs run the scorer."""
+    """Group the GPUs by the models that they run: one group, or two if only some GPUs run the scorer."""
     sampling = {name: parts for name, parts in phases.items() if name == "sampling"}
     # In a guided search both models work at the same time, so their parts add up in one phase.
     both = {"search": {name: size for parts in phases.values() for name, size in parts.items()}}

@@ -32,7 +32,7 @@ class GuidedConfig(Config):
     """Number of partial solutions to continue after each step, over all searches for a problem; each is continued
     samples/beams times."""
     lookahead: int = Field(0, ge=0)
-    """Number of steps by which a partial solution is extended greedily before scoring; they are then discarded."""
+    """Number of greedily decoded steps that are appended to a partial solution for scoring, and then discarded."""
     max_steps: int = Field(40, ge=1)
     """Maximum number of steps per solution, after which an open solution ends."""
 

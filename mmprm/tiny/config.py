@@ -12,19 +12,20 @@ class StepsConfig(Config):
     """
 
     vision: int = 80
-    """Number of steps that train only the vision tower."""
+    """Number of optimizer steps that train only the vision tower."""
     arithmetic: int = 500
-    """Number of steps on calculations without images."""
+    """Number of optimizer steps on calculations without images."""
     reading: int = 400
-    """Number of steps on readings of digits, with some checks and calculations."""
+    """Number of optimizer steps on reading digits from images, mixed with some calculations and statements to
+    verify."""
     solutions: int = 1200
-    """Number of steps on solutions, with some checks and calculations."""
+    """Number of optimizer steps on solutions, mixed with some calculations and statements to verify."""
     checking: int = 1300
-    """Number of steps on solutions and checks in equal parts."""
+    """Number of optimizer steps on solutions and statements to verify, in equal parts."""
     statements: int = 400
-    """Number of steps on checks alone."""
+    """Number of optimizer steps on statements to verify alone."""
     both: int = 600
-    """Number of steps on solutions and somewhat fewer checks."""
+    """Number of optimizer steps on solutions and somewhat fewer statements to verify."""
 
 
 class TinyTrainConfig(Config):

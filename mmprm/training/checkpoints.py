@@ -240,7 +240,7 @@ def _same_sizes(path: Path) -> bool:
 
 
 def _fault(path: Path) -> str | None:
-    """Return a description of what is wrong with a checkpoint, or None if it is intact."""
+    """Return a description of the damage to a checkpoint, or None if it is intact."""
     if not _same_sizes(path):
         return "is incomplete"
     text = (path / _STATE).read_text(encoding="utf-8")

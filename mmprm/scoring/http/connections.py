@@ -172,7 +172,7 @@ class Connection(HttpToolsProtocol):
         self.transport.abort()
 
     def _refuse(self, status: int, kind: str, message: str) -> None:
-        """Send an error response in place of the application, then briefly discard what the client is still sending."""
+        """Send an error response in place of the application, then briefly discard further data from the client."""
         if self.transport.is_closing():
             return
         answering = self.cycle is not None and not self.cycle.response_complete and self.cycle.response_started

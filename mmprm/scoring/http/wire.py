@@ -130,7 +130,7 @@ class Reader:
         self.pixels = self.bytes = 0
 
     def read(self, value: Any, location: str) -> Solution:
-        """Validate a solution from JSON and load its images; raises Refused if it is invalid."""
+        """Validate a solution from JSON and load its images; raise Refused if the solution is invalid."""
         try:
             item = SolutionIn.model_validate(value)
         except ValidationError as error:
