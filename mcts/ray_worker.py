@@ -159,6 +159,7 @@ class RayWorkers:
             "scheduling_strategy": PlacementGroupSchedulingStrategy(group),
         }
         try:
+            # Waits until the cluster has a machine with enough free resources.
             await group.ready()
             worker = RemoteWorker(ray.remote(self.actor_class).options(**options).remote(), group)
         except BaseException:

@@ -60,6 +60,7 @@ class Roller:
     async def __call__(self, steps: Steps, n: int) -> tuple[Rollout, ...]:
         first_sample = self._sampled.get(steps, 0)
         self._sampled[steps] = first_sample + n
+        # Fixed at the first request for this prefix, so that a replay sends the same ids.
         ids = self._ids.setdefault(steps, self._written(steps))
         batch = self._stored.pop((steps, first_sample), None)
         if batch is None:

@@ -147,6 +147,7 @@ class Collector:
             new = await self._round(asked, phase, found)
             groups += new
             seen, passed = seen + len(asked), passed + len(new)
+        # With a filter, only whole updates are used, so that every update has the configured size.
         size = config.batch.prompts // config.batch.updates if config.filter else 1
         used = min(wanted, len(groups) // size * size)
         found.groups, self._carried = groups[:used], groups[used:]

@@ -122,6 +122,7 @@ class Loop:
                     if crossed:
                         raise alarm_error(step, crossed, newest(self._checkpoints))
                     stopping = stop.came() and not self._is_last(step)
+                    # A signal may have arrived during the evaluation, after the decision to save.
                     if stopping and not saved:
                         await self._save(step)
             finally:

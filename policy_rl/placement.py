@@ -81,6 +81,7 @@ def assign_gpus(
         )
     taken = [slot for group in groups[:count] for slot in group]
     free = [slot for slot in slots if slot not in taken]
+    # Colocated ranks take the engines' GPUs first, so that they share as many as possible.
     rest = taken + free if colocated else free
     for_prm = {"none": [], "own": rest[ranks:], "shared": taken[-prm_gpus:]}[prm]
     prm_slots = () if prm == "none" else _of_one_machine(for_prm, prm_gpus)

@@ -63,6 +63,7 @@ def train_policy(config: RLConfig) -> Summary:
         scorer_info(config.process.scorer)
         check_prm(config.process.scorer.prm)
         check_prm_reads(config.process.scorer.prm, problems)
+    # Prompts and responses must fit into the context in the phase with the longest responses.
     longest = max([config.sampling.max_tokens, *(phase.max_tokens for phase in config.schedule)])
     sampling = sampling_of(config.sampling).model_copy(update={"max_tokens": longest})
     owner = check_policy(engine_of(config.engine), sampling, config.prompt, [*problems, *held_out])

@@ -178,6 +178,7 @@ def gae(rewards_NT: Tensor, values_NT: Tensor, mask_NT: Tensor, gamma: float, la
     next_value_N = next_advantage_N = torch.zeros_like(values_NT[:, 0])
     for t in reversed(range(values_NT.shape[1])):
         advantage_N = rewards_NT[:, t] + gamma * next_value_N - values_NT[:, t] + gamma * lam * next_advantage_N
+        # Masked tokens pass the next token's value and advantage on, so that they are skipped.
         next_advantage_N = torch.where(mask_NT[:, t], advantage_N, next_advantage_N)
         next_value_N = torch.where(mask_NT[:, t], values_NT[:, t], next_value_N)
         advantages_NT[:, t] = torch.where(mask_NT[:, t], advantage_N, 0)
@@ -204,6 +205,7 @@ def moments(values_NT: Tensor, mask_NT: Tensor) -> Tensor:
 
     Sum the result over ranks before `whiten`.
     """
+    # The variance is a small difference of two large sums, for which float32 is not accurate enough.
     values = values_NT[mask_NT].double()
     return torch.stack([mask_NT.sum().double(), values.sum(), values.square().sum()])
 

@@ -164,6 +164,7 @@ def soft_min(scores_PKS: Tensor, mask_PKS: Tensor, config: CreditConfig) -> Tens
     lowest one get about 0.
     """
     rewards_PKS = 2 * scores_PKS - 1
+    # The softmax of a row without steps is NaN; the mask below removes it.
     weights_PKS = torch.where(mask_PKS, -rewards_PKS / config.temperature, -torch.inf).softmax(dim=-1)
     return to_go(torch.where(mask_PKS, weights_PKS * rewards_PKS, 0))
 
@@ -296,6 +297,7 @@ def spread(values_NS: Tensor, step_of_NT: Tensor) -> Tensor:
 
     `step_of_NT` holds the step index of each token, or −1 outside steps, where the result is 0.
     """
+    # Tokens outside steps read an added column of zeros.
     outside = values_NS.shape[1]
     padded_NS = torch.nn.functional.pad(values_NS, (0, 1))
     return padded_NS.gather(1, torch.where(step_of_NT >= 0, step_of_NT, outside))
@@ -303,12 +305,14 @@ def spread(values_NS: Tensor, step_of_NT: Tensor) -> Tensor:
 
 def scatter_to_tokens(values_NS: Tensor, step_of_NT: Tensor) -> Tensor:
     """Assign each step's value to its last token, and 0 to all other tokens."""
+    # A token is the last of its step if the next token has another step index.
     following_NT = torch.nn.functional.pad(step_of_NT[:, 1:], (0, 1), value=-1)
     return torch.where(step_of_NT != following_NT, spread(values_NS, step_of_NT), 0)
 
 
 def count_tokens(step_of_NT: Tensor, steps: int) -> Tensor:
     """Count the tokens of each step; return tokens_NS."""
+    # Tokens outside steps are counted in an extra column, which is dropped.
     outside = step_of_NT.new_tensor(steps)
     counts_NS = step_of_NT.new_zeros(len(step_of_NT), steps + 1)
     counts_NS.scatter_add_(1, torch.where(step_of_NT >= 0, step_of_NT, outside), torch.ones_like(step_of_NT))

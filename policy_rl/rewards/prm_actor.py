@@ -132,6 +132,7 @@ class PrmActor:
 
     async def start(self) -> int:
         """Load the scorer if it is not loaded yet; return the process id."""
+        # Calls arrive concurrently; only the first one loads the scorer.
         async with self._loading:
             if self._queue is None:
                 thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prm")

@@ -199,6 +199,7 @@ class ConversationEncoder:
         return dict(self.processor(text=[text], images=images, **options))
 
     def _extra_tokens(self, size: tuple[int, int]) -> int:
+        # The number of tokens depends only on the image's size, so a blank image gives the same count.
         if size not in self._extra:
             inputs = self._with_images(self._placeholder, [Image.new("RGB", size)])
             self._extra[size] = inputs["input_ids"].shape[1] - len(self._ids(self._placeholder))
@@ -237,6 +238,7 @@ def collate_conversations(
             ids_BL[b, here], position_XBL[:, b, here] = each.ids_T, each.position_XT
             end_BL[b, here], present_BL[b, here] = here.stop - 1, True
             index_N = each.learned_T.nonzero()[:, 0]
+            # A target token is predicted at the position before it.
             reads.append(b * width + start + index_N - 1)
             tokens.append(each.ids_T[index_N])
             start = here.stop

@@ -294,6 +294,7 @@ def _width(config: SftConfig, backbone: Any, sizes: Sequence[Size], ranks: Ranks
             print(f"packing={config.packing} falls back to none for {type(backbone).__name__}: {why_not}", flush=True)
         return None
     longest = max(size.tokens for size in sizes)
+    # On CPU, the full attention matrix of a row is computed, so rows stay short.
     if ranks.device.type == "cpu":
         return min(config.training.micro_batch_tokens, CPU_ROW * longest)
     use_block_masks(backbone)

@@ -180,9 +180,11 @@ class TrainerGroup:
                     answers[rank] = ray.get(calls[rank])
                 except RayError as error:
                     failures[rank] = _cause(error, rank)
+                    # The other ranks may wait for the failed one in a collective operation, so do not wait long.
                     patience.shorten(GRACE_SECONDS)
         if len(answers) == len(calls):
             return [answers[rank] for rank in range(len(calls))]
+        # Prefer an error that explains itself; other ranks may only report that a connection was lost.
         own = next((error for error in failures.values() if isinstance(error, MmprmError)), None)
         failure = own or next(iter(failures.values()), None) or late
         if len(failures) < len(calls):  # the ranks are out of step, so that no further call can succeed

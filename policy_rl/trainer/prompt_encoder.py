@@ -74,6 +74,7 @@ class PromptEncoder:
         """
         if problem not in self._kept:
             self._kept[problem] = self._encode(problem)
+            # Keep at least the new prompt, even if it alone exceeds the capacity.
             while sum(prompt.bytes for prompt in self._kept.values()) > KEPT_BYTES and len(self._kept) > 1:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(problem)
