@@ -140,6 +140,7 @@ def all_at_once(store: Store, seed: int, policy: Policy | None = None) -> tuple[
     requests: list[list[SampleRequest]] = [[] for _ in CORES]
     for problem_id in store.ids():
         batches = store.batches(problem_id)
+        # Each problem goes to the engine with the fewest tokens so far.
         engine = load.index(min(load))
         load[engine] += sum(rollout.token_count for batch in batches for rollout in batch.rollouts)
         problem = store.problem(problem_id)

@@ -108,6 +108,7 @@ def watch(process: subprocess.Popen, until: Callable[[], bool], seconds: float =
     """Wait until `until()` is true or the process ends; return the process's peak memory in GiB."""
     peak = 0.0
     while process.poll() is None and not until():
+        # VmHWM is the peak resident set size of the process.
         status = Path(f"/proc/{process.pid}/status").read_text()
         peak = max(peak, *(int(line.split()[1]) * 1024 / GIB for line in status.splitlines() if "VmHWM" in line), 0.0)
         time.sleep(seconds)
@@ -205,6 +206,7 @@ def kill(profile: Path, folder: Path, kills: int, problems: int, max_rollouts: i
                 elif not _kill_worker(process, moment):
                     continue
                 done[victim] += 1
+                # Batches that were committed before the kill must still be in the store after it.
                 acknowledged |= seen
                 lost += len(acknowledged - batch_keys(killed))
                 if victim == "driver":

@@ -41,6 +41,7 @@ RESULTS = Path(__file__).parent / "results" / "driver.json"
 PROBLEMS, GROUP_SIZE, TOKENS = 128, 8, 4096
 RANKS, TOKEN_BUDGET, PROMPT_TOKENS = 8, 16384, 512
 BAR_SECONDS = 2.0
+# Some characters have several bytes, so that tokens can end inside them.
 SYLLABLES = ("an", "the", "ra", "ti", "on", "ver", "ex", "sum", "é", "tri", "gle", "is", "of", "ar", "ea", "²", "中")
 
 SYMBOLS = "√≤≥∠πθ△°∞≈"
@@ -80,6 +81,7 @@ def make_response(rng: random.Random, tokenizer: PreTrainedTokenizerFast) -> Res
     """Make a response of TOKENS tokens: as many whole steps as fit, and an answer that fills the rest."""
     ids = encode(tokenizer, make_text(rng, TOKENS))[: TOKENS - 20]
     text = tokenizer.decode(ids)
+    # The limit may cut a step, so keep the text up to the last whole one.
     whole = text[: text.rindex("</step>") + len("</step>")]
     ids, end = encode(tokenizer, whole + "<answer>"), encode(tokenizer, "</answer>")
     ids += encode(tokenizer, "7") * (TOKENS - len(ids) - len(end)) + end

@@ -93,11 +93,13 @@ def score(demo: Path, rounds: int = 3, problems: int = 64) -> Results:
     flat = [solution for group in groups for solution in group]
     random.Random(1).shuffle(flat)
     steps = sum(len(solution.steps) for solution in flat)
+    # Unbatched scoring is slow, so it is measured on an eighth of the solutions.
     few = flat[: len(flat) // 8]
     few_steps = sum(len(solution.steps) for solution in few)
     transformers = open_scorer(ScorerConfig(prm=prm))
     vllm = open_scorer(ScorerConfig(prm=prm, backend="vllm", kv_cache_gib=0.25))
     speeds: dict[str, list[float]] = {"vllm": [], "single": [], "batched": []}
+    # Warm up first, so that one-time setup is not measured.
     for scorer in (transformers, vllm):
         scorer.score(flat[:32])
     for _ in range(rounds):

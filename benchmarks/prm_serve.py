@@ -65,6 +65,7 @@ def serve_load(
 async def _load(
     url: str, clients: int, solutions: Sequence[Solution], expected: Sequence[tuple[float, ...]]
 ) -> dict[str, int | float | bool]:
+    # All clients take from one iterator, so that each solution is sent once.
     numbers = iter(range(len(solutions)))
     seconds: list[float] = []
     errors = refused = 0

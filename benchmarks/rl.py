@@ -92,6 +92,7 @@ class Runs:
             command += [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
             ended = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
             assert metrics.exists(), ended.stderr[-2000:]
+            # Written last, so that an interrupted run is not taken for a finished one.
             done.write_text(f"{ended.returncode}\n{ended.stderr[-2000:]}")
         return [json.loads(line) for line in metrics.read_text().splitlines()]
 
@@ -118,6 +119,7 @@ def cpgd_outcome(runs: Runs) -> Results:
 
     pair = {name: [each[-1] for each in trial(name, MANY_UPDATES_RATE)] for name in ("ppo_clip", "cpgd")}
     trials: dict[str, dict[str, list[float]]] = {}
+    # Raise the learning rate until PPO clipping collapses for two seeds, then compare CPGD at that rate.
     for rate in RATES:
         found = {"ppo_clip": trial("ppo_clip", rate)}
         collapsed = {"ppo_clip": sum(map(_collapsed, found["ppo_clip"])), "cpgd": 0}

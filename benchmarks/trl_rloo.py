@@ -87,7 +87,7 @@ def main() -> None:
             max_completion_length=int(max_tokens),
             learning_rate=float(learning_rate),
             lr_scheduler_type="constant",
-            beta=0.0,
+            beta=0.0,  # no KL penalty, so TRL loads no reference model
             seed=int(seed),
             use_cpu=True,
             bf16=False,
