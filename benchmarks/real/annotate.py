@@ -11,26 +11,35 @@ from benchmarks.real.annotated import Annotated, State, annotate, fresh_values, 
 from benchmarks.real.workspace import Results, Workspace
 from mmprm.metrics import Interval, bootstrap
 
+NAMES = ("adaptive", "fixed")
+
 
 def measure(workspace: Workspace) -> Results:
-    """Run both campaigns, and compare their costs and errors; finished parts are reused."""
-    runs = {name: annotate(workspace, name) for name in ("adaptive", "fixed")}
-    chosen = {name: sample_states(run.labels, workspace.sizes.states // 2, seed=0) for name, run in runs.items()}
-    truth = fresh_values(workspace, [state for states in chosen.values() for state in states])
+    """Run both campaigns and compare their costs; what is finished is reused."""
+    runs = {name: annotate(workspace, name) for name in NAMES}
     ratio = token_ratio(runs["adaptive"], runs["fixed"])
     return {
         "token_ratio": ratio.value,
         "token_ratio_interval": [ratio.low, ratio.high],
         "tokens_per_label": {name: tokens_per_label(run) for name, run in runs.items()},
+        "rollouts_per_label": {name: rollouts_per_label(run) for name, run in runs.items()},
         "labels": {name: len(run.labels) for name, run in runs.items()},
         "tokens": {name: sum(run.tokens.values()) for name, run in runs.items()},
-        "seconds": {name: run.seconds for name, run in runs.items()},
-        "rollouts_per_label": {name: rollouts_per_label(run) for name, run in runs.items()},
+        "engine_seconds": {name: run.seconds for name, run in runs.items()},
+        "ended": {name: run.summary.ended for name, run in runs.items()},
+    }
+
+
+def measure_errors(workspace: Workspace) -> Results:
+    """Compare the labels of both campaigns with the values from fresh rollouts."""
+    runs = {name: annotate(workspace, name) for name in NAMES}
+    chosen = {name: sample_states(run.labels, workspace.sizes.states // 2, seed=0) for name, run in runs.items()}
+    truth = fresh_values(workspace, [state for states in chosen.values() for state in states])
+    return {
         "states": sum(map(len, chosen.values())),
         "fresh_rollouts": workspace.sizes.fresh,
         "errors": {name: errors(runs[name].labels, chosen[name], truth) for name in runs},
         "rmse_difference": asdict(rmse_difference(runs, chosen, truth)),
-        "ended": {name: run.summary.ended for name, run in runs.items()},
     }
 
 

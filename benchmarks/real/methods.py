@@ -1,6 +1,6 @@
 """Compare flat Monte Carlo, OmegaPRM with fixed K, and mmprm's defaults at equal tokens: labels, errors and PRM F1.
 
-All three annotate the same problems in the same order on the same engines; each keeps the problems that fit its budget.
+All three annotate the same problems in the same order on the same engines; each keeps the problems that fit the budget.
 """
 
 from __future__ import annotations
@@ -18,36 +18,41 @@ METHODS = ("flat", "fixed", "adaptive")
 
 
 def measure(workspace: Workspace) -> Results:
-    """Annotate with each method within the same number of tokens; train and evaluate a PRM on the labels of each."""
-    runs = {name: run(workspace, name) for name in METHODS}
-    budget = min(workspace.sizes.method_tokens, *(sum(each.tokens.values()) for each in runs.values()))
-    results: Results = {"budget": budget, "budget_wanted": workspace.sizes.method_tokens}
+    """Annotate with each method, and compare the labels that the same number of tokens buys."""
+    runs = within_budget(workspace)
+    found: Results = {"budget_wanted": workspace.sizes.method_tokens}
+    for name, run in runs.items():
+        states = sample_states(run.labels, workspace.sizes.states // len(METHODS), seed=1)
+        examples = labels.build(workspace, name, list(run.tokens))
+        found[name] = {
+            "problems": len(run.tokens),
+            "tokens": sum(run.tokens.values()),
+            "labels": len(run.labels),
+            "tokens_per_label": tokens_per_label(run),
+            "auc": asdict(labels.auc_interval(labels.judged(examples, workspace))),
+            "error": errors(run.labels, states, fresh_values(workspace, states)),
+        }
+    return found
+
+
+def measure_prms(workspace: Workspace) -> Results:
+    """Train a PRM on the labels of each method, and compare first errors with those of the untrained PRM."""
     prm.untrained(workspace)
-    base = prm.first_errors(workspace, "untrained")
-    for name in METHODS:
-        results[name] = method(workspace, name, runs[name].within(budget), base)
-    return results
+    plain = prm.first_errors(workspace, prm.UNTRAINED)
+    found: Results = {}
+    for name, run in within_budget(workspace).items():
+        trained = f"{name}-equal"
+        examples = labels.build(workspace, name, list(run.tokens))
+        write_parquet(labels.labels_path(workspace, trained), examples)
+        prm.train(workspace, trained)
+        judged = prm.first_errors(workspace, trained)
+        found[f"{name}_prm"] = prm.f1_summary(judged)
+        found[f"{name}_prm_minus_untrained"] = asdict(prm.f1_difference(judged, plain))
+    return found
 
 
-def run(workspace: Workspace, name: str) -> Annotated:
-    return annotate_flat(workspace) if name == "flat" else annotate(workspace, name)
-
-
-def method(workspace: Workspace, name: str, kept: Annotated, base: tuple[prm.Judged, float]) -> Results:
-    """Measure one method on the problems that its budget covers."""
-    states = sample_states(kept.labels, workspace.sizes.states // len(METHODS), seed=1)
-    examples = labels.build(workspace, name, list(kept.tokens))
-    trained = f"{name}-equal"
-    write_parquet(labels.labels_path(workspace, trained), examples)
-    prm.train(workspace, trained)
-    found = prm.first_errors(workspace, trained)
-    return {
-        "problems": len(kept.tokens),
-        "tokens": sum(kept.tokens.values()),
-        "labels": len(kept.labels),
-        "tokens_per_label": tokens_per_label(kept),
-        "error": errors(kept.labels, states, fresh_values(workspace, states)),
-        "auc": asdict(labels.auc_interval(labels.judged(examples, workspace))),
-        "prm": prm.f1_summary(*found),
-        "f1_minus_untrained": asdict(prm.f1_difference(found, base)),
-    }
+def within_budget(workspace: Workspace) -> dict[str, Annotated]:
+    """Run each method, and keep the problems of each that cost the same number of tokens together."""
+    runs = {name: annotate_flat(workspace) if name == "flat" else annotate(workspace, name) for name in METHODS}
+    budget = min(workspace.sizes.method_tokens, *(sum(each.tokens.values()) for each in runs.values()))
+    return {name: run.within(budget) for name, run in runs.items()}

@@ -19,8 +19,18 @@ from mmprm.types import Verdict
 ARMS = ("outcome", "process")
 
 
+def train_outcome(workspace: Workspace) -> Results:
+    """Run the arm with outcome rewards only."""
+    return {"outcome_steps": len(train(workspace, "outcome"))}
+
+
+def train_process(workspace: Workspace) -> Results:
+    """Run the arm with outcome and process rewards."""
+    return {"process_steps": len(train(workspace, "process"))}
+
+
 def measure(workspace: Workspace) -> Results:
-    """Run both arms for the same number of steps, and sample the held-out problems with each final policy."""
+    """Sample the held-out problems with the policy before and after each arm, and compare."""
     rows = {arm: train(workspace, arm) for arm in ARMS}
     accuracy = {"before": _accuracies(workspace, "before", workspace.policy)}
     accuracy |= {arm: _accuracies(workspace, arm, workspace.folder / f"rl-{arm}" / "policy") for arm in ARMS}

@@ -1,14 +1,17 @@
 """Measure the whole pipeline on a real language model: `make bench-real` writes benchmarks/results/real.json.
 
 sft        SmolLM2-135M-Instruct becomes a step-wise policy: pass@1 on held-out wordings, in two step formats
-annotate   adaptive rollouts against a fixed number per state: tokens per label, errors against fresh rollouts
+annotate   adaptive rollouts against a fixed number per state: tokens per distinct label
+errors     errors of these labels against fresh rollouts (stored under annotate)
+saturation tokens per second of the campaign, relative to all requests at once (stored under annotate)
 labels     AUC of the labels against the truth of steps that state a number
 prm        F1 of first errors on unseen problems, trained minus untrained
 bon        PRM-weighted vote minus majority vote, and trained minus untrained, on unseen problems
-methods    flat Monte Carlo, OmegaPRM with fixed K, and the defaults at equal tokens
+methods    flat Monte Carlo, OmegaPRM with fixed K, and the defaults at equal tokens: labels, errors
+method_prms  the PRM that is trained on the labels of each (stored under methods)
+rl_outcome, rl_process  both arms of reinforcement learning (stored under rl)
 rl         held-out accuracy after outcome-only and outcome + process training
 rollouts   shares of rollouts that cannot be split, have no verdict, or were truncated
-saturation tokens per second of the campaign (under annotate), relative to the same engines given all requests at once
 
 Each part reuses what is finished in the working folder, so an interrupted part resumes. Intervals are 95 % bootstrap
 intervals over problems. Timings count only if the machine had no other work.
@@ -24,20 +27,32 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.real import annotate, labels, methods, prm, rl, rollouts, saturation, sft
+from benchmarks.real import annotate, best_of_n, labels, methods, prm, rl, rollouts, saturation, sft
 from benchmarks.real.workspace import MODEL, ROOT, SMALL, Results, Sizes, Workspace, is_quiet, read_json, write_json
 
 PARTS: dict[str, Callable[[Workspace], Results]] = {
     "sft": sft.measure,
     "annotate": annotate.measure,
+    "errors": annotate.measure_errors,
     "saturation": saturation.measure,
     "labels": labels.measure,
     "prm": prm.measure,
-    "bon": prm.measure_best_of_n,
+    "bon": best_of_n.measure,
     "methods": methods.measure,
+    "method_prms": methods.measure_prms,
+    "rl_outcome": rl.train_outcome,
+    "rl_process": rl.train_process,
     "rl": rl.measure,
     "rollouts": rollouts.measure,
 }
+STORED_UNDER = {
+    "errors": "annotate",
+    "saturation": "annotate",
+    "method_prms": "methods",
+    "rl_outcome": "rl",
+    "rl_process": "rl",
+}
+"""Keys of the results of parts that extend another part."""
 BARS: dict[str, tuple[str, Callable[[Results], bool]]] = {
     "sft": ("pass@1 between 0.3 and 0.6", lambda r: 0.3 <= r["numbered"]["pass_at_1"]["value"] <= 0.6),
     "annotate": (
@@ -52,9 +67,9 @@ BARS: dict[str, tuple[str, Callable[[Results], bool]]] = {
     "bon": (
         "at 8 and 16 samples, both intervals above 0",
         lambda r: all(
-            r[f"{gain}_{size}_interval"][0] > 0
+            r.get(f"{gain}_{size}_interval", [0])[0] > 0
             for gain in ("weighted_minus_majority", "trained_minus_untrained")
-            for size in prm.SIZES
+            for size in best_of_n.SIZES
         ),
     ),
     "methods": ("reported", lambda r: True),
@@ -77,7 +92,7 @@ def measure(name: str, workspace: Workspace, details: Results) -> None:
 
 def key_of(part: str) -> str:
     """Return the key under which a part's results are stored."""
-    return "annotate" if part == "saturation" else part
+    return STORED_UNDER.get(part, part)
 
 
 def machine() -> str:

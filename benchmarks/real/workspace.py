@@ -49,9 +49,10 @@ class Sizes:
     dev: int = 60
     test: int = 300
     samples: int = 16
+    judged_samples: int = 4
     pass_samples: int = 8
     rl_steps: int = 20
-    rl_prompts: int = 8
+    rl_prompts: int = 4
     rl_held_out: int = 100
 
 

@@ -1,0 +1,63 @@
+"""Compare the PRM-weighted vote with the majority vote, and the trained with the untrained PRM, on unseen problems."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.real.prm import UNTRAINED, prm_folder
+from benchmarks.real.scored import scored
+from benchmarks.real.workspace import Results, Workspace
+from mmprm.evaluation.aggregators import choose_aggregator, with_choice
+from mmprm.metrics import bootstrap_means
+from mmprm.prm.info import read_info, write_info
+from mmprm.selection.accuracy import accuracy_at_n
+from mmprm.selection.groups import CandidateGroup
+
+SIZES = (8, 16)
+"""Numbers of samples from which the PRM chooses."""
+SHOWN = ("random", "majority", "weighted", "prm", "oracle")
+
+
+def measure(workspace: Workspace) -> Results:
+    """Return paired differences over the test problems, with the aggregators chosen on the development problems."""
+    samples = workspace.sizes.samples
+    aggregators, groups = {}, {}
+    for name in ("adaptive", UNTRAINED):
+        prm = prm_folder(workspace, name)
+        aggregators[name] = chosen_aggregator(prm, scored(workspace, prm, "dev", samples))
+        groups[name] = scored(workspace, prm, "test", samples)
+    results: Results = {"problems": len(groups[UNTRAINED]), "aggregators": aggregators}
+    for size in sorted({min(size, samples) for size in SIZES}):
+        found = {name: votes(groups[name], aggregators[name], size) for name in groups}
+        results |= differences(found["adaptive"], found[UNTRAINED], size)
+    return results
+
+
+def chosen_aggregator(prm: Path, development: Sequence[CandidateGroup]) -> str:
+    """Choose the aggregator on the development problems, store it in prm.json like `mmprm rerank`, and return it."""
+    choice = choose_aggregator(development)
+    write_info(prm, with_choice(read_info(prm), choice))
+    return choice.name
+
+
+def votes(groups: Sequence[CandidateGroup], aggregator: str, size: int) -> dict[str, np.ndarray]:
+    """Return each problem's accuracy with several selectors, averaged over subsets of `size` samples."""
+    each = [accuracy_at_n([group], aggregator, [size])[0].accuracy for group in groups]
+    return {key: np.array([one[key].value for one in each]) for key in SHOWN}
+
+
+def differences(trained: dict[str, np.ndarray], plain: dict[str, np.ndarray], size: int) -> Results:
+    """Return accuracies with `size` samples, and paired differences with intervals over problems."""
+    gains = {
+        "weighted_minus_majority": trained["weighted"] - trained["majority"],
+        "trained_minus_untrained": trained["weighted"] - plain["weighted"],
+    }
+    results: Results = {f"accuracy_{size}": {key: float(found.mean()) for key, found in trained.items()}}
+    results[f"accuracy_untrained_{size}"] = {key: float(plain[key].mean()) for key in ("weighted", "prm")}
+    for (name, _), interval in zip(gains.items(), bootstrap_means(list(gains.values()), 0), strict=True):
+        results[f"{name}_{size}"] = interval.value
+        results[f"{name}_{size}_interval"] = [interval.low, interval.high]
+    return results
