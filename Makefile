@@ -6,7 +6,7 @@ BIN := .venv/bin
 SHIM := .ci/torchvision-cpu
 SHIM_FILES := $(addprefix $(SHIM)/,pyproject.toml setup.py torchvision_cpu.py torchvision_cpu.pth)
 
-.PHONY: setup demo test test-cluster check trl real-model gpu-check bench-grading bench-annotate bench-borders bench-prm bench-rl docs clean
+.PHONY: setup demo test test-cluster check trl real-model gpu-check bench-grading bench-annotate bench-borders bench-prm bench-rl bench-real docs clean
 
 setup: .venv/.installed-$(EXTRA)
 
@@ -66,6 +66,10 @@ bench-prm: trl
 
 bench-rl: trl
 	$(BIN)/python benchmarks/rl.py
+
+# About six hours on two quiet cores; --only PART measures one part, and an interrupted part resumes.
+bench-real: real-model
+	$(BIN)/python -m benchmarks.real.run
 
 # Builds the documentation into build/site, without network access once the packages are installed.
 # With --quiet, MkDocs would not count warnings, and --strict would let dead links pass.
