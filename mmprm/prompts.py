@@ -54,11 +54,11 @@ class PromptConfig(Config):
     <answer>; previous_steps: like steps, but shows the prefix in the user turn, for policies trained to continue that
     way."""
     user: str | None = None
-    """Text of the user turn, instead of the preset's; must contain {question}."""
+    """Text of the user turn, which replaces the preset's; must contain {question}."""
     system: str | None = None
-    """Text of the system turn, instead of the preset's; an empty text omits the system turn."""
+    """Text of the system turn, which replaces the preset's; an empty text omits the system turn."""
     prefill: str | None = None
-    """Text that starts every assistant turn, for example <think>, instead of the preset's."""
+    """Text that starts every assistant turn, for example <think>, and replaces the preset's."""
     choices: bool | None = None
     """Whether to append a problem's options (A. …) to its question, unless the question already contains them all; null
     means true."""

@@ -73,8 +73,7 @@ def annotate(
 
 
 def read_trees(run: AnyPath) -> Iterator[SearchedProblem]:
-    """Yield every problem of a run that has been sampled, with its tree and values, even while the run is in
-    progress."""
+    """Yield every sampled problem of a run with its tree and values, even while the run is in progress."""
     store = Store.read(run)
     return _searched(store, rule_of(store.config))
 

@@ -41,7 +41,8 @@ def asked_problem(question: str, images: Any, choices: Sequence[str], caller: st
 
 
 def read_problems(given: Iterable[Problem | Row], config: ProblemsConfig) -> Iterator[Problem]:
-    """Convert each `Problem` or dict row to a problem. Raises DataError naming the index of any other item."""
+    """Convert a list of `Problem` objects and dict rows to problems. Raises DataError naming the index of any other
+    item."""
     reader = ProblemReader(config.columns, Path(config.image_root or "").absolute())
     for index, item in enumerate(given):
         location = f"problems[{index}]"

@@ -66,8 +66,8 @@ class RerankConfig(PolicyConfig):
     samples: int = Field(8, ge=1)
     """Number of solutions sampled per problem."""
     aggregator: str | None = None
-    """Aggregator of step scores: min, last, mean, max, product, sum_log, sum_log_odds or mean_odds; by default the one
-    in the PRM's prm.json."""
+    """Aggregator of step scores; by default the one in the PRM's prm.json. Choices: min, last, mean, max, product,
+    sum_log, sum_log_odds or mean_odds."""
 
     @model_validator(mode="after")
     def _aggregates_scores(self) -> RerankConfig:

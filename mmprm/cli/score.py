@@ -56,8 +56,8 @@ class ScoreConfig(Config):
     scorer: ScorerConfig
     """Process reward model, and the settings for running it."""
     aggregator: str | None = None
-    """Aggregator of step scores: min, last, mean, max, product, sum_log, sum_log_odds or mean_odds; by default the one
-    in the PRM's prm.json."""
+    """Aggregator of step scores; by default the one in the PRM's prm.json. Choices: min, last, mean, max, product,
+    sum_log, sum_log_odds or mean_odds."""
     columns: Columns = Columns()
     """Names of the columns that hold the question, images and options."""
     step_format: StepFormat = "tags"

@@ -61,8 +61,8 @@ class GuidedSearchConfig(PolicyConfig):
     """Number of solutions to sample per problem for a best-of-N baseline with the same number of tokens; 0 disables
     it."""
     aggregator: str | None = None
-    """Aggregator of step scores that ranks partial and complete solutions: min, last, mean, max, product, sum_log,
-    sum_log_odds or mean_odds; by default the one in the PRM's prm.json."""
+    """Aggregator of step scores that ranks partial and complete solutions; by default the one in the PRM's prm.json.
+    Choices: min, last, mean, max, product, sum_log, sum_log_odds or mean_odds."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -51,8 +51,8 @@ class ServeConfig(Config):
     scorer: ServedScorerConfig
     """Process reward model, and the settings for running it."""
     aggregator: str | None = None
-    """Aggregator of step scores: min, last, mean, max, product, sum_log, sum_log_odds or mean_odds; by default the one
-    in the PRM's prm.json."""
+    """Aggregator of step scores; by default the one in the PRM's prm.json. Choices: min, last, mean, max, product,
+    sum_log, sum_log_odds or mean_odds."""
     name: str | None = None
     """Model name in responses; by default the name of the model folder."""
     host: str = "127.0.0.1"

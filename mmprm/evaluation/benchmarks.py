@@ -28,7 +28,7 @@ from mmprm.problems import ProblemsConfig, image_folder, listed, read_image, rea
 from mmprm.types import Problem
 
 ONE_IMAGE = "Answer the question in the image."
-"""Question text for MathVerse's vision-only version, whose rows have no question text."""
+"""Question text for MathVerse's vision-only version, whose rows contain no question text."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,7 +61,7 @@ class Parsed:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Holds the readers' options.
+    """Holds the options that all readers of labeled data accept.
 
     `format` is the format of "steps" files (see labels.formats). Soft labels above `label_threshold` count as correct.
     """

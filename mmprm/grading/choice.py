@@ -207,7 +207,8 @@ Chosen = tuple[Outcome, str]
 
 
 def decide(gold: str, answer: str, choices: Sequence[str], same: Callable[[str, str], Outcome]) -> Chosen | None:
-    """Compare the options selected by the gold and the answer, or return None if they must be compared as values."""
+    """Compare the options selected by the gold answer and the answer, or return None if they must be compared as
+    values."""
     wanted = gold_letters(gold)
     if len(wanted) > 1:
         named = letters(answer)

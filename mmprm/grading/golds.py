@@ -30,7 +30,7 @@ def check_golds(problems: Sequence[Problem], config: GraderConfig, location: str
 
 
 def is_decidable(problem: Problem, config: GraderConfig) -> bool:
-    """Return whether symbolic comparison can tell correct answers to a problem from incorrect ones."""
+    """Return whether symbolic comparison can distinguish correct from incorrect answers to a problem."""
     gold = opened(problem.answer)
     if options(problem) or choice.gold_letters(gold) or gold in config.labels:
         return True

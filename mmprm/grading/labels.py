@@ -1,4 +1,4 @@
-"""Compare answers in words: by label if the gold belongs to a closed set of labels, otherwise by wording.
+"""Compare answers in words: by label if the gold answer belongs to a closed set of labels, otherwise by wording.
 
 A set is a row of labels; synonyms of one label are joined by `|`.
 """
@@ -84,7 +84,7 @@ def skeleton(text: str) -> str:
 
 
 def compare_labels(gold: str, answer: str, own_sets: Sequence[Sequence[str]] = ()) -> Outcome | None:
-    """Compare an answer in words with a gold label, or return None if no label set contains the gold.
+    """Compare an answer in words with a gold label, or return None if no label set contains the gold answer.
 
     `own_sets` are user-defined sets of labels without synonyms.
     """
@@ -100,7 +100,7 @@ def compare_labels(gold: str, answer: str, own_sets: Sequence[Sequence[str]] = (
 
 
 def compare_words(gold: str, answer: str) -> Outcome:
-    """Compare answers in prose that are not known labels, by equal words, by the gold's words in a statement, or by
+    """Compare answers in prose that are not known labels, by equality, by the gold answer's words in a statement, or by
     negation."""
     gold_text, answer_text = plain_words(gold), plain_words(answer)
     if gold_text == answer_text or skeleton(gold) == skeleton(answer):
@@ -123,7 +123,7 @@ def compare_words(gold: str, answer: str) -> Outcome:
 
 
 def _are_names(gold: str, answer: str) -> bool:
-    """Return whether the gold and the answer are two different single-word proper names."""
+    """Return whether the gold answer and the answer are two different single-word proper names."""
     names = [re.sub(r"\\text\{([^{}]*)\}", r"\1", text).strip(" .") for text in (gold, answer)]
     return all(re.fullmatch(r"[A-Z][a-z]+", name) for name in names) and names[0] != names[1]
 

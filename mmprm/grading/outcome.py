@@ -17,7 +17,7 @@ class Outcome(enum.Enum):
 SAME, DIFFERENT, UNDECIDED = Outcome.SAME, Outcome.DIFFERENT, Outcome.UNDECIDED
 
 SymbolTest = Callable[[str, str], Outcome]
-"""Function that compares the gold with an answer if the grader's own parser or evaluator fails."""
+"""Function that compares the gold answer with an answer if the grader's own parser or evaluator fails."""
 
 
 def all_of(outcomes: Iterable[Outcome]) -> Outcome:

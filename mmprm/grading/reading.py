@@ -115,8 +115,7 @@ def serial_reading(text: str) -> Reading | None:
 
 
 def run_together(gold: str, answer: str) -> bool:
-    """Return whether the answer is the gold's list of numbers with the separators left out, such as 134 for
-    `1.3.4.`."""
+    """Return whether the answer is the gold answer's list of numbers without separators, such as 134 for `1.3.4.`."""
     digits = clean(answer)
     return (
         digits.isdigit()

@@ -172,7 +172,7 @@ def _is_permuted(gold: Sequence[Reading], given: Sequence[Reading]) -> bool:
 
 
 def _same_matrix(gold: Reading, given: Reading, symbols: SymbolTest) -> Outcome:
-    """Compare matrices entry by entry; a tuple also matches a row or column, and a binomial a column of two entries."""
+    """Compare matrices entry by entry; tuples count as rows or columns, and binomials as columns of two entries."""
     rows = [_rows(answer) for answer in (gold, given)]
     if None in rows:
         one, other = (_entries(answer) for answer in (gold, given))

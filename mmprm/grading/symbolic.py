@@ -185,14 +185,14 @@ def opened(gold: str) -> str:
 
 
 def options(problem: Problem) -> tuple[str, ...]:
-    """Return a problem's choices; if it has none and the gold is a letter, return those listed in its question."""
+    """Return a problem's choices or, if it has none and the gold answer is a letter, those listed in its question."""
     if problem.choices or not problem.question or not choice.is_letter(opened(problem.answer)):
         return problem.choices
     return choice.inline_choices(problem.question)
 
 
 def _shared_percent(problem: Problem, answer: str) -> str:
-    """Strip the percent sign from an answer if the question asks for percent and the gold omits the sign."""
+    """Strip the percent sign from an answer if the question asks for percent and the gold answer omits the sign."""
     asked = re.search(r"percent|%|百分", problem.question)
     bare = asked and re.fullmatch(r"\s*\$*\s*[\d.,]+\s*\$*\s*", problem.answer)
     return re.sub(r"\s*(?:\\?%|percent\b)", "", answer) if bare else answer

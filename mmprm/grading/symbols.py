@@ -66,7 +66,8 @@ def _equal(gold: Expr, given: Expr) -> bool:
 
 
 def _equivalent(gold: Relational, given: Relational) -> bool:
-    """Return whether the differences of the sides have a constant ratio; a negative ratio reverses inequality signs."""
+    """Return whether two relations' differences of left and right side have a constant ratio, reversing inequality
+    signs if it is negative."""
     ratio = simplify((gold.lhs - gold.rhs) / (given.lhs - given.rhs))
     if not ratio.is_number or ratio.is_zero or not ratio.is_finite:
         return False

@@ -190,7 +190,7 @@ def _tabled() -> dict[str, tuple[Fraction, dict[str, int]]]:
 
 _TABLE = _tabled()
 _AMBIGUOUS = {"pm", "cd", "Ts", "as", "dA", "dT"}
-"""Symbols with an SI prefix that are more often words or products."""
+"""Symbols with an SI prefix that are more often a word or a product than a unit."""
 
 
 def _lookup(name: str) -> tuple[Fraction, dict[str, int]] | None:

@@ -107,7 +107,7 @@ def _without_leads(text: str) -> str:
 
 
 def alternatives(gold: str) -> list[str]:
-    """Return the answers that a gold accepts: `8.75` and `35/4` for "35/4 (or 8.75)"."""
+    """Return the answers that a gold answer accepts: `8.75` and `35/4` for "35/4 (or 8.75)"."""
     free = _FREE_CHOICE.search(gold)
     gold = _FREE_CHOICE.sub("", gold) if free else gold
     if match := _ALTERNATIVE.fullmatch(gold):

@@ -129,7 +129,7 @@ def _labels(path: Path, temporary: Path) -> Artifact:
 
 
 def stored_settings(run: Path) -> dict[str, Any]:
-    """Read the settings that a training run has stored, or return {} if a run of an earlier version stored none."""
+    """Read the settings that a training run has stored, or return {} if an earlier version of mmprm stored none."""
     path = run / "settings.json"
     found = parse_json(path.read_bytes(), str(path)) if path.is_file() else {}
     return found if isinstance(found, dict) else {}

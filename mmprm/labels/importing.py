@@ -118,7 +118,7 @@ def import_labels(config: ImportConfig) -> ImportSummary:
 
 
 def _name(path: str) -> str:
-    """Return a hub id unchanged, and the last part of a local path, whose folders should not be published."""
+    """Return a hub id unchanged, or only the last part of a local path, because its folders should not be published."""
     return Path(path).name if Path(path).exists() or "*" in path else path
 
 

@@ -97,7 +97,7 @@ def write_parquet(
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """Return the source, format and license of imported labels, or {} for labels of a store."""
+    """Return the source, format and license of imported labels, or {} for labels computed by mmprm labels."""
     try:
         stored = parquet.read_schema(path).metadata or {}
     except (pyarrow.ArrowException, OSError) as error:

@@ -75,7 +75,7 @@ def count_labels(paths: Iterable[LabeledPath]) -> LabelCounts:
 
 
 def _states(counts_by_steps: dict[Steps, Counts], step_format: StepFormat) -> dict[Steps, Counts]:
-    """Map each non-empty prefix, stripped of step markup, to its evidence, in tree order."""
+    """Map each non-empty prefix, stripped of step markup, to its verdict counts, in tree order."""
     states: dict[Steps, Counts] = {}
     for verbatim, counts in counts_by_steps.items():
         steps = tuple(plain(step, step_format) for step in verbatim)

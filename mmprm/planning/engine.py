@@ -125,7 +125,7 @@ def scorer_refusals(shape: Shape, scorer: ScorerSettings, parts: Parts) -> list[
 
 
 def receive_buffers(shape: Shape, engine: EngineSettings, transport: str) -> Mapping[str, float]:
-    """Return the bytes that each GPU of an engine needs to receive new weights, by part.
+    """Return the memory in bytes, by part, that each GPU of an engine needs to receive new weights.
 
     With nccl, vLLM receives into two packed buffers, each of 1 GiB plus at most one tensor. With ipc, it reads the
     trainer's buffer.

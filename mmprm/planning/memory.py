@@ -186,7 +186,7 @@ def forward_only(layers: Layers, tokens: int, precision: Precision) -> float:
 def buffers(
     trained: int, frozen: int, largest: int, gpus: int, stage: int, precision: Precision, offload: Offload
 ) -> tuple[float, float]:
-    """Return the temporary memory in bytes of the backward pass, without activations, and of the optimizer update.
+    """Return the temporary memory in bytes of the backward pass (besides activations) and of the optimizer update.
 
     Backward: the bucket being reduced and its result, and the gradient of the largest tensor before it is reduced.
     ZeRO-2 also holds a rank's share of a micro-batch's gradients in addition to their sum; ZeRO-3 prefetches up to 10⁹

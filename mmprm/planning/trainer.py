@@ -48,13 +48,13 @@ def trainer_states(shape: Shape, trainer: TrainerSettings) -> States:
 
 
 def state_parts(shape: Shape, trainer: TrainerSettings) -> Parts:
-    """Return the bytes of weights, gradients and optimizer states on a rank's GPU, by part."""
+    """Return the memory in bytes, by part, of weights, gradients and optimizer states on a rank's GPU."""
     held = trainer_states(shape, trainer)
     return {"weights": held.weights, "gradients": held.gradients, "optimizer states": held.optimizer}
 
 
 def backward_parts(shape: Shape, trainer: TrainerSettings) -> Parts:
-    """Return the bytes by part that the forward and backward pass of the largest micro-batch require.
+    """Estimate the memory in bytes, by part, that the forward and backward pass of the largest micro-batch needs.
 
     These are needed in addition to `state_parts`. The estimate assumes that every token may belong to an image. The
     output layer and the layers before it are not computed at the same time, so the larger one counts.
@@ -81,7 +81,7 @@ def backward_parts(shape: Shape, trainer: TrainerSettings) -> Parts:
 
 
 def update_parts(shape: Shape, trainer: TrainerSettings) -> Parts:
-    """Return the bytes by part that an optimizer step needs in addition to `state_parts`."""
+    """Estimate the memory in bytes, by part, that an optimizer step needs in addition to `state_parts`."""
     _, update = buffers(
         shape.trained, shape.frozen, shape.largest, trainer.ranks, trainer.stage, trainer.precision, trainer.offload
     )
@@ -89,7 +89,8 @@ def update_parts(shape: Shape, trainer: TrainerSettings) -> Parts:
 
 
 def forward_parts(shape: Shape, trainer: TrainerSettings) -> Parts:
-    """Return the bytes by part that computing log-probabilities of the largest micro-batch needs."""
+    """Estimate the memory in bytes, by part, for computing log-probabilities of the largest micro-batch, without a
+    backward pass."""
     tokens, precision, layers = trainer.tokens, trainer.precision, shape.language
     logits = output_layer(shape.rows, layers.hidden, tokens, precision, trainer.float32_logits, backward=False)
     vision = 0.0
@@ -129,7 +130,7 @@ def training_plan(
 
 
 def trainer_host(shape: Shape, trainer: TrainerSettings, nodes: int, models: int = 1) -> Mapping[str, float]:
-    """Return the CPU memory in bytes of the node of rank 0, which needs the most, by phase.
+    """Estimate the CPU memory in bytes, by phase, on the node of rank 0, which needs the most.
 
     Below stage 3, each rank loads `models` whole models before they move to its GPU. At stage 3, the files are
     memory-mapped, which needs no memory of the ranks. To save a model, rank 0 gathers it whole.

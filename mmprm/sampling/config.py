@@ -51,7 +51,7 @@ class LocalEngineConfig(Config):
     max_num_seqs: int = Field(256, ge=1)
     """Maximum number of completions generated concurrently; further ones wait."""
     kv_cache_gib: float | None = Field(None, gt=0)
-    """Size of the KV cache in GiB; default: 1 on CPU; on GPU, the memory that gpu_memory_utilization leaves."""
+    """Size of the KV cache in GiB. Default: 1 on CPU; on GPU, the memory that gpu_memory_utilization leaves."""
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
     """Fraction of GPU memory used for weights and KV cache."""
     tensor_parallel_size: int = Field(1, ge=1)
@@ -63,10 +63,10 @@ class LocalEngineConfig(Config):
     images_per_prompt: int = Field(8, ge=0)
     """Maximum number of images per problem."""
     max_pixels: int | None = Field(None, ge=1)
-    """Maximum number of pixels per image, to which larger images are scaled down (Qwen-VL processors); default: the
+    """Maximum number of pixels per image; larger images are scaled down. For Qwen-VL processors; default: the
     checkpoint's own limit."""
     min_pixels: int | None = Field(None, ge=1)
-    """Minimum number of pixels per image, to which smaller images are scaled up (Qwen-VL processors); default: the
+    """Minimum number of pixels per image; smaller images are scaled up. For Qwen-VL processors; default: the
     checkpoint's own limit."""
 
     @model_validator(mode="after")

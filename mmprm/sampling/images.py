@@ -13,7 +13,7 @@ from mmprm.problems import open_image
 from mmprm.types import ImageRef
 
 KEPT = 128
-"""Maximum number of encoded images in the cache for later requests about the same problem."""
+"""Maximum number of encoded images to cache for later requests about the same problem."""
 
 
 async def with_images(messages: Sequence[dict[str, Any]], images: Sequence[ImageRef]) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import json
 
 
 def derive_seed(run_seed: int, problem_id: str, prefix: str, first_sample: int) -> int:
-    """Derive a seed in [0, 2^62) for the samples of a prefix, of which the first has the number `first_sample`.
+    """Derive a seed in [0, 2^62) for samples of a prefix, which are numbered from `first_sample`.
 
     Sample i of the request uses seed + i.
     """

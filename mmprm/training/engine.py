@@ -175,7 +175,7 @@ DECAYS: dict[str, Callable[[float], float]] = {
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
     "linear": lambda progress: 1 - progress,
 }
-"""Maps each shape of learning rate decay to a function from progress in [0, 1] to the remaining share of the decay.
+"""Learning rate decay functions by name, each of which maps progress in [0, 1] to a factor that falls from 1 to 0.
 """
 
 
