@@ -170,7 +170,7 @@ def choose_step_threshold(scores_K: ArrayLike, correct_K: ArrayLike) -> tuple[fl
 
 
 def wilson(successes: int, trials: int, level: float = 0.95) -> Interval | None:
-    """Return the Wilson score interval (1927) of a proportion p = k / n; z is the normal quantile of the level.
+    """Return the Wilson score interval (1927) of a proportion p = k / n. Here z is the normal quantile of the level.
 
     The bounds are (p + z²/2n ± z·sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n). Returns None for n = 0.
     """

@@ -14,7 +14,7 @@ Steps = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class ImageRef:
-    """References an image by its path or its encoded bytes (PNG, JPEG, …); the image is decoded only where pixels are
+    """References an image by its path or its encoded bytes (PNG, JPEG, …). The image is decoded only where pixels are
     needed."""
 
     path: str | None = None

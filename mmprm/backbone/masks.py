@@ -134,5 +134,5 @@ def use_block_masks(backbone: nn.Module) -> None:
 
 
 CPU_ROW = 3
-"""Width of a packed row on CPU as a multiple of the longest sample; wider rows cost more, as attention is quadratic in
-width."""
+"""Width of a packed row on CPU, as a multiple of the longest sample. Wider rows cost more, because attention is
+quadratic in width."""

@@ -141,7 +141,7 @@ def trainer_changes(
 
 
 def more_gpus(hardware: HardwareConfig, *keys: str) -> Iterator[Changes]:
-    """Yield changes to 2, 4, 8, … times as many GPUs, then to larger GPUs; `keys` are set to the new number of GPUs."""
+    """Yield changes to 2, 4, 8, … times as many GPUs, then to larger GPUs. `keys` are set to the new number of GPUs."""
     gpus = hardware.gpus * 2
     while gpus <= hardware.gpus * MAX_FACTOR:
         nodes = max(hardware.nodes, -(-gpus // GPUS_PER_NODE))

@@ -128,8 +128,8 @@ def _scored(scorer: Scorer, solutions: list[Solution]) -> list[StepScores]:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Holds an input line and the solutions in it: one given as `steps`, or one per response that can be split into
-    steps."""
+    """Holds an input line and its solutions. A line has one solution given as `steps`, or one per response that can be
+    split into steps."""
 
     row: dict[str, Any]
     solutions: tuple[Solution, ...]

@@ -49,7 +49,7 @@ def is_empty(value: Any) -> bool:
 
 
 def find(row: Row, name: str) -> Any:
-    """Return the value of a column; a dotted name that is not itself a column refers to a member of a struct.
+    """Return the value of a column. A dotted name that is not itself a column refers to a member of a struct.
 
     Raises KeyError if the row has no such column.
     """

@@ -114,7 +114,7 @@ def _piece(part: Any, location: str) -> MessagePart:
 
 
 def image_of(part: Mapping[str, Any]) -> Any:
-    """Return the image in a message part, from the key named by its type (image, image_url, …) or from url or path.
+    """Return the image in a message part. Its key is named by the part's type (image, image_url, …), or is url or path.
 
     Returns None if the part is only a placeholder. Raises KeyError if it has only other keys.
     """

@@ -129,8 +129,8 @@ def _pair(item: Any) -> tuple[Any, Any] | None:
 
 
 def unread_options(rest: Row, answer: str) -> str | None:
-    """Return the name of an unread column that looks like a list of options containing the answer, or None if there is
-    none."""
+    """Return the name of an unread column that looks like a list of options, or None if there is none. Such a list
+    contains the answer."""
     for name, value in rest.items():
         items = as_builtin(value)
         if not isinstance(items, list | tuple) or not 1 < len(items) <= len(LETTERS):

@@ -103,8 +103,8 @@ def _is_messages(chat: Any) -> bool:
 
 
 def merged_images(parts: list[ImagePart], images: list[Any], root: Path, location: str) -> tuple[list[Any], int]:
-    """Merge a row's column images with its message images; return all in order, and the number of images before the
-    message images.
+    """Merge a row's column images with its message images. Returns all images in order, and the number of images before
+    the message images.
 
     A part without its own image is a placeholder for the next column image. An image in both a column and a part counts
     once. Raises DataError if the number of placeholders differs from the number of column images (`images`).

@@ -206,7 +206,7 @@ class AtomParser(TokenStream, ABC):
         return ("root", radicand, degree)
 
     def series(self, kind: str) -> Expression:
-        r"""Parse a sum or product over an index such as \sum_{i=1}^{5} i^2; its term ends at the next + or - sign."""
+        r"""Parse a sum or product over an index such as \sum_{i=1}^{5} i^2. Its term ends at the next + or - sign."""
         self.expect("_")
         self.expect("{")
         variable = self.take()

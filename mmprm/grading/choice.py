@@ -51,8 +51,7 @@ _INLINE = re.compile(r"(?:^|[\n;,])\s*\(?([A-J])\s*[.:)、]\s*(.*?)(?=[\n;,]\s*\
 
 
 def inline_choices(text: str) -> tuple[str, ...]:
-    """Return the texts of the choices A, B, … that are listed in a text on separate lines or after semicolons or
-    commas.
+    """Return the texts of choices A, B, … that a text lists on separate lines or after semicolons or commas.
 
     If A occurs several times, the list starts at the last one. Returns () unless it has at least two choices, in order.
     """
@@ -70,8 +69,7 @@ def is_letter(gold: str) -> bool:
 
 
 def gold_letters(gold: str) -> frozenset[str]:
-    """Return the option letters in a gold answer such as "B. 5 cm", "Option B" or ABD, or an empty set if it has
-    none."""
+    """Return the option letters in a gold answer, such as B in "B. 5 cm" or A, B and D in ABD, or an empty set."""
     text = _plain(gold)
     if _GOLD.fullmatch(text) or (_ONLY_LETTERS.fullmatch(text) and not re.search(r"[A-J]{2}", text)):
         return frozenset(re.findall(r"[A-J]", text))

@@ -139,7 +139,7 @@ def boxed(text: str) -> list[str]:
 
 
 def open_boxes(text: str, depth: int = 0) -> str:
-    """Remove the box commands from a text; if the text contains words, return only its last box (or boxes joined by
+    """Remove the box commands from a text. If the text contains words, return only its last box (or boxes joined by
     "and")."""
     boxes, _ = _boxes(text) if depth < MAX_BOX_DEPTH else ([], False)
     if not boxes:

@@ -164,8 +164,7 @@ def looks_exact(written: str) -> bool:
 
 
 def _decimal_places(text: str) -> int | None:
-    """Return how many decimal places a number is written to: 2 for 1.25, -4 for 1.2e5, or None if it is not a
-    decimal."""
+    """Return the number of decimal places, 2 for 1.25 and -4 for 1.2e5, or None if the text is not a decimal number."""
     text = text.strip().replace(",", "")
     match = _SCIENTIFIC.fullmatch(text)
     mantissa = match["mantissa"] if match else text

@@ -33,8 +33,8 @@ _NAME = re.compile(
 
 
 def states_value(relation: Reading) -> bool:
-    """Return whether a relation states the value of its left side: x = 5, 2 + 3 = 5 and x ∈ (1,2) do, but x + y = 5
-    does not."""
+    """Return whether a relation states the value of its left side, as x = 5 and x ∈ (1,2) do but x + y = 5 does not. So
+    does 2 + 3 = 5."""
     if not (isinstance(relation, Compound) and relation.kind == "relation"):
         return False
     marks = relation.marks
@@ -116,8 +116,8 @@ def _is_false(relation: Compound) -> bool:
 
 
 def _is_equation(left: Reading) -> bool:
-    """Return whether a left side is an expression in an equation to solve, as in xy = 4 or |x| = 4, not a quantity's
-    name."""
+    """Return whether a left side is an expression to solve, as in xy = 4 or |x| = 4, rather than the name of a
+    quantity."""
     return isinstance(left, Leaf) and bool(re.fullmatch(r"[a-z]{2}|[a-d]{3}|[x-z]{3}|\|[xy]\|", left.text))
 
 

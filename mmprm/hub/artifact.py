@@ -191,7 +191,7 @@ def _secrets(text: str) -> Iterator[str]:
 
 
 def _text(content: Path | bytes) -> str:
-    """Return the text in a file to check: the whole of a text file, but only the header of a safetensors file."""
+    """Return the text of a file, or only the header of a safetensors file, to check it for secrets and local paths."""
     if isinstance(content, bytes):
         return content.decode("utf-8", "replace")
     if content.suffix == ".parquet":  # mmprm wrote its columns from checked values

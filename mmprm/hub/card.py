@@ -55,7 +55,7 @@ def card_text(artifact: Artifact, repo: str, license_of_base: Mapping[str, str])
 
 
 def license_of(folder: Path | None) -> dict[str, str]:
-    """Return the license fields of the model card in a folder, or {} if there is no card or it names no license."""
+    """Return the license fields of the model card in a folder, or {} if the card is missing or names no license."""
     from huggingface_hub import ModelCard
 
     card = None if folder is None else folder / "README.md"

@@ -24,7 +24,7 @@ class HubError(MmprmError):
 
 @dataclass(frozen=True, slots=True)
 class Pushed:
-    """Describes the files that were pushed, or would be in a dry run; `files` maps names in the repository to sizes in
+    """Describes the files that were pushed, or would be in a dry run. `files` maps names in the repository to sizes in
     bytes.
 
     `location` is the URL of the commit, or the path of the card in a dry run.

@@ -161,8 +161,8 @@ def _prefixes(example: LabeledExample) -> list[Prefix]:
 
 
 def _agreed_depth(prefixes: Sequence[Prefix], known: Mapping[Prefix, Opinion]) -> int | None:
-    """Return the number of steps up to and including the first error if the label and the judge agree on it, or None if
-    they disagree.
+    """Return the number of steps up to and including the first error, or None if the label and the judge disagree on
+    it.
 
     If neither finds an error, this is the number of all steps.
     """

@@ -107,7 +107,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
 
 def read_parquet(path: str | Path, split: Split | None = None) -> list[LabeledExample]:
-    """Read the examples of one split or of all splits in file order; examples of the same problem share one Problem
+    """Read the examples of one split, or of all splits, in file order. Examples of the same problem share one Problem
     object.
 
     Raises DataError, with the row number, if two different problems have the same id. This can happen in concatenated

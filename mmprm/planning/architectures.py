@@ -106,8 +106,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 
 def published(base: str) -> dict[str, Any] | None:
-    """Look up the config.json values of a published model by the last part of its hub id or path, or return None if it
-    is unknown.
+    """Look up the config.json values of a published model by its hub id or path, or return None if it is unknown. Only
+    the last part of the id or path counts.
 
     The suffix `-hf` is ignored.
     """

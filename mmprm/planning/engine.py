@@ -70,8 +70,8 @@ def engine_parts(shape: Shape, engine: EngineSettings, gpu: float) -> Parts:
 
 
 def engine_refusals(shape: Shape, engine: EngineSettings, parts: Parts) -> list[str]:
-    """Return the reasons why vLLM would not start, such as heads that cannot be split or a cache smaller than a
-    sequence."""
+    """Return the reasons why vLLM would not start, such as attention heads that cannot be split or too small a
+    cache."""
     heads, split = shape.language.heads, engine.tensor_parallel
     if heads % split:
         return [f"engine.tensor_parallel_size={split} must divide the {heads} attention heads"]

@@ -16,7 +16,7 @@ SMALL_PIXELS = 160
 
 
 def inlined(ref: ImageRef) -> tuple[str, bool]:
-    """Encode the image as a data URL, and return it with a flag for small images; raise DataError if the image cannot
+    """Encode the image as a data URL, and return it with a flag for small images. Raises DataError if the image cannot
     be read."""
     image = open_image(ref)
     image.thumbnail((IMAGE_PIXELS, IMAGE_PIXELS))

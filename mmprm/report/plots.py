@@ -276,7 +276,7 @@ def progress_plot(training: Curve, held_out: Sequence[tuple[int, Interval]], nam
 
 
 def smoothing(count: int) -> int:
-    """Return the window of the moving mean for a curve of `count` values; curves of up to 39 values are not
+    """Return the window of the moving mean for a curve of `count` values. Curves of up to 39 values are not
     smoothed."""
     return max(1, count // 20)
 

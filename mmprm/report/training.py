@@ -198,7 +198,7 @@ def _phases(training: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _curves(panel: Panel, training: Sequence[Mapping[str, Any]]) -> dict[str, Curve]:
-    """Return the panel's curves by label; metrics matched by a name with * are omitted if they are always 0 or
+    """Return the panel's curves by label. Metrics matched by a name with * are omitted if they are always 0 or
     missing."""
     present = dict.fromkeys(name for record in training for name in record)
     curves: dict[str, Curve] = {}

@@ -86,8 +86,8 @@ class EngineConfig(LocalEngineConfig):
     model: PathText
     """Folder of a Hugging Face checkpoint, or a hub id such as owner/name; with servers, the served model's name."""
     servers: ServersConfig | None = None
-    """OpenAI-compatible servers that are already running, to use instead of local engines; the servers then determine
-    the other settings of this group.
+    """OpenAI-compatible servers to use instead of local engines. They must already be running, and they determine the
+    other settings of this group.
     """
     cores: tuple[int, ...] | Literal["one"] | None = None
     """CPU cores to pin the engine to (in_process only); default: all cores that are available to the process. Default

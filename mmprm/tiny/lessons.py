@@ -32,7 +32,7 @@ FACTS = {
 }
 """Maps each operator to the calculations that solutions can need, as (left, operator, right, result) tuples."""
 FIRST_FACTS = {operator: [fact for fact in facts if 0 < fact[0] < 10] for operator, facts in FACTS.items()}
-"""Calculations with which a solution can begin; they are a small part of FACTS, but at least a third of those
+"""Calculations with which a solution can begin. They are a small part of FACTS, but at least a third of those
 generated."""
 _MARKS = string.ascii_uppercase + "?|:;,.!~@#&*%$^_ "
 """Characters that may separate a statement from Yes or No, varied so that the model does not depend on a single

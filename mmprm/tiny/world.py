@@ -55,7 +55,7 @@ ANSWER = re.compile(r"<answer>(-?\d+)</answer>")
 
 
 class Mistakes(NamedTuple):
-    """Holds the probabilities of a mistake in easy and hard steps; a hard step reads a hard digit or needs a carry."""
+    """Holds the probabilities of a mistake in easy and hard steps. A hard step reads a hard digit or needs a carry."""
 
     easy: float
     hard: float
@@ -79,8 +79,8 @@ class TinyProblem:
 
 
 def make_problems(n: int, seed: int, split: WorldSplit) -> list[TinyProblem]:
-    """Generate `n` distinct problems of a split; a hash of each problem determines its split, so splits are disjoint
-    for all seeds."""
+    """Generate `n` distinct problems of a split. A hash of each problem determines its split, so the splits are
+    disjoint for all seeds."""
     if split not in SPLITS:
         raise DataError(f"split={split!r} must be one of {', '.join(SPLITS)}; set one of them")
     rng = random.Random(f"tiny/{seed}/{split}")

@@ -44,7 +44,7 @@ class ServiceLimits(Config):
     request_pixels: int = Field(268_435_456, ge=1)
     """Maximum number of pixels in all images of one request."""
     batch_characters: int = Field(65_536, ge=1)
-    """Maximum number of characters per batch, so that a new request need not wait for all earlier ones; a longer
+    """Maximum number of characters per batch, so that a new request need not wait for all earlier ones. A longer
     solution is scored alone."""
     batch_pixels: int = Field(16_777_216, ge=1)
     """Maximum number of pixels per batch; a solution with more is scored alone."""

@@ -118,7 +118,7 @@ class RemoteScorer:
             yield indices
 
     def _size(self, solution: Solution) -> int:
-        """Return an upper bound on the size of a solution as JSON, in bytes; an escaped character takes up to 12
+        """Return an upper bound on the size of a solution as JSON, in bytes. An escaped character takes up to 12
         bytes."""
         texts = (asked_question(solution.problem), *solution.steps)
         size = sum(len(text) if text.isascii() else 12 * len(text) for text in texts) + 16 * len(texts)
