@@ -2,7 +2,7 @@
 
 
 class MmprmError(Exception):
-    """Base class of all errors that a user can cause and fix; the command line prints it and exits with code 2."""
+    """Base class of all errors that a user can cause and fix. The command line prints them and exits with code 2."""
 
 
 class ConfigError(MmprmError):
@@ -18,11 +18,15 @@ class SamplingError(MmprmError):
 
 
 class EngineStoppedError(SamplingError):
-    """Raised when an engine itself has stopped; its requests can be retried on another engine."""
+    """Raised when an engine itself has stopped. Its requests can be retried on another engine."""
+
+
+class EpisodeError(MmprmError):
+    """Raised when an environment fails, or does not replay exactly; the episode is data with this reason."""
 
 
 class GradingError(MmprmError):
-    """Raised when a grader fails to run; an answer that cannot be judged gets Verdict.UNKNOWN instead."""
+    """Raised when a grader fails to run. An answer that cannot be judged gets Verdict.UNKNOWN instead."""
 
 
 class StoreError(MmprmError):

@@ -42,7 +42,7 @@ LAYERS = [
         "trackers",
     },
     {"grading"},
-    {"sampling", "preflight"},
+    {"sampling", "preflight", "environments"},
     {"trees"},
     {"labels"},
     {"training"},

@@ -1,0 +1,37 @@
+"""Read the action that a policy's text names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from mmprm.errors import ConfigError
+
+ACTION = r"<action>\s*(.*?)\s*</action>"
+"""Default pattern of an action; its first group is the action's name."""
+
+
+class ActionReader:
+    """Finds the last match of a pattern in a text and maps its first group to the index of an action.
+
+    Names are compared without case. Raises ConfigError for a pattern without a group and for names given twice.
+    """
+
+    def __init__(self, names: Sequence[str], pattern: str = ACTION) -> None:
+        try:
+            self._pattern = re.compile(pattern, re.IGNORECASE | re.DOTALL)
+        except re.error as error:
+            raise ConfigError(f"environment.pattern={pattern!r} is not a regular expression: {error}") from error
+        if not self._pattern.groups:
+            raise ConfigError(
+                f"environment.pattern={pattern!r} must have a group for the action's name, such as (\\w+)"
+            )
+        self._indices = {name.lower(): index for index, name in enumerate(names)}
+        if len(self._indices) != len(names):
+            raise ConfigError(f"environment.actions={list(names)} must not name an action twice; remove the repetition")
+        self.names = tuple(names)
+
+    def index(self, text: str) -> int | None:
+        """Return the index of the action, or None if the text names none."""
+        matches = list(self._pattern.finditer(text))
+        return self._indices.get(matches[-1][1].strip().lower()) if matches else None

@@ -1,0 +1,105 @@
+"""Adapt a gymnasium environment with discrete actions: text to action, rendering to image."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmprm.environments.actions import ActionReader
+from mmprm.environments.interface import Observation, Transition
+from mmprm.errors import ConfigError, SetupError
+from mmprm.types import ImageRef, Problem
+
+
+class GymnasiumEnvironment:
+    """Plays gymnasium.make(name, **arguments); needs the extra `agents`.
+
+    The first observation begins with the problem's question. Every observation holds the environment's observation as
+    text and its rendered frame. `problem.extra["arguments"]` overrides the arguments, so that each problem can have a level of its own. A turn
+    without a valid action leaves the environment unchanged and has reward 0. An episode succeeds if its return reaches
+    `success_return`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        arguments: Mapping[str, Any],
+        actions: Sequence[str] | None,
+        pattern: str,
+        success_return: float,
+        images: bool = True,
+    ) -> None:
+        try:
+            import gymnasium
+        except ImportError as error:
+            raise SetupError(
+                f"environment.path=gymnasium:{name} needs gymnasium; install mmprm[agents], or mmprm[toy-text] for the "
+                "toy-text environments"
+            ) from error
+        self._gymnasium, self._name = gymnasium, name
+        self._arguments = dict(arguments) | ({"render_mode": "rgb_array"} if images else {})
+        self._success_return = success_return
+        self._made: dict[str, Any] = {}
+        self._environment = self._make({})
+        space = self._environment.action_space
+        if not isinstance(space, gymnasium.spaces.Discrete):
+            raise ConfigError(f"environment.path=gymnasium:{name} must have discrete actions, got {space}")
+        names = list(actions or map(str, range(int(space.n))))
+        if len(names) != space.n:
+            raise ConfigError(
+                f"environment.actions={names} must name the {space.n} actions of {name}, in order; the environment's "
+                "documentation lists them"
+            )
+        self._first_action = int(space.start)
+        self._reader = ActionReader(names, pattern)
+        self._return = 0.0
+
+    def reset(self, problem: Problem, seed: int) -> Observation:
+        self._environment = self._make(problem.extra.get("arguments") or {})
+        self._return = 0.0
+        observed, _ = self._environment.reset(seed=seed)
+        names = ", ".join(self._reader.names)
+        return self._observation(f"{problem.question}\nActions: {names}.\n", observed)
+
+    def step(self, text: str) -> Transition:
+        action = self._reader.index(text)
+        if action is None:
+            observation = Observation(("No valid action. Actions: " + ", ".join(self._reader.names) + ".\n",))
+            return Transition(observation, 0.0, False, info={"action": None})
+        observed, reward, terminated, truncated, _ = self._environment.step(self._first_action + action)
+        self._return += float(reward)
+        success = bool(terminated) and self._return >= self._success_return
+        info = {"action": self._reader.names[action], "success": success}
+        return Transition(self._observation("", observed), float(reward), bool(terminated), bool(truncated), info)
+
+    def close(self) -> None:
+        for environment in self._made.values():
+            environment.close()
+
+    def _make(self, arguments: Mapping[str, Any]) -> Any:
+        """Make the environment for these arguments, or return the one that was made for them before."""
+        key = json.dumps(arguments, sort_keys=True, default=str)
+        if key not in self._made:
+            try:
+                self._made[key] = self._gymnasium.make(self._name, **(self._arguments | dict(arguments)))
+            except (self._gymnasium.error.Error, TypeError, ImportError) as error:
+                raise ConfigError(
+                    f"environment.path=gymnasium:{self._name} cannot be made: {error}; correct the id or "
+                    "environment.arguments"
+                ) from error
+        return self._made[key]
+
+    def _observation(self, text: str, observed: Any) -> Observation:
+        frame = self._environment.render() if "render_mode" in self._arguments else None
+        shown = f"{text}Observation: {observed}\n"
+        return Observation((shown,) if frame is None else (shown, _png(frame)))
+
+
+def _png(frame: Any) -> ImageRef:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(frame).save(buffer, format="PNG")
+    return ImageRef(data=buffer.getvalue())

@@ -1,0 +1,70 @@
+"""Define what an environment is: reset and step in the words of gymnasium, with text and images as observations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from mmprm.types import ImageRef, Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """Holds what the policy sees after a reset or a turn: text and images, in order."""
+
+    parts: tuple[str | ImageRef, ...]
+
+    @property
+    def text(self) -> str:
+        """Return the text parts, joined."""
+        return "".join(part for part in self.parts if isinstance(part, str))
+
+    @property
+    def images(self) -> tuple[ImageRef, ...]:
+        """Return the images, in order."""
+        return tuple(part for part in self.parts if isinstance(part, ImageRef))
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """Holds the result of a turn, as in gymnasium.
+
+    `terminated` means that the episode reached an end of its own, `truncated` that a limit stopped it.
+    `info["success"]` is whether the goal was reached, and `info["action"]` the action that was read from the text.
+    """
+
+    observation: Observation
+    reward: float
+    terminated: bool
+    truncated: bool = False
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def ended(self) -> bool:
+        return self.terminated or self.truncated
+
+    @property
+    def success(self) -> bool:
+        return bool(self.info.get("success", False))
+
+
+class Environment(Protocol):
+    """Plays episodes. An environment is used by one episode at a time and may keep state between its methods.
+
+    It must be deterministic: the same problem, seed and texts lead to the same observations and rewards. A state is
+    restored by replaying its texts; see mmprm.environments.replay. A text that holds no valid action is a turn like any
+    other, and the environment decides what it does.
+    """
+
+    def reset(self, problem: Problem, seed: int) -> Observation:
+        """Begin an episode and return the first observation; `problem.extra` holds the level."""
+        ...
+
+    def step(self, text: str) -> Transition:
+        """Apply the action that the policy's text names."""
+        ...
+
+    def close(self) -> None:
+        """Release what the environment holds, such as a window or a connection."""
+        ...

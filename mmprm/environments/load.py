@@ -1,0 +1,67 @@
+"""Make an environment from its configuration."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, Literal
+
+from pydantic import Field
+
+from mmprm.config import Config
+from mmprm.environments.actions import ACTION
+from mmprm.environments.gymnasium_adapter import GymnasiumEnvironment
+from mmprm.environments.interface import Environment
+from mmprm.errors import ConfigError
+
+BUILT_IN = {"sokoban": "mmprm.tiny.sokoban_environment:SokobanEnvironment"}
+"""Import paths of the built-in environments."""
+
+
+class EnvironmentConfig(Config):
+    path: str
+    """The environment: sokoban (built in), gymnasium:ID such as gymnasium:FrozenLake-v1, or package.module:factory for
+    one of your own. The factory is called with `arguments` and returns an object with reset, step and close."""
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of gymnasium.make or of the factory."""
+    actions: tuple[str, ...] | None = None
+    """Names of the actions of a gymnasium environment, in the order of its indices; null uses the indices as names."""
+    pattern: str = ACTION
+    """Regular expression that finds the action in the policy's text; the last match counts, and its first group is the
+    action's name."""
+    success_return: float = 1e-9
+    """Smallest return of a successful episode in a gymnasium environment; the default is any positive return."""
+    max_turns: int = Field(10, ge=1)
+    """Maximum number of turns per episode; an episode that reaches it is truncated."""
+    max_turn_tokens: int = Field(256, ge=1)
+    """Maximum number of tokens that the policy generates per turn."""
+    images: int | Literal["all"] = Field("all")
+    """Number of most recent images that the policy sees, or all."""
+
+
+def make_environment(config: EnvironmentConfig) -> Environment:
+    """Make the environment.
+
+    Raises ConfigError if it cannot be imported or lacks a method, and SetupError if its package is not installed.
+    """
+    kind, separator, name = config.path.partition(":")
+    if kind == "gymnasium" and separator:
+        return GymnasiumEnvironment(name, config.arguments, config.actions, config.pattern, config.success_return)
+    path = BUILT_IN.get(config.path, config.path)
+    module, separator, factory = path.partition(":")
+    if not separator or not module or not factory:
+        raise ConfigError(
+            f"environment.path={config.path!r} must be one of {', '.join(BUILT_IN)}, gymnasium:ID, or package.module:"
+            "factory"
+        )
+    try:
+        made = getattr(importlib.import_module(module), factory)(**config.arguments)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"environment.path={config.path!r} cannot be imported: {error}; correct it") from error
+    except TypeError as error:
+        raise ConfigError(f"environment.arguments={config.arguments} do not fit {config.path}: {error}") from error
+    missing = [method for method in ("reset", "step", "close") if not callable(getattr(made, method, None))]
+    if missing:
+        raise ConfigError(
+            f"environment.path={config.path!r}: {type(made).__name__} has no {', '.join(missing)}; add it"
+        )
+    return made

@@ -1,0 +1,81 @@
+"""gymnasium's own environments through the adapter."""
+
+from __future__ import annotations
+
+import pytest
+
+from mmprm.environments.load import EnvironmentConfig, make_environment
+from mmprm.environments.replay import check_deterministic, replay
+from mmprm.errors import ConfigError
+from mmprm.problems import image_size
+from mmprm.types import Problem
+
+pytest.importorskip("gymnasium")
+pytest.importorskip("pygame")
+
+LAKE = {
+    "path": "gymnasium:FrozenLake-v1",
+    "actions": ("left", "down", "right", "up"),
+    "arguments": {"is_slippery": False},
+}
+CLIFF = {"path": "gymnasium:CliffWalking-v1", "actions": ("up", "right", "down", "left")}
+PROBLEM = Problem("p", "Reach the goal.", "")
+
+
+def act(*names: str) -> list[str]:
+    return [f"<action>{name}</action>" for name in names]
+
+
+def test_frozen_lake_is_won() -> None:
+    environment = make_environment(EnvironmentConfig(**LAKE))
+    episode = replay(environment, PROBLEM, 0, act("down", "down", "right", "right", "down", "right"))
+    assert episode.start.text == "Reach the goal.\nActions: left, down, right, up.\nObservation: 0\n"
+    assert image_size(episode.start.images[0]) == (256, 256)
+    last = episode.transitions[-1]
+    assert (last.reward, last.terminated, last.success) == (1.0, True, True)
+
+
+def test_a_hole_ends_the_episode_without_success() -> None:
+    episode = replay(make_environment(EnvironmentConfig(**LAKE)), PROBLEM, 0, act("right", "down"))
+    assert (episode.ended, episode.transitions[-1].success) == (True, False)
+
+
+def test_each_problem_can_have_a_level_of_its_own() -> None:
+    environment = make_environment(EnvironmentConfig(**LAKE))
+    small = Problem("s", "Go.", "", extra={"arguments": {"desc": ["SG", "FF"]}})
+    assert replay(environment, small, 0, act("right")).transitions[-1].success
+    assert not replay(environment, PROBLEM, 0, act("right")).ended
+
+
+def test_cliff_walking_needs_its_own_bound_of_success() -> None:
+    environment = make_environment(EnvironmentConfig(**CLIFF, success_return=-13.0))
+    episode = replay(environment, PROBLEM, 0, act("up", *["right"] * 11, "down"))
+    assert (episode.episode_return, episode.transitions[-1].success) == (-13.0, True)
+
+
+def test_a_slippery_lake_is_deterministic_under_its_seed() -> None:
+    slippery = LAKE | {"arguments": {"is_slippery": True}}
+    check_deterministic(make_environment(EnvironmentConfig(**slippery)), PROBLEM, 5, act("right", "right"))
+
+
+def test_a_turn_without_an_action_changes_nothing() -> None:
+    environment = make_environment(EnvironmentConfig(**LAKE))
+    environment.reset(PROBLEM, 0)
+    transition = environment.step("I do not know.")
+    assert (transition.reward, transition.ended) == (0.0, False)
+    assert transition.observation.text == "No valid action. Actions: left, down, right, up.\n"
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (LAKE | {"path": "gymnasium:NoSuchLake-v1"}, "cannot be made"),
+        (LAKE | {"actions": ("left",)}, "must name the 4 actions"),
+        (LAKE | {"actions": ("a", "A", "b", "c")}, "must not name an action twice"),
+        ({"path": "gymnasium:Pendulum-v1"}, "must have discrete actions"),
+        (LAKE | {"arguments": {"no_such": 1}}, "cannot be made"),
+    ],
+)
+def test_a_wrong_environment_says_what_to_change(keys: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_environment(EnvironmentConfig(**keys))
