@@ -7,7 +7,6 @@ check_prm(scorer); check_output(folder, "output")
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import sys
 import tempfile
@@ -16,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from mmprm.errors import CheckpointError, ConfigError, DataError, SamplingError
+from mmprm.hub_models import HUB_ID, check_hub_model
 from mmprm.prompts import PromptConfig
 from mmprm.rendering import check_rendering, render
 from mmprm.sampling.config import EngineConfig, SamplingConfig
 from mmprm.types import Problem
 from mmprm.weights import check_weights, shard_names
-
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 def check_policy(
@@ -62,10 +60,11 @@ def check_model(model: str) -> None:
     """Raise SamplingError or CheckpointError if `model` is neither a complete model folder nor a hub id."""
     folder = Path(model)
     if not folder.is_dir():
-        if not _HUB_ID.fullmatch(model):
+        if not HUB_ID.fullmatch(model):
             raise SamplingError(
                 f"{model}: does not exist; give the folder of a checkpoint or a hub id such as owner/name"
             )
+        check_hub_model(model)
         return
     if not (folder / "config.json").is_file():
         raise SamplingError(
@@ -117,8 +116,10 @@ def load_template_owner(model: str) -> Any:
 
 
 def check_prm(prm: str) -> None:
-    """Raise CheckpointError if a PRM folder lacks required files; hub ids are not checked."""
+    """Raise CheckpointError if a PRM folder lacks required files, or if a hub id is not available."""
     folder = Path(prm)
+    if not folder.is_dir():
+        check_hub_model(prm)
     if not prm or not folder.is_dir():
         return
     if not (folder / "config.json").is_file():

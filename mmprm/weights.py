@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mmprm.errors import CheckpointError, DataError, MmprmError
 from mmprm.files import parse_json
+from mmprm.hub_models import check_hub_model
 
 LOAD_FORMAT = "safetensors"
 """Weight format to request from vLLM, which would otherwise fall back to pickles."""
@@ -60,8 +61,9 @@ def model_errors(model: str) -> Iterator[None]:
     """Convert exceptions raised while loading `model` to a CheckpointError that names it.
 
     transformers, tokenizers, safetensors and chat templates raise exceptions of many types for invalid or incomplete
-    folders.
+    folders. A hub id is checked first (see `check_hub_model`).
     """
+    check_hub_model(model)
     try:
         yield
     except (MmprmError, MemoryError):

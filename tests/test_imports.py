@@ -38,6 +38,7 @@ LAYERS = [
         "problems",
         "http_response",
         "client",
+        "hub_models",
         "weights",
         "trackers",
     },

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from mmprm.hub_models import check_hub_model
 from mmprm.ray_address import cluster_address
 from mmprm.sampling.config import EngineConfig, LocalEngineConfig
 
@@ -48,7 +49,7 @@ class Device:
 
 
 def fastest_dtype(device: Device, hidden_size: int | None) -> EngineDtype:
-    """Return the fastest data type for a device and hidden size; an unknown hidden size counts as wide."""
+    """Return the fastest data type for a device and hidden size. An unknown hidden size counts as wide."""
     if device.bf16:
         return "bfloat16"
     if device.kind == "GPU":
@@ -85,6 +86,7 @@ def hidden_size(model: str) -> int | None:
     """Return the hidden size of a model's language layers, or None if its configuration cannot be read."""
     from transformers import AutoConfig
 
+    check_hub_model(model)
     try:
         return AutoConfig.from_pretrained(model, trust_remote_code=False).get_text_config().hidden_size
     except Exception:  # of any type; the preflight checks report an unsuitable folder in detail

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmprm.errors import MmprmError, SamplingError
+from mmprm.hub_models import HUB_ID, check_hub_model
 from mmprm.problems import open_image
 from mmprm.prompts import PRESETS, PromptConfig
 from mmprm.rendering import opening, render
@@ -120,7 +120,7 @@ class VllmSampler:
         return tuple(position[token].logprob for position, token in positions)
 
     async def call(self, method: str, *arguments: Any) -> Any:
-        """Call a method of the vLLM engine as soon as no request is in flight; later submissions wait for it."""
+        """Call a method of the vLLM engine as soon as no request is in flight. Later submissions wait for it."""
         return await asyncio.wrap_future(self._engine.call(method, *arguments))
 
     @property
@@ -225,8 +225,9 @@ def _check_model(model: str) -> None:
             raise SamplingError(
                 f"{model}: is not a model folder (it has no config.json); give a Hugging Face checkpoint"
             )
-    elif not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model):
+    elif not HUB_ID.fullmatch(model):
         raise SamplingError(f"{model}: does not exist; give the folder of a checkpoint or a hub id such as owner/name")
+    check_hub_model(model)
 
 
 def _prepare_environment(model: str) -> None:
