@@ -17,9 +17,9 @@ class GymnasiumEnvironment:
     """Plays gymnasium.make(name, **arguments); needs the extra `agents`.
 
     The first observation begins with the problem's question. Every observation holds the environment's observation as
-    text and its rendered frame. `problem.extra["arguments"]` overrides the arguments, so that each problem can have a level of its own. A turn
-    without a valid action leaves the environment unchanged and has reward 0. An episode succeeds if its return reaches
-    `success_return`.
+    text and its rendered frame. `problem.extra["arguments"]` overrides the arguments, so that each problem can have a
+    level of its own. A turn without a valid action leaves the environment unchanged and has reward 0. An episode
+    succeeds if its return reaches `success_return`.
     """
 
     def __init__(
