@@ -9,19 +9,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
+import numpy as np
+
 from mmprm.types import Grading, Problem, Verdict
-from policy_rl.types import Response, Reward
+from policy_rl.types import Response, Reward, equal_fields
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class StepRewards:
-    """Holds a process reward model's score for each step of a response: P(step is correct).
+    """Contains a process reward model's score for each step of a response: P(step is correct).
 
-    `step_of_token` holds the step index of each response token, or −1 for tokens outside all steps.
+    `step_of_token` holds the step index of each response token, or −1 for tokens outside all steps. It may be given as
+    any sequence, and is stored as an int32 array.
     """
 
     scores: tuple[float, ...]
-    step_of_token: tuple[int, ...]
+    step_of_token: np.ndarray
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "step_of_token", np.asarray(self.step_of_token, dtype=np.int32))
+
+    def __eq__(self, other: object) -> bool:
+        return equal_fields(self, other)
 
 
 class Process(Protocol):
@@ -37,7 +46,7 @@ class Process(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class GradedResponse:
-    """Holds a response with its grade and rewards.
+    """Combines a response with its grade and rewards.
 
     If `reward.total` is None, the response was dropped and is not trained on.
     """
@@ -58,7 +67,7 @@ class GradedResponse:
 
 @dataclass(frozen=True, slots=True)
 class GradedGroup:
-    """Holds the responses to one problem, all sampled from policy version `version`, in sampling order."""
+    """Contains the responses to one problem, all sampled from policy version `version`, in sampling order."""
 
     problem: Problem
     prompt_tokens: int
@@ -83,7 +92,7 @@ def to_json(group: GradedGroup) -> dict[str, Any]:
         "problem": group.problem.id,
         "prompt_tokens": group.prompt_tokens,
         "version": group.version,
-        "responses": [asdict(each) for each in group.responses],
+        "responses": [_plain(asdict(each)) for each in group.responses],
     }
 
 
@@ -93,11 +102,18 @@ def from_json(data: Mapping[str, Any], problems: Mapping[str, Problem]) -> Grade
     return GradedGroup(problems[data["problem"]], data["prompt_tokens"], data["version"], responses)
 
 
+def _plain(value: Any) -> Any:
+    """Convert the arrays in nested dictionaries to lists."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
 def _response(data: Mapping[str, Any]) -> GradedResponse:
     raw, grading, process = data["response"], data["grading"], data["process"]
     return GradedResponse(
-        Response(raw["text"], tuple(raw["token_ids"]), tuple(raw["logprobs"]), raw["finish_reason"]),
+        Response(raw["text"], raw["token_ids"], raw["logprobs"], raw["finish_reason"]),
         Grading(Verdict(grading["verdict"]), grading["extracted"], grading["reason"]),
         Reward(**data["reward"]),
-        process and StepRewards(tuple(process["scores"]), tuple(process["step_of_token"])),
+        process and StepRewards(tuple(process["scores"]), process["step_of_token"]),
     )

@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
 from mmprm.types import Problem
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Response:
-    """Holds a sampled response as returned by the engine. `finish_reason` is "stop", "length" or "abort".
+    """Represents a sampled response as returned by the engine. `finish_reason` is "stop", "length" or "abort".
 
     `token_ids` are exactly the generated tokens, including the end-of-turn token; training never retokenizes `text`.
-    `logprobs` has one value per token: the natural logarithm of the probability with which it was sampled.
+    `logprobs` has one value per token: the natural logarithm of the probability with which it was sampled. Both may be
+    given as any sequence; they are stored as int32 and float32 arrays.
     """
 
     text: str
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
+    token_ids: np.ndarray
+    logprobs: np.ndarray
     finish_reason: str
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "token_ids", np.asarray(self.token_ids, dtype=np.int32))
+        object.__setattr__(self, "logprobs", np.asarray(self.logprobs, dtype=np.float32))
         assert len(self.token_ids) == len(self.logprobs), "one log-probability per token"
+
+    def __eq__(self, other: object) -> bool:
+        return equal_fields(self, other)
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Holds the responses to one problem, all sampled from policy version `version`.
+    """Contains the responses to one problem, all sampled from policy version `version`.
 
     The version is the number of training steps completed before sampling. `prompt_tokens` is the length of the prompt,
     including images, as counted by the engine; the trainer's count must match it.
@@ -42,7 +49,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """Holds a response's total reward, and its unweighted parts, which are only logged.
+    """Contains a response's total reward and its unweighted parts, which are only logged.
 
     `total` is None if a part that contributes to it is unknown; the sample is then dropped and counted.
     """
@@ -53,7 +60,7 @@ class Reward:
 
 @dataclass(frozen=True, slots=True)
 class TrainingSample:
-    """Holds a response and the arrays that its update needs, with one value per response token.
+    """Combines a response with the arrays that its update needs, which have one value per response token.
 
     Responses of the same `group` answer the same problem and share its prompt. `prompt_tokens` is the length of the
     prompt as counted by the engine. `engine` holds the log-probabilities with which the engine sampled the tokens.
@@ -65,7 +72,7 @@ class TrainingSample:
     problem: Problem
     group: int
     prompt_tokens: int
-    token_ids: tuple[int, ...]
+    token_ids: np.ndarray
     engine: np.ndarray | None = None
     old: np.ndarray | None = None
     ref: np.ndarray | None = None
@@ -73,6 +80,9 @@ class TrainingSample:
     advantages: np.ndarray | None = None
     returns: np.ndarray | None = None
     mask: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "token_ids", np.asarray(self.token_ids, dtype=np.int32))
 
     @property
     def length(self) -> int:
@@ -87,7 +97,7 @@ class TrainingSample:
 
 @dataclass(frozen=True, slots=True)
 class LogProbs:
-    """Holds log-probabilities and values per response token; None if not requested or not available."""
+    """Contains log-probabilities and values per response token; fields that were not computed are None."""
 
     old: np.ndarray | None = None
     ref: np.ndarray | None = None
@@ -96,3 +106,10 @@ class LogProbs:
 
 ARRAYS = ("engine", "old", "ref", "values", "advantages", "returns")
 """Fields of TrainingSample that hold one value per response token."""
+
+
+def equal_fields(left: Any, right: object) -> bool:
+    """Return whether two dataclass instances have the same type and equal fields, which may be arrays."""
+    if type(left) is not type(right):
+        return False
+    return all(np.array_equal(getattr(left, field.name), getattr(right, field.name)) for field in fields(left))

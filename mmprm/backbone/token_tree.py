@@ -57,7 +57,7 @@ def token_tree(paths: Sequence[Ints]) -> TokenTree:
 
 
 def cut_at_subtrees(paths: Sequence[Ints], max_tokens: int) -> list[list[int]]:
-    """Split sequences into groups whose token trees have at most `max_tokens` tokens; a longer sequence gets its own
+    """Split sequences into groups whose token trees have at most `max_tokens` tokens. A longer sequence gets its own
     group.
 
     Neighbors in depth-first order stay together. Tokens that two groups share are repeated in both.
@@ -77,7 +77,7 @@ def cut_at_subtrees(paths: Sequence[Ints], max_tokens: int) -> list[list[int]]:
 
 
 def fill_rows(lengths: Sequence[int], width: int) -> list[list[int]]:
-    """Pack pieces into rows of at most `width` tokens; a longer piece gets its own row.
+    """Pack pieces into rows of at most `width` tokens. A longer piece gets its own row.
 
     Each piece, longest first, goes into the row that it fills best (best-fit decreasing: at most 11/9 of the minimal
     number of rows, plus one).

@@ -48,7 +48,7 @@ Aggregate = Callable[[Sequence[float]], float]
 
 @dataclass(frozen=True, slots=True)
 class AdvantageSettings:
-    """Holds the settings of `add_advantages`.
+    """Configures the computation of advantages: estimator, process credit, ADORA, and KL in the reward.
 
     `kl_in_reward` is the coefficient β of the per-token reward −β·k1. `aggregate` combines step scores with
     credit.mode=scalar.
@@ -152,8 +152,8 @@ def _step_of_tokens(groups: Sequence[GradedGroup], kept_PK: Tensor) -> Tensor:
     rows = []
     for p, k in kept_PK.nonzero().tolist():
         each = groups[p].responses[k]
-        outside = (-1,) * len(each.response.token_ids)
-        rows.append(torch.from_numpy(np.array(each.process.step_of_token if each.process else outside)))
+        outside = np.full(len(each.response.token_ids), -1)
+        rows.append(torch.from_numpy(np.array(each.process.step_of_token if each.process else outside, dtype=np.int64)))
     return pad_sequence(rows, batch_first=True, padding_value=-1)
 
 
@@ -192,7 +192,8 @@ def _metrics(advantages_NT: Tensor, mask_NT: Tensor, credit: Credit | None) -> d
     scored: responses with process reward; unscored: those without a scored step; alone: those without another response
     in their group to be compared with.
     """
-    metrics = {"advantage_size": advantages_NT[mask_NT].abs().mean().item() if mask_NT.any() else 0.0}
+    total = torch.where(mask_NT, advantages_NT, 0).abs().sum(dtype=torch.float64)
+    metrics = {"advantage_size": (total / mask_NT.sum().clamp(min=1)).item()}
     if credit is not None:
         metrics |= {"scored": float(credit.scored_PK.sum()), "unscored": float(credit.missing_PK.sum())}
         metrics |= {"alone": float(credit.alone_PK.sum())}

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from mmprm.config import Config
@@ -103,12 +104,8 @@ def repeated(steps: Sequence[str]) -> list[bool]:
     return [key in keys[:position] for position, key in enumerate(keys)]
 
 
-def _tokens_of_steps(step_of_token: Sequence[int]) -> list[int]:
-    counts = [0] * (max(step_of_token) + 1)
-    for step in step_of_token:
-        if step >= 0:
-            counts[step] += 1
-    return counts
+def _tokens_of_steps(step_of_token: np.ndarray) -> list[int]:
+    return np.bincount(step_of_token[step_of_token >= 0]).tolist()
 
 
 def _by_step(scores: Sequence[Sequence[float]]) -> dict[str, list[float]]:

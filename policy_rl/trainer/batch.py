@@ -1,4 +1,4 @@
-"""Validate responses for training, pack them into micro-batches, and collate these to tensors.
+"""Validate responses for training, pack them into micro-batches, and collate the micro-batches into tensors.
 
 Nothing is truncated: `Limits.check` rejects a response that does not fit, so that the caller can count and skip it.
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mmprm.backbone.masks import on_grid
-from mmprm.backbone.token_tree import common_prefix, token_tree
+from mmprm.backbone.token_tree import common_prefix, lexicographic_key, token_tree
 from mmprm.errors import DataError, TrainingError
 from mmprm.training.batches import MicroBatch, micro_batches
 from policy_rl.algorithms.losses import LossConfig, denominator
@@ -31,7 +31,7 @@ from policy_rl.types import ARRAYS, TrainingSample
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Holds the model's context length in tokens, and the token ids that only a prompt may contain."""
+    """Describes the model's limits: its context length in tokens, and the token ids that only a prompt may contain."""
 
     context: int
     reserved: frozenset[int]
@@ -39,21 +39,21 @@ class Limits:
     def check(self, sample: TrainingSample) -> None:
         """Raise DataError, naming the problem, for a response that cannot be trained on."""
         name = f"problem {sample.problem.id}"
-        if not sample.token_ids:
+        if not len(sample.token_ids):
             raise DataError(f"{name}: a response without tokens has nothing to learn from; leave it out")
         if sample.length > self.context:
             raise DataError(
                 f"{name}: a prompt of {sample.prompt_tokens} tokens and a response of {len(sample.token_ids)} "
                 f"exceed the model's context of {self.context}; leave the problem out, or scale its images down"
             )
-        found = self.reserved.intersection(sample.token_ids)
-        if found:
+        found = sample.token_ids[np.isin(sample.token_ids, list(self.reserved))]
+        if len(found):
             raise DataError(f"{name}: a response contains token {min(found)}, which represents an image; leave it out")
 
 
 @dataclass(frozen=True, slots=True)
 class CollatedRows:
-    """Holds a micro-batch of one rank: its rows, the inputs of the model, and arrays_NT by the names of ARRAYS.
+    """Contains one rank's micro-batch: its rows, the model inputs, and per-token arrays, keyed by the names in ARRAYS.
 
     A padding micro-batch repeats rows with a weight of 0.
     """
@@ -121,7 +121,7 @@ PromptRow = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Holds the packed rows of a batch and their micro-batches: each round has one micro-batch per rank."""
+    """Describes how a batch is packed into rows and micro-batches; each round has one micro-batch per rank."""
 
     rows: tuple[PromptRow, ...]
     rounds: tuple[tuple[MicroBatch, ...], ...]
@@ -139,7 +139,7 @@ def plan(
     share_prompt: bool,
     attention_cost: float = 0.0,
 ) -> Plan:
-    """Pack responses into micro-batches of at most `token_budget` tokens, padding included; all ranks get equally many.
+    """Pack responses into micro-batches of at most `token_budget` tokens with padding, equally many for each rank.
 
     A row longer than the budget gets its own micro-batch. With `share_prompt`, responses of a group are placed in one
     row after their prompt, and a prefix that several of them share is stored once. Rows are chosen for minimal cost
@@ -153,8 +153,9 @@ def plan(
     for members in groups.values():
         head = samples[members[0]]
         assert all(samples[position].problem == head.problem for position in members), "a group has one problem"
-        members = sorted(members, key=lambda position: (samples[position].token_ids, position))
-        paths = [_ids(samples[position]) for position in members]
+        # Lexicographic order makes responses with long common prefixes neighbors.
+        members = sorted(members, key=lambda position: (lexicographic_key(samples[position].token_ids), position))
+        paths = [samples[position].token_ids for position in members]
         shared = [common_prefix(*pair) for pair in itertools.pairwise(paths)]
         sizes = [len(path) for path in paths]
         most = len(members) if share_prompt else 1
@@ -182,6 +183,7 @@ def cheapest_rows(
     the cost of a pair of tokens relative to that of one token: about 1 / (6 · hidden size) if the full attention matrix
     is computed, 0 if masked blocks are skipped.
     """
+    # Dynamic programming: best[k] is the lowest cost of the first k responses, with their rows.
     best: list[tuple[float, list[slice]]] = [(0.0, [])]
     for stop in range(1, len(sizes_K) + 1):
         found, length = [], prompt_tokens
@@ -195,10 +197,6 @@ def cheapest_rows(
     return best[-1][1]
 
 
-def _ids(sample: TrainingSample) -> np.ndarray:
-    return np.asarray(sample.token_ids, dtype=np.int32)
-
-
 def collate_rows(
     rows: Sequence[PromptRow], samples: Sequence[TrainingSample], encoder: PromptEncoder, stand_in: bool = False
 ) -> PolicyInputs:
@@ -208,7 +206,7 @@ def collate_rows(
     """
     heads = [samples[row[0]] for row in rows]
     prompts = [encoder(head.problem, head.prompt_tokens) for head in heads]
-    trees = [token_tree([_ids(samples[position]) for position in row]) for row in rows]
+    trees = [token_tree([samples[position].token_ids for position in row]) for row in rows]
     width = max(len(prompt.ids_P) + len(tree) for prompt, tree in zip(prompts, trees, strict=True))
     shares_rows = any(len(row) > 1 for row in rows)
     if shares_rows:
@@ -221,15 +219,17 @@ def collate_rows(
     for b, (prompt, tree, row) in enumerate(zip(prompts, trees, rows, strict=True)):
         head, stop = len(prompt.ids_P), len(prompt.ids_P) + len(tree)
         ids_BL[b, :head], position_XBL[:, b, :head] = prompt.ids_P, prompt.position_XP
+        # All responses of the row attend to the prompt.
         end_BL[b, :head], present_BL[b, :stop] = stop - 1, True
         ids_BL[b, head:stop] = torch.from_numpy(tree.ids_T)
         end_BL[b, head:stop] = torch.from_numpy(tree.end_T) + head
         position_XBL[:, b, head:stop] = torch.from_numpy(tree.depth_T) + prompt.position_XP.max() + 1
         for position, stands_T in zip(row, tree.indices_PL, strict=True):
+            # A token is predicted by the logits of the token before it, the first one by those of the prompt's end.
             before_T = torch.from_numpy(stands_T).long().roll(1) + head
             before_T[0] = head - 1
             reads.append(before_T + b * width)
-            tokens.append(torch.tensor(samples[position].token_ids))
+            tokens.append(torch.tensor(samples[position].token_ids, dtype=torch.int64))
     images, feature_F = _images(rows, samples, prompts)
     shows_images = bool(images)
     if stand_in and not shows_images:
@@ -251,7 +251,7 @@ def collate_rows(
 def _images(
     rows: Sequence[PromptRow], samples: Sequence[TrainingSample], prompts: Sequence[EncodedPrompt]
 ) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Return each group's images once and, if several rows show them, the feature index of each image token."""
+    """Return each group's image inputs once and, if several rows use them, the feature index of each image token."""
     first: dict[int, int] = {}
     shown: dict[int, EncodedPrompt] = {}
     count = 0
@@ -273,7 +273,7 @@ def _images(
 def padded(
     rows: Sequence[PromptRow], samples: Sequence[TrainingSample], name: str, dtype: torch.dtype = torch.float32
 ) -> Tensor | None:
-    """Stack one per-token array of the samples into a tensor _NT in the order of the rows, padded with 0.
+    """Stack one of the samples' per-token arrays into a zero-padded tensor of shape NT, in the order of the rows.
 
     `name` is the array's field, or `counted`. Returns None if the array is None for all responses.
     """

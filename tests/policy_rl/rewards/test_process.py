@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from mmprm.config import build
@@ -23,42 +22,10 @@ from policy_rl.algorithms.advantages import ESTIMATORS, AdvantageConfig
 from policy_rl.algorithms.credit import CreditConfig
 from policy_rl.algorithms.samples import AdvantageSettings, add_advantages, draft, kept_mask
 from policy_rl.graded import GradedGroup, GradedResponse, StepRewards
-from policy_rl.rewards.process import ProcessConfig, ProcessReward, plain_steps, step_of_tokens, token_begins
+from policy_rl.rewards.process import ProcessConfig, ProcessReward, plain_steps
+from policy_rl.rewards.token_begins import step_of_tokens, token_begins
 from policy_rl.types import Response, Reward, TrainingSample
-
-END = "<|im_end|>"
-
-
-def byte_level(merges: Sequence[str] = ()) -> PreTrainedTokenizerFast:
-    """Return a tokenizer with one token per byte, and one for each text in `merges`, merged from the left."""
-    vocabulary = {symbol: index for index, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    pairs = []
-    encode = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str
-    for text in merges:
-        symbols = list(encode(text)[0][0])
-        while len(symbols) > 1:
-            left, right, *rest = symbols
-            if left + right not in vocabulary:
-                vocabulary[left + right] = len(vocabulary)
-                pairs.append((left, right))
-            symbols = [left + right, *rest]
-    tokenizer = Tokenizer(models.BPE(vocabulary, pairs))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END)
-
-
-def sentence_piece() -> PreTrainedTokenizerFast:
-    """Return a tokenizer of characters, ▁ for a space, and bytes for all others; decoding drops the leading space."""
-    characters = ["▁", *"abcdefghijklmnopqrstuvwxyz<>/=0123456789.\n"]
-    vocabulary = {symbol: index for index, symbol in enumerate(["<unk>", *(f"<0x{n:02X}>" for n in range(256))])}
-    vocabulary |= {symbol: index for index, symbol in enumerate(characters, start=len(vocabulary))}
-    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END)
+from tests.policy_rl.byte_tokenizers import byte_level, sentence_piece
 
 
 def sampled(tokenizer: PreTrainedTokenizerFast, text: str, end: bool = True) -> Response:
@@ -108,8 +75,9 @@ class TestTokens:
         # a, two bytes of é, two line ends, three bytes of €, b, the end of turn
         assert len(response.token_ids) == 10
         begins = token_begins(response.token_ids, text, lambda ids: tokenizer.decode(ids, skip_special_tokens=True))
-        assert begins == [0, 1, 1, 2, 3, 4, 4, 4, 5, 6]
-        assert step_of_tokens(split(text, "blank_lines").steps, begins) == (0, 0, 0, 0, 0, 1, 1, 1, 1, 1)
+        assert begins.tolist() == [0, 1, 1, 2, 3, 4, 4, 4, 5, 6]
+        steps = split(text, "blank_lines").steps
+        assert step_of_tokens(steps, begins).tolist() == [0, 0, 0, 0, 0, 1, 1, 1, 1, 1]
 
     def test_a_token_that_straddles_belongs_to_the_step_in_which_it_begins(self) -> None:
         tokenizer = byte_level(["><"])
@@ -118,7 +86,8 @@ class TestTokens:
         assert tokenizer.decode([response.token_ids[14]]) != "><"
         position = next(i for i, token in enumerate(response.token_ids) if tokenizer.decode([token]) == "><")
         (rewards,), _ = scored([response], Scripted(), tokenizer)
-        assert rewards.step_of_token == (0,) * (position + 1) + (1,) * (len(response.token_ids) - position - 1)
+        after = len(response.token_ids) - position - 1
+        assert rewards.step_of_token.tolist() == [0] * (position + 1) + [1] * after
         # The text itself is cut inside that token.
         assert split(text, "tags").steps == ("<step>a</step>", "<step>b</step>")
 
@@ -131,7 +100,7 @@ class TestTokens:
             parts = ids[:2], ids[2:5], ids[5:]
             return tokenizer.decode([each for group in groups for each in parts[group]])
 
-        assert token_begins([0, 1, 2], text, decode) == [0, 0, 1]
+        assert token_begins([0, 1, 2], text, decode).tolist() == [0, 0, 1]
 
     @pytest.mark.parametrize("cut", [1, 2, 3])
     def test_a_character_that_was_never_finished(self, cut: int) -> None:
@@ -141,7 +110,7 @@ class TestTokens:
         assert "\ufffd" in text
         begins = token_begins(ids, text, tokenizer.decode)
         assert begins[0] == 0
-        assert begins[-4:] == [len(text) - 4, len(text) - 3, len(text) - 2, len(text) - 1]
+        assert begins[-4:].tolist() == [len(text) - 4, len(text) - 3, len(text) - 2, len(text) - 1]
 
     @pytest.mark.parametrize("make", [byte_level, lambda: byte_level(["</step>", ">\n", "é ", " b"]), sentence_piece])
     def test_every_token_begins_where_the_text_before_it_ends(self, make) -> None:
@@ -169,8 +138,8 @@ class TestTokens:
         ids = (*plain.token_ids[:6], pad, *plain.token_ids[6:])
         (rewards,), _ = scored([Response(text, ids, (0.0,) * len(ids), "stop")], Scripted(), tokenizer)
         (alone,), _ = scored([plain], Scripted(), tokenizer)
-        assert alone.step_of_token == (0,) * 4 + (1,) * 4 + (2,) * 4
-        assert rewards.step_of_token == (0,) * 4 + (1,) * 5 + (2,) * 4
+        assert alone.step_of_token.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+        assert rewards.step_of_token.tolist() == [0] * 4 + [1] * 5 + [2] * 4
 
     def test_a_tokenizer_that_changes_its_text_is_named(self) -> None:
         with pytest.raises(TrainingError, match="do not add up to its text 'ab'"):
@@ -187,7 +156,7 @@ class TestTokens:
             return found
 
         (rewards,) = asyncio.run(run())
-        assert rewards.step_of_token == (0,) * 4 + (1,) * 2
+        assert rewards.step_of_token.tolist() == [0] * 4 + [1] * 2
         assert scorer.seen[0].steps == ("<think>\n\n</think>\n\nab", "cd")
 
     def test_prefill_belongs_to_the_first_step(self) -> None:
@@ -201,7 +170,7 @@ class TestTokens:
             return found
 
         (rewards,) = asyncio.run(run())
-        assert rewards.step_of_token == (0,) * 8 + (1,) * 18
+        assert rewards.step_of_token.tolist() == [0] * 8 + [1] * 18
         assert scorer.seen[0].steps == ("a", "<answer>4</answer>")
 
 

@@ -95,7 +95,7 @@ def alone(backbone: Any, processor: Any, sample: TrainingSample, temperature: fl
         images["mm_token_type_ids"] = (ids_1L == backbone.config.image_token_id).int()
     logits_LV = backbone(input_ids=ids_1L, attention_mask=torch.ones_like(ids_1L), **images).logits[0]
     logp_TV = (logits_LV[len(encoded.ids_P) - 1 : -1] / temperature).log_softmax(dim=-1)
-    token_T1 = torch.tensor(sample.token_ids)[:, None]
+    token_T1 = torch.tensor(sample.token_ids, dtype=torch.int64)[:, None]
     return logp_TV.gather(1, token_T1)[:, 0], -(logp_TV.exp() * logp_TV).sum(dim=-1)
 
 
