@@ -6,19 +6,21 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 from mmprm.errors import SetupError
 
 REACH_SECONDS = 10.0
 """Timeout in seconds for connecting to an address."""
-HEALTH_SECONDS = 30.0
-"""Timeout in seconds for Ray's health check at an address."""
+HEALTH_SECONDS = 120.0
+"""Timeout in seconds for Ray's health check at an address, a process that imports Ray, which may be slow."""
+NOTICE_SECONDS = 30.0
 AUTH_MODE = "RAY_AUTH_MODE"
 
 
 def cluster_address(address: str | None) -> tuple[str | None, str]:
-    """Return (address, source) of the Ray cluster to join; the address is None if Ray must be started locally."""
+    """Return (address, source) of the Ray cluster to join. The address is None if Ray must be started locally."""
     if address not in (None, "", "auto"):
         return (None if address == "local" else address), "ray_address"
     if said := os.environ.get("RAY_ADDRESS"):
@@ -88,6 +90,8 @@ def _ill_health(host: str, port: str, mode: str, what: str, way_out: str) -> str
     """
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", f"{host}:{port}"]
     environment = {AUTH_MODE: mode} | os.environ
+    notice = threading.Timer(NOTICE_SECONDS, _say_what_is_awaited, (f"{host}:{port}",))
+    notice.start()
     try:
         asked = subprocess.run(
             command, capture_output=True, text=True, timeout=HEALTH_SECONDS, check=False, env=environment
@@ -96,7 +100,13 @@ def _ill_health(host: str, port: str, mode: str, what: str, way_out: str) -> str
         raise SetupError(
             f"{what}: the process that listens there did not answer as Ray within {HEALTH_SECONDS:g} s; {way_out}"
         ) from None
+    finally:
+        notice.cancel()
     return (asked.stderr.strip().splitlines() or ["no reason given"])[-1] if asked.returncode else None
+
+
+def _say_what_is_awaited(address: str) -> None:
+    print(f"waiting up to {HEALTH_SECONDS:g} s for Ray at {address} to answer", file=sys.stderr, flush=True)
 
 
 def _refusal(host: str, port: int) -> str | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from mcts.campaign import run_campaign
 from mcts.config import CampaignConfig
 from mcts.progress import CampaignSummary
-from mmprm.api.inputs import AnyPath, configured, read_problems
+from mmprm.api.inputs import AnyPath, check_argument, check_path, configured, read_problems
 from mmprm.cli.shared.policy import policy_folder
 from mmprm.config import merged
 from mmprm.data.cells import Row
@@ -61,6 +61,10 @@ def annotate(
     gives the reason for each problem that failed.
     """
     _check_no_loop()
+    check_path(output, "annotate", "output")
+    if isinstance(problems, Mapping) or not isinstance(problems, str | os.PathLike | Iterable):
+        expected = "a file, a folder, a hub id, or a list of Problem objects and dict rows"
+        check_argument(problems, str | os.PathLike | list, "annotate", "problems", expected)
     folder = Path(output)
     is_path = isinstance(problems, str | os.PathLike)
     source = os.fspath(problems) if is_path else str(folder / PROBLEMS_NAME)
@@ -74,6 +78,7 @@ def annotate(
 
 def read_trees(run: AnyPath) -> Iterator[SearchedProblem]:
     """Yield every sampled problem of a run with its tree and values, even while the run is in progress."""
+    check_path(run, "read_trees", "run")
     store = Store.read(run)
     return _searched(store, rule_of(store.config))
 
@@ -96,6 +101,7 @@ def load_labels(path: AnyPath, split: Split | None = None) -> Dataset:
     import pyarrow
     from pyarrow import dataset, parquet
 
+    check_path(path, "load_labels", "path")
     if split is not None and split not in get_args(Split):
         raise ConfigError(f"mmprm.load_labels: split={split!r} must be one of {', '.join(get_args(Split))}")
     options = dataset.ParquetFragmentScanOptions(page_checksum_verification=True)

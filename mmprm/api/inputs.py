@@ -6,17 +6,31 @@ import io
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import UnionType
 from typing import Any, TypeVar
 
 from mmprm.config import Config, build, merged, read_yaml
 from mmprm.data.cells import Row, cut
 from mmprm.data.columns import Columns
-from mmprm.errors import DataError
+from mmprm.errors import ConfigError, DataError
 from mmprm.problems import ProblemReader, ProblemsConfig
 from mmprm.types import ImageRef, Problem
 
 _C = TypeVar("C", bound=Config)
 AnyPath = str | os.PathLike[str]
+
+
+def check_argument(value: Any, kinds: type | UnionType, caller: str, name: str, expected: str) -> None:
+    """Raise ConfigError, naming the argument and what it got, unless `value` is of one of the types `kinds`."""
+    if not isinstance(value, kinds):
+        raise ConfigError(
+            f"mmprm.{caller}: {name}={cut(repr(value))} is of type {type(value).__name__}; pass {expected}"
+        )
+
+
+def check_path(value: Any, caller: str, name: str) -> None:
+    """Raise ConfigError unless `value` is a path."""
+    check_argument(value, str | os.PathLike, caller, name, "a path, as a str or a pathlib.Path")
 
 
 def configured(model: type[_C], caller: str, settings: Mapping[str, Any], file: AnyPath | None = None) -> _C:
@@ -25,6 +39,8 @@ def configured(model: type[_C], caller: str, settings: Mapping[str, Any], file: 
     `settings` are nested as in the file. Raises ConfigError naming `caller` or the file for an unknown key or an
     invalid value.
     """
+    if file is not None:
+        check_path(file, caller, "config")
     values = {} if file is None else read_yaml(Path(file))
     return build(model, merged(values, _without_paths(settings)), source=f"mmprm.{caller}")
 
@@ -35,6 +51,9 @@ def asked_problem(question: str, images: Any, choices: Sequence[str], caller: st
         raise DataError(
             f"mmprm.{caller}: question={cut(repr(question))} must be non-blank text; give the question as asked"
         )
+    check_argument(choices, list | tuple, caller, "choices", "a list with the text of each choice")
+    for index, choice in enumerate(choices):
+        check_argument(choice, str, caller, f"choices[{index}]", "the text of the choice")
     row = {"question": question, "images": cell_value(images), "choices": list(choices)}
     asked = ProblemReader(Columns(), Path.cwd()).asked(row, f"mmprm.{caller}")
     return Problem(f"mmprm.{caller}", asked.question, "", asked.images, asked.choices)

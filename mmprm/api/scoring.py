@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from mmprm.api.inputs import AnyPath, asked_problem, configured
+from mmprm.api.inputs import AnyPath, asked_problem, check_argument, configured
 from mmprm.cli.shared.aggregator import settled
 from mmprm.data.cells import cut
 from mmprm.errors import ConfigError, DataError
@@ -34,6 +34,9 @@ class LoadedScorer:
 
     def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
         """Return P(no error so far) for each step of each solution, scoring the solutions in batches."""
+        check_argument(solutions, list | tuple, "LoadedScorer.score", "solutions", "a list of mmprm.Solution objects")
+        for index, solution in enumerate(solutions):
+            check_argument(solution, Solution, "LoadedScorer.score", f"solutions[{index}]", "an mmprm.Solution")
         return self._scorer.score(solutions)
 
     def close(self) -> None:
@@ -90,6 +93,7 @@ def score_steps(
     `scorer` comes from `load_scorer`; a path is loaded for this call only. `images` holds paths, encoded bytes,
     `ImageRef` or Pillow images. To score many solutions, pass them to `scorer.score` together.
     """
+    _check_scorer(scorer, "score_steps")
     problem = asked_problem(question, images, choices, "score_steps")
     steps = _texts(steps, "score_steps", "steps", "one per step; mmprm.rerank splits responses into steps")
     with _opened(scorer) as loaded:
@@ -113,6 +117,7 @@ def rerank(
     default it is the one in prm.json. Responses that cannot be scored come last. Raises DataError if none can be
     scored.
     """
+    _check_scorer(scorer, "rerank")
     if step_format not in get_args(StepFormat):
         raise ConfigError(f"mmprm.rerank: step_format={step_format!r} must be one of {', '.join(get_args(StepFormat))}")
     problem = asked_problem(question, images, choices, "rerank")
@@ -129,6 +134,12 @@ def rerank(
     pairs = zip(scored.candidates, rewards(scored, name), strict=True)
     ranked = [_ranked(index, *pair) for index, pair in enumerate(pairs)]
     return sorted(ranked, key=lambda each: -math.inf if each.reward is None else each.reward, reverse=True)
+
+
+def _check_scorer(scorer: Any, caller: str) -> None:
+    if not hasattr(scorer, "score"):
+        expected = "the folder of a process reward model, or a scorer of mmprm.load_scorer"
+        check_argument(scorer, str | os.PathLike, caller, "scorer", expected)
 
 
 @contextlib.contextmanager

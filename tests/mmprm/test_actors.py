@@ -64,8 +64,11 @@ def test_an_address_where_nothing_listens_is_named_with_its_source(
         actors.connect(address if source == "ray_address" else None)
 
 
-def test_what_listens_and_is_no_ray_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_listens_and_is_no_ray_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(ray_address, "HEALTH_SECONDS", 3.0)
+    monkeypatch.setattr(ray_address, "NOTICE_SECONDS", 0.5)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -74,6 +77,7 @@ def test_what_listens_and_is_no_ray_is_told(monkeypatch: pytest.MonkeyPatch) -> 
             SetupError, match=f"ray_address={address}: (the process that listens there did not answer|no healthy)"
         ):
             actors.connect(address)
+    assert capsys.readouterr().err == f"waiting up to 3 s for Ray at {address} to answer\n"
 
 
 def test_an_address_without_a_port_is_refused() -> None:

@@ -1,0 +1,62 @@
+"""Test that an argument of another type is an error that names the function, the argument and what it got."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mmprm
+
+
+class Scores:
+    """A scorer that must not be reached."""
+
+    def score(self, solutions: Any) -> list[Any]:
+        raise AssertionError
+
+
+RESPONSE = "<step>1</step><answer>1</answer>"
+CALLS: dict[str, Callable[[Path], Any]] = {
+    r"score_steps: scorer=None is of type NoneType; pass the folder": lambda _: mmprm.score_steps(None, "q", ["a"]),
+    r"score_steps: scorer=5 is of type int; pass the folder": lambda _: mmprm.score_steps(5, "q", ["a"]),
+    r"rerank: scorer=None is of type NoneType; pass the folder": lambda _: mmprm.rerank(None, "q", [RESPONSE]),
+    r"score_steps: choices=5 is of type int; pass a list": lambda _: mmprm.score_steps(Scores(), "q", ["a"], choices=5),
+    r"score_steps: choices='ab' is of type str; pass a list": lambda _: mmprm.score_steps(
+        Scores(), "q", ["a"], choices="ab"
+    ),
+    r"rerank: choices\[1\]=2 is of type int; pass the text": lambda _: mmprm.rerank(
+        Scores(), "q", [RESPONSE], choices=["1", 2]
+    ),
+    r"annotate: problems=5 is of type int; pass a file": lambda folder: mmprm.annotate(5, folder),
+    r"annotate: problems=None is of type NoneType; pass": lambda folder: mmprm.annotate(None, folder),
+    r"annotate: problems=\{'question': 'a'\} is of type dict; pass .* a list": lambda folder: mmprm.annotate(
+        {"question": "a"}, folder
+    ),
+    r"annotate: output=None is of type NoneType; pass a path": lambda _: mmprm.annotate([], None),
+    r"annotate: config=5 is of type int; pass a path": lambda folder: mmprm.annotate("p.jsonl", folder, config=5),
+    r"read_trees: run=5 is of type int; pass a path": lambda _: mmprm.read_trees(5),
+    r"load_labels: path=None is of type NoneType; pass a path": lambda _: mmprm.load_labels(None),
+    r"load_scorer: prm=5": lambda _: mmprm.load_scorer(5),
+    r"write_labels: store=5": lambda _: mmprm.write_labels(5, "x"),
+    r"LoadedScorer\.score: solutions='ab' is of type str; pass a list": lambda _: mmprm.LoadedScorer(
+        Scores(), None
+    ).score("ab"),
+    r"LoadedScorer\.score: solutions\[0\]='a' is of type str; pass an mmprm": lambda _: mmprm.LoadedScorer(
+        Scores(), None
+    ).score(["a"]),
+}
+
+
+@pytest.mark.parametrize("message", CALLS)
+def test_a_wrong_type_is_named(message: str, tmp_path: Path) -> None:
+    with pytest.raises(mmprm.MmprmError, match=rf"^mmprm\.{message}"):
+        CALLS[message](tmp_path)
+
+
+def test_any_iterable_of_problems_is_taken(tmp_path: Path) -> None:
+    """It gets as far as the missing engine."""
+    with pytest.raises(mmprm.MmprmError, match="engine is required"):
+        mmprm.annotate(iter([]), tmp_path)
