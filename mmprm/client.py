@@ -24,7 +24,7 @@ from mmprm.terminal import plain_text
 
 CONNECT_SECONDS = 10.0
 KEEP_ALIVE_SECONDS = 3.0
-"""Time in seconds after which the client closes an idle connection; vLLM's server closes it after 5 s. Otherwise, the
+"""Time in seconds after which the client closes an idle connection. vLLM's server closes it after 5 s. Otherwise, the
 server could close the connection while a request is being sent."""
 LONGEST_BACKOFF = 60.0
 _DETAIL_LENGTH = 300
@@ -35,9 +35,9 @@ T = TypeVar("T")
 Body = dict[str, Any] | None
 
 _BUSY = {408, 429, 502, 503, 504}
-"""HTTP status codes which mean that a server or proxy is busy; the request itself may be valid."""
+"""HTTP status codes which mean that a server or proxy is busy. The request itself may be valid."""
 _REFUSED = {400, 413, 422}
-"""HTTP status codes which mean that the server rejected this request; other requests may be valid."""
+"""HTTP status codes which mean that the server rejected this request. Other requests may be valid."""
 _WAYS_OUT = {
     401: "set api_key_env to the name of the environment variable that holds the key",
     403: "the key has no access to this model; set api_key_env to the variable of another key",
@@ -56,11 +56,11 @@ class ClientConfig(Config):
     timeout_seconds: float = Field(600.0, gt=0)
     """Maximum number of seconds to wait for one response."""
     max_answer_mib: int = Field(256, ge=1)
-    """Maximum size of a response in MiB; a larger one counts as a failed attempt."""
+    """Maximum size of a response in MiB. A larger one counts as a failed attempt."""
     attempts: int = Field(8, ge=1)
     """Maximum number of attempts per URL before a request fails."""
     backoff_seconds: float = Field(1.0, gt=0)
-    """Delay in seconds after the first failed attempt; it doubles with each failure up to one minute. The server's
+    """Delay in seconds after the first failed attempt. It doubles with each failure up to one minute. The server's
     Retry-After is added to it."""
 
     @field_validator("urls")

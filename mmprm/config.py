@@ -128,7 +128,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def describe(model: type[Config], prefix: str = "", defaults: Config | None = None) -> list[tuple[str, str, str]]:
-    """Return (key, default, documentation) of every leaf key for `--help`; `defaults` override the class defaults."""
+    """Return (key, default, documentation) of every leaf key for `--help`. `defaults` override the class defaults."""
     rows: list[tuple[str, str, str]] = []
     for name, field in model.model_fields.items():
         kind = field.annotation
@@ -203,9 +203,11 @@ def _explain(model: type[Config], item: Any, source: str) -> str:
     key = ".".join(str(part) for part in item["loc"]) or "(top)"
     if item["type"] == "extra_forbidden":
         *path, name = item["loc"]
-        if RENAMED.get(name) in _fields(model, path):
+        beside = _fields(model, path)
+        if RENAMED.get(name) in beside:
             return f"{source}: {key} is called {'.'.join([*map(str, path), RENAMED[name]])}; rename the key"
-        near = difflib.get_close_matches(key, [row[0] for row in describe(model)], n=1, cutoff=0.5)
+        known = [*(row[0] for row in describe(model)), *(".".join([*map(str, path), each]) for each in beside)]
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]}?" if near else "; --help lists the keys"
         return f"{source}: {key} does not exist{hint}"
     if item["type"] == "missing":
@@ -219,12 +221,20 @@ def _explain(model: type[Config], item: Any, source: str) -> str:
 
 
 def _fields(model: type[Config], path: Sequence[str | int]) -> set[str]:
-    """Return the keys of the configuration group at `path`, or an empty set if there is no group at that path."""
+    """Return the keys of the configuration group at `path`, or an empty set if there is no group at that path.
+
+    Groups may be in lists, whose indices are part of the path.
+    """
+    groups = [model]
     for name in path:
-        field = model.model_fields.get(str(name))
-        kinds = () if field is None else (field.annotation, *get_args(field.annotation))
-        groups = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Config)]
-        if not groups:
-            return set()
-        model = groups[0]
-    return set(model.model_fields)
+        if isinstance(name, str):
+            fields = [group.model_fields[name] for group in groups if name in group.model_fields]
+            groups = [group for field in fields for group in _groups(field.annotation)]
+    return {name for group in groups for name in group.model_fields}
+
+
+def _groups(annotation: Any) -> list[type[Config]]:
+    """Return the configuration groups in a type, such as `Group | None` or `tuple[Group, ...]`."""
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        return [annotation]
+    return [group for part in get_args(annotation) for group in _groups(part)]

@@ -135,7 +135,7 @@ def digest_of(value: Any) -> str:
 
 @contextlib.contextmanager
 def locked(folder: Path, key: str) -> Iterator[None]:
-    """Lock `folder` for this process during the block; `key` names the folder's setting in error messages.
+    """Lock `folder` for this process during the block. `key` names the folder's setting in error messages.
 
     A POSIX lock ends with its process and is not inherited by forked children. Raises ConfigError if another process
     holds it, or if `folder` is not writable.

@@ -28,7 +28,7 @@ _helper: subprocess.Popen[bytes] | None = None
 
 
 def remove(folder: Path) -> None:
-    """Tell the helper to remove `folder` when this process dies; `folder` does not need to exist yet."""
+    """Tell the helper to remove `folder` when this process dies. `folder` does not need to exist yet."""
     _tell(f"folder {folder.resolve()}".encode())
 
 

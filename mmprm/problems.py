@@ -244,7 +244,7 @@ def read_problem(row: Row, columns: Columns, root: Path, location: str) -> Probl
 
 
 def _check_characters(texts: Mapping[str, str], location: str) -> None:
-    """Raise DataError for lone surrogates in lists and messages stored as text; other JSON is checked when it is
+    """Raise DataError for lone surrogates in lists and messages stored as text. Other JSON is checked when it is
     read."""
     for field, text in texts.items():
         try:

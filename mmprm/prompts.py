@@ -56,7 +56,7 @@ class PromptConfig(Config):
     user: str | None = None
     """Text of the user turn, which replaces the preset's; must contain {question}."""
     system: str | None = None
-    """Text of the system turn, which replaces the preset's; an empty text omits the system turn."""
+    """Text of the system turn, which replaces the preset's. An empty text omits the system turn."""
     prefill: str | None = None
     """Text that starts every assistant turn, for example <think>, and replaces the preset's."""
     choices: bool | None = None

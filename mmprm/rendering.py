@@ -94,7 +94,7 @@ def end_of_turn(template_owner: Any, config: PromptConfig) -> str:
 
 
 def check_rendering(template_owner: Any, problems: Sequence[Problem], config: PromptConfig, name: str = "") -> None:
-    """Raise ConfigError if a rendered prompt lacks the question or an image placeholder; one problem of each kind is
+    """Raise ConfigError if a rendered prompt lacks the question or an image placeholder. One problem of each kind is
     checked.
 
     `name` is the name of the model. A base model's chat template may render nothing for messages made of content parts.

@@ -42,7 +42,7 @@ MAX_WAITING = 100_000
 
 
 def check_tracker(name: TrackerName | None, key: str) -> None:
-    """Raise SetupError if the tracker's package is not installed; `key` names the setting for the error message."""
+    """Raise SetupError if the tracker's package is not installed. `key` names the setting for the error message."""
     if name is not None and name not in sys.modules and find_spec(name) is None:
         raise SetupError(
             f"{key}={name} needs the package {name}, which is not installed; run `pip install {name}`, or leave {key} "
@@ -51,7 +51,7 @@ def check_tracker(name: TrackerName | None, key: str) -> None:
 
 
 class Tracker:
-    """Logs metrics to the tracker `name` from a background thread; `settings` are logged as the run's configuration.
+    """Logs metrics to the tracker `name` from a background thread. `settings` are logged as the run's configuration.
 
     If the run in `folder` is resumed and was logged to the same tracker before, the tracker's run is resumed too.
     """
@@ -65,7 +65,7 @@ class Tracker:
         self._thread.start()
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Queue the metrics of a step for logging; they are dropped if the tracker fails to start or is too slow."""
+        """Queue the metrics of a step for logging. They are dropped if the tracker fails to start or is too slow."""
         if self._thread.is_alive() and self._waiting.qsize() < MAX_WAITING:
             self._waiting.put((dict(metrics), step))
 
@@ -105,7 +105,7 @@ class Tracker:
 
 @dataclass(frozen=True, slots=True)
 class _TrackedRun:
-    """Describes a run to a tracker; `id` remains the same when the run is resumed."""
+    """Describes a run to a tracker. `id` remains the same when the run is resumed."""
 
     id: str
     folder: Path

@@ -192,7 +192,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """Holds the states that were searched for one problem, in search order; the first is the root."""
+    """Holds the states that were searched for one problem, in search order. The first is the root."""
 
     problem_id: str
     nodes: tuple[Node, ...]

@@ -42,7 +42,7 @@ class Positions:
         return np.concatenate([before_XD, np.broadcast_to(after_D, (self.axes, len(after_D)))], axis=1)
 
     def of_sequence(self, ids_T: Tensor, images: Mapping[str, Tensor]) -> Tensor:
-        """Return the position ids of a whole sequence, position_XT; `images` holds the processor's image tensors."""
+        """Return the position ids of a whole sequence, position_XT. `images` holds the processor's image tensors."""
         grids = {name: tensor for name, tensor in images.items() if name.endswith("grid_thw")}
         if self._rope_index is None or not grids:
             return torch.arange(len(ids_T)).expand(self.axes, -1)

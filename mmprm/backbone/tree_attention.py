@@ -25,7 +25,7 @@ class Blocks(NamedTuple):
     """Holds each block's attention mask, and the indices of the keys outside the block to which its tokens attend."""
 
     trail_NA: Tensor
-    """Indices of each block's outside keys among the F tokens of all rows; padding entries are arbitrary."""
+    """Indices of each block's outside keys among the F tokens of all rows. Padding entries are arbitrary."""
     mask_N1CK: Tensor
     """Additive mask: 0 where a token may attend to a key, −∞ elsewhere."""
 

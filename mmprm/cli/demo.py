@@ -76,7 +76,7 @@ class DemoConfig(Config):
     train_config: PathText = "configs/train/tiny.yaml"
     """Configuration file for PRM training; the demo sets model, labels and output."""
     rl_config: PathText = "configs/rl/tiny.yaml"
-    """Configuration file for policy training; the demo sets engine.model, problems, held_out, output, steps, seed and
+    """Configuration file for policy training. The demo sets engine.model, problems, held_out, output, steps, seed and
     the learning rate."""
     rl_steps: int = Field(25, ge=1)
     """Number of RL steps for the policy, with outcome rewards only."""

@@ -27,7 +27,7 @@ TENSOR_PARALLEL_SIZES = (1, 2, 4, 8)
 STORED_DTYPE = "bfloat16"
 """Assumed dtype of stored checkpoints, with which dtype=auto loads them on GPU."""
 GPU_DTYPE = "bfloat16"
-"""Dtype of engines with dtype=auto on GPU; GPUs without bf16 instructions use float16, which has the same size."""
+"""Dtype of engines with dtype=auto on GPU. GPUs without bf16 instructions use float16, which has the same size."""
 LARGER_GPUS = (139, 178)
 """Memory in GiB of larger GPUs to propose: H200 and B200."""
 
@@ -66,7 +66,7 @@ def model_shape(
 def trainer_settings(
     training: OptimizationConfig, ranks: int, longest: int, checkpointing: bool, reads_logits: bool = True
 ) -> TrainerSettings:
-    """Extract the trainer settings that determine memory use; `longest` is the number of tokens in the longest
+    """Extract the trainer settings that determine memory use. `longest` is the number of tokens in the longest
     sequence."""
     return TrainerSettings(
         ranks=ranks,

@@ -101,7 +101,7 @@ _INTERNLM2_NAMES = {
 
 
 def convert_internvl_chat(source: str | Path, target: str | Path) -> InternVLConfig:
-    """Convert `source` to a native checkpoint with its processor; the folder `target` is written atomically.
+    """Convert `source` to a native checkpoint with its processor. The folder `target` is written atomically.
 
     Weights are loaded one file at a time. If the tokenizer has `<prm>`, the model is a process reward model and gets a
     prm.json.
@@ -167,7 +167,7 @@ def read_config(source: Path) -> dict[str, Any]:
 
 
 def native_config(old: Mapping[str, Any], image_token_id: int, image_tokens: int) -> InternVLConfig:
-    """Convert config.json to the configuration of the native class; `image_tokens` is the number of tokens per tile."""
+    """Convert config.json to the configuration of the native class. `image_tokens` is the number of tokens per tile."""
     language, vision = old["llm_config"], _VISION_DEFAULTS | old["vision_config"]
     architecture = language["architectures"][0]
     text = {key: language[key] for key in _LANGUAGE_KEYS if key in language}
@@ -187,7 +187,7 @@ def native_config(old: Mapping[str, Any], image_token_id: int, image_tokens: int
 
 
 def native_tensors(name: str, tensor: Tensor, config: InternVLConfig, internlm2: bool) -> Iterator[tuple[str, Tensor]]:
-    """Yield a tensor under its name in the native class; fused query, key and value weights are split into three
+    """Yield a tensor under its name in the native class. Fused query, key and value weights are split into three
     tensors."""
     part, _, rest = name.partition(".")
     if part == "vision_model":

@@ -69,7 +69,7 @@ _CHAT_TEMPLATE = """\
 
 
 def native_processor(source: Path, old: Mapping[str, Any]) -> InternVLProcessor:
-    """Build the native processor for the folder `source`; `old` holds the contents of its config.json."""
+    """Build the native processor for the folder `source`. `old` holds the contents of its config.json."""
     tiles = old.get("max_dynamic_patch", 12) if old.get("dynamic_image_size") else 1
     if tiles > 1 and not old.get("use_thumbnail"):
         raise CheckpointError(
@@ -93,7 +93,7 @@ def native_processor(source: Path, old: Mapping[str, Any]) -> InternVLProcessor:
 
 
 def chat_template(source: Path, name: str | None, bos: str) -> str:
-    """Return a chat template that renders turns like the older code; the rendered text already starts with `bos`."""
+    """Return a chat template that renders turns like the older code. The rendered text already starts with `bos`."""
     if name not in TEMPLATES:
         raise CheckpointError(
             f"{source}: template={name!r} must be {' or '.join(map(repr, TEMPLATES))}; choose a model with one of these"
@@ -140,7 +140,7 @@ def _added_tokens(source: Path) -> dict[str, int]:
 
 
 def _from_sentencepiece(source: Path, settings: Mapping[str, Any]) -> PreTrainedTokenizerFast:
-    """Load a SentencePiece BPE tokenizer with the added tokens at their original ids; some replace unused pieces."""
+    """Load a SentencePiece BPE tokenizer with the added tokens at their original ids. Some replace unused pieces."""
     from sentencepiece import sentencepiece_model_pb2
 
     model = sentencepiece_model_pb2.ModelProto()

@@ -97,7 +97,7 @@ def top_of(row: Row, name: str) -> str:
 
 
 def flat(value: Any) -> list[Any]:
-    """Return a cell's non-empty values as a flat list; the cell contains one value or a list, possibly written as
+    """Return a cell's non-empty values as a flat list. The cell contains one value or a list, possibly written as
     text."""
     value = as_builtin(value)
     if isinstance(value, str) and value.lstrip().startswith(("[", "{")):

@@ -88,7 +88,7 @@ def check_choices(choices: Sequence[str], answer: Any, location: str) -> None:
 
 
 def _of_struct(value: Mapping[Any, Any]) -> tuple[list[str], list[Any] | None]:
-    """Return the labels and options of a struct, sorted by label; the options are None if it has another format."""
+    """Return the labels and options of a struct, sorted by label. The options are None if it has another format."""
     named = {str(name).strip().upper(): as_builtin(item) for name, item in value.items()}
     if named.keys() == {"LABEL", "TEXT"} and all(isinstance(item, list | tuple) for item in named.values()):
         labels, texts = named["LABEL"], named["TEXT"]

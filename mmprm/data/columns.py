@@ -23,7 +23,7 @@ USUAL = {
     "solution": ("solution",),
     "chat": ("message", "messages", "conversations"),
 }
-"""Default column names of each field, in order of precedence; they apply if no column is configured."""
+"""Default column names of each field, in order of precedence. They apply if no column is configured."""
 
 PROMPT = "prompt"
 """Column that holds chat messages (verl, TRL) or a question (OpenRLHF) if no other column does."""

@@ -24,7 +24,7 @@ _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 
 def listed(value: Any) -> list[Any]:
-    """List the images in a cell without reading them; the cell holds one image or a list (also as text)."""
+    """List the images in a cell without reading them. The cell holds one image or a list (also as text)."""
     return [item for item in flat(value) if not (isinstance(item, dict) and _names_nothing(item))]
 
 

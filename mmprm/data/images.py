@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_PIXELS = 64_000_000
-"""Maximum number of pixels per image; a small compressed file could otherwise unpack to gigabytes. No problem needs
+"""Maximum number of pixels per image. A small compressed file could otherwise unpack to gigabytes. No problem needs
 more, and a small file can unpack to gigabytes."""
 MAX_ASPECT = 200
 """Maximum ratio of the longer side to the shorter one; Qwen-VL's processors reject more."""

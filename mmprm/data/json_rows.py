@@ -1,4 +1,4 @@
-"""Read rows from JSON: one object per line, a list of objects, or concatenated objects; errors name the line."""
+"""Read rows from JSON: one object per line, a list of objects, or concatenated objects. Errors name the line."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def _digests(values: list[Any], root: Path, location: str) -> list[str] | None:
 
 
 def _is_messages(chat: Any) -> bool:
-    """Return whether a cell contains chat messages; a column `message` next to a question may contain plain text."""
+    """Return whether a cell contains chat messages. A column `message` next to a question may contain plain text."""
     return is_chat(chat) or (isinstance(chat, str) and chat.lstrip().startswith(("[{", "{"))) or isinstance(chat, list)
 
 

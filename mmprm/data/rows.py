@@ -1,4 +1,4 @@
-"""Read the rows of a data set in any supported format; all commands use this reader.
+"""Read the rows of a data set in any supported format. All commands use this reader.
 
 File:    .jsonl (.ndjson), .json (a list, or one object per line), .csv, .tsv, each also as .gz, .bz2 or .xz;
          .parquet, .arrow. A list in .jsonl and JSON lines in .json are also read; suffixes are case-insensitive.
@@ -107,7 +107,7 @@ def _check_single(path: Path, config: RowsConfig) -> None:
 
 
 def read_file(path: Path) -> Rows:
-    """Yield the rows of one file in the format of its suffix; unknown suffixes are read as JSON Lines."""
+    """Yield the rows of one file in the format of its suffix. Unknown suffixes are read as JSON Lines."""
     if not os.path.exists(path) or os.path.isdir(path):
         reason = "a folder" if os.path.isdir(path) else "it does not exist"
         raise DataError(f"{path}: cannot be read ({reason}); name an existing file")
@@ -115,7 +115,7 @@ def read_file(path: Path) -> Rows:
 
 
 def _table_rows(path: Path) -> Rows:
-    """Yield the rows of a CSV or TSV file with a header line; every cell is a string."""
+    """Yield the rows of a CSV or TSV file with a header line. Every cell is a string."""
     csv.field_size_limit(sys.maxsize)  # the base64 of an image exceeds the default limit
     delimiter = "\t" if form_of(path) == "tsv" else ","
     try:

@@ -155,7 +155,7 @@ def _mathvision(row: Row) -> Entry:
 
 
 def _olympiadbench(row: Row) -> Entry | None:
-    """Read an English open-ended problem of OlympiadBench; multiple answers are joined into one text, graded as a
+    """Read an English open-ended problem of OlympiadBench. Multiple answers are joined into one text, graded as a
     list."""
     if row["language"] != "English" or row["question_type"] != "Open-ended":
         return None

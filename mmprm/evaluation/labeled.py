@@ -79,7 +79,7 @@ class Dataset:
 
 
 def read_processbench(record: Record, options: Options) -> Parsed:
-    """Read a ProcessBench record: `label` is the index of the first incorrect step, or -1; later steps are unknown."""
+    """Read a ProcessBench record: `label` is the index of the first incorrect step, or -1. Later steps are unknown."""
     steps, error = record["steps"], record["label"]
     if not isinstance(error, int) or not NO_ERROR <= error < len(steps):
         raise ValueError(f"label must be -1 or the index of one of the {len(steps)} steps, got {error!r}; correct it")
@@ -91,7 +91,7 @@ def read_processbench(record: Record, options: Options) -> Parsed:
 
 
 def read_visualprocessbench(record: Record, options: Options) -> Parsed:
-    """Read a VisualProcessBench record: 1 means correct, -1 incorrect, and 0 neither; steps with 0 are excluded."""
+    """Read a VisualProcessBench record: 1 means correct, -1 incorrect, and 0 neither. Steps with 0 are excluded."""
     response = record["response"]
     response = parse_json(response, "response") if isinstance(response, str) else response
     correct = [{1: True, -1: False, 0: None}[value] for value in response["process_correctness"]]

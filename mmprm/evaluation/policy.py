@@ -37,7 +37,7 @@ class PolicyEvalConfig(Config):
     benchmark: Literal["problems", "mmk12", "mathvista", "mathverse", "mathvision", "olympiadbench", "we-math"] = (
         "problems"
     )
-    """Benchmark whose published columns the rows have; `problems` means the columns that all other commands read."""
+    """Benchmark whose published columns the rows have. `problems` means the columns that all other commands read."""
     columns: Columns = Columns()
     """Names of the columns if benchmark=problems."""
     samples: int = Field(1, ge=1)

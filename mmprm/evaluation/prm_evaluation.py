@@ -72,7 +72,7 @@ class PrmEvaluation:
 
 @dataclass(frozen=True, slots=True)
 class Items:
-    """Holds the items (solutions or steps) that a metric averages over; `measure` computes the metric on a subset of
+    """Holds the items (solutions or steps) that a metric averages over. `measure` computes the metric on a subset of
     them."""
 
     measure: Callable[[NDArray[np.intp]], Values]
@@ -92,7 +92,7 @@ class Metric:
 
 
 def _first_errors(judged: Sequence[ScoredSolution], threshold: float) -> Items:
-    """Compute the items of ProcessBench's metric; the predicted first error is the first step scored below the
+    """Compute the items of ProcessBench's metric. The predicted first error is the first step scored below the
     threshold."""
     claimed_K = np.array([first_below(scores.scores, threshold) for _, scores in judged])
     truth_K = np.array([labeled.first_error for labeled, _ in judged])
@@ -104,7 +104,7 @@ def _first_errors(judged: Sequence[ScoredSolution], threshold: float) -> Items:
 
 
 def _steps(judged: Sequence[ScoredSolution], threshold: float) -> Items:
-    """Compute the items of VisualProcessBench's metric; a step is predicted correct if its score reaches the
+    """Compute the items of VisualProcessBench's metric. A step is predicted correct if its score reaches the
     threshold."""
     scores_K, correct_K = step_outcomes(judged)
     owners = [labeled for labeled, _ in judged for correct in labeled.correct if correct is not None]

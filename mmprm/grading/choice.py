@@ -12,7 +12,7 @@ from mmprm.grading.wording import denies
 
 _LETTERS = "ABCDEFGHIJ"
 _MAX_WORDS = 12
-"""Maximum number of words in a sentence that selects an option; longer sentences may only mention one."""
+"""Maximum number of words in a sentence that selects an option. Longer sentences may only mention one."""
 
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 _GOLD = re.compile(r"\(?[A-J]\)?|\([A-J]\)")

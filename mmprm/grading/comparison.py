@@ -31,7 +31,7 @@ _DOMAIN = re.compile(r"(?P<body>[^<>,]*?)\s*,\s*(?P<domain>[a-zA-Z]\s*(?:<|>|\\l
 
 
 def compare(gold: str, answer: str, symbols: SymbolTest, labels: Sequence[Sequence[str]] = ()) -> Outcome:
-    """Compare an answer with the gold answer; `symbols` is called only if text, structure and evaluation are
+    """Compare an answer with the gold answer. `symbols` is called only if text, structure and evaluation are
     inconclusive.
 
     `labels` are closed sets of words: if the gold is in one, every other answer is incorrect.

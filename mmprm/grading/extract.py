@@ -81,7 +81,7 @@ def without_thoughts(text: str) -> str:
 
 
 Found = tuple[bool, str]
-"""A pair (whether this kind of answer was found, its text); an empty text means that the response has no answer."""
+"""A pair (whether this kind of answer was found, its text). An empty text means that the response has no answer."""
 
 
 def _tagged(text: str) -> Found:

@@ -23,7 +23,7 @@ _BASED = re.compile(r"\(?(?P<digits>[0-9A-F]+)\)?_\s*\{?\s*(?:\\text\{)?\s*\(?(?
 _OUTSIDE = re.compile(r"\d\s*_|\\text|(?<![\d^_])\d+ \d")
 """Matches subscripts and text, which Math-Verify drops, and adjacent numbers, which it adds."""
 _BOUND = {r"\int", r"\sum", r"\prod", r"\lim", r"\iint", r"\oint"}
-"""LaTeX commands that bind a variable; the variable's name does not matter in a comparison."""
+"""LaTeX commands that bind a variable. The variable's name does not matter in a comparison."""
 _CROSS = re.compile(r"\\vec\s*\{?\w+\}?\s*\\times\s*\\vec")
 """Matches a cross product of vectors, which must not be evaluated as a product of numbers."""
 _IDENTIFIER = re.compile(r"\\[a-zA-Z]+|[a-zA-Z]+|\d+|\S")

@@ -53,7 +53,7 @@ _MAYBE_FACTORS = {
 
 
 def split_unit(text: str) -> tuple[str, Unit]:
-    """Split a text into a value and its unit; the unit is NO_UNIT if it is missing or ambiguous."""
+    """Split a text into a value and its unit. The unit is NO_UNIT if it is missing or ambiguous."""
     body, unit, certain = split_possible_unit(text)
     return (body, unit) if certain else (text, NO_UNIT)
 

@@ -149,7 +149,7 @@ def _is_listed(answer: Reading) -> bool:
 
 
 def _same_blanks(gold: Compound, given: Compound, symbols: SymbolTest) -> Outcome:
-    """Compare multi-part answers in order; commas may separate parts as well as list items within a part."""
+    """Compare multi-part answers in order. Commas may separate parts as well as list items within a part."""
     if len(gold.items) == len(given.items):
         outcome = _in_order(gold.items, given.items, symbols)
         if outcome is not DIFFERENT:
@@ -172,7 +172,7 @@ def _is_permuted(gold: Sequence[Reading], given: Sequence[Reading]) -> bool:
 
 
 def _same_matrix(gold: Reading, given: Reading, symbols: SymbolTest) -> Outcome:
-    """Compare matrices entry by entry; tuples count as rows or columns, and binomials as columns of two entries."""
+    """Compare matrices entry by entry. Tuples count as rows or columns, and binomials as columns of two entries."""
     rows = [_rows(answer) for answer in (gold, given)]
     if None in rows:
         one, other = (_entries(answer) for answer in (gold, given))

@@ -24,7 +24,7 @@ from mmprm.grading.worker_pool import DiedError, LateError, WorkerPool
 from mmprm.types import Grading, Problem, Verdict
 
 MAX_INLINE_SECONDS = 0.05
-"""CPU time limit in seconds for the calling thread, which may run an event loop; longer evaluations go to a worker."""
+"""CPU time limit in seconds for the calling thread, which may run an event loop. Longer evaluations go to a worker."""
 
 _VERDICTS = {SAME: Verdict.CORRECT, DIFFERENT: Verdict.INCORRECT, UNDECIDED: Verdict.UNKNOWN}
 
@@ -38,13 +38,13 @@ class GraderConfig(Config):
     workers: int = Field(1, ge=1)
     """Number of worker processes for symbolic comparison; most answers are decided without one."""
     timeout_seconds: float = Field(5.0, gt=0)
-    """CPU time limit of one symbolic comparison in seconds; the wall-clock limit is ten times as long. Beyond it, the
+    """CPU time limit of one symbolic comparison in seconds. The wall-clock limit is ten times as long. Beyond it, the
     worker is killed and the verdict is unknown.
     """
     memory_gib: float = Field(4.0, gt=0)
     """Maximum address space of one worker, in GiB."""
     max_length: int = Field(2000, ge=1)
-    """Maximum length in characters of answers that are compared by value; longer ones are compared as text only."""
+    """Maximum length in characters of answers that are compared by value. Longer ones are compared as text only."""
     cache_size: int = Field(200_000, ge=0)
     """Maximum number of cached verdicts, keyed by (gold, choices, answer)."""
     labels: tuple[str, ...] = ()

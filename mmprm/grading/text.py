@@ -46,7 +46,7 @@ def key(text: str) -> str:
 
 
 def is_prose(text: str) -> bool:
-    """Return whether a text is prose rather than mathematics; callers remove units and "or" beforehand."""
+    """Return whether a text is prose rather than mathematics. Callers remove units and "or" beforehand."""
     return bool(_WORDS.search(_NO_WORDS.sub(" ", text.replace(r"\text", " ")))) or _is_word(text)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 Dimension = tuple[tuple[str, int], ...]
-"""Base dimensions with exponents, sorted by name; an unknown unit name is a separate dimension."""
+"""Base dimensions with exponents, sorted by name. An unknown unit name is a separate dimension."""
 
 
 @dataclass(frozen=True, slots=True)

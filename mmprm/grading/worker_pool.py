@@ -1,4 +1,4 @@
-"""Run comparisons in worker processes, since they may hang, exhaust memory or crash; a failed worker is restarted.
+"""Run comparisons in worker processes, since they may hang, exhaust memory or crash. A failed worker is restarted.
 
 Workers are independent programs, neither forks of this process (which may hold an engine and its threads) nor importers
 of its main script.
@@ -23,7 +23,8 @@ from mmprm.grading.outcome import Outcome
 from mmprm.grading.worker import KILLED_BY_TIMER, READY
 
 START_SECONDS = 180
-"""Startup timeout in seconds; loading the symbolic library takes 1 s, but far longer on a busy, cold machine."""
+"""Startup timeout of a worker in seconds. Loading the symbolic library takes 1 s, but far longer on a busy, cold
+machine."""
 
 
 class LateError(Exception):

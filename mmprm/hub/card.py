@@ -22,7 +22,7 @@ from mmprm.trees.database import STORE_NAME
 from mmprm.trees.store import Store
 
 MAX_VALUE_LENGTH = 80
-"""Maximum length in characters of a setting's value; longer values, such as prompts, are not shown."""
+"""Maximum length in characters of a setting's value. Longer values, such as prompts, are not shown."""
 MAX_METRICS = 12
 """Maximum number of metrics shown per evaluation."""
 _LICENSE_KEYS = ("license", "license_name", "license_link")
@@ -252,6 +252,6 @@ def _table(title: str, rows: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _cell_text(value: str) -> str:
-    """Escape a value for a cell of a Markdown table; a token such as <prm> becomes code instead of HTML."""
+    """Escape a value for a cell of a Markdown table. A token such as <prm> becomes code instead of HTML."""
     text = value.replace("|", "\\|").replace("\n", "\\n")
     return f"`{text}`" if "<" in text else text

@@ -33,7 +33,7 @@ class AgreementRule(Config):
 
 @dataclass(frozen=True, slots=True)
 class Opinion:
-    """Holds the verdicts of the label and the judge on one prefix; `judge_correct` is None if the judge gave no
+    """Holds the verdicts of the label and the judge on one prefix. `judge_correct` is None if the judge gave no
     verdict."""
 
     counts: Counts
@@ -62,7 +62,7 @@ class AgreementCounts:
 
 
 def opinions(examples: Iterable[LabeledExample], rule: AgreementRule) -> dict[Prefix, Opinion]:
-    """Return the verdicts of the label and the judge on every labeled prefix; the paths of a problem share their
+    """Return the verdicts of the label and the judge on every labeled prefix. The paths of a problem share their
     labels."""
     found: dict[Prefix, Opinion] = {}
     for example in examples:
@@ -176,7 +176,7 @@ def _agreed_depth(prefixes: Sequence[Prefix], known: Mapping[Prefix, Opinion]) -
 
 
 def relabeled(example: LabeledExample, counts: Sequence[Counts | None]) -> LabeledExample:
-    """Replace the labels of an example; a path that loses its final label is marked as incomplete."""
+    """Replace the labels of an example. A path that loses its final label is marked as incomplete."""
     path = example.path
     complete = path.complete and counts[-1] is not None
     return replace(example, path=replace(path, counts=tuple(counts), complete=complete))

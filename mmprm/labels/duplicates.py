@@ -29,7 +29,7 @@ slightly."""
 SIDE = 16
 """Side length of the grid for an image hash, which has SIDE × SIDE bits for each of two directions."""
 CLOSE = 25
-"""Maximum number of hash bits that may differ over all images of a problem; re-encoding or rescaling changes fewer."""
+"""Maximum number of hash bits that may differ over all images of a problem. Re-encoding or rescaling changes fewer."""
 
 _WORD = re.compile(r"\d+(?:\.\d+)?|[\u4e00-\u9fff]|[^\W\d_]+|[^\w\s]")
 _HYPHEN = re.compile(r"(?<=[^\W\d_]{2})-(?=[^\W\d_]{2})")
@@ -93,7 +93,7 @@ def text_of(question: str) -> Text:
 
 
 def _hashes(problem: Problem) -> int:
-    """Concatenate the hash bits of all images; the result is 0 if there are none."""
+    """Concatenate the hash bits of all images. The result is 0 if there are none."""
     return functools.reduce(lambda bits, image: bits << 2 * SIDE**2 | image_hash(open_image(image)), problem.images, 0)
 
 

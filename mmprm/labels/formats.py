@@ -1,4 +1,4 @@
-"""Write and read labeled solutions in the formats of other training projects; each format has a writer and a reader.
+"""Write and read labeled solutions in the formats of other training projects. Each format has a writer and a reader.
 
 A writer creates one JSON record per solution, and the reader returns its question, steps and labels. A record that does
 not round-trip, because its text contains strings reserved by the format, is not exported.
@@ -253,7 +253,7 @@ def _write_prm800k(row: OutputRow) -> Record:
 
 
 def _read_prm800k(record: Record) -> Content:
-    """Read a PRM800K record; a neutral rating (0) counts as correct because the step is not an error."""
+    """Read a PRM800K record. A neutral rating (0) counts as correct because the step is not an error."""
     chosen = [_chosen(step) for step in record["label"]["steps"]]
     labels = (None if completion["rating"] is None else completion["rating"] >= 0 for completion in chosen)
     return Content(record["question"]["problem"], tuple(completion["text"] for completion in chosen), tuple(labels))

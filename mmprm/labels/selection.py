@@ -1,4 +1,4 @@
-"""Select the labels and solutions to train on; all functions are pure and independent of the order of the file."""
+"""Select the labels and solutions to train on. All functions are pure and independent of the order of the file."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class SelectionConfig(Config):
     informative: float = Field(1.0, gt=0, le=1)
     """Share of the solutions to keep, namely those with the highest balanced information score."""
     alpha: float = Field(0.05, ge=0)
-    """Weight of unmixed solutions in the balanced information score; a larger value suits a smaller share."""
+    """Weight of unmixed solutions in the balanced information score. A larger value suits a smaller share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ def balanced_information(values: Sequence[float], alpha: float) -> float:
 
 
 def keep_informative(examples: Sequence[LabeledExample], share: float, alpha: float) -> list[LabeledExample]:
-    """Keep the share of solutions with the highest balanced information score, at least one; ties are broken by hash.
+    """Keep the share of solutions with the highest balanced information score, at least one. Ties are broken by hash.
 
     A score uses all labels of a solution's prefixes, including those stored on another path. A kept prefix keeps its
     label: it is stored on the first kept path that contains it.

@@ -85,7 +85,7 @@ def _states(counts_by_steps: dict[Steps, Counts], step_format: StepFormat) -> di
 
 
 def _solutions(tree: Tree, step_format: StepFormat) -> dict[Steps, bool]:
-    """Map the plain steps of each complete solution to its correctness; solutions with conflicting verdicts are
+    """Map the plain steps of each complete solution to its correctness. Solutions with conflicting verdicts are
     skipped.
 
     Only the root's rollouts are used, as the policy writes them. Rollouts from deeper states would be a biased sample:

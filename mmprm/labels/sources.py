@@ -21,7 +21,7 @@ NeutralAs = Literal["correct", "incorrect", "none"]
 
 
 class DroppedRecordError(Exception):
-    """Raised for a well-formed record without usable labels; the message is the reason to count."""
+    """Raised for a well-formed record without usable labels. The message is the reason to count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class SourceOptions:
 
 @dataclass(frozen=True, slots=True)
 class SourceSolution:
-    """Holds a solution of a record; `complete` solutions end in a final answer, and the last label is its verdict."""
+    """Holds a solution of a record. `complete` solutions end in a final answer, and the last label is its verdict."""
 
     question: str
     steps: Sequence[str]
@@ -108,7 +108,7 @@ def _read_exported(name: str) -> Callable[[Record, SourceOptions], list[SourceSo
 
 
 def _read_shepherd(record: Record, options: SourceOptions) -> list[SourceSolution]:
-    """Read a Math-Shepherd record; the label of a final step that states the answer is the solution's verdict."""
+    """Read a Math-Shepherd record. The label of a final step that states the answer is the solution's verdict."""
     (solution,) = _read_exported("math-shepherd")(record, options)
     stated = "the answer is" in solution.steps[-1].lower() and solution.labels[-1] is not None
     return [replace(solution, complete=stated)]

@@ -54,7 +54,7 @@ def size_of(dtype: Dtype) -> int:
 
 
 def engine_parts(shape: Shape, engine: EngineSettings, gpu: float) -> Parts:
-    """Estimate an engine's memory per GPU by part, in bytes; `gpu` is the memory of a GPU.
+    """Estimate an engine's memory per GPU by part, in bytes. `gpu` is the memory of a GPU.
 
     The key-value cache takes the rest of gpu_memory_utilization, unless `kv_cache_gib` sets its size.
     """

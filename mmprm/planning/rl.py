@@ -64,7 +64,7 @@ class RLSettings:
 
 
 def rl_plan(policy: Shape, prm: Shape | None, settings: RLSettings) -> MemoryPlan:
-    """Estimate the memory of an RL run; `prm` describes the process reward model if one runs on the GPUs."""
+    """Estimate the memory of an RL run. `prm` describes the process reward model if one runs on the GPUs."""
     gpu = settings.gpu_gib * GIB
     parts = engine_parts(policy, settings.engine, gpu)
     refusals = engine_refusals(policy, settings.engine, parts)
@@ -121,7 +121,7 @@ def _trainer(policy: Shape, settings: RLSettings, shared: bool) -> dict[str, Par
 
 
 def _engine(policy: Shape, settings: RLSettings, colocated: bool) -> dict[str, Parts]:
-    """Estimate an engine's memory by phase and part; a colocated engine sleeps while the trainer computes."""
+    """Estimate an engine's memory by phase and part. A colocated engine sleeps while the trainer computes."""
     awake = engine_parts(policy, settings.engine, settings.gpu_gib * GIB)
     if not colocated:
         received = receive_buffers(policy, settings.engine, settings.transport)

@@ -32,7 +32,7 @@ _EXPERTS = r"\.experts\."
 
 @dataclass(frozen=True, slots=True)
 class Tower:
-    """Describes a vision tower; `tokens` is the number of its tokens per image token in the language model."""
+    """Describes a vision tower. `tokens` is the number of its tokens per image token in the language model."""
 
     layers: Layers
     tokens: float

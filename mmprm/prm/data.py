@@ -23,7 +23,7 @@ class PrmSample:
     targets: tuple[float, ...]
     """Target of each step, in [0, 1], or NaN if the step has no label."""
     weights: tuple[float, ...]
-    """Loss weight of each step; the mean over all labels of the training set is 1."""
+    """Loss weight of each step. The mean over all labels of the training set is 1."""
     ids: Ints
     """Token ids, including image tokens."""
     positions: Ints
@@ -40,7 +40,7 @@ class PrmSample:
 
 
 def make_samples(examples: Sequence[LabeledExample], renderer: Renderer, config: TargetConfig) -> list[PrmSample]:
-    """Convert labeled paths to samples, truncated after their last target; paths without a target are dropped.
+    """Convert labeled paths to samples, truncated after their last target. Paths without a target are dropped.
 
     Steps after the last target would add nothing to the loss. The order of the paths is preserved. Raises DataError if
     a solution cannot be rendered.

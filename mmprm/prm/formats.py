@@ -66,7 +66,7 @@ class Marked:
 
 
 class Format(ABC):
-    """Renders solutions for one PRM family; `yes_id` and `no_id` are None if the family has a scoring head."""
+    """Renders solutions for one PRM family. `yes_id` and `no_id` are None if the family has a scoring head."""
 
     yes_id: int | None = None
     no_id: int | None = None
@@ -154,7 +154,7 @@ class Layout:
 
 
 class WrittenFormat(Format):
-    """Renders solutions for a family that tokenizes the whole solution as one text; markers are located by character
+    """Renders solutions for a family that tokenizes the whole solution as one text. Markers are located by character
     offset."""
 
     def __init__(self, layout: Layout, processor: Any, tokens: PrmTokens) -> None:

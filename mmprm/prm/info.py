@@ -40,7 +40,7 @@ TOKENS: dict[str, PrmTokens] = {
     "visualprm": PrmTokens(marker="+", yes="+", no="-"),
     "trl": PrmTokens(marker="\n", yes="", no=""),
 }
-"""Default tokens of each PRM family; `yes` and `no` are empty for families with a scoring head."""
+"""Default tokens of each PRM family. `yes` and `no` are empty for families with a scoring head."""
 
 
 class AggregatorEvidence(Config):

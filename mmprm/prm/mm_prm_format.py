@@ -92,7 +92,7 @@ class Renderer:
 
 
 def check_solution(solution: Solution, images: bool, reserved: Iterable[str]) -> None:
-    """Raise DataError if a PRM format cannot express the solution; `images` says whether the format supports images."""
+    """Raise DataError if a PRM format cannot express the solution. `images` says whether the format supports images."""
     problem, name = solution.problem, f"problem {solution.problem.id}"
     if not solution.steps:
         raise DataError(f"{name}: a solution must have at least one step to be scored; remove it or add steps")

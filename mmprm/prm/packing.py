@@ -28,7 +28,7 @@ from mmprm.types import ImageRef, Solution
 
 @dataclass(frozen=True, slots=True)
 class PackedTree:
-    """Holds the token tree of one problem's solutions; `members` are their indices in the list of all solutions."""
+    """Holds the token tree of one problem's solutions. `members` are their indices in the list of all solutions."""
 
     members: tuple[int, ...]
     images: tuple[ImageRef, ...]
@@ -46,9 +46,9 @@ class PackedInputs:
     inputs: dict[str, Tensor]
     """Model inputs: input_ids_BT, position_ids_BT (or position_ids_XBT) and image tensors."""
     end_BT: Tensor
-    """Index of the last token in each token's subtree; a padding token attends only to itself."""
+    """Index of the last token in each token's subtree. A padding token attends only to itself."""
     read_BT: Tensor
-    """Mask of the tokens at which scores are read; a token shared by several solutions is read once."""
+    """Mask of the tokens at which scores are read. A token shared by several solutions is read once."""
     reads: list[tuple[Ints, ...]]
     """For each member of each tree, the indices of its step scores among all scores that the model returns."""
 
@@ -106,7 +106,7 @@ def pack_solutions(
     max_tokens: int,
     shared: bool = True,
 ) -> list[PackedTree]:
-    """Pack solutions into trees of at most `max_tokens` tokens; a longer solution gets its own tree.
+    """Pack solutions into trees of at most `max_tokens` tokens. A longer solution gets its own tree.
 
     `marked[i]` holds the tokens of solution i and the positions of its scores; tokens after the last score are dropped.
     With `shared=False`, each solution gets its own tree.
@@ -128,7 +128,7 @@ def pack_solutions(
 
 
 class TreeInputs:
-    """Builds right-padded model inputs from rows of trees; `model` is used only to compute position ids."""
+    """Builds right-padded model inputs from rows of trees. `model` is used only to compute position ids."""
 
     def __init__(self, form: Format, model: nn.Module) -> None:
         self._pad = tokenizer_of(form.processor).pad_token_id or 0

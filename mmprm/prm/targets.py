@@ -41,7 +41,7 @@ class TargetConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """Holds the target value and weight of each step in a path; the value is NaN if a step has no target."""
+    """Holds the target value and weight of each step in a path. The value is NaN if a step has no target."""
 
     values: tuple[float, ...]
     weights: tuple[float, ...]
@@ -83,7 +83,7 @@ PrefixValues = dict[tuple[str, Steps], float]
 
 
 def prefix_values(examples: Sequence[LabeledExample]) -> PrefixValues:
-    """Collect the values of all labeled prefixes; the empty prefix has the value of the root, if it is stored."""
+    """Collect the values of all labeled prefixes. The empty prefix has the value of the root, if it is stored."""
     found: PrefixValues = {}
     for example in examples:
         path = example.path

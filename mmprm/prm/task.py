@@ -37,7 +37,7 @@ class PrmBatch:
 
     inputs: dict[str, Any]
     marker_N: Tensor
-    """Index of each labeled step's marker among the M markers; packed paths may share a marker."""
+    """Index of each labeled step's marker among the M markers. Packed paths may share a marker."""
     target_N: Tensor
     weight_N: Tensor
     end_BT: Tensor | None = None
@@ -132,7 +132,7 @@ def make_rows(
     micro_batch_tokens: int,
     shares: int = 1,
 ) -> TrainingRows:
-    """Arrange samples in rows of at most `micro_batch_tokens` tokens; a longer sample gets its own row.
+    """Arrange samples in rows of at most `micro_batch_tokens` tokens. A longer sample gets its own row.
 
     Packed rows need a backbone that supports them. `shares` is the number of (rank, step) pairs. Packed rows are
     short enough for each pair to get one, but not shorter than the longest sample. One third is added because rows are
@@ -154,7 +154,7 @@ def make_rows(
 
 
 class PrmTask:
-    """Implements mmprm.training.loop.Task for a PRM; a sample is a row, and a loss term is a labeled step."""
+    """Implements mmprm.training.loop.Task for a PRM. A sample is a row, and a loss term is a labeled step."""
 
     def __init__(
         self, train: TrainingRows, held_out: TrainingRows, micro_batch_tokens: int, device: torch.device

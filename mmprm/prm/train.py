@@ -44,7 +44,7 @@ class TrainConfig(TrainableConfig):
     model: PathText
     """Base model: a folder, a hub id such as Qwen/Qwen2.5-VL-7B-Instruct, or tiny (the built-in policy)."""
     labels: PathText
-    """Parquet file written by mmprm labels; its train split is used for training, its dev split for evaluation."""
+    """Parquet file written by mmprm labels. Its train split is used for training, its dev split for evaluation."""
     output: PathText
     """Run folder for the model (prm/), checkpoints/, metrics.jsonl and tensorboard/. An existing run is resumed. On
     several machines, it must be on shared storage."""
@@ -61,7 +61,7 @@ class TrainConfig(TrainableConfig):
     between them. trees: pack all paths of a problem as one sequence that contains shared steps once. The loss is the
     same. Unsupported models fall back to none with a warning."""
     max_length: int = Field(4096, ge=1)
-    """Maximum number of tokens per path; longer paths are excluded from training, and their number is reported."""
+    """Maximum number of tokens per path. Longer paths are excluded from training, and their number is reported."""
     training: TrainingConfig = TrainingConfig()
     """Settings of the optimizer, batches, sharding and checkpoints."""
     hardware: HardwareConfig = Field(HardwareConfig(), exclude=True)
@@ -85,7 +85,7 @@ class TrainSummary:
 
 
 def train_prm(config: TrainConfig) -> TrainSummary:
-    """Train a PRM in a single process or as one torchrun rank; every rank returns the summary."""
+    """Train a PRM in a single process or as one torchrun rank. Every rank returns the summary."""
     ranks = join_ranks()
     with alone_in(ranks, Path(config.output), "output"):
         return _train(config, ranks)
@@ -140,7 +140,7 @@ def _train(config: TrainConfig, ranks: Ranks) -> TrainSummary:
 
 
 def _select(examples: list[LabeledExample], config: TrainConfig) -> tuple[list[LabeledExample], SelectionCounts]:
-    """Apply the selection to the train split; the dev split keeps all labels, so that runs can be compared."""
+    """Apply the selection to the train split. The dev split keeps all labels, so that runs can be compared."""
     train = [example for example in examples if example.split == "train"]
     others = [example for example in examples if example.split != "train"]
     kept, counts = select_labels(train, config.selection)
@@ -159,7 +159,7 @@ def _with_choices(info: PrmInfo, folder: Path) -> PrmInfo:
 
 
 def _origin(config: TrainConfig) -> dict[str, Any]:
-    """Return the settings outside `training` that determine the weights; a run is resumed only if they are
+    """Return the settings outside `training` that determine the weights. A run is resumed only if they are
     unchanged."""
     excluded = {"labels", "output", "training", "gradient_checkpointing"}
     if config.selection == SelectionConfig():

@@ -206,7 +206,7 @@ SMALL = (3.6, 2.5)
 
 
 def lines_plot(curves: Mapping[str, Curve], name: str) -> str:
-    """Plot values by step, with one labeled line per name; long curves also get a moving mean."""
+    """Plot values by step, with one labeled line per name. Long curves also get a moving mean."""
     with _figure(name, *SMALL) as (axes, output):
         ends = {}
         for (label, curve), (color, _, line) in zip(curves.items(), itertools.cycle(SERIES.values()), strict=False):
@@ -282,7 +282,7 @@ def smoothing(count: int) -> int:
 
 
 def moving_mean(values: Sequence[float], window: int) -> list[float]:
-    """Return the mean of up to `window` values around each value; windows are truncated at both ends."""
+    """Return the mean of up to `window` values around each value. Windows are truncated at both ends."""
     before, after = (window - 1) // 2, window // 2
     parts = (values[max(0, position - before) : position + after + 1] for position in range(len(values)))
     return [sum(part) / len(part) for part in parts]

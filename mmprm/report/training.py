@@ -19,7 +19,7 @@ MAX_ROWS = 12
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """Describes one plot of a training page; `names` maps metrics to labels, and missing metrics are left out.
+    """Describes one plot of a training page. `names` maps metrics to labels, and missing metrics are left out.
 
     A name that ends in * matches all metrics with that prefix; each is labeled with the rest of its name.
     """

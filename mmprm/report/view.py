@@ -27,7 +27,7 @@ OUTCOMES = {
     ("failed", ""): "failed",
     ("open", ""): "open",
 }
-"""Maps the (status, reason) of a search to the problem's category on the page; all others are "searched"."""
+"""Maps the (status, reason) of a search to the problem's category on the page. All others are "searched"."""
 
 
 def write_view(path: Path, store: Store, limit: int) -> int:

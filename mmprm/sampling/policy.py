@@ -39,7 +39,7 @@ class PolicyConfig(Config):
     grader: GraderConfig = GraderConfig()
     """Settings for grading final answers."""
     seed: int = 0
-    """Random seed of the run; the seed of each request is derived from this seed and the request's content. It also
+    """Random seed of the run. The seed of each request is derived from this seed and the request's content. It also
     seeds the confidence intervals.
     """
     workers: int | None = Field(None, ge=1)

@@ -20,7 +20,7 @@ REQUESTS_IN_FLIGHT = 10_000
 
 
 class SamplerPool:
-    """Distributes requests over `size` engines; all requests for a problem go to one engine, which caches the problem's
+    """Distributes requests over `size` engines. All requests for a problem go to one engine, which caches the problem's
     prefixes.
 
     By default, there is one engine per GPU (or per group of tensor_parallel_size GPUs). Machines without a GPU get one
@@ -122,7 +122,7 @@ class _Engine:
 
 
 def engine_resources(engine: EngineConfig, size: int | None) -> tuple[list[EngineConfig], dict[str, float]]:
-    """Return the configuration of each engine and the Ray resources that one engine needs; `size` defaults to as many
+    """Return the configuration of each engine and the Ray resources that one engine needs. `size` defaults to as many
     as fit.
 
     Starts Ray if it is not running.

@@ -18,7 +18,7 @@ class ServerConfig(ClientConfig):
     concurrency: int = Field(16, ge=1)
     """Maximum number of concurrent requests over all URLs; each has up to 32 solutions."""
     send_paths: bool = False
-    """Whether to send paths of images instead of their bytes; the server must have the same files below its
+    """Whether to send paths of images instead of their bytes. The server must have the same files below its
     image_root."""
 
 

@@ -72,7 +72,7 @@ def accuracy_at_n(
 
 
 def accuracy(groups: Sequence[CandidateGroup], aggregate: str, seed: int = 0) -> dict[str, Interval]:
-    """Compute each selector's accuracy when it chooses among all candidates of a group; group sizes may differ."""
+    """Compute each selector's accuracy when it chooses among all candidates of a group. Group sizes may differ."""
     return _intervals(_over_all(groups, aggregate), seed)
 
 

@@ -12,7 +12,7 @@ from mmprm.types import Problem, StepScores, Verdict
 
 
 def candidate_lines(groups: Sequence[CandidateGroup], aggregate: str | None) -> Iterator[dict[str, Any]]:
-    """Yield one JSON object per candidate; `chosen` marks the first candidate with the highest reward in its group.
+    """Yield one JSON object per candidate. `chosen` marks the first candidate with the highest reward in its group.
 
     If `aggregate` is None, for groups that are not scored yet, no candidate is chosen.
     """

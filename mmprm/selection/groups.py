@@ -1,4 +1,4 @@
-"""Sample, grade and score groups of candidates; a group consists of the solutions to one problem."""
+"""Sample, grade and score groups of candidates. A group consists of the solutions to one problem."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ async def sample_groups(
 
 
 def score_groups(groups: Sequence[CandidateGroup], scorer: Scorer) -> list[CandidateGroup]:
-    """Add step scores to every candidate that has steps; candidates with the same steps are scored once.
+    """Add step scores to every candidate that has steps. Candidates with the same steps are scored once.
 
     A candidate that cannot be scored (too long, or the marker occurs in its text) gets the reason instead. Raises
     DataError if no candidate can be scored.

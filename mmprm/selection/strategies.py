@@ -17,7 +17,7 @@ from mmprm.config import Config
 from mmprm.selection.paths import Path, PathState, Writer
 
 PathScorer = Callable[[Sequence[Path]], Awaitable[list[float]]]
-"""Function that returns a value for each open path; the search continues the paths with the highest values."""
+"""Function that returns a value for each open path. The search continues the paths with the highest values."""
 
 
 class GuidedConfig(Config):
@@ -29,7 +29,7 @@ class GuidedConfig(Config):
     """Number of solutions per problem. At each depth, this many steps are sampled, minus the number of complete
     solutions."""
     beams: int = Field(2, ge=1)
-    """Number of partial solutions to continue after each step, over all searches for a problem; each is continued
+    """Number of partial solutions to continue after each step, over all searches for a problem. Each is continued
     samples/beams times."""
     lookahead: int = Field(0, ge=0)
     """Number of greedily decoded steps that are appended to a partial solution for scoring, and then discarded."""
@@ -126,7 +126,7 @@ async def _grow(
 
 
 async def _best(paths: Sequence[Path], count: int, writer: Writer, judge: PathScorer) -> list[Path]:
-    """Return the `count` paths with the highest values, best first; paths with equal steps are merged.
+    """Return the `count` paths with the highest values, best first. Paths with equal steps are merged.
 
     If there are at most `count` distinct paths, none is judged.
     """

@@ -39,9 +39,9 @@ class TinyTrainConfig(Config):
     weight_decay: float = 0.01
     """Weight decay of AdamW."""
     mistake_rate: float = 0.05
-    """Probability that an easy step of a training solution is incorrect; it determines pass@1 at temperature 1."""
+    """Probability that an easy step of a training solution is incorrect. It determines pass@1 at temperature 1."""
     hard_mistake_rate: float = 0.3
-    """Probability that a hard step is incorrect; hard steps read an easily misread digit or need a carry."""
+    """Probability that a hard step is incorrect. Hard steps read an easily misread digit or need a carry."""
     problems: int = 20000
     """Number of distinct training problems."""
     held_out: int = 500

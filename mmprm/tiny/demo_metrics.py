@@ -41,7 +41,7 @@ class DemoMetrics:
 def measure(
     examples: Sequence[LabeledExample], development: Sequence[CandidateGroup], test: Sequence[CandidateGroup]
 ) -> DemoMetrics:
-    """Choose the aggregator and threshold on `development`, then compute the demo's metrics on `test`; both need PRM
+    """Choose the aggregator and threshold on `development`, then compute the demo's metrics on `test`. Both need PRM
     scores."""
     labels, labels_correct = label_truth(examples)
     aggregator = choose_aggregator(development)

@@ -57,7 +57,7 @@ class LessonPart(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """Holds a training text as a sequence of parts; `cells` describes its image, or is None if it has no image."""
+    """Holds a training text as a sequence of parts. `cells` describes its image, or is None if it has no image."""
 
     cells: tuple[tuple[str, int, tuple[int, int]], ...] | None
     parts: tuple[LessonPart, ...]

@@ -114,7 +114,7 @@ def truth_of(problem: Problem) -> TinyProblem:
 
 
 def judge_steps(tiny: TinyProblem, steps: Sequence[str]) -> list[bool]:
-    """Return whether each step of a solution is correct; steps may be given with or without their tags.
+    """Return whether each step of a solution is correct. Steps may be given with or without their tags.
 
     A reading is true if the question names the color and the image shows that digit. The k-th operation is true if it
     is the k-th of the question, its operands are the solution's own values, and its arithmetic is correct. These values

@@ -14,7 +14,7 @@ class OptimizationConfig(Config):
     """Configures the optimizer, precision and sharding, independently of the data and the number of steps."""
 
     micro_batch_tokens: int = Field(16384, ge=1)
-    """Maximum number of tokens per micro-batch on one rank, including padding; a longer sample runs alone."""
+    """Maximum number of tokens per micro-batch on one rank, including padding. A longer sample runs alone."""
     learning_rate: float = Field(4e-6, gt=0)
     """Peak learning rate of the schedule."""
     final_learning_rate: float = Field(0.0, ge=0, le=1)
@@ -40,7 +40,7 @@ class OptimizationConfig(Config):
     seed: int = 0
     """Random seed for the order of samples and for dropout."""
     max_bad_steps: int = Field(5, ge=1)
-    """Number of consecutive steps with a non-finite loss or gradient after which training ends; each such step is
+    """Number of consecutive steps with a non-finite loss or gradient after which training ends. Each such step is
     skipped."""
 
     @property

@@ -79,7 +79,7 @@ def fit(
         return step == total or (config.eval_every > 0 and step % config.eval_every == 0)
 
     def evaluate(step: int) -> dict[str, float]:
-        """Evaluate after `step`; its checkpoint is saved first, so that an error in the evaluation loses no
+        """Evaluate after `step`. Its checkpoint is saved first, so that an error in the evaluation loses no
         training."""
         found = task.evaluate(engine)
         if log:
@@ -139,7 +139,7 @@ def _steps(task: Task, config: TrainingConfig, ranks: Ranks, first: int) -> Iter
 def _step_metrics(
     step: _Step, loss: float, norm: float | None, rate: float, seconds: float, skipped: bool
 ) -> dict[str, float]:
-    """Return the metrics of one optimizer step; the gradient norm is omitted if it was not computed."""
+    """Return the metrics of one optimizer step. The gradient norm is omitted if it was not computed."""
     metrics = {"loss": loss, "learning_rate": rate, "seconds": seconds, "skipped": float(skipped)}
     metrics |= {} if norm is None else {"gradient_norm": norm}
     return metrics | {"tokens_per_second": step.tokens / seconds, "terms_per_second": step.terms / seconds}
@@ -162,7 +162,7 @@ def _too_many(bad_steps: int, done: int, checkpoint: Path | None) -> TrainingErr
 
 
 def _losses(task: Task, step: _Step, collated: Iterator[Any]) -> Iterator[Callable[[nn.Module], Tensor]]:
-    """Yield, for each micro-batch, a function that computes its loss with the model; the collated batch is fetched on
+    """Yield, for each micro-batch, a function that computes its loss with the model. The collated batch is fetched on
     demand."""
     for micro in step.own:
         yield partial(_loss, task=task, batch=next(collated), is_padding=micro.is_padding)

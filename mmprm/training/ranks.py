@@ -123,7 +123,7 @@ def _loopback_store(rank: int, count: int) -> dist.TCPStore:
 
 
 def join_ranks() -> Ranks:
-    """Join the process group described by torchrun's environment, or create a group of one process; repeated calls are
+    """Join the process group described by torchrun's environment, or create a group of one process. Repeated calls are
     allowed."""
     cuda = torch.cuda.is_available()
     backend = "nccl" if cuda else "gloo"

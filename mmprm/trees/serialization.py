@@ -37,7 +37,7 @@ class StoredBatch:
 
     problem_id: str
     state: bytes
-    """Hash key of the prefix from which the batch was sampled; the prefix has `depth` steps."""
+    """Hash key of the prefix from which the batch was sampled. The prefix has `depth` steps."""
     depth: int
     first_sample: int
     counts: Counts

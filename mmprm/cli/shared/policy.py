@@ -41,7 +41,7 @@ def with_engine_dtype(config: _P) -> _P:
 
 
 def check_config(config: PolicyConfig, problems: Sequence[Problem], samples: int, key: str) -> None:
-    """Run the preflight checks before anything starts; `key` names the setting of `samples` in error messages.
+    """Run the preflight checks before anything starts. `key` names the setting of `samples` in error messages.
 
     `samples` is the number of completions per prompt.
     """

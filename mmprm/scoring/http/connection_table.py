@@ -70,7 +70,7 @@ class ConnectionTable:
             self._waiting[connection.address][connection] = None
 
     def log(self, event: str, address: str) -> None:
-        """Log a kind of event at most once per LOG_SECONDS; the next line reports how many were suppressed."""
+        """Log a kind of event at most once per LOG_SECONDS. The next line reports how many were suppressed."""
         at, count = self._logged.get(event, (float("-inf"), 0))
         now = time.monotonic()
         if now - at < LOG_SECONDS:

@@ -67,7 +67,7 @@ class ScoreQueue:
         return len(self._waiting)
 
     async def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
-        """Score solutions like Scorer.score; a solution that cannot be scored fails only the call that submitted it."""
+        """Score solutions like Scorer.score. A solution that cannot be scored fails only the call that submitted it."""
         scores: list[StepScores] = []
         for answer in await self.judge(solutions):
             if isinstance(answer, Exception):

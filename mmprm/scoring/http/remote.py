@@ -25,7 +25,7 @@ REQUEST_SOLUTIONS = 32
 BODY_MIB = 64
 """Default maximum size of a request body in MiB, for servers that do not report their own."""
 BODY_SHARE = 0.9
-"""Fraction of the maximum body size to fill with solutions; the rest is for JSON keys and separators."""
+"""Fraction of the maximum body size to fill with solutions. The rest is for JSON keys and separators."""
 _BATCH = TypeAdapter(BatchOut)
 _MODEL = TypeAdapter(ModelOut)
 _SOMEBODY: Body = {"solutions": [{"question": "What is 1 + 1?", "steps": ["1 + 1 = 2"]}]}

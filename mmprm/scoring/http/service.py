@@ -39,7 +39,7 @@ from mmprm.types import Problem, Solution, StepScores
 _BATCH_SOLUTIONS = 256
 """Maximum number of solutions per batch, so that a new request need not wait for all earlier ones."""
 PREPARING_THREADS = 2
-"""Number of threads that parse JSON and validate texts; the same number of other threads decode images."""
+"""Number of threads that parse JSON and validate texts. The same number of other threads decode images."""
 RETRY_AFTER = "1"
 
 PROBE = Solution(Problem("probe", "What is 1 + 1?", answer=""), ("1 + 1 = 2",))

@@ -49,7 +49,7 @@ class BatchIn(_Message):
     """Several solutions to score in one request."""
 
     solutions: list[Any] = Field(json_schema_extra={"items": {"$ref": "#/components/schemas/SolutionIn"}})
-    """The solutions; each is validated separately, so an invalid one does not affect the others."""
+    """Solutions to score. Each is validated separately, so an invalid one does not affect the others."""
 
 
 class ErrorDetail(_Message):
