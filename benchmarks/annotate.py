@@ -124,7 +124,7 @@ def profile_of(folder: Path) -> Path:
 
 
 def draw_growth(growth: dict[str, Any], path: Path) -> None:
-    """Plot bookkeeping time per label and per state against size; a flat line means that the total is linear."""
+    """Plot bookkeeping time per label and per state against size. A flat line means that the total is linear."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 3), layout="constrained")

@@ -58,7 +58,7 @@ SCHEDULES = {
 
 @dataclass(frozen=True)
 class Run:
-    """Describes a finished campaign; `labels` maps each non-terminal (problem id, prefix) to its label."""
+    """Describes a finished campaign. `labels` maps each non-terminal (problem id, prefix) to its label."""
 
     summary: CampaignSummary
     trees: list[Tree]
@@ -110,7 +110,7 @@ def annotate(schedule: str, problems: Sequence[Problem], folder: Path, seed: int
 
 @dataclass(frozen=True)
 class Policy:
-    """Describes how to run and prompt a policy; by default, the built-in one."""
+    """Describes how to run and prompt a policy. By default, the built-in one."""
 
     engine: EngineConfig = field(default_factory=lambda: EngineConfig(model=str(weights_path())))
     sampling: SamplingConfig = SAMPLING
@@ -258,7 +258,7 @@ def _fresh_values(
 
 
 def one_round(folder: Path, number: int, arguments: Namespace) -> dict:
-    """Run all schedules once; `number` determines the problems, the seeds and the order of the schedules.
+    """Run all schedules once. `number` determines the problems, the seeds and the order of the schedules.
 
     Saturation is measured on many problems, and labels are compared on the first few of them.
     """

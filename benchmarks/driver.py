@@ -100,7 +100,7 @@ def make_groups(rng: random.Random, tokenizer: PreTrainedTokenizerFast) -> list[
 
 
 async def cut(groups: list[tuple[Problem, list[Response]]], process: ProcessReward) -> list[GradedGroup]:
-    """Compute the process rewards of all groups; half of the answers count as correct."""
+    """Compute the process rewards of all groups. Half of the answers count as correct."""
     graded = []
     for problem, responses in groups:
         scores = await process.score(problem, responses)

@@ -142,7 +142,7 @@ GPU_ONLY = {"flex_attention", "vision_tower", "ipc"}
 
 
 def _updates(**settings: Any) -> dict[str, Any]:
-    """Measure three updates on the same responses; the first one includes compilation.
+    """Measure three updates on the same responses. The first one includes compilation.
 
     MFU counts 8 FLOPs per parameter and token.
     """

@@ -45,7 +45,7 @@ def tree_packing_ratio(
 
 
 def shared_scoring_ratio(prm: Path, solutions: Sequence[Sequence[Solution]], rounds: int = ROUNDS) -> dict[str, Any]:
-    """Measure the speedup of scoring with shared prefixes; `solutions` contains one group per problem."""
+    """Measure the speedup of scoring with shared prefixes. `solutions` contains one group per problem."""
     flat = [solution for group in solutions for solution in group]
     scorers = {
         name: TransformersScorer(ScorerConfig(prm=str(prm), share_prefixes=name == "shared"))

@@ -166,7 +166,7 @@ def sync(runs: Runs) -> Results:
 
 
 def vs_trl(_: Runs) -> Results:
-    """Compare with TRL's RLOO trainer; runs are not reused, because the two trainers must alternate."""
+    """Compare with TRL's RLOO trainer. Runs are not reused, because the two trainers must alternate."""
     from rl_trl import step_vs_trl
 
     with tempfile.TemporaryDirectory(prefix="mmprm-bench-") as folder:
@@ -187,7 +187,7 @@ def _evaluations(rows: list[Results]) -> list[Results]:
 
 
 def _collapsed(evaluations: list[Results]) -> bool:
-    """Return whether a run collapsed; a run without its last evaluation failed and counts as collapsed."""
+    """Return whether a run collapsed. A run without its last evaluation failed and counts as collapsed."""
     before, after = evaluations[0]["pass_at_1"], evaluations[-1]["pass_at_1"]
     return evaluations[-1]["step"] < STEPS or math.isnan(after) or after < before / 2
 

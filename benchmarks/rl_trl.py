@@ -28,7 +28,7 @@ STEPS, WARM_UP = 8, 2
 TOKENS_AT_ONCE = 8192
 OUR_BUDGETS = (2048, 4096, 8192)
 TRL_BATCHES = (16, 32, 64)
-"""TRL batch sizes to try, in rows; each divides the rows of a step evenly."""
+"""TRL batch sizes to try, in rows. Each divides the rows of a step evenly."""
 AS_IT_COMES = 0
 """Placeholder batch size that selects TRL's default settings."""
 
@@ -91,7 +91,7 @@ def step_vs_trl(
 
 
 def _fastest(step: Callable[[int, int], Results], seed: int, batchings: Sequence[int]) -> tuple[int, Results]:
-    """Return the batch size with the fastest update, and its metrics; sampling is the same for all batch sizes."""
+    """Return the batch size with the fastest update, and its metrics. Sampling is the same for all batch sizes."""
     found = {batching: step(seed, batching) for batching in batchings}
     return min(found.items(), key=lambda item: item[1]["update_seconds"])
 

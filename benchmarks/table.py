@@ -65,7 +65,7 @@ def borders(results: dict[str, Any], _: dict[str, Any]) -> Iterator[tuple[str, s
 
 
 def parts(results: dict[str, Any], details: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Yield one table row per part; metrics with a target come before the others."""
+    """Yield one table row per part. Metrics with a target come before the others."""
     for key, bar in details["bars"].items():
         bar = f"{bar}: {'met' if details['met'][key] else 'missed'}" if not bar.startswith("reported") else bar
         more = {name: each for name, each in details[key].items() if name not in results[key]}

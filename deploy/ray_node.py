@@ -29,7 +29,7 @@ POLL_SECONDS = 2
 MAX_REFUSALS = 5
 """Number of consecutive failures to reach the head, `POLL_SECONDS` apart, after which a worker exits."""
 STOP_SECONDS = 40
-"""Seconds that `ray start` has to stop its processes after SIGTERM; Ray itself drains a node for up to 30 s."""
+"""Seconds that `ray start` has to stop its processes after SIGTERM. Ray itself drains a node for up to 30 s."""
 
 
 class ClusterError(Exception):
@@ -51,7 +51,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
-    """Parse the command line; `ray_start` holds the options for `ray start`, `command` the words after `--`."""
+    """Parse the command line. `ray_start` holds the options for `ray start`, `command` the words after `--`."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--rank", type=int, required=True, help="number of this machine, from 0; rank 0 is the head")
     parser.add_argument("--nodes", type=int, required=True, help="number of machines")

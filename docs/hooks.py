@@ -83,7 +83,7 @@ def _subparsers(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser
 def _parser_parts(
     parser: argparse.ArgumentParser, first_with_keys: dict[type[Config], str] | None = None
 ) -> Iterator[str]:
-    """Yield the parts of a section; if a table of keys is already on the page, name the command that has it."""
+    """Yield the parts of a section. If a table of keys is already on the page, name the command that has it."""
     yield _escaped(parser.description or "")
     yield from map(_paragraph, _epilog(parser).split("\n\n"))
     if rows := [_argument_row(action) for action in parser._actions if _is_shown(action)]:
@@ -104,7 +104,7 @@ def _epilog(parser: argparse.ArgumentParser) -> str:
 
 
 def _paragraph(text: str) -> str:
-    """Convert a paragraph of help text to Markdown; indented lines become a code block."""
+    """Convert a paragraph of help text to Markdown. Indented lines become a code block."""
     lines = text.split("\n")
     code = [line[2:] for line in lines if line.startswith("  ")]
     prose = _escaped(" ".join(line for line in lines if not line.startswith("  ")))

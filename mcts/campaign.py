@@ -126,7 +126,7 @@ async def _annotate_on_servers(config: CampaignConfig, store: Store, progress: P
 
 
 class _Cluster(Protocol):
-    """Describes the machines that engines run on; see mcts.ray_worker.RayWorkers."""
+    """Describes the machines that engines run on. See mcts.ray_worker.RayWorkers."""
 
     def capacity(self) -> int: ...
 
@@ -137,7 +137,7 @@ class _Cluster(Protocol):
 
 @dataclass(slots=True)
 class _Slot:
-    """Tracks one worker slot; a worker that dies is replaced by a new one in the same slot."""
+    """Tracks one worker slot. A worker that dies is replaced by a new one in the same slot."""
 
     number: int
     in_flight: set[str] = field(default_factory=set)
@@ -215,7 +215,7 @@ class _Driver:
         return set(added)
 
     def _grow(self, serving: dict[asyncio.Task[None], _Slot]) -> set[asyncio.Task[None]]:
-        """Add worker slots for machines that joined the cluster; slots of lost machines wait for a replacement."""
+        """Add worker slots for machines that joined the cluster. Slots of lost machines wait for a replacement."""
         capacity = 0 if self._cluster is None else self._cluster.capacity()
         more = min(capacity - len(serving), len(self._queue))
         if more <= 0:
@@ -243,7 +243,7 @@ class _Driver:
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
-        """Count the engine as running until it dies; the store derives the engine time from this count."""
+        """Count the engine as running until it dies. The store derives the engine time from this count."""
         self._running += 1
         if self._progress.workers:
             self._store.set_engines(self._running)

@@ -20,11 +20,12 @@ class CampaignConfig(PolicyConfig):
     search: SearchConfig = SearchConfig()
     """Settings of the tree search."""
     workers: int | None = Field(None, ge=1)
-    """Number of engines; by default one per GPU (or per group of tensor_parallel_size GPUs), or one per CPU core on a
+    """Number of engines. By default one per GPU (or per group of tensor_parallel_size GPUs), or one per CPU core on a
     machine without GPUs. With engine.servers, the number of workers that run trees_in_flight searches each; by default
     one per URL."""
     trees_in_flight: int | None = Field(None, ge=1)
-    """Number of problems that each worker searches concurrently; by default adapted to keep its engine busy."""
+    """Number of problems that each worker searches concurrently. By default, the number is adapted to keep the engine
+    busy."""
     commit_seconds: float = Field(0.5, gt=0)
     """Maximum time in seconds between two commits of finished batches to the store."""
     max_restarts: int = Field(3, ge=0)
@@ -32,7 +33,7 @@ class CampaignConfig(PolicyConfig):
     campaign continues without it. A problem whose engine dies more often than this while it is the only one on the
     engine is marked failed."""
     tracker: TrackerName | None = None
-    """Log progress to wandb, mlflow, swanlab or trackio; the package must be installed. Offline if not logged in."""
+    """Log progress to wandb, mlflow, swanlab or trackio. The package must be installed. Offline if not logged in."""
 
     def resume_key(self) -> dict[str, Any]:
         """Return the settings that determine the sampled batches.

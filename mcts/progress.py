@@ -82,7 +82,7 @@ class Progress:
     """Maps each problem in flight to the states that are already counted as labels."""
 
     def started(self, problem_id: str, stored: Sequence[Batch]) -> None:
-        """Record that a problem has started; `stored` contains its batches that are already in the store."""
+        """Record that a problem has started. `stored` contains its batches that are already in the store."""
         self.first_start = self.first_start or time.monotonic()
         self.in_flight += 1
         self.in_flight_max = max(self.in_flight_max, self.in_flight)
@@ -91,7 +91,7 @@ class Progress:
         }
 
     def abandoned(self, problem_ids: Sequence[str]) -> None:
-        """Record that the worker of these problems died; the problems will be started again."""
+        """Record that the worker of these problems died. The problems will be started again."""
         self.in_flight -= len(problem_ids)
 
     def reported(self, batches: Sequence[StoredBatch], finished: Sequence[Finished]) -> None:

@@ -126,7 +126,7 @@ class RayWorkers:
         return self
 
     def capacity(self) -> int:
-        """Return how many engines the cluster can run now; machines may have been added since the start."""
+        """Return how many engines the cluster can run now. Machines may have been added since the start."""
         return self._config.workers or self._fitting(actors.alive_nodes())
 
     def loading(self) -> int:

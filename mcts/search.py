@@ -21,7 +21,7 @@ Roll = Callable[[Steps, int], Awaitable[tuple[Rollout, ...]]]
 
 
 class SearchConfig(StoppingRule):
-    """Configures the OmegaPRM search and the number of rollouts per state; the defaults are those of MM-PRM."""
+    """Configures the OmegaPRM search and the number of rollouts per state. The defaults are those of MM-PRM."""
 
     alpha: float = Field(0.5, gt=0, le=1)
     """α in Q = α^(1 − MC(s)) · β^(len(r)/L); smaller values favor high-value states more strongly."""
@@ -59,7 +59,7 @@ class SearchResult:
 
 
 async def search(problem: Problem, roll: Roll, config: SearchConfig) -> SearchResult:
-    """Search one problem and return its tree; exceptions from `roll` propagate."""
+    """Search one problem and return its tree. Exceptions from `roll` propagate."""
     tree = SearchTree(config.alpha, config.beta, config.length_scale, config.c_puct)
     ended = await _run(tree, roll, config)
     return SearchResult(tree.freeze(problem.id), ended)

@@ -18,7 +18,7 @@ from mmprm.types import Counts, Node, Rollout, Steps, Tree, Verdict
 
 @dataclass(slots=True)
 class State:
-    """Represents a prefix and the rollouts sampled from it; `waiting` is a heap of (−Q, rollout index, rollout)."""
+    """Represents a prefix and the rollouts sampled from it. `waiting` is a heap of (−Q, rollout index, rollout)."""
 
     number: int
     steps: Steps
@@ -58,7 +58,7 @@ class SearchTree:
         self.total_rollouts = 0
 
     def add(self, steps: Steps, batches: Sequence[tuple[Rollout, ...]]) -> State:
-        """Add a state with its rollouts; if its value is above 0, its incorrect rollouts become candidates.
+        """Add a state with its rollouts. If its value is above 0, its incorrect rollouts become candidates.
 
         A rollout with a single step is not a candidate, because its error can only be in that step. Rollouts with equal
         steps are one candidate.
@@ -100,7 +100,7 @@ class SearchTree:
         return self._at_once.get(steps, 0)
 
     def select(self) -> SearchCandidate | None:
-        """Remove and return the candidate with the highest Q + U, or None if none is left; older states win ties."""
+        """Remove and return the candidate with the highest Q + U, or None if none is left. Older states win ties."""
         best: tuple[float, int, int] | None = None
         for visits, heap in self._heaps.items():
             negative_q, number = heap[0]

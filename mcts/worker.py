@@ -37,7 +37,7 @@ class Report:
 
 
 class WorkerDiedError(Exception):
-    """Signals that a worker died and lost all unreported work; its problems are resumed from the store."""
+    """Signals that a worker died and lost all unreported work. Its problems are resumed from the store."""
 
 
 class Worker(Protocol):

@@ -31,7 +31,7 @@ _T = TypeVar("T")
 
 
 class Pool(Protocol):
-    """Protocol for the pool of rollout engines that the RL loop uses; RolloutPool implements it."""
+    """Protocol for the pool of rollout engines that the RL loop uses. RolloutPool implements it."""
 
     version: int
     probe_token_ids: tuple[int, ...]
@@ -52,7 +52,7 @@ class Pool(Protocol):
         ...
 
     async def wake(self) -> None:
-        """Reallocate memory for the weights before they are sent; `load_weights` reallocates the KV caches."""
+        """Reallocate memory for the weights before they are sent. `load_weights` reallocates the KV caches."""
         ...
 
     async def until_lost(self) -> EngineStoppedError:
@@ -84,7 +84,7 @@ class Collected:
     """Error message for the first prompt that the engines rejected."""
 
     def to_json(self) -> dict[str, Any]:
-        """Serialize to JSON for a checkpoint; Collector.collected restores it."""
+        """Serialize to JSON for a checkpoint. Collector.collected restores it."""
         counts = {name: getattr(self, name) for name in COUNTS}
         return {"groups": list(map(to_json, self.groups)), "dropped": dict(self.dropped), **counts}
 
@@ -131,7 +131,7 @@ class Collector:
         return self._prompts.position / len(self._prompts.problems)
 
     async def collect(self, step: int) -> Collected:
-        """Collect up to batch.prompts groups for a training step; `step` counts from 1.
+        """Collect up to batch.prompts groups for a training step. `step` counts from 1.
 
         There are fewer if some were dropped or if the filter ran out of rounds. With a filter, the number is a multiple
         of the groups per update, and the rest are carried over: a shortage leads to fewer updates, not smaller ones.

@@ -32,7 +32,7 @@ from policy_rl.weights.config import WeightsConfig
 _IN_PART: dict[str, Any] = {key: DECISIVE[key] for key in ("engine", "grader")} | {
     "process": {"aggregator": True, "scorer": {"prm", "format", "backend", "dtype", "too_long"}}
 }
-"""Maps configuration groups to the subkeys that must be unchanged for a run to be resumed; their other subkeys may
+"""Maps configuration groups to the subkeys that must be unchanged for a run to be resumed. Their other subkeys may
 change."""
 _CHANGEABLE: dict[str, Any] = dict.fromkeys(
     ("output", "held_out", "eval_every", "eval_samples", "save_every", "keep_checkpoints", "rollouts", "monitor"), True
@@ -54,7 +54,7 @@ class BatchConfig(Config):
     """Configures the batch of a training step."""
 
     prompts: int = Field(128, ge=1)
-    """Number of problems per step; each yields one group of responses."""
+    """Number of problems per step. Each yields one group of responses."""
     group_size: int = Field(8, ge=1)
     """Number of responses per problem."""
     updates: int = Field(1, ge=1)
@@ -71,7 +71,7 @@ class RLConfig(Config):
     problems: ProblemsConfig
     """Problems to train on."""
     held_out: ProblemsConfig | None = None
-    """Problems on which to measure pass@1; by default, there is no evaluation."""
+    """Problems on which to measure pass@1. By default, there is no evaluation."""
     engine: LocalEngineConfig
     """Model and engine settings. Trainer and engines both start from this model; "tiny" is the built-in policy."""
     sampling: WholeDistributionConfig = WholeDistributionConfig()
@@ -87,7 +87,7 @@ class RLConfig(Config):
     advantage: AdvantageConfig = AdvantageConfig()
     """Estimator, clamping and whitening of advantages."""
     credit: CreditConfig | None = None
-    """Assignment of process rewards to tokens; defaults to soft_min if `process` is set. Without `process`, only the
+    """Assignment of process rewards to tokens. Defaults to soft_min if `process` is set. Without `process`, only the
     outcome is rewarded."""
     process: ProcessConfig | None = None
     """Process reward model that scores steps."""
@@ -99,7 +99,7 @@ class RLConfig(Config):
     adora: AdoraConfig | None = None
     """Reduce the weight of groups whose correct responses are short (ADORA)."""
     schedule: tuple[Phase, ...] = ()
-    """Response length and group size per training phase (PTST); replaces sampling.max_tokens and batch.group_size."""
+    """Response length and group size per training phase (PTST). Replaces sampling.max_tokens and batch.group_size."""
     trainer: TrainerConfig = TrainerConfig()
     """Trainer settings: loss, KL, optimization, ranks, LoRA."""
     rollouts: RolloutConfig = RolloutConfig()
@@ -107,23 +107,23 @@ class RLConfig(Config):
     weights: WeightsConfig = WeightsConfig()
     """Transfer of updated weights to the engines."""
     one_step_ahead: bool = False
-    """Sample the next step's responses during the current step's training; they are then one policy version old."""
+    """Sample the next step's responses during the current step's training. They are then one policy version old."""
     monitor: MonitorConfig = MonitorConfig()
     """Monitoring for reward hacking: alarms that end the run, and samples for people to read."""
     tracker: TrackerName | None = None
-    """Also log to wandb, mlflow, swanlab or trackio; the package must be installed. Without a login, logs offline."""
+    """Also log to wandb, mlflow, swanlab or trackio. The package must be installed. Without a login, logs offline."""
     steps: int | None = Field(None, ge=1)
-    """Number of training steps; by default, enough for `episodes` passes over the problems."""
+    """Number of training steps. By default, enough for `episodes` passes over the problems."""
     episodes: int = Field(1, ge=1)
-    """Number of passes over the problems if `steps` is unset; problems sampled as replacements for filtered ones also
+    """Number of passes over the problems if `steps` is unset. Problems sampled as replacements for filtered ones also
     count."""
     seed: int = 0
     """Random seed for problem order, sampling and minibatches."""
     ray_address: str | None = None
-    """Address (host:port) of a Ray cluster to join; defaults to RAY_ADDRESS or a local `ray start`. If there is none,
+    """Address (host:port) of a Ray cluster to join. Defaults to RAY_ADDRESS or a local `ray start`. If there is none,
     Ray is started here and listens on the loopback interface only. local: always start Ray here."""
     hardware: HardwareConfig = Field(HardwareConfig(), exclude=True)
-    """Target machines for `mmprm plan`; the run itself ignores these keys."""
+    """Target machines for `mmprm plan`. The run itself ignores these keys."""
     eval_every: int = Field(0, ge=0)
     """Number of steps between evaluations on held_out; 0: evaluate only before the first step and after the last
     one."""
@@ -177,12 +177,12 @@ class RLConfig(Config):
         return Phase(steps=1, group_size=self.batch.group_size, max_tokens=self.sampling.max_tokens)
 
     def resume_key(self) -> dict[str, Any]:
-        """Return the settings that must be unchanged for a run to be resumed; the problems are checked separately."""
+        """Return the settings that must be unchanged for a run to be resumed. The problems are checked separately."""
         whole = self.model_dump(mode="json", exclude=_CHANGEABLE)
         return whole | self.model_dump(mode="json", include=_IN_PART)
 
     def noted(self) -> dict[str, Any]:
-        """Return the settings that affect training but may change on resume; such changes are reported."""
+        """Return the settings that affect training but may change on resume. Such changes are reported."""
         return {
             "trainer.optimization.learning_rate": self.trainer.optimization.learning_rate,
             "filter": None if self.filter is None else self.filter.model_dump(mode="json"),

@@ -255,7 +255,7 @@ class Loop:
             )
 
     async def _sync(self, version: int) -> float:
-        """Send the weights to all engines as `version`; see RolloutPool.load_weights for the result."""
+        """Send the weights to all engines as `version`. See RolloutPool.load_weights for the result."""
         with Timed(self._seconds, "sync"):
             if self._config.rollouts.colocated:  # the engines sleep and have released their weights
                 await asyncio.to_thread(self._trainer.release_memory)

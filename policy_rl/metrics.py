@@ -19,7 +19,7 @@ PER_TOKEN = {"entropy", "kl_old", "kl_ref", "clip_fraction", "ratio_clamped", "k
     f"mismatch_{name}" for name in ("absolute", "signed")
 }
 COMPUTING = ("generate", "score", "old", "update")
-"""Phases of a step in which a model runs; the time of all other phases counts as overhead."""
+"""Phases of a step in which a model runs. The time of all other phases counts as overhead."""
 OF_GROUPS = (
     *("groups", "carried", "rounds", *(f"dropped_{name}" for name in DROPS)),
     *("reward", "reward_length", "accuracy", "response_tokens", "truncated", "alike", "staleness"),

@@ -36,7 +36,7 @@ class Placement:
 
     @property
     def gpus(self) -> dict[int, int]:
-        """Return the number of GPUs needed per machine; a run always uses a machine's first GPUs."""
+        """Return the number of GPUs needed per machine. A run always uses a machine's first GPUs."""
         used = {*sum(self.engines, ()), *self.ranks, *self.prm}
         return dict(sorted(Counter(machine for machine, _ in used).items()))
 
@@ -50,7 +50,7 @@ def assign_gpus(
     prm: Literal["none", "own", "shared"] = "none",
     prm_gpus: int = 1,
 ) -> Placement:
-    """Assign GPUs to engines, ranks and the PRM; `gpus` lists the number of GPUs per machine.
+    """Assign GPUs to engines, ranks and the PRM. `gpus` lists the number of GPUs per machine.
 
     Each engine's GPUs are on one machine; each rank has one GPU. Colocated engines share GPUs with ranks; other engines
     use GPUs without a rank. By default, there are as many engines as fit: if they are not colocated, at most
@@ -102,7 +102,7 @@ def _of_one_machine(slots: Sequence[GpuSlot], count: int) -> tuple[GpuSlot, ...]
 
 
 def place_run(config: RLConfig, gpus: Sequence[int]) -> Placement:
-    """Assign GPUs to the actors of a configuration; `gpus` lists the number of GPUs per machine."""
+    """Assign GPUs to the actors of a configuration. `gpus` lists the number of GPUs per machine."""
     process = config.process
     local = process is not None and process.scorer.backend != "server"
     prm = ("own" if process.own_gpu else "shared") if local else "none"
@@ -191,7 +191,7 @@ async def _options(placement: Placement, group: Any) -> ActorOptions:
 
 
 def _gpu_ids() -> list[str]:
-    """Return the GPU ids of this task's bundle; the task must request all GPUs of the bundle."""
+    """Return the GPU ids of this task's bundle. The task must request all GPUs of the bundle."""
     import ray
 
     return sorted(ray.get_runtime_context().get_accelerator_ids()["GPU"], key=lambda name: (len(name), name))

@@ -105,7 +105,7 @@ def policy_of(config: RLConfig) -> Path:
 
 
 def resume_key_of(config: RLConfig, total: int, problems: str) -> dict[str, Any]:
-    """Return the settings that must be unchanged for a run to be resumed; `problems` is the problems' fingerprint."""
+    """Return the settings that must be unchanged for a run to be resumed. `problems` is the problems' fingerprint."""
     return config.resume_key() | {"total_steps": total, "problems": problems}
 
 

@@ -97,7 +97,7 @@ class TrainingSample:
 
 @dataclass(frozen=True, slots=True)
 class LogProbs:
-    """Contains log-probabilities and values per response token; fields that were not computed are None."""
+    """Contains log-probabilities and values per response token. Fields that were not computed are None."""
 
     old: np.ndarray | None = None
     ref: np.ndarray | None = None

@@ -15,7 +15,7 @@ NAMES = ("adaptive", "fixed")
 
 
 def measure(workspace: Workspace) -> Results:
-    """Run both campaigns and compare their costs; what is finished is reused."""
+    """Run both campaigns and compare their costs. Finished parts are reused."""
     runs = {name: annotate(workspace, name) for name in NAMES}
     ratio = token_ratio(runs["adaptive"], runs["fixed"])
     return {

@@ -90,13 +90,13 @@ def read_store(folder: Path) -> Annotated:
 
 
 def sample_states(labels: Iterable[State], count: int, seed: int) -> list[State]:
-    """Sample states without replacement; the same labels give the same states."""
+    """Sample states without replacement. The same labels give the same states."""
     ordered = sorted(labels)
     return random.Random(seed).sample(ordered, min(count, len(ordered)))
 
 
 def fresh_values(workspace: Workspace, states: Sequence[State]) -> dict[State, float]:
-    """Estimate the value of each state from fresh rollouts; values found earlier are read from fresh.jsonl."""
+    """Estimate the value of each state from fresh rollouts. Values found earlier are read from fresh.jsonl."""
     path = workspace.folder / "fresh.jsonl"
     known = _read_values(path)
     missing = [state for state in dict.fromkeys(states) if state not in known]

@@ -21,7 +21,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Sum:
-    """Represents a sum of (sign, term) pairs; a sign is 1 or -1."""
+    """Represents a sum of (sign, term) pairs. A sign is 1 or -1."""
 
     terms: tuple[tuple[int, Expression], ...]
 
@@ -32,7 +32,7 @@ class Sum:
 
 @dataclass(frozen=True)
 class Product:
-    """Represents a product of (exponent, factor) pairs; an exponent is 1, or -1 for a divisor."""
+    """Represents a product of (exponent, factor) pairs. An exponent is 1, or -1 for a divisor."""
 
     factors: tuple[tuple[int, Expression], ...]
 

@@ -85,7 +85,7 @@ class RealProblem:
         return str(self.steps[-1].result)
 
     def row(self) -> dict[str, Any]:
-        """Return the problem as a row that mmprm reads; the other columns stay in Problem.extra."""
+        """Return the problem as a row that mmprm reads. The other columns stay in Problem.extra."""
         return {
             "id": content_id(self.question, self.answer, ()),
             "question": self.question,
@@ -98,7 +98,7 @@ class RealProblem:
 
 
 def make_problems(split: SplitName, count: int, seed: int = 0) -> list[RealProblem]:
-    """Generate `count` different problems of a split; the first ones are the same for every count."""
+    """Generate `count` different problems of a split. The first ones are the same for every count."""
     found: dict[str, RealProblem] = {}
     for attempt in itertools.count():
         rng = random.Random(f"{seed}/{split}/{attempt}")

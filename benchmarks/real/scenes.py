@@ -32,7 +32,7 @@ class Wordings:
 
 @dataclass(frozen=True)
 class Scene:
-    """Contains the wordings for the events of one kind of story; `unit` is None if the goods are the unit."""
+    """Contains the wordings for the events of one kind of story. `unit` is None if the goods are the unit."""
 
     unit: str | None
     events: dict[str, Wordings]

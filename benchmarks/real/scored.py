@@ -1,4 +1,4 @@
-"""Sample solutions of unseen problems with `mmprm rerank`, and score them with PRMs; both can be resumed."""
+"""Sample solutions of unseen problems with `mmprm rerank`, and score them with PRMs. Both can be resumed."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ PROMPTS = {
     "tags": PromptConfig(preset="plain", system="Solve the problem. Put each step in step tags."),
     "numbered": PromptConfig(preset="plain", system="Solve the problem in numbered steps."),
 }
-"""Prompts of the two step formats; the system turn tells the policy which one to use."""
+"""Prompts of the two step formats. The system turn tells the policy which one to use."""
 MAX_TOKENS = 160
 TEMPERATURE = 1.0
 QUIET_LOAD = 0.7
@@ -36,7 +36,7 @@ Results = dict[str, Any]
 
 @dataclass(frozen=True)
 class Sizes:
-    """Configures the numbers of problems, samples and tokens; `SMALL` runs every part in minutes, to test them."""
+    """Configures the numbers of problems, samples and tokens. `SMALL` runs every part in minutes, to test them."""
 
     solutions: int = 640
     held_out: int = 60

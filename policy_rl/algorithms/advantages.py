@@ -39,7 +39,7 @@ class AdvantageConfig(Config):
     """Advantage estimator. gae needs a critic; all others except reinforce_pp need at least two responses with a known
     reward per group."""
     clamp: float | None = Field(None, gt=0)
-    """Maximum absolute advantage, applied before whitening; MM-Eureka uses 10."""
+    """Maximum absolute advantage, applied before whitening. MM-Eureka uses 10."""
     whiten: bool | None = None
     """Whiten advantages over the tokens of the global batch. By default, this is true only for gae and the two
     REINFORCE++ estimators, which are defined with whitening. MM-Eureka uses true for all estimators except grpo."""
@@ -196,7 +196,7 @@ def returns_to_go(rewards_NT: Tensor, mask_NT: Tensor, gamma: float) -> Tensor:
 
 
 def clamp(advantages: Tensor, limit: float | None) -> Tensor:
-    """Clamp advantages to [−limit, limit]; None disables clamping."""
+    """Clamp advantages to [−limit, limit]. None disables clamping."""
     return advantages if limit is None else advantages.clamp(-limit, limit)
 
 
@@ -211,7 +211,7 @@ def moments(values_NT: Tensor, mask_NT: Tensor) -> Tensor:
 
 
 def whiten(values_NT: Tensor, mask_NT: Tensor, global_moments: Tensor) -> Tensor:
-    """Whiten values to (A − mean)/√max(var, 1e-8); mean and biased variance come from `global_moments`.
+    """Whiten values to (A − mean)/√max(var, 1e-8). Mean and biased variance come from `global_moments`.
 
     Masked values become 0.
     """

@@ -30,7 +30,7 @@ class CreditConfig(Config):
     a step's return is the sum of the scores from that step on; soft_min, strict_min: a step's return is the lowest
     score from that step on; step_gae: with a critic, each score is a token reward at the end of its step."""
     weight: float = Field(1.0, gt=0)
-    """Coefficient of the process reward; the outcome reward has coefficient 1."""
+    """Coefficient of the process reward. The outcome reward has coefficient 1."""
     baseline: Literal["step_index", "pure_tokens", "prime_steps", "none"] = "step_index"
     """Baseline of step returns, for return_to_go, soft_min and strict_min. step_index: the mean return of the group's
     other responses at the same step; the credit is 0 if none of them has such a step. pure_tokens (PURE) and
@@ -128,7 +128,7 @@ class Credit:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Contains the step scores of the samples in `scored_PK`; steps of other samples are masked out, with score 0."""
+    """Contains the step scores of the samples in `scored_PK`. Steps of other samples are masked out, with score 0."""
 
     steps: ScoredSteps
     scored_PK: Tensor

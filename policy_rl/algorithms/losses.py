@@ -51,7 +51,7 @@ def k3(lp: Tensor, ref: Tensor) -> Tensor:
 
 
 def clamped(log_ratio: Tensor) -> Tensor:
-    """Clamp a log-ratio to ±20; outside this range, its gradient is 0."""
+    """Clamp a log-ratio to ±20. Outside this range, its gradient is 0."""
     return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
@@ -68,7 +68,7 @@ class KlConfig(Config):
     """Configures the KL penalty against the reference model."""
 
     coefficient: float = Field(0.0, ge=0)
-    """Coefficient of the KL penalty; if it is 0, no reference model is loaded."""
+    """Coefficient of the KL penalty. If it is 0, no reference model is loaded."""
     apply_to: Literal["loss", "reward"] = "loss"
     """Where to apply the KL penalty. loss: as a loss term; reward: as −coefficient·k1 in the reward of each token."""
     estimator: Literal["k1", "k2", "k3"] | None = None
@@ -102,7 +102,7 @@ class LossConfig(Config):
     dual_clip: float | None = Field(None, gt=1)
     """Dual clip: the ratio above which a token with negative advantage has no gradient. MM-Eureka uses 3."""
     drift: float | None = Field(None, ge=0)
-    """Coefficient α of the drift term; by default 0.01 for cpgd and 0 for ppo_clip."""
+    """Coefficient α of the drift term. By default 0.01 for cpgd and 0 for ppo_clip."""
     drift_cap: float = Field(2.0, gt=0)
     """Upper bound c of the drift coefficient e^ρ − 1."""
     aggregation: Literal["token_mean", "sequence_mean", "prompt_mean", "fixed"] = "token_mean"

@@ -67,7 +67,7 @@ def kept_mask(groups: Sequence[GradedGroup], least: int) -> Tensor:
 
 
 def draft(groups: Sequence[GradedGroup], kept_PK: Tensor) -> list[TrainingSample]:
-    """Create training samples from the kept responses, without advantages; `group` is set to the group's index."""
+    """Create training samples from the kept responses, without advantages. `group` is set to the group's index."""
     drafts = []
     for p, k in kept_PK.nonzero().tolist():
         group, response = groups[p], groups[p].responses[k].response

@@ -22,7 +22,7 @@ from policy_rl.monitor.samples import TEXT_FILE
 from policy_rl.rewards.process import plain_steps
 
 FIRST_STEPS = 5
-"""Number of initial solution steps whose scores are logged separately; later steps are logged together."""
+"""Number of initial solution steps whose scores are logged separately. Later steps are logged together."""
 
 
 class Bounds(Config):
@@ -55,7 +55,7 @@ class MonitorConfig(Config):
 
 
 def hacking_metrics(groups: Sequence[GradedGroup], step_format: StepFormat, prefill: str = "") -> dict[str, float]:
-    """Compute reward-hacking metrics over the responses that are trained on; undefined metrics are NaN.
+    """Compute reward-hacking metrics over the responses that are trained on. Undefined metrics are NaN.
 
     steps: mean number of steps per response
     step_tokens, longest_step: mean tokens per step, and per longest step of a response

@@ -30,9 +30,9 @@ class LengthLimits(Config):
     """Configures the length penalty for responses that are too short or too long."""
 
     least: int = Field(0, ge=0)
-    """Minimum number of tokens; shorter responses are penalized."""
+    """Minimum number of tokens. Shorter responses are penalized."""
     most: int | None = Field(None, gt=0)
-    """Maximum number of tokens; longer responses are penalized. There is no maximum by default."""
+    """Maximum number of tokens. Longer responses are penalized. There is no maximum by default."""
     margin: int = Field(0, ge=0)
     """Number of tokens beyond a limit over which the penalty grows linearly; 0 applies the full penalty at once."""
     weight: float = Field(1.0, ge=0)
@@ -157,7 +157,7 @@ class OutcomeReward:
     def __call__(
         self, problem: Problem, response: str, grading: Grading, token_count: int, finish_reason: str = "stop"
     ) -> Reward:
-        """Compute the weighted total and the unweighted parts; the total is None if a contributing part is unknown."""
+        """Compute the weighted total and the unweighted parts. The total is None if a contributing part is unknown."""
         config, response = self.config, self.prefill + response
         facts = {"finish_reason": finish_reason, "token_count": token_count}
         parts: dict[str, float | None] = {"accuracy": ACCURACIES[config.accuracy](problem, grading)}
@@ -208,7 +208,7 @@ COMBINATIONS = {"sum": _sum, "gate": _gate}
 
 @dataclass(frozen=True, slots=True)
 class Tag:
-    """Describes a required tag of a format; `name` is a regular expression."""
+    """Describes a required tag of a format. `name` is a regular expression."""
 
     name: str
     repeats: bool = False

@@ -29,7 +29,7 @@ from policy_rl.rewards.process import ProcessConfig
 
 T = TypeVar("T")
 BATCH_SOLUTIONS = 256
-"""Maximum number of solutions passed to the scorer at once; the scorer batches them by token count."""
+"""Maximum number of solutions passed to the scorer at once. The scorer batches them by token count."""
 
 
 class RemotePrm:

@@ -44,7 +44,7 @@ class ProcessConfig(Config):
     """Process reward model: a checkpoint, or a running `mmprm serve`. If scorer.too_long rejects a response, it has no
     process reward; if scorer.too_long truncates one, the unscored steps have none."""
     aggregator: str | None = None
-    """Aggregator that reduces step scores to one number with credit.mode=scalar; defaults to the one in the PRM's
+    """Aggregator that reduces step scores to one number with credit.mode=scalar. Defaults to the one in the PRM's
     prm.json."""
     cores: int = Field(1, ge=1)
     """Number of CPU cores that a local PRM uses if there is no GPU. They are not reserved in Ray, because the engines,

@@ -118,7 +118,7 @@ def token_begins(token_ids: Sequence[int], text: str, decode: Decode, pieces: Pi
 
 
 def step_of_tokens(steps: Sequence[str], begins_T: np.ndarray, given: int = 0) -> np.ndarray:
-    """Return, for each token, the index of the step in which it starts; a token at the end belongs to the last step.
+    """Return, for each token, the index of the step in which it starts. A token at the end belongs to the last step.
 
     The tokens are in text order. The first `given` characters of the steps are part of the prompt.
     """

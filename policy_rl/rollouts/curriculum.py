@@ -27,7 +27,7 @@ class FilterConfig(Config):
     high: float = Field(0.9, ge=0, le=1)
     """Maximum mean accuracy for a group to be used in training."""
     rounds: int = Field(3, ge=1)
-    """Maximum number of sampling rounds per step; after these, the step trains on the groups it has, with a warning."""
+    """Maximum number of sampling rounds per step. After these, the step trains on the groups it has, with a warning."""
 
     @model_validator(mode="after")
     def _in_order(self) -> FilterConfig:
@@ -63,7 +63,7 @@ class Phase(Config):
     """Configures one phase of a progressive schedule (PTST): many short responses first, then fewer, longer ones."""
 
     steps: int = Field(ge=1)
-    """Number of steps in this phase; the last phase lasts until the end of the run."""
+    """Number of steps in this phase. The last phase lasts until the end of the run."""
     group_size: int = Field(ge=1)
     """Number of responses per problem."""
     max_tokens: int = Field(ge=1)
@@ -71,7 +71,7 @@ class Phase(Config):
 
 
 def phase_of(schedule: Sequence[Phase], step: int) -> Phase:
-    """Return the schedule's phase for a step; steps are numbered from 1."""
+    """Return the schedule's phase for a step. Steps are numbered from 1."""
     for phase in schedule[:-1]:
         if step <= phase.steps:
             return phase
@@ -91,7 +91,7 @@ class Prompts:
         self._epoch, self._order = -1, list[int]()
 
     def take(self, n: int) -> list[tuple[Problem, int]]:
-        """Return the next n problems as (problem, epoch) pairs; epochs are numbered from 0."""
+        """Return the next n problems as (problem, epoch) pairs. Epochs are numbered from 0."""
         return [self._next() for _ in range(n)]
 
     def _next(self) -> tuple[Problem, int]:

@@ -121,7 +121,7 @@ class RolloutEngine:
         self._is_asleep = True
 
     async def wake(self) -> None:
-        """Reallocate memory for the weights only; caches follow later, because sending weights needs memory too."""
+        """Reallocate memory for the weights only. Caches follow later, because sending weights needs memory too."""
         await self._sampler.call("wake_up", ["weights"])
 
     def _response(self, generated: Any) -> Response:

@@ -51,11 +51,11 @@ class RolloutConfig(Config):
     GPUs on one machine) that the trainer's ranks and the PRM leave free. Default with `colocated`: one per GPU of the
     ranks."""
     colocated: bool = False
-    """Run engines on the trainer's GPUs; they sleep, which frees their memory, while the trainer works."""
+    """Run engines on the trainer's GPUs. They sleep, which frees their memory, while the trainer works."""
     start_timeout_seconds: float = Field(1800, gt=0)
     """Maximum time in seconds to wait for an engine to start."""
     sample_timeout_seconds: float = Field(3600, gt=0)
-    """Maximum time in seconds to wait for the responses to one problem; after that, the engine is treated as dead."""
+    """Maximum time in seconds to wait for the responses to one problem. After that, the engine is treated as dead."""
     max_restarts: int = Field(3, ge=0)
     """Maximum number of engine deaths, each followed by a replacement, before the run ends. If weights are sent from
     GPU to GPU, no engine is replaced."""
@@ -171,7 +171,7 @@ class RolloutPool:
         return [slot.actor for slot in self._slots.all]
 
     async def sample(self, problem: Problem, n: int, seed: int, version: int, max_tokens: int | None = None) -> Group:
-        """Sample `n` responses from policy version `version`; aborted requests have finish_reason "abort".
+        """Sample `n` responses from policy version `version`. Aborted requests have finish_reason "abort".
 
         Response i uses seed `seed + i`, so sampling again gives the same responses up to rounding. `max_tokens`
         overrides the sampling configuration. Waits while weights are being loaded.
@@ -220,7 +220,7 @@ class RolloutPool:
         await self._all("fall asleep", lambda actor: actor.sleep.remote())
 
     async def wake(self) -> None:
-        """Reallocate memory for the weights, which must then be sent; `load_weights` reallocates the caches.
+        """Reallocate memory for the weights, which must then be sent. `load_weights` reallocates the caches.
 
         Dead engines are treated as in `sleep`.
         """

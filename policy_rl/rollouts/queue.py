@@ -14,7 +14,7 @@ from mmprm.errors import EngineStoppedError
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """Tracks one engine of the pool and its load; `actor` is None while no engine is running."""
+    """Tracks one engine of the pool and its load. `actor` is None while no engine is running."""
 
     name: str
     actor: Any = None
@@ -72,7 +72,7 @@ class Slots:
         self.fill()
 
     def fill(self) -> None:
-        """Assign engines to waiting requests in order; requests for the next version do not block the others."""
+        """Assign engines to waiting requests in order. Requests for the next version do not block the others."""
         for waiting in () if self._changing else tuple(self._waiting):
             if waiting.slot.done():
                 pass

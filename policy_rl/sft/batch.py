@@ -36,7 +36,7 @@ _TEXT_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids")
 
 
 class Piece(NamedTuple):
-    """Represents a contiguous piece of a conversation; `learned` pieces contribute to the loss and have no images."""
+    """Represents a contiguous piece of a conversation. `learned` pieces contribute to the loss and have no images."""
 
     text: str
     learned: bool

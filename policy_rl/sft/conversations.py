@@ -32,7 +32,7 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Represents a conversation as messages in transformers' format; the last turn is the assistant's.
+    """Represents a conversation as messages in transformers' format. The last turn is the assistant's.
 
     Every assistant turn is learned, except for `given`, the prefill at the start of the last turn. `location` is the
     file and line from which the conversation was read.

@@ -121,7 +121,7 @@ PromptRow = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Describes how a batch is packed into rows and micro-batches; each round has one micro-batch per rank."""
+    """Describes how a batch is packed into rows and micro-batches. Each round has one micro-batch per rank."""
 
     rows: tuple[PromptRow, ...]
     rounds: tuple[tuple[MicroBatch, ...], ...]

@@ -14,11 +14,11 @@ from policy_rl.algorithms.losses import LossConfig
 CHANGEABLE: dict[str, Any] = dict.fromkeys(
     ("timeout_seconds", "gradient_checkpointing", "share_prompt", "offload_reference"), True
 ) | {"optimization": {"learning_rate", "micro_batch_tokens", "max_bad_steps"}}
-"""Settings that may change when a run is resumed; of these, only the learning rate affects the results."""
+"""Settings that may change when a run is resumed. Of these, only the learning rate affects the results."""
 
 
 class UpdateConfig(OptimizationConfig):
-    """Configures the policy's optimizer; the RL loop determines the number and size of its steps."""
+    """Configures the policy's optimizer. The RL loop determines the number and size of its steps."""
 
     learning_rate: float = Field(1e-6, gt=0)
     """Peak learning rate, constant unless warmup or final_learning_rate is set."""
@@ -27,7 +27,7 @@ class UpdateConfig(OptimizationConfig):
     warmup: float = Field(0.0, ge=0, lt=1)
     """Fraction of the updates during which the learning rate rises to its peak."""
     weight_decay: float = Field(0.0, ge=0)
-    """AdamW weight decay for matrices; vectors (norms, biases) are not decayed."""
+    """AdamW weight decay for matrices. Vectors (norms, biases) are not decayed."""
 
 
 class CriticConfig(Config):
@@ -38,7 +38,7 @@ class CriticConfig(Config):
     clip: float | None = Field(0.2, gt=0)
     """PPO value clipping: the loss does not reward moving a value by more than this; null disables clipping."""
     learning_rate: float = Field(1e-5, gt=0)
-    """Learning rate of the value head, which is initialized to 0; it follows the policy's learning rate schedule."""
+    """Learning rate of the value head, which is initialized to 0. It follows the policy's learning rate schedule."""
     warmup_updates: int = Field(10, ge=0)
     """Number of initial updates that train only the value head, because an untrained critic is not a useful
     baseline."""
@@ -48,7 +48,7 @@ class TrainerConfig(TrainableConfig):
     """Configures the RL trainer."""
 
     ranks: int = Field(1, ge=1)
-    """Number of training processes, one per GPU; without a GPU, they share the CPU cores."""
+    """Number of training processes, one per GPU. Without a GPU, they share the CPU cores."""
     loss: LossConfig = LossConfig()
     """Surrogate loss, KL penalty and loss aggregation."""
     critic: CriticConfig = CriticConfig()
@@ -59,13 +59,13 @@ class TrainerConfig(TrainableConfig):
     """Compute the logits in float32 even if the precision is bf16. Log-probabilities computed from bfloat16 logits are
     off by 0.02 nats on average and by more than 0.1 nats for some tokens."""
     offload_reference: bool = False
-    """Keep the reference model's weights in CPU memory and copy them to the GPU in each forward pass; requires
+    """Keep the reference model's weights in CPU memory and copy them to the GPU in each forward pass. Requires
     optimization.zero_stage=3. optimization.offload=all implies it."""
     share_prompt: bool = True
     """Compute a prompt once for all responses of its group that fit into micro_batch_tokens together. Loss and
     gradients are the same. Has no effect if the model's attention implementation does not allow it."""
     timeout_seconds: float = Field(3600, gt=0)
-    """Maximum time in seconds to wait for one call of the trainer (an update, a checkpoint); the error reports what
+    """Maximum time in seconds to wait for one call of the trainer (an update, a checkpoint). The error reports what
     each rank is waiting for."""
 
     @model_validator(mode="after")

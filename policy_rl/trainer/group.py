@@ -104,7 +104,7 @@ class TrainerGroup:
         ]
 
     def update(self, samples: Sequence[TrainingSample], progress: float | None = None) -> dict[str, float]:
-        """Perform one optimizer step; see Trainer.update."""
+        """Perform one optimizer step. See Trainer.update."""
         return self._call("update", list(samples), progress)[0]
 
     def open_transfer(self, make: Callable[[int], Transfer]) -> None:
@@ -112,7 +112,7 @@ class TrainerGroup:
         self._call("open_transfer", make)
 
     def publish(self, version: int, probe_token_ids: Sequence[int], dtype: torch.dtype) -> Published:
-        """Send the weights to the engines as `version`, and return their description; see Transfer.publish."""
+        """Send the weights to the engines as `version`, and return their description. See Transfer.publish."""
         return self._call("publish", version, tuple(probe_token_ids), dtype)[0]
 
     def release_memory(self) -> None:
@@ -120,15 +120,15 @@ class TrainerGroup:
         self._call("release_memory")
 
     def save(self, folder: Path, extra: dict[str, Any], keep: int) -> None:
-        """Write a checkpoint; see Trainer.save."""
+        """Write a checkpoint. See Trainer.save."""
         self._call("save", folder, extra, keep)
 
     def resume(self, folder: Path) -> dict[str, Any] | None:
-        """Restore the newest checkpoint and return its extra data; see Trainer.resume."""
+        """Restore the newest checkpoint and return its extra data. See Trainer.resume."""
         return self._call("resume", folder)[0]
 
     def save_model(self, folder: Path) -> None:
-        """Save the policy as a Hugging Face model folder; see Trainer.save_model."""
+        """Save the policy as a Hugging Face model folder. See Trainer.save_model."""
         self._call("save_model", folder)
 
     def close(self) -> None:
@@ -138,7 +138,7 @@ class TrainerGroup:
         self._kill("it was closed")
 
     def abandon(self, reason: str) -> None:
-        """Kill all ranks immediately, even during a call; may be called from another thread during startup."""
+        """Kill all ranks immediately, even during a call. May be called from another thread during startup."""
         self._kill(reason)
 
     def _call(self, method: str, *arguments: Any) -> list[Any]:
@@ -239,7 +239,7 @@ class _Rank:
 
     @ray.method(concurrency_group="monitor")
     def doing(self) -> str:
-        """Return what the Trainer is currently doing; also works while another call is running."""
+        """Return what the Trainer is currently doing. Also works while another call is running."""
         return "loading the model, joining the other ranks" if self._trainer is None else self._trainer.doing
 
 

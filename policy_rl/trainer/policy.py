@@ -33,7 +33,7 @@ class PolicyInputs:
     position_ids: Tensor
     """Position ids of shape BL, or XBL if the model has several position axes (M-RoPE)."""
     end_BL: Tensor | None
-    """Last token that attends to each token, for rows with several responses; None if every row has one response."""
+    """Last token that attends to each token, for rows with several responses. None if every row has one response."""
     present_BL: Tensor
     """Attention mask: True on tokens, False on padding."""
     read_NT: Tensor
@@ -42,9 +42,9 @@ class PolicyInputs:
     response_NT: Tensor
     """Mask of response tokens: False on padding."""
     images: dict[str, Tensor]
-    """Processor outputs for the images, each included once; empty if the vision tower does not run."""
+    """Processor outputs for the images, each included once. Empty if the vision tower does not run."""
     feature_F: Tensor | None
-    """Index of the image feature of each image token in the batch; None if every feature is used once, in order."""
+    """Index of the image feature of each image token in the batch. None if every feature is used once, in order."""
     shows_images: bool
     """False if `images` is a placeholder for the vision tower, which must run on every rank if it runs on one. Its
     features are multiplied by 0."""

@@ -27,7 +27,7 @@ class TrainerLike(Protocol):
         ...
 
     def release_memory(self) -> None:
-        """Free cached GPU memory for colocated engines; called only if engines share the trainer's GPUs."""
+        """Free cached GPU memory for colocated engines. Called only if engines share the trainer's GPUs."""
         ...
 
     def save(self, folder: Path, extra: dict[str, Any], keep: int) -> None:

@@ -11,7 +11,7 @@ from policy_rl.trainer.config import UpdateConfig
 
 
 def current_run_key(stored: dict[str, Any], here: dict[str, Any]) -> dict[str, Any]:
-    """Convert a resume key from a checkpoint to the current format; `here` is the current run's resume key."""
+    """Convert a resume key from a checkpoint to the current format. `here` is the current run's resume key."""
     estimator = AdvantageConfig.model_validate(here["advantage"])
     advantage = dict(stored["advantage"])
     if advantage.get("whiten") == estimator.whitens:  # version 0.1 always set it; null means the estimator's default
@@ -25,7 +25,7 @@ def current_run_key(stored: dict[str, Any], here: dict[str, Any]) -> dict[str, A
 
 
 def current_trainer_key(stored: dict[str, Any], here: dict[str, Any], critic: bool) -> dict[str, Any]:
-    """Convert trainer settings from a checkpoint to the current format; `here` holds the current settings.
+    """Convert trainer settings from a checkpoint to the current format. `here` holds the current settings.
 
     Settings that do not need to match take this run's value: those of the critic if there is none, and
     `float32_logits`, which only makes log-probabilities more accurate.

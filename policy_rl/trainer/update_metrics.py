@@ -52,7 +52,7 @@ class Tally:
         }
 
     def metrics(self, ranks: Ranks) -> dict[str, float]:
-        """Reduce the metrics of the update over all ranks; every rank must call it.
+        """Reduce the metrics of the update over all ranks. Every rank must call it.
 
         They are:
 

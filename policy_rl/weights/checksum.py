@@ -1,4 +1,4 @@
-"""Compute checksums of tensors on their own device; CPU and GPU give the same checksums.
+"""Compute checksums of tensors on their own device. CPU and GPU give the same checksums.
 
 A checksum is Σ_w word[w] · multiplier[w mod C] · multiplier[w div C] + size, modulo 2^64, over the 64-bit words of the
 tensor's bytes, padded with zeros; C words make a chunk and size is the number of bytes. All multipliers are odd, so

@@ -18,7 +18,7 @@ class WeightsConfig(Config):
     from GPU to GPU; ipc: vLLM's transfer between trainer and engine on the same GPU. auto: file on CPU; on GPU, ipc for
     colocated engines and nccl for others. Dead engines are replaced only with file."""
     folder: PathText | None = None
-    """With transport=file, the parent folder of this run's weight files; by default /dev/shm, or the run folder if
+    """With transport=file, the parent folder of this run's weight files. By default /dev/shm, or the run folder if
     /dev/shm is not writable. It needs space for two versions of the weights, and all machines of the run must have
     access to it."""
     timeout_seconds: float = Field(600, gt=0)

@@ -109,7 +109,7 @@ class EngineClient:
         return len(self._engines) * self._workers_each
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        """Initialize weight transfer in all engines; with nccl, each gets the rank of its first worker."""
+        """Initialize weight transfer in all engines. With nccl, each gets the rank of its first worker."""
         infos = [dict(init_info) for _ in self._engines]
         if "rank_offset" in init_info:  # the trainer's rank 0 comes first
             infos = [info | {"rank_offset": 1 + position * self._workers_each} for position, info in enumerate(infos)]

@@ -100,7 +100,7 @@ class WeightLoading:
 def read_weights(
     folder: Path, version: int, checksums: Mapping[str, int], counted: list[int]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, tensor) from all weight files; `counted` accumulates [number of tensors, bytes].
+    """Yield (name, tensor) from all weight files. `counted` accumulates [number of tensors, bytes].
 
     Raises TrainingError if a tensor's checksum is wrong, or if this machine cannot access the folder.
     """
