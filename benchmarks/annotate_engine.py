@@ -58,7 +58,7 @@ SCHEDULES = {
 
 @dataclass(frozen=True)
 class Run:
-    """Describes a finished campaign. `labels` maps each non-terminal (problem id, prefix) to its label."""
+    """Describes a finished annotation campaign. `labels` maps each non-terminal (problem id, prefix) to its label."""
 
     summary: CampaignSummary
     trees: list[Tree]
@@ -258,7 +258,7 @@ def _fresh_values(
 
 
 def one_round(folder: Path, number: int, arguments: Namespace) -> dict:
-    """Run all schedules once. `number` determines the problems, the seeds and the order of the schedules.
+    """Run all annotation schedules once. `number` determines the problems, the seeds and the order of the schedules.
 
     Saturation is measured on many problems, and labels are compared on the first few of them.
     """

@@ -137,7 +137,7 @@ class _Cluster(Protocol):
 
 @dataclass(slots=True)
 class _Slot:
-    """Tracks one worker slot. A worker that dies is replaced by a new one in the same slot."""
+    """Tracks one of the driver's worker slots. A worker that dies is replaced by a new one in the same slot."""
 
     number: int
     in_flight: set[str] = field(default_factory=set)

@@ -87,7 +87,7 @@ class GradedGroup:
 
 
 def to_json(group: GradedGroup) -> dict[str, Any]:
-    """Serialize a group. Its problem is stored by id only."""
+    """Serialize a graded group to JSON. Its problem is stored by id only."""
     return {
         "problem": group.problem.id,
         "prompt_tokens": group.prompt_tokens,
@@ -97,7 +97,7 @@ def to_json(group: GradedGroup) -> dict[str, Any]:
 
 
 def from_json(data: Mapping[str, Any], problems: Mapping[str, Problem]) -> GradedGroup:
-    """Deserialize a group. `problems` maps ids to problems."""
+    """Deserialize a graded group. `problems` maps ids to problems."""
     responses = tuple(_response(each) for each in data["responses"])
     return GradedGroup(problems[data["problem"]], data["prompt_tokens"], data["version"], responses)
 

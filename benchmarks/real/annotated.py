@@ -90,7 +90,7 @@ def read_store(folder: Path) -> Annotated:
 
 
 def sample_states(labels: Iterable[State], count: int, seed: int) -> list[State]:
-    """Sample states without replacement. The same labels give the same states."""
+    """Sample search states without replacement. The same labels give the same states."""
     ordered = sorted(labels)
     return random.Random(seed).sample(ordered, min(count, len(ordered)))
 

@@ -210,4 +210,4 @@ STEPS = {
         "{a} divided by {b} is {c}.",
     ),
 }
-"""Step sentences by operation."""
+"""Step sentences keyed by operation."""

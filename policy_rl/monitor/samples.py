@@ -118,7 +118,7 @@ class SampleLog:
         self.write(kept)
 
     def write(self, samples: Sequence[Sample]) -> None:
-        """Append samples to both files."""
+        """Append samples to both log files."""
         for sample in samples:
             self._json.write(json.dumps(_as_dict(sample), ensure_ascii=True) + "\n")
             # A policy's bytes may decode to lone surrogates, which cannot be written as UTF-8.
@@ -126,7 +126,7 @@ class SampleLog:
         self._each(lambda file: file.flush())
 
     def close(self) -> None:
-        """Close both files."""
+        """Close both log files."""
         self._each(lambda file: file.close())
 
     def _each(self, action: Any) -> None:

@@ -30,9 +30,9 @@ class LengthLimits(Config):
     """Configures the length penalty for responses that are too short or too long."""
 
     least: int = Field(0, ge=0)
-    """Minimum number of tokens. Shorter responses are penalized."""
+    """Minimum number of tokens per response. Shorter responses are penalized."""
     most: int | None = Field(None, gt=0)
-    """Maximum number of tokens. Longer responses are penalized. There is no maximum by default."""
+    """Maximum number of tokens per response. Longer responses are penalized. There is no maximum by default."""
     margin: int = Field(0, ge=0)
     """Number of tokens beyond a limit over which the penalty grows linearly; 0 applies the full penalty at once."""
     weight: float = Field(1.0, ge=0)
@@ -49,10 +49,10 @@ class UserReward(Config):
     """Configures a user-defined reward function."""
 
     path: str
-    """Import path package.module:function. The function is called with (problem, response, grading), and with
-    finish_reason ("stop", "length" or "abort") and token_count if it has parameters with these names. Calls run in a
-    thread, one at a time. It returns a finite number, or None to drop the sample. The other columns of the problem's
-    row are in problem.extra; the response includes the prompt's prefill."""
+    """Import path of the function, as package.module:function. The function is called with (problem, response,
+    grading), and with finish_reason ("stop", "length" or "abort") and token_count if it has parameters with these
+    names. Calls run in a thread, one at a time. It returns a finite number, or None to drop the sample. The other
+    columns of the problem's row are in problem.extra; the response includes the prompt's prefill."""
     weight: float = 1.0
     """Weight of the function's return value."""
 

@@ -30,7 +30,7 @@ class _Waiting:
 
 
 class Slots:
-    """Assigns requests to engines.
+    """Assigns rollout requests to engines.
 
     Each engine takes up to `capacity` responses in flight; `version` is the weights version of all engines.
     """

@@ -104,7 +104,7 @@ class TrainerGroup:
         ]
 
     def update(self, samples: Sequence[TrainingSample], progress: float | None = None) -> dict[str, float]:
-        """Perform one optimizer step. See Trainer.update."""
+        """Perform one optimizer step on all ranks. See Trainer.update."""
         return self._call("update", list(samples), progress)[0]
 
     def open_transfer(self, make: Callable[[int], Transfer]) -> None:
@@ -120,7 +120,7 @@ class TrainerGroup:
         self._call("release_memory")
 
     def save(self, folder: Path, extra: dict[str, Any], keep: int) -> None:
-        """Write a checkpoint. See Trainer.save."""
+        """Write a checkpoint from all ranks. See Trainer.save."""
         self._call("save", folder, extra, keep)
 
     def resume(self, folder: Path) -> dict[str, Any] | None:
