@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from mmprm.backbone.experts import save_backbone
 from mmprm.backbone.load import check_logits, load_backbone, new_model_folder
 from mmprm.backbone.processor import tokenizer_of
 from mmprm.errors import CheckpointError
@@ -111,7 +112,7 @@ def save_prm(path: str | Path, prm: Prm, weights: dict[str, Tensor] | None = Non
     `weights` is the backbone's state dict if it was gathered from several ranks.
     """
     with new_model_folder(path) as folder:
-        prm.model.backbone.save_pretrained(folder, state_dict=weights)
+        save_backbone(prm.model.backbone, folder, weights)
         prm.processor.save_pretrained(folder)
         write_info(folder, prm.info)
 
@@ -122,7 +123,7 @@ def _assemble(backbone: PreTrainedModel, processor: Any, info: PrmInfo) -> Prm:
 
 
 def _extend_embeddings(backbone: PreTrainedModel, known: int, wanted: int) -> None:
-    """Initialize the embedding rows from `known` to `wanted` with the mean of the earlier rows; the tables never
+    """Initialize the embedding rows from `known` to `wanted` with the mean of the earlier rows. The tables never
     shrink."""
     if wanted > backbone.get_input_embeddings().num_embeddings:
         backbone.resize_token_embeddings(wanted, mean_resizing=False)

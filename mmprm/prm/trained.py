@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmprm.backbone.experts import save_backbone
 from mmprm.backbone.load import load_backbone
 from mmprm.errors import CheckpointError, ConfigError
 from mmprm.files import whole_folder
@@ -78,7 +79,7 @@ def _write_policy(path: Path, resume_key: dict[str, Any], base: str, dtype: torc
     if prompt.chat_template is not None:
         processor.chat_template = prompt.chat_template
     with whole_folder(target) as folder:
-        backbone.save_pretrained(folder, state_dict=weights)
+        save_backbone(backbone, folder, weights)
         processor.save_pretrained(folder)
 
 

@@ -20,6 +20,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from mmprm.backbone.experts import save_backbone
 from mmprm.backbone.load import load_backbone, new_model_folder
 from mmprm.backbone.masks import CPU_ROW, use_block_masks, why_not_packed
 from mmprm.backbone.token_tree import fill_rows
@@ -59,18 +60,18 @@ class SftConfig(TrainableConfig):
     """Run folder, which receives the model in policy/, checkpoints/, metrics.jsonl and tensorboard/. If it contains an
     unfinished run, that run is resumed."""
     chat_template: PathText | None = None
-    """Chat template file (Jinja) that replaces the checkpoint's template; it is saved with the model."""
+    """Chat template file (Jinja) that replaces the checkpoint's template. It is saved with the model."""
     prompt: PromptConfig = PromptConfig()
-    """Prompt format of problems; conversations are used unchanged."""
+    """Prompt format of problems. Conversations are used unchanged."""
     packing: Literal["none", "samples"] = "samples"
     """Row packing. samples: pack several conversations into a row, without attention between them; the loss is the
     same. none: one conversation per row. Unsupported models fall back to none with a warning."""
     max_length: int = Field(4096, ge=1)
-    """Maximum number of tokens per conversation, including images; longer ones are excluded and counted."""
+    """Maximum number of tokens per conversation, including images. Longer ones are excluded and counted."""
     max_pixels: int | None = Field(None, ge=1)
-    """Scale larger images down to this many pixels (Qwen-VL processors); defaults to the checkpoint's limit."""
+    """Scale larger images down to this many pixels (Qwen-VL processors). Defaults to the checkpoint's limit."""
     min_pixels: int | None = Field(None, ge=1)
-    """Scale smaller images up to this many pixels (Qwen-VL processors); defaults to the checkpoint's limit."""
+    """Scale smaller images up to this many pixels (Qwen-VL processors). Defaults to the checkpoint's limit."""
     aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
     """Loss aggregation. token_mean: average the loss over all target tokens of a batch; sequence_mean: average each
     conversation's per-token loss, then average over conversations, like trainers that average over devices with one
@@ -78,7 +79,7 @@ class SftConfig(TrainableConfig):
     training: TrainingConfig = TrainingConfig()
     """Training settings: optimization, batches, sharding, checkpoints."""
     hardware: HardwareConfig = Field(HardwareConfig(), exclude=True)
-    """Target machines for `mmprm plan`; the run itself ignores these keys."""
+    """Target machines for `mmprm plan`. The run itself ignores these keys."""
 
     @model_validator(mode="before")
     @classmethod
@@ -133,7 +134,7 @@ class ConversationRows:
 
 
 def token_loss(logprobs_NT: Tensor, response_NT: Tensor) -> Tensor:
-    """Return the summed loss −Σ log π(token) of the target tokens; padding contributes 0."""
+    """Return the summed loss −Σ log π(token) of the target tokens. Padding contributes 0."""
     return -logprobs_NT.sum()
 
 
@@ -194,7 +195,7 @@ class SftTask:
 
 
 def train_sft(config: SftConfig) -> SftSummary:
-    """Run SFT in a single process or as one of torchrun's ranks; every rank returns the summary."""
+    """Run SFT in a single process or as one of torchrun's ranks. Every rank returns the summary."""
     ranks = join_ranks()
     with alone_in(ranks, Path(config.output), "output"):
         return _train(config, ranks)
@@ -248,7 +249,7 @@ def _train(config: SftConfig, ranks: Ranks) -> SftSummary:
         if ranks.is_main:
             _stop_at(backbone, encoder.ends)
             with new_model_folder(output / "policy") as folder:
-                backbone.save_pretrained(folder, state_dict=plain_weights(backbone, weights))
+                save_backbone(backbone, folder, plain_weights(backbone, weights))
                 processor.save_pretrained(folder)
         ranks.barrier()
     seconds = time.perf_counter() - started
@@ -309,7 +310,7 @@ def _origin(config: SftConfig, samples: Sequence[Conversation]) -> dict[str, Any
 
 
 def _stop_at(backbone: Any, ends: set[int]) -> None:
-    """Add the end-of-turn tokens of the training data to the model's EOS tokens; a base model may lack them."""
+    """Add the end-of-turn tokens of the training data to the model's EOS tokens. A base model may lack them."""
     settings = backbone.generation_config
     known = settings.eos_token_id
     known = set() if known is None else {known} if isinstance(known, int) else set(known)

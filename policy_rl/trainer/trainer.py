@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmprm.backbone.experts import save_backbone
 from mmprm.backbone.load import load_backbone, new_model_folder
 from mmprm.backbone.masks import use_block_masks, why_not_packed
 from mmprm.backbone.processor import tokenizer_of, vision_token_ids
@@ -194,7 +195,7 @@ class Trainer:
         return metrics
 
     def open_transfer(self, make: Callable[[int], Transfer]) -> None:
-        """Prepare the transfer of weights to the engines; `make(rank)` creates this rank's Transfer."""
+        """Prepare the transfer of weights to the engines. `make(rank)` creates this rank's Transfer."""
         self._transfer = make(self.ranks.rank)
 
     def publish(self, version: int, probe_token_ids: Sequence[int], dtype: torch.dtype) -> Published | None:
@@ -255,7 +256,7 @@ class Trainer:
         if self.ranks.is_main:
             weights = plain_weights(backbone, weights)
             with new_model_folder(folder) as temporary:
-                backbone.save_pretrained(temporary, state_dict=weights)
+                save_backbone(backbone, temporary, weights)
                 self.processor.save_pretrained(temporary)
         self.ranks.barrier()
         self.doing = "nothing"
@@ -276,7 +277,7 @@ class Trainer:
     def _micro_batches(
         self, samples: Sequence[TrainingSample], arrays: Sequence[str], purpose: str
     ) -> Iterator[CollatedRows]:
-        """Yield this rank's micro-batches; a thread prepares the next one while the model runs."""
+        """Yield this rank's micro-batches. A thread prepares the next one while the model runs."""
         budget = self.config.optimization.micro_batch_tokens
         planned = plan(samples, budget, self.ranks.count, self._share_prompt, self._attention_cost)
         own = planned.rows_of(self.ranks.rank)

@@ -31,6 +31,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from mmprm.backbone.experts import stored_tensors
 from mmprm.errors import TrainingError
 from mmprm.training import sharding
 from policy_rl.weights.checksum import checksum
@@ -38,7 +39,7 @@ from policy_rl.weights.config import WeightsConfig
 
 SHARED_MEMORY = Path("/dev/shm")
 BUCKET_BYTES = 2**30
-"""Approximate maximum size of a weight file in bytes; no more than this is buffered in memory at once."""
+"""Approximate maximum size of a weight file in bytes. No more than this is buffered in memory at once."""
 KEPT_VERSIONS = 2
 """Number of versions to keep on disk: the replacement of a dead engine may still read the previous one."""
 
@@ -89,8 +90,9 @@ class ModelWeights:
     def metadata(self) -> list[TensorInfo]:
         """Return name, dtype and shape of each tensor that iteration yields, without gathering the tensors."""
         return [
-            TensorInfo(name, self._dtype, tuple(getattr(tensor, "ds_shape", tensor.shape)))
+            TensorInfo(stored, self._dtype, tuple(part.shape))
             for name, tensor, _ in self._checkpoint_tensors()
+            for stored, part in self._stored(name, torch.empty(_whole_shape(tensor), device="meta"))
         ]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
@@ -102,7 +104,11 @@ class ModelWeights:
                         whole = whole + lora.get_delta_weight(adapter).to(whole.dtype)
                 # Copy, because gathered parameters are released before the next tensor is yielded.
                 whole = whole.detach().to(self._dtype, copy=True)
-            yield name, whole
+            yield from self._stored(name, whole)
+
+    def _stored(self, name: str, tensor: Tensor) -> Iterable[tuple[str, Tensor]]:
+        """Return the checkpoint tensors of a parameter: several for the experts of a layer, otherwise one."""
+        return stored_tensors(self._model, name, tensor).items()
 
     def _checkpoint_tensors(self) -> Iterator[tuple[str, Tensor, Any]]:
         """Yield (name in a checkpoint, tensor, LoRA layer to merge into it or None)."""
@@ -115,8 +121,12 @@ class ModelWeights:
             yield name.removeprefix("base_model.model.").replace(".base_layer.", "."), tensor, lora
 
 
+def _whole_shape(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(getattr(tensor, "ds_shape", tensor.shape))
+
+
 class Transfer(Protocol):
-    """Defines the trainer's side of a weight transfer; `RolloutPool.load_weights` is the engines' side."""
+    """Defines the trainer's side of a weight transfer. `RolloutPool.load_weights` is the engines' side."""
 
     def publish(self, weights: ModelWeights, version: int, probe: tuple[float, ...]) -> Published | None:
         """Send or store the weights for the engines. Every rank calls it; rank 0 gets the result, the others None."""
