@@ -77,7 +77,7 @@ def cut_at_subtrees(paths: Sequence[Ints], max_tokens: int) -> list[list[int]]:
 
 
 def fill_rows(lengths: Sequence[int], width: int) -> list[list[int]]:
-    """Pack pieces into rows of at most `width` tokens. A longer piece gets its own row.
+    """Pack pieces of the given lengths into rows of at most `width` tokens. A longer piece gets its own row.
 
     Each piece, longest first, goes into the row that it fills best (best-fit decreasing: at most 11/9 of the minimal
     number of rows, plus one).

@@ -1,4 +1,4 @@
-"""Read the action that a policy's text names."""
+"""Parse the action that a policy names in its text."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from mmprm.errors import ConfigError
 
 ACTION = r"<action>\s*(.*?)\s*</action>"
-"""Default pattern of an action; its first group is the action's name."""
+"""Default regular expression for an action, whose first group is the action's name."""
 
 
 class ActionReader:
-    """Finds the last match of a pattern in a text and maps its first group to the index of an action.
+    """Finds the last match of a pattern in a text, and maps the match's first group to the index of an action.
 
     Names are compared without case. Raises ConfigError for a pattern without a group and for names given twice.
     """
@@ -32,6 +32,6 @@ class ActionReader:
         self.names = tuple(names)
 
     def index(self, text: str) -> int | None:
-        """Return the index of the action, or None if the text names none."""
+        """Return the index of the action in a text, or None if the text names no action."""
         matches = list(self._pattern.finditer(text))
         return self._indices.get(matches[-1][1].strip().lower()) if matches else None

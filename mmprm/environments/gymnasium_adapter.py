@@ -1,4 +1,4 @@
-"""Adapt a gymnasium environment with discrete actions: text to action, rendering to image."""
+"""Adapt gymnasium environments with discrete actions: parse actions from text, and render observations as images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mmprm.types import ImageRef, Problem
 
 
 class GymnasiumEnvironment:
-    """Plays gymnasium.make(name, **arguments); needs the extra `agents`.
+    """Adapts the environment gymnasium.make(name, **arguments), which needs the extra `agents`.
 
     The first observation begins with the problem's question. Every observation holds the environment's observation as
     text and its rendered frame. `problem.extra["arguments"]` overrides the arguments, so that each problem can have a
@@ -79,7 +79,7 @@ class GymnasiumEnvironment:
             environment.close()
 
     def _make(self, arguments: Mapping[str, Any]) -> Any:
-        """Make the environment for these arguments, or return the one that was made for them before."""
+        """Create the gymnasium environment for these arguments, or return the one created for them before."""
         key = json.dumps(arguments, sort_keys=True, default=str)
         if key not in self._made:
             try:

@@ -1,4 +1,4 @@
-"""Define what an environment is: reset and step in the words of gymnasium, with text and images as observations."""
+"""Define the interface of environments: reset and step as in gymnasium, with text and images as observations."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from mmprm.types import ImageRef, Problem
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """Holds what the policy sees after a reset or a turn: text and images, in order."""
+    """Holds the text and images that the policy sees after a reset or a turn, in order."""
 
     parts: tuple[str | ImageRef, ...]
 
     @property
     def text(self) -> str:
-        """Return the text parts, joined."""
+        """Return the text parts as one string."""
         return "".join(part for part in self.parts if isinstance(part, str))
 
     @property
     def images(self) -> tuple[ImageRef, ...]:
-        """Return the images, in order."""
+        """Return the images in order."""
         return tuple(part for part in self.parts if isinstance(part, ImageRef))
 
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """Holds the result of a turn, as in gymnasium.
+    """Holds the result of a turn: observation, reward, and flags as in gymnasium.
 
     `terminated` means that the episode reached an end of its own, `truncated` that a limit stopped it.
     `info["success"]` is whether the goal was reached, and `info["action"]` the action that was read from the text.
@@ -50,7 +50,8 @@ class Transition:
 
 
 class Environment(Protocol):
-    """Plays episodes. An environment is used by one episode at a time and may keep state between its methods.
+    """Protocol for environments in which a policy plays episodes. An environment is used by one episode at a time and
+    may keep state between its methods.
 
     It must be deterministic: the same problem, seed and texts lead to the same observations and rewards. A state is
     restored by replaying its texts; see mmprm.environments.replay. A text that holds no valid action is a turn like any
@@ -58,13 +59,13 @@ class Environment(Protocol):
     """
 
     def reset(self, problem: Problem, seed: int) -> Observation:
-        """Begin an episode and return the first observation; `problem.extra` holds the level."""
+        """Start an episode and return the first observation; the level is given in `problem.extra`."""
         ...
 
     def step(self, text: str) -> Transition:
-        """Apply the action that the policy's text names."""
+        """Apply the action that the policy's text names, and return the transition."""
         ...
 
     def close(self) -> None:
-        """Release what the environment holds, such as a window or a connection."""
+        """Release the resources of the environment, such as a window or a connection."""
         ...

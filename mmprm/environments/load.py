@@ -1,4 +1,4 @@
-"""Make an environment from its configuration."""
+"""Create an environment from its configuration."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from mmprm.environments.interface import Environment
 from mmprm.errors import ConfigError
 
 BUILT_IN = {"sokoban": "mmprm.tiny.sokoban_environment:SokobanEnvironment"}
-"""Import paths of the built-in environments."""
+"""Maps the names of the built-in environments to their import paths."""
 
 
 class EnvironmentConfig(Config):
     path: str
-    """The environment: sokoban (built in), gymnasium:ID such as gymnasium:FrozenLake-v1, or package.module:factory for
-    one of your own. The factory is called with `arguments` and returns an object with reset, step and close."""
+    """Environment to use: sokoban (built in), gymnasium:ID such as gymnasium:FrozenLake-v1, or package.module:factory
+    for your own. The factory is called with `arguments` and returns an object with reset, step and close."""
     arguments: dict[str, Any] = Field(default_factory=dict)
-    """Keyword arguments of gymnasium.make or of the factory."""
+    """Keyword arguments for gymnasium.make or for the factory."""
     actions: tuple[str, ...] | None = None
-    """Names of the actions of a gymnasium environment, in the order of its indices; null uses the indices as names."""
+    """Names of a gymnasium environment's actions, in the order of their indices; null uses the indices as names."""
     pattern: str = ACTION
-    """Regular expression that finds the action in the policy's text; the last match counts, and its first group is the
+    """Regular expression that finds the action in the policy's text. The last match counts, and its first group is the
     action's name."""
     success_return: float = 1e-9
-    """Smallest return of a successful episode in a gymnasium environment; the default is any positive return."""
+    """Minimum return of a successful episode in a gymnasium environment; by default, any positive return."""
     max_turns: int = Field(10, ge=1)
-    """Maximum number of turns per episode; an episode that reaches it is truncated."""
+    """Maximum number of turns per episode, after which the episode is truncated."""
     max_turn_tokens: int = Field(256, ge=1)
     """Maximum number of tokens that the policy generates per turn."""
     images: int | Literal["all"] = Field("all")
-    """Number of most recent images that the policy sees, or all."""
+    """Number of most recent images to show to the policy, or all."""
 
 
 def make_environment(config: EnvironmentConfig) -> Environment:
-    """Make the environment.
+    """Create the environment.
 
     Raises ConfigError if it cannot be imported or lacks a method, and SetupError if its package is not installed.
     """

@@ -1,4 +1,4 @@
-"""Restore a state of an environment by replaying its actions, and check that replaying is exact."""
+"""Restore the state of an environment by replaying an episode's actions, and check that replay is exact."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmprm.types import Problem
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """Holds an episode up to some turn: the first observation, and one transition per text."""
+    """Holds an episode up to some turn: the first observation, and one transition per text of the policy."""
 
     start: Observation
     transitions: tuple[Transition, ...]
@@ -29,12 +29,12 @@ class Replayed:
 
     @property
     def episode_return(self) -> float:
-        """Return the sum of the rewards, without discount."""
+        """Return the undiscounted sum of the rewards."""
         return sum(transition.reward for transition in self.transitions)
 
 
 def replay(environment: Environment, problem: Problem, seed: int, texts: Sequence[str]) -> Replayed:
-    """Reset the environment and apply the texts.
+    """Reset the environment and apply the texts in order.
 
     Raises EpisodeError, with the turn, if the environment fails or the episode ends before the last text.
     """
@@ -55,7 +55,8 @@ def replay(environment: Environment, problem: Problem, seed: int, texts: Sequenc
 
 
 def check_deterministic(environment: Environment, problem: Problem, seed: int, texts: Sequence[str]) -> None:
-    """Play an episode twice; raise EpisodeError if the two differ, since a search restores states by replay."""
+    """Play an episode twice, and raise EpisodeError if the two runs differ, because a search restores states by
+    replay."""
     first, second = (replay(environment, problem, seed, texts) for _ in range(2))
     if _content(first.start) != _content(second.start):
         raise _differs(problem, 0, "observation")

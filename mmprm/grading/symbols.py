@@ -18,7 +18,7 @@ from mmprm.grading.outcome import DIFFERENT, SAME, UNDECIDED, Outcome
 _EXTRACTION = [LatexExtractionConfig()]
 _ORDER = (LessThan, StrictLessThan, GreaterThan, StrictGreaterThan)
 _MAX_DIGITS = 1000
-"""Maximum number of digits examined to tell two numbers apart."""
+"""Maximum number of digits to compare when deciding whether two numbers are equal."""
 
 
 def same_value(gold: str, given: str) -> Outcome:

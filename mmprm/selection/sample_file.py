@@ -78,7 +78,8 @@ class SampleFile(AbstractContextManager["SampleFile"]):
         return groups
 
     def _rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield (location, object) pairs. A truncated last line is skipped silently, damaged lines with a warning."""
+        """Yield a (location, object) pair per line of the file. A truncated last line is skipped silently, damaged
+        lines with a warning."""
         try:
             lines = self.path.read_bytes().splitlines(keepends=True)
         except OSError as error:

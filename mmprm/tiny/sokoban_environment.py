@@ -1,4 +1,4 @@
-"""Play Sokoban as an environment: one move per turn, the level as an image."""
+"""Provide Sokoban as an environment, with one move per turn and the level as an image."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STEP_REWARD, BOX_REWARD, SOLVED_REWARD = -0.1, 1.0, 10.0
 
 
 class SokobanEnvironment:
-    """Plays the level in `problem.extra["level"]`. The seed has no effect.
+    """Plays the Sokoban level in `problem.extra["level"]`. The seed has no effect.
 
     A turn without a valid action, or a move against a wall, leaves the level unchanged and costs a move.
     """
@@ -25,7 +25,7 @@ class SokobanEnvironment:
 
     @property
     def state(self) -> SokobanState:
-        """Return the current state."""
+        """Return the current state of the level."""
         assert self._state is not None, "reset comes first"
         return self._state
 

@@ -1,4 +1,4 @@
-"""Draw Sokoban states: one cell of 28 × 28 pixels, and thus one image token, per cell of the level."""
+"""Draw Sokoban states as images, in which each cell of 28 × 28 pixels becomes one image token."""
 
 from __future__ import annotations
 

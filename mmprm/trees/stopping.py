@@ -36,9 +36,9 @@ class StoppingRule(Config):
     prior_reset: float = Field(0.1, ge=0, le=1)
     """Prior probability that a recoverable state's value is unrelated to that of its nearest recoverable ancestor."""
     max_posterior_std: float = Field(0.17, ge=0, lt=0.5)
-    """Threshold for the standard deviation of the value's Beta posterior, at or below which sampling stops. The first
-    batches under the default `false_negative_rate` already satisfy it. Smaller values give more precise labels but take
-    further batches."""
+    """Standard deviation of the value's Beta posterior at or below which sampling stops. The first batches under the
+    default `false_negative_rate` already satisfy it. Smaller values give more precise labels but take further
+    batches."""
     batch: int = Field(4, ge=1)
     """Number of rollouts in each batch after the first."""
     min_shared_rollouts: int | None = Field(5, ge=2)
