@@ -132,7 +132,7 @@ class Progress:
         return " · ".join(parts)
 
     def metrics(self) -> dict[str, float]:
-        """Return the metrics to log: the campaign's totals and this run's speed."""
+        """Return the metrics to log: the campaign's totals and the current tokens per second."""
         return {
             "problems_done": self.stored.problems["done"] + self.ended["done"],
             "problems_failed": self.stored.problems["failed"] + self.ended["failed"],

@@ -146,7 +146,7 @@ def auc(labels: Sequence[Label], problems: dict[str, Problem]) -> dict[str, floa
 
 
 def settings_of(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Return the settings that both sides share, and write the problem file if the policy is the built-in one."""
+    """Return the settings that both systems share, and write the problem file for the built-in policy."""
     problems = arguments.problems_file
     if problems is None:
         problems = folder / "problems.jsonl"

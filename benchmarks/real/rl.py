@@ -55,7 +55,7 @@ def measure(workspace: Workspace) -> Results:
 
 
 def train(workspace: Workspace, arm: str) -> list[dict[str, Any]]:
-    """Run or resume one arm; return the metrics of its steps."""
+    """Run or resume the training of one arm; return the metrics of its steps."""
     output = workspace.folder / f"rl-{arm}"
     if not (output / "policy").exists():
         sets = sampling_sets(workspace)
