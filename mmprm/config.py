@@ -169,6 +169,8 @@ def differing_keys(stored: dict[str, Any], asked: dict[str, Any]) -> dict[str, s
 
 def with_current_names(stored: Any) -> Any:
     """Rename the version 0.1 keys of stored settings to their current names."""
+    if isinstance(stored, list):
+        return [with_current_names(value) for value in stored]
     if not isinstance(stored, dict):
         return stored
     return {RENAMED.get(key, key): with_current_names(value) for key, value in stored.items()}
@@ -206,7 +208,7 @@ def _explain(model: type[Config], item: Any, source: str) -> str:
         beside = _fields(model, path)
         if RENAMED.get(name) in beside:
             return f"{source}: {key} is called {'.'.join([*map(str, path), RENAMED[name]])}; rename the key"
-        known = [*(row[0] for row in describe(model)), *(".".join([*map(str, path), each]) for each in beside)]
+        known = [*(row[0] for row in describe(model)), *(".".join([*map(str, path), each]) for each in sorted(beside))]
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]}?" if near else "; --help lists the keys"
         return f"{source}: {key} does not exist{hint}"

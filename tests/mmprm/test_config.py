@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mmprm.config import Config, build, describe, load
+from mmprm.config import Config, build, describe, load, with_current_names
 from mmprm.errors import ConfigError
 from mmprm.evaluation.policy import PolicyEvalConfig
 
@@ -67,3 +67,29 @@ def test_what_is_no_text_is_refused_with_its_key(text: str) -> None:
         build(PolicyEvalConfig, {"benchmark": "mmk12", "client": {"urls": ["http://a", text]}})
     with pytest.raises(ConfigError, match=r"engine\.model=.* remove it"):
         load(PolicyEvalConfig, sets=["benchmark=mmk12", f"engine.model={json.dumps(text)}"])
+
+
+class Served(Config):
+    timeout_seconds: float = 1.0
+
+
+class Several(Config):
+    listed: tuple[Served, ...] = ()
+    optional: list[Served] | None = None
+
+
+@pytest.mark.parametrize("group", ["listed", "optional"])
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("timeout_s", r"1\.timeout_s is called {}\.1\.timeout_seconds; rename the key"),
+        ("timeout_second", r"1\.timeout_second does not exist; did you mean {}\.1\.timeout_seconds\?"),
+    ],
+)
+def test_a_wrong_key_in_a_list_of_groups_is_told(group: str, key: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=f"{group}\\.{said.format(group)}"):
+        build(Several, {group: [{}, {key: 2}]})
+
+
+def test_earlier_names_in_lists_are_read() -> None:
+    assert with_current_names({"a": [{"timeout_s": 1}, 2]}) == {"a": [{"timeout_seconds": 1}, 2]}
