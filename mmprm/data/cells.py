@@ -92,7 +92,7 @@ def _struct(value: Any) -> Any:
 
 
 def top_of(row: Row, name: str) -> str:
-    """Return the name of the top-level column in a name that may be dotted."""
+    """Return the top-level column that a possibly dotted name refers to."""
     return name if name in row else name.partition(".")[0]
 
 

@@ -47,7 +47,7 @@ def labeled_choices(value: Any, location: str) -> tuple[tuple[str, ...], tuple[s
 
 
 def _parsed(text: str) -> Any:
-    """Parse a text as a list or struct, or split it into options if each of them follows a letter."""
+    """Parse a text as a list or struct, or split it into options if each option follows a letter."""
     value = parsed(text)
     marks = list(_LETTER_IN_TEXT.finditer(text)) if value is text else []
     letters = "".join(match[1] or match[2] for match in marks)

@@ -13,10 +13,10 @@ from mmprm.grading.operations import UndefinedError, Value, as_number, is_exact
 from mmprm.grading.residues import differ
 
 PRECISIONS = (60, 150)
-"""Numbers of digits at which expressions with symbols are compared. A value that shrinks with precision counts as
+"""Precisions in decimal digits for comparing expressions with symbols. A value that shrinks with precision counts as
 zero."""
 MANY_DIGITS = (60, 200, 1200)
-"""Numbers of digits at which expressions without symbols are compared."""
+"""Precisions in decimal digits for comparing expressions without symbols."""
 
 
 def equal(gold: Expression, given: Expression) -> bool | None:

@@ -22,7 +22,7 @@ from mmprm.report.text import printable
 from mmprm.selection.accuracy import AccuracyAtN
 
 PLACEHOLDERS = {"ink": "#000001", "soft": "#000002", "rule": "#000003", "bad": "#000004", "good": "#000005"}
-"""Maps each color variable of the style sheet to the placeholder color with which the plots are drawn."""
+"""Maps each color variable of the style sheet to the placeholder color that plots are drawn with."""
 
 SERIES = {
     "prm": ("#000011", "o", "-"),

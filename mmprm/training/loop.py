@@ -79,8 +79,8 @@ def fit(
         return step == total or (config.eval_every > 0 and step % config.eval_every == 0)
 
     def evaluate(step: int) -> dict[str, float]:
-        """Evaluate after `step`. Its checkpoint is saved first, so that an error in the evaluation loses no
-        training."""
+        """Run the evaluation after optimizer step `step`. Its checkpoint is saved first, so that an error in the
+        evaluation loses no training."""
         found = task.evaluate(engine)
         if log:
             log.write("eval", step, found, shown=True, total=total)
