@@ -1,4 +1,4 @@
-"""Store the fused experts of mixture-of-experts models as published checkpoints do, which is how vLLM reads them.
+"""Store the fused experts of mixture-of-experts models in the layout of published checkpoints, which vLLM expects.
 
 transformers holds all experts of a layer as two tensors: gate_up_proj_E2IH and down_proj_EHI. Qwen3-VL-MoE is published
 with both transposed (E, H, 2I and E, I, H), and other Qwen models with three matrices per expert.
@@ -18,12 +18,12 @@ from transformers.core_model_loading import revert_weight_conversion
 
 EXPERTS = re.compile(r"\.mlp\.experts\.(gate_up_proj|down_proj)$")
 TRANSPOSED = ("qwen3_vl_moe",)
-"""Model types that are published with transposed experts. Saving one with transformers transposes them only if the
-model is sharded, and vLLM would misread the others."""
+"""Model types whose published checkpoints hold transposed expert weights. Saving one with transformers transposes them
+only if the model is sharded, and vLLM would misread the others."""
 
 
 def stored_tensors(backbone: PreTrainedModel, name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """Return a parameter under the names and in the layout of a published checkpoint."""
+    """Convert a parameter to the names and the layout of a published checkpoint."""
     if not EXPERTS.search(name):
         return {name: tensor}
     if backbone.config.model_type in TRANSPOSED:

@@ -79,11 +79,12 @@ _WEIGHTS: dict[str, Callable[[float, float], float]] = {
 
 
 PrefixValues = dict[tuple[str, Steps], float]
-"""Maps (problem id, steps) to the Monte Carlo value of that prefix."""
+"""Maps (problem id, steps) to the Monte Carlo value of the prefix that consists of these steps."""
 
 
 def prefix_values(examples: Sequence[LabeledExample]) -> PrefixValues:
-    """Collect the values of all labeled prefixes. The empty prefix has the value of the root, if it is stored."""
+    """Collect the Monte Carlo values of all labeled prefixes. The empty prefix has the value of the root, if it is
+    stored."""
     found: PrefixValues = {}
     for example in examples:
         path = example.path
@@ -109,7 +110,8 @@ def _value_targets(path: LabeledPath, known: PrefixValues, config: TargetConfig)
 
 
 def _progress_targets(path: LabeledPath, known: PrefixValues, config: TargetConfig) -> list[float]:
-    """Return (1 + V_t - V_{t-1}) / 2 where step t has a label and the value before it is known, else no target.
+    """Compute the progress target (1 + V_t - V_{t-1}) / 2 of each labeled step t for which the value before it is
+    known.
 
     V_t - V_{t-1} is the process advantage of Setlur et al. (2024), "Rewarding Progress", here with the policy itself as
     the prover. It lies in [-1, 1], and the PRM predicts probabilities. Over a path, 2 * target - 1 sums to the value of
@@ -126,7 +128,7 @@ def _progress_targets(path: LabeledPath, known: PrefixValues, config: TargetConf
 
 
 def _first_error_targets(path: LabeledPath, known: PrefixValues, config: TargetConfig) -> list[float]:
-    """Return y_t = 1 for t <= c, 0 for t = e, and no target otherwise.
+    """Compute the targets of a path up to its first error: y_t = 1 for t <= c, 0 for t = e, and no target otherwise.
 
     e is the first step with V_e <= error_value, and c is the last step before e with V_c > error_value. A correct
     rollout from the prefix c also continues every shorter prefix, so the unlabeled steps up to c are correct as well.
@@ -145,7 +147,7 @@ def _first_error_targets(path: LabeledPath, known: PrefixValues, config: TargetC
 
 
 def _keep_first(examples: Sequence[LabeledExample], values: Sequence[list[float]]) -> None:
-    """Keep the target of a prefix only on the first path that contains it, so that it is trained once."""
+    """Keep the target of a prefix only on the first path that contains it, so that each prefix is trained on once."""
     placed: set[tuple[str, Steps]] = set()
     for example, targets in zip(examples, values, strict=True):
         for depth in range(1, len(targets) + 1):
