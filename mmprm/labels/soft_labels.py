@@ -34,10 +34,10 @@ class LabelCounts:
 
 
 def label_tree(tree: Tree, rule: StoppingRule, step_format: StepFormat, seed: int) -> list[LabeledPath]:
-    """Return one path through each deepest state of a tree, with as many correct as incorrect complete solutions.
+    """Return one path through each leaf state of a tree, with as many correct as incorrect complete solutions.
 
     A path continues as a complete solution if one passes through its state. All solutions of the rarer kind are used; a
-    path whose solution would upset the balance ends at its deepest state.
+    path whose solution would upset the balance ends at its leaf state.
 
     Among states with equal plain steps, only the first counts. Each label is stored on the first path with its prefix;
     other paths have None there. States and solutions with a step that is empty without its markup are ignored. The
@@ -100,13 +100,13 @@ def _solutions(tree: Tree, step_format: StepFormat) -> dict[Steps, bool]:
 
 
 def _deepest(states: dict[Steps, Counts]) -> list[Steps]:
-    """Return the states that are not prefixes of any other state."""
+    """Return the leaf states, which are not prefixes of any other state."""
     inner = {steps[:depth] for steps in states for depth in range(1, len(steps))}
     return [steps for steps in states if steps not in inner]
 
 
 def _choose(deepest: list[Steps], solutions: dict[Steps, bool], rng: random.Random) -> list[Steps]:
-    """Select the paths to export: one solution through each deepest state, and more solutions for balance.
+    """Select the paths to export: one solution through each leaf state, and more solutions for balance.
 
     A state without a solution through it is a path itself. Balance means as many correct as incorrect solutions.
     """

@@ -34,7 +34,7 @@ class GuidedConfig(Config):
     lookahead: int = Field(0, ge=0)
     """Number of greedily decoded steps that are appended to a partial solution for scoring, and then discarded."""
     max_steps: int = Field(40, ge=1)
-    """Maximum number of steps per solution, after which an open solution ends."""
+    """Maximum number of steps per solution; a solution that reaches it is not continued."""
 
     @model_validator(mode="after")
     def _fits(self) -> GuidedConfig:
