@@ -58,8 +58,8 @@ class GuidedSearchConfig(PolicyConfig):
     search: GuidedConfig = GuidedConfig()
     """Search strategy and its settings."""
     baseline: int = Field(0, ge=0)
-    """Number of solutions to sample per problem for a best-of-N baseline with the same number of tokens; 0 disables
-    it."""
+    """Number of solutions to sample per problem for a best-of-N baseline, compared at an equal number of tokens; 0
+    disables it."""
     aggregator: str | None = None
     """Aggregator of step scores that ranks partial and complete solutions; by default the one in the PRM's prm.json.
     Choices: min, last, mean, max, product, sum_log, sum_log_odds or mean_odds."""
@@ -133,7 +133,7 @@ def search_summary(
 
 
 def compare_at_equal_tokens(searched: Searched, baseline: Searched, aggregator: str, seed: int) -> EqualTokens | None:
-    """Compare search with the baseline at an equal number of tokens, or return None if no problem succeeded in both."""
+    """Compare search with the baseline at an equal number of tokens, or return None if no problem completed both."""
     whole = {result.group.problem.id: result.group for result in baseline.results}
     both = [result for result in searched.results if result.group.problem.id in whole]
     if not both:

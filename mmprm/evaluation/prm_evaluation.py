@@ -72,8 +72,8 @@ class PrmEvaluation:
 
 @dataclass(frozen=True, slots=True)
 class Items:
-    """Holds the items (solutions or steps) that a metric averages over. `measure` computes the metric on a subset of
-    them."""
+    """Holds the items (solutions or steps) from which a metric is computed. `measure` computes the metric on a subset
+    of them."""
 
     measure: Callable[[NDArray[np.intp]], Values]
     problems: list[str]

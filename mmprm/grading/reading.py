@@ -87,7 +87,7 @@ _CASES = re.compile(
     r"\\begin\{(?:cases|aligned|array)\}(?:\{[clr|]*\})?(?P<rows>.*)\\end\{(?:cases|aligned|array)\}", re.DOTALL
 )
 _NAMED = re.compile(r"(?P<name>[a-zA-Z]\w*(?:\(\w\))?)\s*=\s*(?P<rest>\\begin.*)", re.DOTALL)
-"""Matches a LaTeX environment that defines a name, such as a matrix A or a function f(x)."""
+"""Matches a LaTeX environment assigned to a name, such as a matrix A or a function f(x)."""
 _ROW = re.compile(r"\s*\\\\\s*")
 _CONDITION = re.compile(
     r"\s*(?:[,;&]\s*)+(?:\\text\{[^{}]*\}|if|when|for)?\s*(?=.*(?:[<>=]|\\[lg]eq|\\neq|\\in|otherwise))"
