@@ -70,35 +70,65 @@ def assign_gpus(
     fitting = min(len(groups), room // tensor_parallel) if len(slots) >= ranks + own else 0
     count = fitting if engines is None else engines
     if not 1 <= count <= fitting:
-        raise ConfigError(
-            f"rollouts.engines={engines or 'as many as fit'} with engine.tensor_parallel_size={tensor_parallel} must "
-            f"be 1 to {max(fitting, 0)}: Ray has {' + '.join(map(str, gpus))} GPUs, trainer.ranks={ranks} take one each"
-            + (" and share them with the engines" if colocated else " of their own")
-            + (f", the PRM takes {'one' if own == 1 else own}" if own else "")
-            + "; set fewer trainer.ranks"
-            + ("" if colocated else ", or rollouts.colocated=true")
-            + (", or process.own_gpu=false" if own else "")
-        )
+        raise ConfigError(_too_few(gpus, ranks, tensor_parallel, engines, fitting, colocated, own))
     taken = [slot for group in groups[:count] for slot in group]
     free = [slot for slot in slots if slot not in taken]
-    # Colocated ranks take the engines' GPUs first, so that they share as many as possible.
-    rest = taken + free if colocated else free
-    for_prm = {"none": [], "own": rest[ranks:], "shared": taken[-prm_gpus:]}[prm]
-    prm_slots = () if prm == "none" else _of_one_machine(for_prm, prm_gpus)
+    free_for_ranks = ranks - len(taken) if colocated else ranks
+    prm_slots = {"none": (), "own": _own(free, free_for_ranks, prm_gpus), "shared": _shared(taken, prm_gpus)}[prm]
+    if prm != "none" and not prm_slots:
+        raise ConfigError(_no_machine_for_prm(prm, prm_gpus))
+    rest = [slot for slot in (taken + free if colocated else free) if prm != "own" or slot not in prm_slots]
     return Placement(tuple(groups[:count]), tuple(sorted(rest[:ranks])), prm_slots)
 
 
-def _of_one_machine(slots: Sequence[GpuSlot], count: int) -> tuple[GpuSlot, ...]:
-    """Return the first `count` slots that are on one machine; raise ConfigError if no machine has that many."""
-    for _, group in itertools.groupby(slots, key=lambda slot: slot[0]):
-        found = tuple(group)
-        if len(found) >= count:
-            return found[:count]
-    raise ConfigError(
-        f"process.scorer.tensor_parallel_size={count} must be at most the number of GPUs that engines and ranks leave "
-        "to the PRM on one machine; set fewer rollouts.engines or trainer.ranks, or, with process.own_gpu=false, "
-        "engine.tensor_parallel_size to at least as many"
+def _own(free: Sequence[GpuSlot], ranks: int, count: int) -> tuple[GpuSlot, ...]:
+    """Return `count` free slots on one machine, if possible after the first `ranks` slots; () if no machine has them.
+
+    The slots are the first free ones of their machine, because a run uses a machine's first GPUs.
+    """
+    after = (group[:count] for group in _by_machine(free[ranks:]) if len(group) >= count)
+    anywhere = (group[:count] for group in _by_machine(free) if len(group) >= count)
+    return next(itertools.chain(after, anywhere), ())
+
+
+def _shared(taken: Sequence[GpuSlot], count: int) -> tuple[GpuSlot, ...]:
+    """Return the last `count` slots of the last machine on which engines have as many; () if there is none."""
+    return next((group[-count:] for group in reversed(_by_machine(taken)) if len(group) >= count), ())
+
+
+def _by_machine(slots: Sequence[GpuSlot]) -> list[tuple[GpuSlot, ...]]:
+    return [tuple(group) for _, group in itertools.groupby(slots, key=lambda slot: slot[0])]
+
+
+def _too_few(
+    gpus: Sequence[int], ranks: int, width: int, engines: int | None, fitting: int, colocated: bool, own: int
+) -> str:
+    """Say which setting exceeds the GPUs, and what would fit."""
+    have = f"Ray has {' + '.join(map(str, gpus))} GPUs, trainer.ranks={ranks} take one each" + (
+        " and share them with the engines" if colocated else " of their own"
     )
+    have += f", the PRM takes {'one' if own == 1 else own}" if own else ""
+    if fitting >= 1:
+        rule = f"rollouts.engines={engines} with engine.tensor_parallel_size={width} must be 1 to {fitting}"
+        way_out = f"set rollouts.engines={fitting}, or fewer trainer.ranks"
+    elif width > max(gpus):
+        rule = f"engine.tensor_parallel_size={width} must be at most {max(gpus)}, the GPUs of one machine"
+        way_out = f"set it to {max(gpus)} or less"
+    else:
+        rule = f"no GPUs are left for an engine with engine.tensor_parallel_size={width}"
+        way_out = "set fewer trainer.ranks"
+    way_out += "" if colocated else ", or rollouts.colocated=true"
+    way_out += ", or process.own_gpu=false" if own else ""
+    return f"{rule}: {have}; {way_out}"
+
+
+def _no_machine_for_prm(prm: str, count: int) -> str:
+    rule = f"process.scorer.tensor_parallel_size={count} must be at most the number of GPUs"
+    if prm == "own":
+        return (
+            f"{rule} that the engines leave free on one machine; set fewer rollouts.engines, or process.own_gpu=false"
+        )
+    return f"{rule} of the engines on one machine; set more rollouts.engines or a larger engine.tensor_parallel_size"
 
 
 def place_run(config: RLConfig, gpus: Sequence[int]) -> Placement:

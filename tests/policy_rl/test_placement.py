@@ -70,9 +70,26 @@ def test_a_prm_on_several_gpus_has_them_on_one_machine() -> None:
     shared = assign_gpus([4], ranks=2, tensor_parallel=2, prm="shared", prm_gpus=2)
     assert shared == Placement((((0, 0), (0, 1)),), ((0, 2), (0, 3)), ((0, 0), (0, 1)))
     with pytest.raises(ConfigError, match=r"process.scorer.tensor_parallel_size=2 must be .* fewer rollouts.engines"):
-        assign_gpus([2, 2, 1], ranks=2, engines=1, prm="own", prm_gpus=2)
+        assign_gpus([2, 1, 1], ranks=1, engines=1, prm="own", prm_gpus=2)
     with pytest.raises(ConfigError, match=r"the PRM takes 2; "):
         assign_gpus([2], ranks=1, prm="own", prm_gpus=2)
+
+
+def test_ranks_make_way_for_a_prm_that_needs_a_whole_machine() -> None:
+    """On 2, 2 and 1 GPUs, a rank on the second machine would leave one GPU each on two machines."""
+    placed = assign_gpus([2, 2, 1], ranks=2, engines=1, prm="own", prm_gpus=2)
+    assert placed == Placement((((0, 0),),), ((0, 1), (2, 0)), ((1, 0), (1, 1)))
+
+
+def test_a_prm_shares_engines_gpus_on_a_machine_that_has_enough() -> None:
+    """On 3 and 2 GPUs, the last two of the engines' GPUs are on different machines."""
+    placed = assign_gpus([3, 2], ranks=1, prm="shared", prm_gpus=2)
+    assert placed.engines == tuple((slot,) for slot in ((0, 0), (0, 1), (0, 2), (1, 0)))
+    assert (placed.ranks, placed.prm) == (((1, 1),), ((0, 1), (0, 2)))
+    with pytest.raises(
+        ConfigError, match=r"size=2 must be .* of the engines on one machine; set more rollouts.engines"
+    ):
+        assign_gpus([1, 1, 1], ranks=1, prm="shared", prm_gpus=2)
 
 
 def test_an_engine_does_not_span_machines() -> None:
@@ -81,7 +98,9 @@ def test_an_engine_does_not_span_machines() -> None:
     """
     placed = assign_gpus([4, 3], ranks=1, tensor_parallel=2)
     assert placed == Placement((((0, 0), (0, 1)), ((0, 2), (0, 3)), ((1, 0), (1, 1))), ((1, 2),))
-    with pytest.raises(ConfigError, match=r"tensor_parallel_size=4 must be 1 to 0: Ray has 2 \+ 2 \+ 2 GPUs"):
+    with pytest.raises(
+        ConfigError, match=r"^engine\.tensor_parallel_size=4 must be at most 2, .*: Ray has 2 \+ 2 \+ 2"
+    ):
         assign_gpus([2, 2, 2], ranks=1, tensor_parallel=4)
 
 
@@ -95,8 +114,10 @@ def test_colocated_ranks_may_be_more_than_the_engines_gpus() -> None:
 @pytest.mark.parametrize(
     ("gpus", "arguments", "message"),
     [
-        ([1], {"ranks": 1}, r"1 to 0: Ray has 1 GPUs, trainer.ranks=1 take one each of their own; .*colocated=true"),
+        ([1], {"ranks": 1}, r"^no GPUs are left .*size=1: Ray has 1 GPUs, trainer.ranks=1 take one .*colocated=true$"),
+        ([2, 2], {"ranks": 3, "tensor_parallel": 2}, r"^no GPUs are left for .*size=2: Ray has 2 \+ 2 GPUs, trainer"),
         ([8], {"ranks": 9, "colocated": True}, r"Ray has 8 GPUs, trainer.ranks=9 take .*; set fewer trainer.ranks$"),
+        ([8], {"ranks": 4, "engines": 5}, r"; set rollouts.engines=4, or fewer trainer.ranks, or rollouts.colocated"),
         ([8], {"ranks": 8, "colocated": True, "prm": "own"}, r"the PRM takes one; .*, or process.own_gpu=false"),
         ([8], {"ranks": 4, "engines": 5}, r"rollouts.engines=5 with engine.tensor_parallel_size=1 must be 1 to 4"),
         ([8], {"ranks": 4, "engines": 5, "colocated": True}, r"must be 1 to 4: .* share them with the engines"),
