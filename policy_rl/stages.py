@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -106,16 +107,14 @@ def run_stages(
 
     The same call resumes a stopped stage. `launch` runs a command and returns its exit code.
     """
+    _check_alone(path)
     stages = read_stages(path, sets)
     for stage in stages:
         if stage.policy.is_dir() and not (isinstance(stage.config, RLConfig) and lacks_evaluation(stage.config)):
             _check_same(stage)
             print(f"{stage.name}: skipped, its policy is saved in {stage.policy}", flush=True)
             continue
-        stage.folder.mkdir(parents=True, exist_ok=True)
-        file = _file(stage)
-        plain = resolved(stage.values, type(stage.config))
-        file.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        file = _write_file(stage)
         print(f"{stage.name}: {file}", flush=True)
         code = (launch or _launch)(command(stage.kind, file))
         if code == _INTERRUPTED:
@@ -131,8 +130,13 @@ def run_stages(
     return stages[-1].policy
 
 
+def write_stage_files(path: str | Path, sets: Sequence[str] = ()) -> list[Path]:
+    """Write the configuration files of the stages that have no policy yet, without running them; return their paths."""
+    return [_write_file(stage) for stage in read_stages(path, sets) if not stage.policy.is_dir()]
+
+
 def command(kind: str, file: Path) -> Command:
-    """Return the command line of a stage. SFT runs one rank per GPU; RL starts its own processes."""
+    """Return the command line of a stage. SFT runs one rank per GPU of this machine; RL starts its own processes."""
     import torch
 
     ranks = torch.cuda.device_count() if kind == "sft" else 1
@@ -186,6 +190,23 @@ def _check_same(stage: Stage) -> None:
             f"{stage.name}: was finished with another {', '.join(differing)} ({_file(stage)}); restore these settings, "
             "choose another output, or remove its folder and those of later stages"
         )
+
+
+def _check_alone(path: str | Path) -> None:
+    """Raise ConfigError if torchrun runs this command, because every rank would then run all stages."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            f"{path}: mmprm stages starts torchrun itself, so it must not run under torchrun; start it once, without "
+            "torchrun, and for an SFT stage on several machines, first run `mmprm stages --files-only` and then "
+            "`torchrun … -m mmprm sft --config OUTPUT/stage-N-sft/stage.yaml` on each machine"
+        )
+
+
+def _write_file(stage: Stage) -> Path:
+    stage.folder.mkdir(parents=True, exist_ok=True)
+    plain = resolved(stage.values, type(stage.config))
+    _file(stage).write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return _file(stage)
 
 
 def _file(stage: Stage) -> Path:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 
-from policy_rl.stages import run_stages
+from policy_rl.stages import run_stages, write_stage_files
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,10 +27,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="override a key of stage N, or output; repeatable",
     )
+    parser.add_argument(
+        "--files-only",
+        action="store_true",
+        help="write the configuration of each unfinished stage to OUTPUT/stage-N-KIND/stage.yaml, and run nothing",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run `mmprm stages`."""
+    if arguments.files_only:
+        print(*write_stage_files(arguments.config, arguments.overrides), sep="\n")
+        return
     policy = run_stages(arguments.config, arguments.overrides)
     if policy is not None:
         print(f"{policy}: the policy of the last stage")

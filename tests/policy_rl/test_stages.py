@@ -11,7 +11,7 @@ import yaml
 
 from mmprm.cli.main import main
 from mmprm.errors import ConfigError, TrainingError
-from policy_rl.stages import Command, command, read_stages, run_stages
+from policy_rl.stages import Command, command, read_stages, run_stages, write_stage_files
 
 SFT = {"model": "tiny", "data": {"path": "solutions.jsonl"}}
 RL = {"problems": {"path": "train.jsonl"}, "batch": {"prompts": 4, "group_size": 2}, "steps": 3}
@@ -145,3 +145,26 @@ def test_a_stage_that_was_stopped(tmp_path: Path, code: int, stopped: bool) -> N
             run_stages(file, launch=lambda command: code)
     else:
         assert run_stages(file, launch=lambda command: code) is None
+
+
+def test_stages_under_torchrun_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every rank would run all stages."""
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    launch = Launcher()
+    with pytest.raises(ConfigError, match=r"must not run under torchrun; .*--files-only.* mmprm sft --config OUTPUT"):
+        run_stages(written(tmp_path, {"sft": SFT}), (), launch)
+    assert launch.seen == []
+
+
+def test_a_stage_that_was_run_by_hand_from_its_file_is_skipped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, launch = written(tmp_path, {"sft": SFT}, {"rl": RL}), Launcher()
+    main(["stages", "--config", str(file), "--files-only"])
+    assert capsys.readouterr().out.split() == [
+        str(tmp_path / "run" / name / "stage.yaml") for name in ("stage-1-sft", "stage-2-rl")
+    ]
+    (tmp_path / "run/stage-1-sft/policy").mkdir()  # as torchrun … mmprm sft --config stage.yaml leaves it
+    assert write_stage_files(file) == [tmp_path / "run/stage-2-rl/stage.yaml"]
+    run_stages(file, (), launch)
+    assert [kind for kind, _ in launch.seen] == ["rl"]
