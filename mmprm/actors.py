@@ -39,6 +39,8 @@ _CLOSE_SECONDS = 5.0
 """Maximum time in seconds to wait for a cancelled command to clean up when Ray has become unavailable."""
 LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Name of the environment variable that, if set to 0, makes Ray listen on 127.0.0.1 only, on every platform."""
+NICENESS = "RAY_worker_niceness"
+"""Environment variable with the niceness of Ray's workers, 15 by default, at which any other process starves them."""
 
 _gone: str | None = None
 _nodes: list[dict[str, Any]] = []
@@ -60,6 +62,7 @@ def connect(address: str | None = None) -> bool:
         asks_for_token = check_reachable(found, source)
     else:
         _keep_to_loopback()
+        os.environ.setdefault(NICENESS, "0")
     try:
         with kept_handlers(), _token_mode(asks_for_token):
             ray.init(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from pathlib import Path
 
@@ -96,6 +97,25 @@ def test_a_ray_that_does_not_come_up_is_an_error_of_ours(monkeypatch: pytest.Mon
     monkeypatch.setattr(actors, "_keep_to_loopback", lambda: None)
     with pytest.raises(SetupError, match=r"Ray did not start on this machine: OSError: .*No space left.*free space"):
         actors.connect()
+
+
+def test_workers_of_our_own_ray_have_the_priority_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    seen: list[str | None] = []
+    monkeypatch.setattr(ray, "init", lambda **_: seen.append(os.environ.get(actors.NICENESS)))
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    for name in ("_keep_to_loopback", "_hide_token"):
+        monkeypatch.setattr(actors, name, lambda: None)
+    monkeypatch.setattr(actors.orphans, "stop_children", lambda: None)
+    monkeypatch.setattr(actors, "check_reachable", lambda *_: True)
+    monkeypatch.setenv(actors.NICENESS, "")  # so that the variable is restored after the test
+    monkeypatch.delenv(actors.NICENESS)
+    actors.connect("10.0.0.1:6379")
+    actors.connect("local")
+    monkeypatch.setenv(actors.NICENESS, "5")
+    actors.connect("local")
+    assert seen == [None, "0", "5"], "a cluster that is joined has its own setting, and so may the user"
 
 
 def test_a_command_ends_when_ray_is_gone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
