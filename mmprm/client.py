@@ -85,13 +85,15 @@ class ClientConfig(Config):
 class Choice:
     """Holds one completion in a server's response. `token_count` is None if the server does not return token ids.
 
-    `first_token` holds the most likely first tokens and their log-probabilities if they were requested.
+    `first_token` holds the most likely first tokens and their log-probabilities if they were requested. `reasoning`
+    holds the chain of thought that a server with a reasoning parser returns apart from the text.
     """
 
     text: str
     finish_reason: str
     token_count: int | None = None
     first_token: tuple[tuple[str, float], ...] = ()
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,9 +292,14 @@ def _reply(values: Any, body: Body) -> Reply:
 
 
 def _choice(choice: dict[str, Any]) -> Choice:
-    text = choice["message"]["content"]
-    if text is not None and not isinstance(text, str):
-        raise TypeError(f"message.content must be text, got {type(text).__name__}")
+    message = choice["message"]
+    # vLLM names the chain of thought `reasoning`, DeepSeek and earlier versions of vLLM `reasoning_content`.
+    reasoning = message.get("reasoning") or message.get("reasoning_content")
+    # A reply that was cut off within its thoughts has no content.
+    text = message["content"] if reasoning is None else message.get("content")
+    for name, value in (("content", text), ("reasoning", reasoning)):
+        if value is not None and not isinstance(value, str):
+            raise TypeError(f"message.{name} must be text, got {type(value).__name__}")
     token_ids = choice.get("token_ids")
     tops = ((choice.get("logprobs") or {}).get("content") or [{}])[0].get("top_logprobs") or []
     return Choice(
@@ -300,4 +307,5 @@ def _choice(choice: dict[str, Any]) -> Choice:
         finish_reason=str(choice.get("finish_reason")),
         token_count=None if token_ids is None else len(token_ids),
         first_token=tuple((str(top["token"]), float(top["logprob"])) for top in tops),
+        reasoning=reasoning or "",
     )

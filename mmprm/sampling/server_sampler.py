@@ -49,6 +49,7 @@ class ServerSampler:
             beginning = assistant_beginning(self._prompt, own.prefix)
             turns = await with_images(messages(problem, self._prompt, request.prefix), problem.images)
             reply = await self._client.chat(self._body(turns, beginning, request), affinity=problem.id)
+            _check_whole_text(reply)
             trimmed = self._trimmed(reply, beginning)
             if not beginning:
                 self._check_question(reply, problem)
@@ -171,6 +172,15 @@ def served_opening(prompt_text: str) -> str:
     return found[0] if found else ""
 
 
+def _check_whole_text(reply: Reply) -> None:
+    """Raise SamplingError if the server returned the chain of thought apart from the text: its steps would be lost."""
+    if any(choice.reasoning for choice in reply.choices):
+        raise SamplingError(
+            "the server returns the reasoning apart from the text, so its steps cannot be searched; start it without a "
+            "reasoning parser"
+        )
+
+
 def token_counts(reply: Reply) -> list[int]:
     """Return the number of tokens in each choice of a server's response.
 
@@ -182,10 +192,11 @@ def token_counts(reply: Reply) -> list[int]:
         return counts
     if reply.completion_tokens is None:
         raise SamplingError("the server's answer has no usage.completion_tokens; use a server that counts tokens")
-    total = sum(len(choice.text) for choice in reply.choices) or 1
+    lengths = [len(choice.reasoning) + len(choice.text) for choice in reply.choices]
+    total = sum(lengths) or 1
     ends, position = [0], 0
-    for choice in reply.choices:
-        position += len(choice.text)
+    for length in lengths:
+        position += length
         ends.append(reply.completion_tokens * position // total)
     ends[-1] = reply.completion_tokens
     return [end - start for start, end in itertools.pairwise(ends)]

@@ -269,3 +269,20 @@ async def test_no_error_repeats_the_key_or_commands_the_terminal(act: Act, monke
     for text in (str(caught.value), str(caught.value.__cause__)):
         assert "sk-secret-key" not in text
         assert "\x1b" not in text
+
+
+@pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
+@pytest.mark.parametrize("content", ["42", None])
+async def test_the_chain_of_thought_is_kept(name: str, content: str | None) -> None:
+    message = {"role": "assistant", "content": content, name: "6 times 7"}
+    with ScriptedServer(says("", choice={"message": message})) as server:
+        async with client(server) as asked:
+            (choice,) = (await asked.chat({"model": "m"}, "p")).choices
+    assert (choice.text, choice.reasoning) == (content or "", "6 times 7")
+
+
+async def test_a_reply_cut_off_in_its_thoughts_needs_no_content() -> None:
+    with ScriptedServer(says("", choice={"message": {"reasoning": "6 times"}})) as server:
+        async with client(server) as asked:
+            (choice,) = (await asked.chat({"model": "m"}, "p")).choices
+    assert (choice.text, choice.reasoning) == ("", "6 times")

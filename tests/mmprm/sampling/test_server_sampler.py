@@ -178,3 +178,17 @@ async def test_the_configuration_chooses_the_servers() -> None:
         engine = build(EngineConfig, {"model": "m", "servers": {"urls": [server.url]}})
         async with open_sampler(engine, SamplingConfig(), PromptConfig()) as chosen:
             assert isinstance(chosen, ServerSampler)
+
+
+async def test_reasoning_apart_from_the_text_is_refused() -> None:
+    """Its steps would be missing from the text that is searched, and nothing would say so."""
+    message = {"role": "assistant", "content": "42", "reasoning_content": "6 times 7"}
+    with ScriptedServer(says("", choice={"message": message, "token_ids": [1]})) as server:
+        async with sampler(server) as asked:
+            with pytest.raises(SamplingError, match="problem p: the server returns the reasoning apart from the text"):
+                await asked.sample(SampleRequest(TEXT, "", 1, 0))
+
+
+def test_tokens_are_split_by_the_length_of_thoughts_and_text() -> None:
+    choices = (Choice("42", "stop", reasoning="123456"), Choice("42", "stop"))
+    assert token_counts(Reply(choices, completion_tokens=20)) == [16, 4]
