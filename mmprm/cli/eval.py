@@ -69,7 +69,7 @@ class MeasureConfig(Config):
     bins: int = Field(10, ge=1)
     """Number of bins in the reliability curve."""
     seed: int = 0
-    """Seed of the development split and the bootstrap."""
+    """Random seed of the development split and the bootstrap intervals."""
 
 
 class PrmEvalConfig(MeasureConfig):
@@ -95,9 +95,9 @@ class BestOfNConfig(Config):
     output: PathText = "runs/eval"
     """Folder for the metrics (bon.json) and report.html."""
     aggregators: tuple[str, ...] = tuple(AGGREGATORS)
-    """Aggregators to compare."""
+    """Aggregators of step scores to compare."""
     seed: int = 0
-    """Seed of the bootstrap."""
+    """Random seed of the bootstrap intervals."""
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -148,7 +148,7 @@ def _scored(groups: Sequence[CandidateGroup], config: ScorerConfig | None) -> li
 def rerank_summary(
     groups: Sequence[CandidateGroup], failed: dict[str, str], aggregator: str | None, points: Sequence[AccuracyAtN]
 ) -> dict[str, Any]:
-    """Return the contents of summary.json."""
+    """Summarize the run for summary.json: counts, tokens, and the accuracy of each selector by number of samples."""
     candidates = [candidate for group in groups for candidate in group.candidates]
     return {
         "problems": len(groups),

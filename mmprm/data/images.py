@@ -253,7 +253,8 @@ class _FewReads:
 
 
 def _stream(ref: ImageRef) -> BinaryIO:
-    """Open an image for reading. Raises OSError, and DataError if it is not a regular file or exceeds MAX_BYTES."""
+    """Open the file or the bytes of an image for reading. Raises OSError, and DataError if it is not a regular file or
+    exceeds MAX_BYTES."""
     if ref.data is not None:
         return io.BytesIO(ref.data)
     path = ref.path or ""

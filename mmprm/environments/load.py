@@ -39,7 +39,7 @@ class EnvironmentConfig(Config):
 
 
 def make_environment(config: EnvironmentConfig) -> Environment:
-    """Create the environment.
+    """Create the configured environment.
 
     Raises ConfigError if it cannot be imported or lacks a method, and SetupError if its package is not installed.
     """

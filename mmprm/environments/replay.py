@@ -20,7 +20,7 @@ class Replayed:
 
     @property
     def observation(self) -> Observation:
-        """Return the latest observation."""
+        """Return the latest observation of the episode."""
         return self.transitions[-1].observation if self.transitions else self.start
 
     @property

@@ -56,9 +56,9 @@ class PolicyEvalConfig(Config):
     engine: EngineConfig
     """Engine that runs the policy; the model "tiny" is the built-in toy policy."""
     sampling: SamplingConfig = SamplingConfig(temperature=0, max_tokens=4096)
-    """Sampling parameters."""
+    """Sampling parameters for the responses."""
     prompt: PromptConfig = PromptConfig(preset="think")
-    """Prompt for the policy."""
+    """Prompt preset and template for the policy."""
     grader: GraderConfig = GraderConfig()
     """Grader configuration. Answers that symbolic comparison cannot decide go to grader.judge and are scored
     separately."""

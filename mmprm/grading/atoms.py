@@ -190,7 +190,8 @@ class AtomParser(TokenStream, ABC):
         return ("symbol", f"{name} {points}")
 
     def accented(self, prefix: str) -> Expression:
-        """Parse an accented expression. `prefix` is added to the symbol's name if the accent changes its meaning."""
+        """Parse a LaTeX accent and its argument. `prefix` is added to the symbol's name if the accent changes its
+        meaning."""
         inside = self.braced()
         if inside[0] == "symbol" and prefix:
             return ("symbol", prefix + inside[1])
@@ -258,7 +259,8 @@ class AtomParser(TokenStream, ABC):
         return node if exponent is None else ("power", node, exponent)
 
     def logarithm(self) -> Expression:
-        """Parse a logarithm. A missing base becomes the constant "log base", for which evaluation tries 10 and e."""
+        """Parse a logarithm with or without a base. A missing base becomes the constant "log base", for which
+        evaluation tries 10 and e."""
         base: Expression | None = None
         if self.peek() == "_":
             self.take()

@@ -149,7 +149,8 @@ def _is_listed(answer: Reading) -> bool:
 
 
 def _same_blanks(gold: Compound, given: Compound, symbols: SymbolTest) -> Outcome:
-    """Compare multi-part answers in order. Commas may separate parts as well as list items within a part."""
+    """Compare multi-part answers part by part, in order. Commas may separate parts as well as list items within a
+    part."""
     if len(gold.items) == len(given.items):
         outcome = _in_order(gold.items, given.items, symbols)
         if outcome is not DIFFERENT:

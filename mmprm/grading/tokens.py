@@ -77,7 +77,7 @@ def tokenize(text: str) -> list[str]:
 
 
 class TokenStream:
-    """Reads tokens one by one."""
+    """Provides the tokens of an expression to the parser, one by one."""
 
     def __init__(self, tokens: list[str]) -> None:
         self._tokens, self._index = tokens, 0

@@ -40,7 +40,8 @@ _SECRET = re.compile(r"\b(?:hf_|sk-|ghp_)[A-Za-z0-9_-]{16,}")
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """Holds an artifact to push. `files` maps each file name in the repository to a local file or to new content.
+    """Holds the files of a PRM, policy or labels to push to the Hub. `files` maps each file name in the repository to a
+    local file or to new content.
 
     `run` is the folder with the metrics and settings of the run that produced it. `examples` holds the labels; it is
     empty for a model.
@@ -65,7 +66,8 @@ class Artifact:
 
 
 def read_artifact(source: Path, temporary: Path) -> Artifact:
-    """Read the artifact in `source`. Labels are rewritten to the folder `temporary` with embedded images.
+    """Read the PRM, policy or labels in `source` as an artifact to push. Labels are rewritten to the folder `temporary`
+    with embedded images.
 
     Raises CheckpointError or DataError if the contents are incomplete. Raises ConfigError if the source holds no
     artifact or several, or if a file contains a local path or a secret.

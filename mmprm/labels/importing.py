@@ -206,7 +206,8 @@ class _Import:
         return tuple(kept)
 
     def _problem(self, solution: SourceSolution, record: Record, location: str) -> Problem:
-        """Return the solution's problem. Its id is the record's, unless another problem has this id already."""
+        """Return the solution's problem, with an id that no other problem has. Its id is the record's, unless another
+        problem has this id already."""
         images = record_images(record, solution.question, self._root, location)
         (question,) = place_marks([solution.question], len(images), location, ["question"], "drop")
         for image in images:

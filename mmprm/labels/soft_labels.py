@@ -21,7 +21,7 @@ CORRECT, INCORRECT = Counts(correct=1), Counts(incorrect=1)
 
 @dataclass(frozen=True, slots=True)
 class LabelCounts:
-    """Counts problems, paths and labels.
+    """Counts the problems, paths and labels in a set of labeled paths.
 
     `labels` counts distinct non-terminal prefixes; complete solutions are counted separately.
     """

@@ -123,7 +123,7 @@ class MmPrmFormat(Format):
         self.yes_id, self.no_id = self.renderer.yes_id, self.renderer.no_id
 
     def text(self, solution: Solution) -> str:
-        """Render a solution as text."""
+        """Render a solution as text in the MM-PRM format."""
         return self.renderer.render(solution)
 
     def mark(self, solution: Solution) -> Marked:

@@ -20,8 +20,8 @@ REQUESTS_IN_FLIGHT = 10_000
 
 
 class SamplerPool:
-    """Distributes requests over `size` engines. All requests for a problem go to one engine, which caches the problem's
-    prefixes.
+    """Distributes sampling requests over `size` engines. All requests for a problem go to one engine, which caches the
+    problem's prefixes.
 
     By default, there is one engine per GPU (or per group of tensor_parallel_size GPUs). Machines without a GPU get one
     engine per CPU core, pinned to it. Starts Ray if it is not running. Raises SamplingError if an engine does not

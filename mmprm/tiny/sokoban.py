@@ -61,7 +61,8 @@ class SokobanState:
 
 
 def parse_level(text: str) -> SokobanState:
-    """Parse a level from text. Raises DataError unless it has one player, as many boxes as goals, and a closed wall."""
+    """Parse a level from the usual Sokoban notation. Raises DataError unless it has one player, as many boxes as goals,
+    and a closed wall."""
     rows = text.strip("\n").split("\n")
     found: dict[str, set[Cell]] = {"wall": set(), "goal": set(), "box": set(), "player": set()}
     for row, line in enumerate(rows):

@@ -145,7 +145,8 @@ class Connection(HttpToolsProtocol):
             self._unread = None
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Suppress uvicorn's warning. The request is answered as if it did not ask for a protocol upgrade."""
+        """Suppress uvicorn's warning about an unsupported protocol upgrade. The request is answered as if it did not
+        ask for a protocol upgrade."""
 
     @property
     def _between_requests(self) -> bool:

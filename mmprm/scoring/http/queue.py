@@ -67,7 +67,8 @@ class ScoreQueue:
         return len(self._waiting)
 
     async def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
-        """Score solutions like Scorer.score. A solution that cannot be scored fails only the call that submitted it."""
+        """Score solutions in batches that are shared with other callers; see Scorer.score. A solution that cannot be
+        scored fails only the call that submitted it."""
         scores: list[StepScores] = []
         for answer in await self.judge(solutions):
             if isinstance(answer, Exception):
