@@ -178,7 +178,7 @@ def test_heads_must_divide(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_run_without_enough_gpus_says_so() -> None:
-    with pytest.raises(ConfigError, match=r"hardware\.gpus=4: rollouts\.engines.*trainer\.ranks=8"):
+    with pytest.raises(ConfigError, match=r"hardware\.gpus=4: no GPUs are left.*trainer\.ranks=8"):
         plan_rl(recipe("mm-eureka-7b", "hardware.gpus=4"))
 
 

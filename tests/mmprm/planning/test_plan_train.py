@@ -44,8 +44,8 @@ def ways(name: str, *sets: str) -> list[str]:
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
 def test_a_recipe_fits_from_the_gpus_of_its_head_and_not_on_half(file: Path) -> None:
-    text = file.read_text(encoding="utf-8")
-    least = int(re.search(r"Fits from (\d+) GPUs of 80 GB", text)[1])
+    head = " ".join(file.read_text(encoding="utf-8").replace("#", " ").split())
+    least = int(re.search(r"Needs at least (\d+) GPUs of 80 GB", head)[1])
     config = load(TrainConfig, file)
     assert config.hardware.gpus >= least
     nodes = max(1, least // 8)
