@@ -21,7 +21,7 @@ Rows = Iterator[tuple[str, dict[str, Any]]]
 """Iterator over (location, row) pairs; the location is quoted in error messages."""
 
 READING_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
-"""Exceptions raised while reading a compressed file."""
+"""Exceptions that reading a compressed file may raise."""
 
 _BOM = b"\xef\xbb\xbf"
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")

@@ -92,8 +92,8 @@ class Metric:
 
 
 def _first_errors(judged: Sequence[ScoredSolution], threshold: float) -> Items:
-    """Compute the items of ProcessBench's metric. The predicted first error is the first step scored below the
-    threshold."""
+    """Collect the predicted and the true first errors for ProcessBench's metric. The predicted first error is the first
+    step scored below the threshold."""
     claimed_K = np.array([first_below(scores.scores, threshold) for _, scores in judged])
     truth_K = np.array([labeled.first_error for labeled, _ in judged])
     return Items(
@@ -104,8 +104,8 @@ def _first_errors(judged: Sequence[ScoredSolution], threshold: float) -> Items:
 
 
 def _steps(judged: Sequence[ScoredSolution], threshold: float) -> Items:
-    """Compute the items of VisualProcessBench's metric. A step is predicted correct if its score reaches the
-    threshold."""
+    """Collect the predicted and the true step correctness for VisualProcessBench's metric. A step is predicted correct
+    if its score reaches the threshold."""
     scores_K, correct_K = step_outcomes(judged)
     owners = [labeled for labeled, _ in judged for correct in labeled.correct if correct is not None]
     return Items(
