@@ -66,8 +66,8 @@ def assign_gpus(
         for first in range(0, count - tensor_parallel + 1, tensor_parallel)
     ]
     own = prm_gpus if prm == "own" else 0
-    room = ranks if colocated else len(slots) - ranks - own
-    fitting = min(len(groups), room // tensor_parallel) if len(slots) >= ranks + own else 0
+    capacity = ranks if colocated else len(slots) - ranks - own
+    fitting = min(len(groups), capacity // tensor_parallel) if len(slots) >= ranks + own else 0
     count = fitting if engines is None else engines
     if not 1 <= count <= fitting:
         raise ConfigError(_too_few(gpus, ranks, tensor_parallel, engines, fitting, colocated, own))
