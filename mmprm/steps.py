@@ -54,6 +54,12 @@ _ANSWER_LINE = re.compile(
     rf"|(?:\#+{_SPACE})?(?:\*\*)?(?:最终)?答案{_SPACE}(?:\*\*)?{_SPACE}(?:[:：]|$)))",
     re.IGNORECASE | re.MULTILINE,
 )
+_ANSWER_SENTENCE = re.compile(
+    rf"^{_SPACE}(?:(?:so|thus|hence|therefore),?[^\S\n]+)?(?:the[^\S\n]+)?(?:(?:final|correct)[^\S\n]+)?answer[^\S\n]+is"
+    r"\b[^\n]*\s*\Z",
+    re.IGNORECASE | re.MULTILINE,
+)
+"""Matches a last line such as `The answer is 5.`, with which many language models end a numbered solution."""
 _OPENINGS = re.compile(
     r"^[^\S\n]*(?P<fence>`{3,}(?![^\n]*`)|~{3,})|\\begin\{(?P<name>[^{}\n]+)\}|(?P<bracket>\\\[)|<(?P<html>pre|code)>"
     r"|^[^\S\n]*(?P<dollars>\$\$)|(?P<last_dollars>\$\$)[^\S\n]*$",
@@ -160,6 +166,9 @@ def _split_numbered(text: str) -> StepSplit:
             last = number
     answers = [match.start() for match in _outside(_ANSWER_LINE.finditer(text), text)[-1:]]
     answers = [answer for answer in answers if not starts or answer > starts[-1]]
+    sentence = None if answers or not starts else _ANSWER_SENTENCE.search(text, starts[-1])
+    if sentence is not None:
+        answers = [match.start() for match in _outside([sentence], text) if match.start() > starts[-1]]
     if not starts and not answers:
         return StepSplit((), "no step")
     # Text before the first number belongs to the first step.

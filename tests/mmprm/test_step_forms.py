@@ -134,9 +134,33 @@ def test_a_heading_or_a_mark_begins_the_answer(answer: str) -> None:
     assert split(f"### Step 1: Read\nx\n\n### Step 2: Add\ny\n\n{answer}", "numbered").steps[2:] == (answer,)
 
 
-def test_a_sentence_about_the_answer_does_not() -> None:
-    text = "Step 1: x\nThe final answer is 5"
+@pytest.mark.parametrize(
+    "answer",
+    ["The answer is 5.", "So, the final answer is $5$\n\n", "Therefore the correct answer is: 5", "Answer is 5"],
+)
+def test_a_sentence_on_the_last_line_gives_the_answer(answer: str) -> None:
+    steps = ("Step 1: x\n", "Step 2: 2 + 3 = 5.\n", answer)
+    assert split("".join(steps), "numbered").steps == steps
+    assert split("".join(steps[1:]), "numbered").steps == steps[1:]
+    assert plain(answer, "numbered") == answer.strip()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Step 1: The answer is 5.",
+        "Step 1: x\nThe answer is a sum, so we add.\nIt is 5.",
+        "Step 1: x\nThe answers are 5 and 6.",
+        "Step 1: x\n```\nThe answer is 5",
+    ],
+)
+def test_a_sentence_about_the_answer_elsewhere_does_not(text: str) -> None:
     assert split(text, "numbered").steps == (text,)
+
+
+def test_a_heading_before_the_sentence_begins_the_answer() -> None:
+    steps = ("Step 1: x\n", "### Final Answer\nThe answer is 5.")
+    assert split("".join(steps), "numbered").steps == steps
 
 
 @pytest.mark.parametrize(
