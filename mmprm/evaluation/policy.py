@@ -24,7 +24,7 @@ from mmprm.metrics import Interval, bootstrap
 from mmprm.problems import Columns
 from mmprm.prompts import PromptConfig
 from mmprm.rendering import template_of_file
-from mmprm.sampling.config import EngineConfig, SamplingConfig
+from mmprm.sampling.config import START_TIMEOUT_SECONDS, EngineConfig, SamplingConfig
 from mmprm.sampling.seeds import derive_seed
 from mmprm.selection.groups import answer_key
 from mmprm.types import Completion, Grader, Grading, Problem, Sampler, SampleRequest, Verdict
@@ -37,7 +37,8 @@ class PolicyEvalConfig(Config):
     benchmark: Literal["problems", "mmk12", "mathvista", "mathverse", "mathvision", "olympiadbench", "we-math"] = (
         "problems"
     )
-    """Benchmark whose published columns the rows have. `problems` means the columns that all other commands read."""
+    """Name of the benchmark, which determines the columns to read. `problems` means the columns that all other commands
+    read."""
     columns: Columns = Columns()
     """Names of the columns if benchmark=problems."""
     samples: int = Field(1, ge=1)
@@ -66,6 +67,9 @@ class PolicyEvalConfig(Config):
     """Random seed for sampling and the bootstrap."""
     workers: int | None = Field(None, ge=1)
     """Number of engines; defaults to one per tensor_parallel_size GPUs or, if there are no GPUs, one per CPU core."""
+    start_timeout_seconds: float = Field(START_TIMEOUT_SECONDS, gt=0)
+    """Maximum time in seconds to wait for machines with enough free resources for the engines, not including the time
+    to load the model."""
     ray_address: str | None = None
     """Address (host:port) of a Ray cluster to join; defaults to RAY_ADDRESS or a local `ray start`. If there is none,
     Ray is started here and listens on the loopback interface only. local: always start Ray here."""
