@@ -40,7 +40,7 @@ class ConsensusConfig(Config):
     image_root: PathText | None = None
     """Folder that must contain the image files named in `labels`; by default the folder of `labels` itself."""
     agreement: AgreementRule = AgreementRule()
-    """Rule for when a label and the judge agree, used in the summary."""
+    """Rule that decides whether a label and the judge agree, for the summary."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -189,7 +189,7 @@ def _read_line(text: str, depth: int = 0) -> Reading:
 
 
 def _opened(items: tuple[Reading, ...]) -> tuple[Reading, ...]:
-    """Replace nested lists, such as the two values of 1 ± 2, by their items."""
+    """Replace nested lists, such as the two values of 1 ± 2, with their items."""
     inner = [item.items if isinstance(item, Compound) and item.kind == "list" else (item,) for item in items]
     return tuple(leaf for group in inner for leaf in group)
 

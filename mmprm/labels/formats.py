@@ -207,7 +207,7 @@ def _split_numbered(text: str) -> tuple[str, list[str]]:
 
 
 def _read_numbered(text: str) -> tuple[str, Steps, list[bool]]:
-    """Split the text into question, steps, and flags that say whether each step ends in a mark.
+    """Split the text into question, steps, and one flag per step for whether the step ends in a mark.
 
     Raises DataError for a mark inside a step, which would shift the labels.
     """

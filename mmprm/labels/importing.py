@@ -141,7 +141,7 @@ class _Import:
         self._dropped: Counter[str] = Counter()
 
     def examples(self) -> Iterator[LabeledExample]:
-        """Yield the labeled solutions in file order; raise DataError if there is none."""
+        """Yield the labeled solutions in file order; raise DataError if there are none."""
         for location, record in read_rows(self._config):
             self._records += 1
             try:
