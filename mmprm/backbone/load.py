@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from mmprm import files
+from mmprm.backbone.window_attention import use_window_batches
 from mmprm.errors import CheckpointError
 from mmprm.training.checkpoints import writing
 from mmprm.weights import model_errors
@@ -60,6 +61,7 @@ def load_backbone(name: str, dtype: torch.dtype | Literal["auto"], kind: Any = N
             "checkpoint of this kind"
         )
     _restore_rotary_frequencies(model)
+    use_window_batches(model)
     return model, processor
 
 
