@@ -14,7 +14,8 @@ from policy_rl.graded import GradedGroup
 from policy_rl.monitor.alarms import hacking_metrics
 
 DROPS = ("refused", "few_known", "too_hard", "too_easy", "aborted", "unknown", "untrainable")
-SUMS, LEAST, MOST = {"responses", "seconds", "tokens", "skipped"}, {"log_ratio_min"}, {"log_ratio_max", "mismatch_max"}
+SUMS = {"responses", "seconds", "tokens", "skipped", "vision_calls"}
+LEAST, MOST = {"log_ratio_min"}, {"log_ratio_max", "mismatch_max"}
 PER_TOKEN = {"entropy", "kl_old", "kl_ref", "clip_fraction", "ratio_clamped", "kl_clamped"} | {
     f"mismatch_{name}" for name in ("absolute", "signed")
 }
@@ -29,7 +30,7 @@ OF_SCORES = ("refused", "step_tokens", "longest_step")
 OF_UPDATES = (
     *("updates", "responses", "tokens", "advantage_size", "loss", "surrogate", "drift", "learning_rate", "skipped"),
     *("gradient_norm", "entropy", "kl_old", "clip_fraction", "ratio_clamped", "log_ratio_min", "log_ratio_max"),
-    *("mismatch_absolute", "mismatch_signed", "mismatch_max"),
+    *("mismatch_absolute", "mismatch_signed", "mismatch_max", "vision_calls"),
 )
 SHOWN = {
     "reward": "reward",

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from mmprm.backbone.image_features import ImageSet
 from mmprm.backbone.masks import on_grid
 from mmprm.backbone.token_tree import common_prefix, lexicographic_key, token_tree
 from mmprm.errors import DataError, TrainingError
@@ -230,7 +231,7 @@ def collate_rows(
             before_T[0] = head - 1
             reads.append(before_T + b * width)
             tokens.append(torch.tensor(samples[position].token_ids, dtype=torch.int64))
-    images, feature_F = _images(rows, samples, prompts)
+    images, feature_F, image_sets = _images(rows, samples, prompts)
     shows_images = bool(images)
     if stand_in and not shows_images:
         images = encoder.stand_in
@@ -245,12 +246,13 @@ def collate_rows(
         images=images,
         feature_F=feature_F,
         shows_images=shows_images,
+        image_sets=image_sets,
     )
 
 
 def _images(
     rows: Sequence[PromptRow], samples: Sequence[TrainingSample], prompts: Sequence[EncodedPrompt]
-) -> tuple[dict[str, Tensor], Tensor | None]:
+) -> tuple[dict[str, Tensor], Tensor | None, tuple[ImageSet, ...]]:
     """Return each group's image inputs once and, if several rows use them, the feature index of each image token."""
     first: dict[int, int] = {}
     shown: dict[int, EncodedPrompt] = {}
@@ -264,10 +266,14 @@ def _images(
         if prompt.images:
             features.append(torch.arange(first[group], first[group] + prompt.image_tokens))
     if not shown:
-        return {}, None
+        return {}, None, ()
     names = next(iter(shown.values())).images
     images = {name: torch.cat([prompt.images[name] for prompt in shown.values()]) for name in names}
-    return images, torch.cat(features) if len(features) > len(shown) else None
+    sets = tuple(
+        ImageSet(prompt.image_key, prompt.image_tokens, {name: len(prompt.images[name]) for name in names})
+        for prompt in shown.values()
+    )
+    return images, torch.cat(features) if len(features) > len(shown) else None, sets
 
 
 def padded(

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
+from mmprm.backbone.image_features import FeatureCache, ImageSet
 from mmprm.backbone.load import check_logits
 from mmprm.backbone.masks import attention_mask
 from policy_rl.trainer.output_layer import at_least_float32, token_logprobs
@@ -48,6 +49,8 @@ class PolicyInputs:
     shows_images: bool
     """False if `images` is a placeholder for the vision tower, which must run on every rank if it runs on one. Its
     features are multiplied by 0."""
+    image_sets: tuple[ImageSet, ...] = ()
+    """The prompts whose images are in `images`, in order."""
 
     def to(self, device: torch.device) -> PolicyInputs:
         """Copy the inputs to a device."""
@@ -88,6 +91,7 @@ class Policy(nn.Module):
         self.banned = list(banned)
         self.float32_logits = float32_logits
         self.value_head = ValueHead(backbone.config.get_text_config().hidden_size, 1) if critic else None
+        self.image_features = FeatureCache()
         self.detach_values = False
         """Whether the values' gradient stops at the hidden states, so that only the value head is trained."""
         if self.value_head is not None:
@@ -125,10 +129,10 @@ class Policy(nn.Module):
         """
         images, stand_in = {}, 0.0
         if inputs.images:
-            features = self.backbone.model.get_image_features(**inputs.images, return_dict=True)
+            features = self.image_features(self.backbone.model.get_image_features, inputs.images, inputs.image_sets)
             if inputs.shows_images:
                 images["mm_encoder_outputs"] = {"image": _repeated(features, inputs.feature_F)}
-            else:
+            elif features is not None:
                 stand_in = sum(feature.sum() for feature in _each(features.pooler_output)) * 0.0
         hidden_BLH = self.backbone.model(
             input_ids=inputs.input_ids_BL,
@@ -186,7 +190,7 @@ def _repeated(features: Any, feature_F: Tensor | None) -> Any:
 def _chosen(features: Any, feature_F: Tensor) -> Any:
     if isinstance(features, tuple | list):
         return (torch.cat(tuple(features))[feature_F],)
-    return features.flatten(0, 1)[feature_F]
+    return features.flatten(0, -2)[feature_F]
 
 
 def _moved(value: Any, device: torch.device) -> Any:

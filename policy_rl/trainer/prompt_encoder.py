@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from mmprm.backbone.image_features import content_key
 from mmprm.backbone.positions import Positions
 from mmprm.backbone.processor import reads_images, tokenizer_of
 from mmprm.errors import DataError
@@ -37,6 +38,8 @@ class EncodedPrompt:
     position_XP: Tensor
     images: dict[str, Tensor]
     image_tokens: int
+    image_key: str = ""
+    """Hash of the image inputs; empty without images."""
 
     @property
     def bytes(self) -> int:
@@ -115,7 +118,8 @@ class PromptEncoder:
         text = {name: inputs.pop(name, None) for name in _TEXT_KEYS}
         ids_P, pixels = text["input_ids"][0], inputs if images else {}
         image_tokens = int((ids_P == self._image_id).sum()) if images else 0
-        return EncodedPrompt(ids_P, self._positions.of_sequence(ids_P, pixels), pixels, image_tokens)
+        key = content_key(pixels) if pixels else ""
+        return EncodedPrompt(ids_P, self._positions.of_sequence(ids_P, pixels), pixels, image_tokens, key)
 
     def _open(self, problem: Problem, image: ImageRef) -> Any:
         try:

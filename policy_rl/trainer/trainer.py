@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from mmprm.backbone.experts import save_backbone
+from mmprm.backbone.image_features import FeatureCache, why_not_cached
 from mmprm.backbone.load import load_backbone, new_model_folder
 from mmprm.backbone.masks import use_block_masks, why_not_packed
 from mmprm.backbone.processor import tokenizer_of, vision_token_ids
@@ -101,6 +102,7 @@ class Trainer:
         self._attention_cost = 0.0 if self.ranks.device.type == "cuda" else 1 / (6 * hidden)
         self._policy = Policy(backbone, temperature, critic, banned, config.float32_logits)
         prepare_training(backbone, config)
+        self._policy.image_features = self._feature_cache(backbone)
         self._reference: nn.Module | None = None
         if config.loss.kl.coefficient > 0 and config.lora is None:
             sharding = reference_sharding(config)
@@ -109,6 +111,7 @@ class Trainer:
             if self._share_prompt and self.ranks.device.type == "cuda":
                 use_block_masks(reference)
             frozen = Policy(reference, temperature, False, banned, config.float32_logits)
+            frozen.image_features = self._policy.image_features  # the reference model has the same vision tower
             self._reference = for_inference(frozen, sharding, self.ranks)
         torch.manual_seed(optimization.seed + self.ranks.rank)  # ranks draw different dropout masks
         head = () if self._policy.value_head is None else tuple(self._policy.value_head.parameters())
@@ -127,6 +130,7 @@ class Trainer:
         }
         self._transfer: Transfer | None = None
         self._bad_updates = 0
+        self._vision_calls = 0
         self.updates = 0
         self.doing = "nothing"
 
@@ -190,6 +194,10 @@ class Trainer:
         metrics = {"loss": loss, "learning_rate": rate, "skipped": float(self._engine.skipped)}
         metrics |= {} if norm is None else {"gradient_norm": norm}
         metrics |= tally.metrics(self.ranks)
+        if any(sample.problem.images for sample in samples):
+            calls = self._policy.image_features.tower_calls
+            metrics["vision_calls"] = float(calls - self._vision_calls)
+            self._vision_calls = calls
         metrics |= {"responses": float(len(samples)), "seconds": time.perf_counter() - started}
         self.doing = "nothing"
         return metrics
@@ -273,6 +281,15 @@ class Trainer:
         if reason is not None and self.ranks.is_main:
             print(f"each response is trained with its own copy of the prompt, which is slower: {reason}", flush=True)
         return reason is None
+
+    def _feature_cache(self, backbone: nn.Module) -> FeatureCache:
+        """Create the cache of image features, which is disabled if the vision tower or the projector is trained."""
+        sharded = self.ranks.count > 1 and self.config.optimization.zero_stage == 3
+
+        def any_rank(flag: bool) -> bool:
+            return self.ranks.sum(float(flag))[0] > 0
+
+        return FeatureCache(why_not_cached(backbone) is None, any_rank if sharded else bool)
 
     def _micro_batches(
         self, samples: Sequence[TrainingSample], arrays: Sequence[str], purpose: str

@@ -206,5 +206,5 @@ KINDS: dict[str, dict[str, Any]] = {
 def metrics_of(output: Path, kind: str = "train") -> list[dict[str, Any]]:
     """Return the lines of metrics.jsonl without times."""
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    timed = ("seconds", "tokens_per_second", "overhead")
+    timed = ("seconds", "tokens_per_second", "overhead", "vision_calls")  # a resumed run computes features again
     return [{k: v for k, v in line.items() if not k.startswith(timed)} for line in lines if line["kind"] == kind]

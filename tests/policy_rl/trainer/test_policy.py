@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from mmprm.backbone.image_features import FeatureCache, why_not_cached
 from mmprm.backbone.load import load_backbone
 from mmprm.backbone.trainable import TrainableConfig, prepare_training
 from mmprm.errors import CheckpointError, ConfigError
@@ -326,3 +327,28 @@ def test_rescaled_logits_are_refused() -> None:
     backbone.config.final_logit_softcapping = 30.0
     with pytest.raises(CheckpointError, match="logits are not"):
         Policy(backbone)
+
+
+def test_cached_image_features_change_neither_log_probs_nor_gradients(loaded: tuple[str, Any, Any]) -> None:
+    name, backbone, processor = loaded
+    if name not in WITH_IMAGE:
+        pytest.skip("reads text only")
+    backbone = copy.deepcopy(backbone)
+    prepare_training(backbone, TrainableConfig(frozen=("vision", "projector")))
+    encoder, policy = PromptEncoder(backbone, processor, PLAIN), Policy(backbone)
+    samples = make_samples(name, encoder)
+    found = []
+    for enabled in (False, True):
+        policy.image_features = FeatureCache(enabled=enabled)
+        assert why_not_cached(backbone) is None
+        for _ in range(3):
+            policy.zero_grad()
+            outputs = run(policy, samples, encoder, budget=60, share=True)
+            sum(output.logprobs_NT.sum() for output in outputs).backward()
+        gradients = [parameter.grad.clone() for parameter in policy.parameters() if parameter.requires_grad]
+        found.append(([output.logprobs_NT.detach() for output in outputs], gradients, policy.image_features))
+    (logprobs, gradients, plain), (own_logprobs, own_gradients, cache) = found
+    assert all(map(torch.equal, own_logprobs, logprobs))
+    assert all(map(torch.equal, own_gradients, gradients))
+    images = {sample.problem for sample in samples if sample.problem.images}
+    assert cache.tower_calls <= len(images) < plain.tower_calls

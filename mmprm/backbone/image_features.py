@@ -1,0 +1,155 @@
+"""Cache the image features that a frozen vision tower computes.
+
+Frozen features are the same in every pass over a batch: log-probabilities of the policy and of the reference model,
+each update, each epoch. They are computed once per image set, kept in host memory, and have no gradient.
+
+Shapes: F image feature (one per image token), H hidden.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+KEPT_FEATURE_BYTES = 2**31
+"""Capacity of each rank's feature cache in bytes."""
+
+Tower = Callable[..., Any]
+"""Function with the signature of a model's `get_image_features`."""
+
+
+class ImageSet(NamedTuple):
+    """Describes the images of one prompt within a batch: a hash of their content, their number of features, and their
+    number of rows in each of the batch's image tensors."""
+
+    key: str
+    features: int
+    rows: Mapping[str, int]
+
+
+class Features(NamedTuple):
+    """Holds the features of an image set: the tower's output, and one tensor per deepstack layer (Qwen3-VL)."""
+
+    output_FH: Tensor
+    deepstack_FH: tuple[Tensor, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Return the total size of the tensors in bytes."""
+        return sum(tensor.nbytes for tensor in (self.output_FH, *self.deepstack_FH))
+
+
+def content_key(images: Mapping[str, Tensor]) -> str:
+    """Hash the names, shapes, data types and values of a prompt's image tensors, such as pixels and grids."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(images.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def why_not_cached(backbone: nn.Module) -> str | None:
+    """Return the reason why image features cannot be cached, or None if they can.
+
+    They can if the vision tower and the projector have no trainable parameters, adapters included, and no dropout.
+    """
+    parts = [getattr(backbone.model, name, None) for name in ("visual", "vision_tower", "multi_modal_projector")]
+    parts = [part for part in parts if part is not None]
+    if not parts:
+        return "the model has no vision tower"
+    if any(parameter.requires_grad for part in parts for parameter in part.parameters()):
+        return "the vision tower or the projector is trained"
+    modules = [module for part in parts for module in part.modules()]
+    rates = [module.p for module in modules if isinstance(module, nn.Dropout)]
+    rates += [getattr(module, "attention_dropout", 0.0) for module in modules]
+    if any(isinstance(rate, float) and rate > 0 for rate in rates):
+        return "the vision tower uses dropout"
+    return None
+
+
+@dataclass
+class FeatureCache:
+    """Caches image features by content, and drops the least recently used ones beyond `capacity` bytes.
+
+    If not `enabled`, the tower runs on every batch, with gradients if its weights are trained. With ZeRO-3, all ranks
+    gather the tower's weights together, so if one rank runs the tower, all must. `any_rank` returns whether its
+    argument is true on some rank; every rank calls it once per batch.
+    """
+
+    enabled: bool = False
+    any_rank: Callable[[bool], bool] = bool
+    capacity: int = KEPT_FEATURE_BYTES
+    tower_calls: int = 0
+    """Number of calls of the tower so far."""
+    _kept: OrderedDict[str, Features] = field(default_factory=OrderedDict)
+    _one_per_image: bool = False
+    """Whether the tower returns a tuple with one tensor per image (Qwen-VL)."""
+
+    def __call__(self, tower: Tower, images: Mapping[str, Tensor], sets: Sequence[ImageSet]) -> Any:
+        """Return the features of a batch's image sets in the form that the model accepts.
+
+        `images` holds the image tensors of all sets, concatenated in order. Without sets, `images` is a placeholder for
+        a tower that must run because it runs on another rank; with `enabled`, the result is then None.
+        """
+        if not self.enabled:
+            self.tower_calls += 1
+            return tower(**images, return_dict=True)
+        found = {each.key: self._kept[each.key] for each in sets if each.key in self._kept}
+        missing = {each.key: index for index, each in enumerate(sets) if each.key not in found}
+        if self.any_rank(bool(missing)):
+            found |= self._computed(tower, images, sets, sorted(missing.values()))
+        for key, features in found.items():
+            self._keep(key, features)
+        if not sets:
+            return None
+        return self._joined([found[each.key] for each in sets], next(iter(images.values())).device)
+
+    def _computed(
+        self, tower: Tower, images: Mapping[str, Tensor], sets: Sequence[ImageSet], wanted: Sequence[int]
+    ) -> dict[str, Features]:
+        """Run the tower on the image sets with the indices `wanted`. If there are none, run it on the first set or on
+        the placeholder."""
+        self.tower_calls += 1
+        if len(wanted) < len(sets):
+            images = _rows_of(images, sets, wanted or (0,))
+        with torch.no_grad():
+            output = tower(**images, return_dict=True)
+        counts = [sets[index].features for index in wanted]
+        if not counts:
+            return {}
+        self._one_per_image = isinstance(output.pooler_output, tuple | list)
+        outputs = _flat(output.pooler_output).cpu().split(counts)
+        layers = [_flat(layer).cpu().split(counts) for layer in getattr(output, "deepstack_features", None) or ()]
+        each = zip(wanted, outputs, *layers, strict=True)
+        return {sets[index].key: Features(own, tuple(deepstack)) for index, own, *deepstack in each}
+
+    def _joined(self, sets: Sequence[Features], device: torch.device) -> Any:
+        output_FH = torch.cat([each.output_FH for each in sets]).to(device)
+        layers = [torch.cat(layer).to(device) for layer in zip(*(each.deepstack_FH for each in sets), strict=True)]
+        return SimpleNamespace(
+            pooler_output=(output_FH,) if self._one_per_image else output_FH,
+            deepstack_features=[(layer_FH,) for layer_FH in layers],
+        )
+
+    def _keep(self, key: str, features: Features) -> None:
+        self._kept[key] = features
+        self._kept.move_to_end(key)
+        while sum(each.bytes for each in self._kept.values()) > self.capacity and len(self._kept) > 1:
+            self._kept.popitem(last=False)
+
+
+def _rows_of(images: Mapping[str, Tensor], sets: Sequence[ImageSet], wanted: Sequence[int]) -> dict[str, Tensor]:
+    parts = {name: tensor.split([each.rows[name] for each in sets]) for name, tensor in images.items()}
+    return {name: torch.cat([part[index] for index in wanted]) for name, part in parts.items()}
+
+
+def _flat(features: Any) -> Tensor:
+    """Return the features of all images, a tuple (Qwen-VL) or a batch of tiles (InternVL), as one tensor_FH."""
+    return torch.cat(tuple(features)) if isinstance(features, tuple | list) else features.flatten(0, -2)
