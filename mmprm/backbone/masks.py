@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmprm.backbone.supported import limits_of
 from mmprm.backbone.tree_attention import attend_in_blocks
 
 
@@ -88,6 +89,9 @@ def ancestors(end_BT: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tens
 
 def why_not_packed(backbone: nn.Module) -> str | None:
     """Return the reason why a model cannot process packed rows, or None if it can."""
+    known = limits_of(backbone.config.model_type).packing
+    if known is not None:
+        return known
     config = backbone.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ())
     if kinds - {"full_attention"} or (not kinds and getattr(config, "sliding_window", None)):

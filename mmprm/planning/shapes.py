@@ -15,6 +15,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from mmprm.backbone.freeze import PARTS
+from mmprm.backbone.supported import check_planning
 from mmprm.backbone.trainable import TrainableConfig, prepare_training
 from mmprm.errors import ConfigError
 from mmprm.planning.architectures import ARCHITECTURES, published
@@ -32,7 +33,8 @@ _EXPERTS = r"\.experts\."
 
 @dataclass(frozen=True, slots=True)
 class Tower:
-    """Describes a vision tower. `tokens` is the number of its tokens per image token in the language model."""
+    """Describes a vision tower: its layers, and its numbers of tokens per image. `tokens` is the number of its tokens
+    per image token in the language model."""
 
     layers: Layers
     tokens: float
@@ -117,6 +119,7 @@ def shape_of(
     of its embeddings. `key` names the model's setting in error messages.
     """
     model_config = _model_config(model, key)
+    check_planning(model, model_config.model_type, key)
     images = type(model_config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     with torch.device("meta"):
         kind = AutoModelForImageTextToText if images else AutoModelForCausalLM

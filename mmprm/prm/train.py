@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 
 from mmprm.backbone.masks import why_not_packed
+from mmprm.backbone.supported import check_packing
 from mmprm.backbone.trainable import TrainableConfig, prepare_training
 from mmprm.config import PathText
 from mmprm.errors import ConfigError, DataError
@@ -99,6 +100,7 @@ def _train(config: TrainConfig, ranks: Ranks) -> TrainSummary:
     examples, selected = _select(examples, config)
     check_tracker(config.training.tracker, "training.tracker")
     check_model(config.model)
+    check_packing(config.model, config.packing)
     check_disk_space(config.output, "output", config.model)
     check_tokens(load_template_owner(config.model), config.tokens, config.add_missing_tokens)
     torch.manual_seed(config.training.seed)  # all ranks must initialize new weights identically

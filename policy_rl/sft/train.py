@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from mmprm.backbone.experts import save_backbone
 from mmprm.backbone.load import load_backbone, new_model_folder
 from mmprm.backbone.masks import CPU_ROW, use_block_masks, why_not_packed
+from mmprm.backbone.supported import check_packing
 from mmprm.backbone.token_tree import fill_rows
 from mmprm.backbone.trainable import TrainableConfig, prepare_training
 from mmprm.config import PathText
@@ -205,6 +206,7 @@ def _train(config: SftConfig, ranks: Ranks) -> SftSummary:
     started, optimization, output = time.perf_counter(), config.training, Path(config.output)
     check_tracker(config.training.tracker, "training.tracker")
     check_model(config.model)
+    check_packing(config.model, config.packing)
     check_disk_space(config.output, "output", config.model)
     # Read the data first, so that invalid data fails before a model is loaded.
     found = _readable(config.data, config, ranks)

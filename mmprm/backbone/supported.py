@@ -1,0 +1,68 @@
+"""List the limitations of model types, with the reasons for error messages.
+
+A model type is the `model_type` of config.json. Types that are not listed have no known limits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from mmprm.errors import ConfigError
+from mmprm.weights import model_errors
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLimits:
+    """Holds, for each feature, the reason why a model type does not support it, or None if it does."""
+
+    packing: str | None = None
+    """Packed rows with several solutions or responses, which need a custom attention mask in every layer."""
+    planning: str | None = None
+    """Memory and time estimates of `mmprm plan`."""
+
+
+_DELTA_NET = ModelLimits(
+    packing="its gated delta-net layers are recurrent, so every token of a row reads all earlier ones",
+    planning="the formulas assume that every layer attends, but most of its layers are gated delta-nets",
+)
+LIMITS: Mapping[str, ModelLimits] = MappingProxyType(
+    dict.fromkeys(
+        ("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next"),
+        _DELTA_NET,
+    )
+)
+"""Maps each model type with limitations to its ModelLimits."""
+_NONE = ModelLimits()
+
+
+def limits_of(model_type: str) -> ModelLimits:
+    """Return the known limits of a model type."""
+    return LIMITS.get(model_type, _NONE)
+
+
+def check_packing(model: str, packing: str) -> None:
+    """Raise ConfigError if the model type cannot be trained with this `packing`. Only reads config.json."""
+    from transformers import AutoConfig
+
+    if packing == "none":
+        return
+    with model_errors(model):
+        model_type = AutoConfig.from_pretrained(model, trust_remote_code=False).model_type
+    reason = limits_of(model_type).packing
+    if reason is not None:
+        raise ConfigError(
+            f"packing={packing} must be none for a model of type {model_type}: {reason}; set packing=none"
+        )
+
+
+def check_planning(model: str, model_type: str, key: str) -> None:
+    """Raise ConfigError if `mmprm plan` cannot estimate a model type. `key` names the model's setting."""
+    reason = limits_of(model_type).planning
+    if reason is not None:
+        raise ConfigError(
+            f"{key}={model}: must not be of type {model_type} for mmprm plan, because {reason}; for a rough estimate, "
+            f"name a published model of the same size, such as --set 'hardware.shapes={{{model}: "
+            "Qwen3-VL-8B-Instruct}'"
+        )
