@@ -14,7 +14,8 @@ from mmprm.errors import SetupError
 REACH_SECONDS = 10.0
 """Timeout in seconds for connecting to an address."""
 HEALTH_SECONDS = 120.0
-"""Timeout in seconds for Ray's health check at an address, a process that imports Ray, which may be slow."""
+"""Timeout in seconds for Ray's health check at an address. The check runs in a process that imports Ray, which may be
+slow."""
 NOTICE_SECONDS = 30.0
 AUTH_MODE = "RAY_AUTH_MODE"
 

@@ -20,7 +20,7 @@ def reads_images(processor: Any) -> bool:
 
 
 def vision_tokens(processor: Any, image: str) -> list[str]:
-    """Return the tokens that represent or enclose images and videos, for which a model would expect pixels.
+    """Return the tokens that represent or enclose images and videos. A model would expect pixels for them.
 
     The processor names most of them. The rest occur in `image`, the template's placeholder for one image.
     """
@@ -83,7 +83,7 @@ VISION_TOKEN = re.compile(r"image|video|vision|img", re.IGNORECASE)
 
 
 def vision_token_ids(config: Any, tokenizer: Any) -> tuple[int, ...]:
-    """Return the ids of the tokens that represent or enclose images, which must not be sampled.
+    """Return the ids of the tokens for images, which must not be sampled. These tokens represent or enclose images.
 
     Sampling one would make the trainer expect an image. They are found by the names of configuration keys
     (image_token_id, …) and of the tokenizer's special tokens (<|image_pad|>, <img>, …).

@@ -235,7 +235,7 @@ def balance(examples: Sequence[LabeledExample], config: ExportConfig) -> tuple[l
 
 
 def _overlap(examples: Sequence[LabeledExample], benchmark: str) -> dict[str, str]:
-    """Map each problem of the benchmark that has a near-duplicate in the export to that duplicate.
+    """Map each benchmark problem with a near-duplicate in the export to that duplicate.
 
     The exported problems come first in the comparison and contain no duplicates, so each match is one of them.
     """

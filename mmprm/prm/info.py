@@ -24,7 +24,7 @@ INFO_FILE = "prm.json"
 
 class PrmTokens(Config):
     marker: str = "<prm>"
-    """Token that follows each step and at which the step is scored; added to the tokenizer as a special token."""
+    """Token after each step, at which the step is scored. It is added to the tokenizer as a special token."""
     yes: str = "Yes"
     """Token whose logit represents "no error so far"."""
     no: str = "No"

@@ -12,7 +12,7 @@ from mmprm.selection.groups import CandidateGroup, rewards
 from mmprm.types import ImageRef, Problem, Steps, Verdict
 
 StepTruth = Callable[[Problem, Steps], Sequence[bool]]
-"""Function that returns whether each step of a solution is correct, for data whose truth is known."""
+"""Function that returns whether each step of a solution is correct, for data with known step correctness."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Assign each engine that runs on CPU a core of its machine that no other engine uses."""
+"""Assign each engine on CPU a core that no other engine on the machine uses."""
 
 from __future__ import annotations
 

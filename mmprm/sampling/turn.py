@@ -1,4 +1,4 @@
-"""Handle the beginning of an assistant turn that the prompt provides, and that every completion includes.
+"""Handle prefilled text: the beginning of an assistant turn that is part of the prompt and of every completion.
 
 A completion from an empty prefix starts with it. The steps of a response, and every prefix made of them, thus contain
 it as if the policy had written it.
