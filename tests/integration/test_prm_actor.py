@@ -1,17 +1,19 @@
-"""The PRM's Ray actor: the scores of a scorer beside it, a death, what it cannot take, a server."""
+"""The PRM's Ray actor: the scores of a scorer in this process, deaths, refusals, time limits, a server."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 import ray
 import torch
 from served import StepScorer, make_service, running
@@ -30,7 +32,7 @@ from policy_rl.rewards.prm_actor import RemotePrm
 from policy_rl.rewards.process import ProcessConfig, ProcessReward
 from policy_rl.types import Response
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
 BARE = Problem("bare", "what is one plus one?", "2")
 
@@ -62,36 +64,67 @@ def config(prm: str, **values: object) -> ProcessConfig:
     return build(ProcessConfig, {"scorer": {"prm": prm}, **values})
 
 
-async def test_many_groups_at_once_a_death_and_refusals(prm_folder: str) -> None:
-    asked = solutions(24)
+@pytest.fixture(scope="module")
+def asked() -> list[Solution]:
+    return solutions(24)
+
+
+@pytest.fixture(scope="module")
+def expected(prm_folder: str, asked: list[Solution]) -> list[Sequence[float]]:
+    """The scores of `asked` by a scorer in this process."""
     local = open_scorer(ScorerConfig(prm=prm_folder))
-    expected = [each.scores for each in local.score(asked)]
+    scores = [each.scores for each in local.score(asked)]
     local.close()
+    return scores
 
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def prm(prm_folder: str) -> AsyncIterator[RemotePrm]:
     prm = await RemotePrm.start(config(prm_folder))
+    yield prm
+    prm.close()
+
+
+async def check_groups(prm: RemotePrm, asked: list[Solution], expected: list[Sequence[float]]) -> None:
+    """Score `asked` in groups of four, all at once."""
+    groups = [asked[start : start + 4] for start in range(0, len(asked), 4)]
+    answers = await asyncio.gather(*(prm.judge(group) for group in groups))
+    for answer, scores in zip([each for group in answers for each in group], expected, strict=True):
+        assert answer.scores == pytest.approx(scores, abs=1e-5)
+
+
+async def test_many_groups_at_once(prm: RemotePrm, asked: list[Solution], expected: list[Sequence[float]]) -> None:
+    await check_groups(prm, asked, expected)
+    assert len(prm.processes) == 1
+
+
+async def test_a_refused_solution_does_not_spoil_its_group(
+    prm: RemotePrm, asked: list[Solution], expected: list[Sequence[float]]
+) -> None:
+    good, bad = await prm.judge([asked[0], Solution(BARE, ("a",) * 600)])
+    assert good.scores == pytest.approx(expected[0], abs=1e-5)
+    assert isinstance(bad, DataError)
+    assert "problem bare: a solution of 600 steps has" in str(bad)
+
+
+async def test_deaths_within_the_limit_are_survived(
+    prm_folder: str, asked: list[Solution], expected: list[Sequence[float]]
+) -> None:
+    mortal = await RemotePrm.start(config(prm_folder, max_restarts=1))
     try:
-        groups = [asked[start : start + 4] for start in range(0, len(asked), 4)]
-        answers = await asyncio.gather(*(prm.judge(group) for group in groups))
-        for answer, scores in zip([each for group in answers for each in group], expected, strict=True):
-            assert answer.scores == pytest.approx(scores, abs=1e-5)
-        assert len(prm.processes) == 1
-
-        too_long = Solution(BARE, ("a",) * 600)
-        good, bad = await prm.judge([asked[0], too_long])
-        assert good.scores == pytest.approx(expected[0], abs=1e-5)
-        assert isinstance(bad, DataError)
-        assert "problem bare: a solution of 600 steps has" in str(bad)
-
-        os.kill(*prm.processes, signal.SIGKILL)
-        again = await asyncio.gather(*(prm.judge(group) for group in groups))
-        assert len(prm.processes) == 2
-        for answer, scores in zip([each for group in again for each in group], expected, strict=True):
-            assert answer.scores == pytest.approx(scores, abs=1e-5)
+        os.kill(*mortal.processes, signal.SIGKILL)
+        await check_groups(mortal, asked, expected)
+        assert len(mortal.processes) == 2
+        for process in mortal.processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        with pytest.raises(TrainingError, match=r"has stopped after at most 1 restarts .process\.max_restarts."):
+            await mortal.judge(asked[:1])
     finally:
-        prm.close()
+        mortal.close()
 
 
-async def test_responses_of_a_policy_get_scores_on_their_tokens(prm_folder: str) -> None:
+async def test_responses_of_a_policy_get_scores_on_their_tokens(prm: RemotePrm, prm_folder: str) -> None:
     tokenizer, (tiny,) = build_tokenizer(), make_problems(1, 0, "train")
     verbatim = solve(tiny, random.Random(0), Mistakes(0.0, 0.0))
     text, steps = "".join(verbatim), tuple(plain(step, "tags") for step in verbatim)
@@ -101,13 +134,9 @@ async def test_responses_of_a_policy_get_scores_on_their_tokens(prm_folder: str)
     (expected,) = local.score([Solution(tiny.problem, steps)])
     local.close()
 
-    prm = await RemotePrm.start(config(prm_folder))
-    try:
-        process = ProcessReward(tokenizer, "tags", "", prm)
-        cut_off = replace(response, text=tokenizer.decode(ids[:2]), token_ids=ids[:2], logprobs=(0.0,) * 2)
-        scored, none = await process.score(tiny.problem, [response, cut_off])
-    finally:
-        prm.close()
+    process = ProcessReward(tokenizer, "tags", "", prm)
+    cut_off = replace(response, text=tokenizer.decode(ids[:2]), token_ids=ids[:2], logprobs=(0.0,) * 2)
+    scored, none = await process.score(tiny.problem, [response, cut_off])
     assert scored.scores == pytest.approx(expected.scores, abs=1e-5)
     assert len(scored.scores) == len(steps)
     ends = [options for options, token in enumerate(ids) if tokenizer.decode([token]) in ("</step>", "</answer>")]
@@ -116,16 +145,6 @@ async def test_responses_of_a_policy_get_scores_on_their_tokens(prm_folder: str)
     assert scored.step_of_token[-1] == len(steps) - 1
     assert none is None
     assert process.unscored == {"unclosed step": 1}
-
-
-async def test_the_process_dies_too_often(prm_folder: str) -> None:
-    prm = await RemotePrm.start(config(prm_folder, max_restarts=0))
-    try:
-        os.kill(*prm.processes, signal.SIGKILL)
-        with pytest.raises(TrainingError, match=r"has stopped after at most 0 restarts .process\.max_restarts."):
-            await prm.judge(solutions(1))
-    finally:
-        prm.close()
 
 
 async def test_a_folder_that_is_no_prm_and_a_wait_that_is_too_long(random_policy_folder: Path, prm_folder: str) -> None:
@@ -137,13 +156,12 @@ async def test_a_folder_that_is_no_prm_and_a_wait_that_is_too_long(random_policy
     assert time.monotonic() - started < 20
 
 
-async def test_scores_that_do_not_come(prm_folder: str) -> None:
-    prm = await RemotePrm.start(config(prm_folder, score_timeout_seconds=0.001))
-    try:
-        with pytest.raises(TrainingError, match=r"waited 0\.001 s in vain for 8 scores of the PRM .* for problem"):
-            await prm.judge(solutions(8))
-    finally:
-        prm.close()
+async def test_scores_that_do_not_come(
+    prm: RemotePrm, prm_folder: str, asked: list[Solution], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prm, "_config", config(prm_folder, score_timeout_seconds=0.001))
+    with pytest.raises(TrainingError, match=r"waited 0\.001 s in vain for 8 scores of the PRM .* for problem"):
+        await prm.judge(asked[:8])
 
 
 async def test_a_server() -> None:
