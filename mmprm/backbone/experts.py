@@ -1,7 +1,7 @@
-"""Store the fused experts of mixture-of-experts models in the layout of published checkpoints, which vLLM expects.
+"""Store the fused experts of mixture-of-experts models in a layout that vLLM reads.
 
 transformers holds all experts of a layer as two tensors: gate_up_proj_E2IH and down_proj_EHI. Qwen3-VL-MoE is published
-with both transposed (E, H, 2I and E, I, H), and other Qwen models with three matrices per expert.
+and stored with both transposed (E, H, 2I and E, I, H). The other types are stored with three matrices per expert.
 
 Shapes: E expert, I intermediate, H hidden.
 """
@@ -23,7 +23,7 @@ only if the model is sharded, and vLLM would misread the others."""
 
 
 def stored_tensors(backbone: PreTrainedModel, name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """Convert a parameter to the names and the layout of a published checkpoint."""
+    """Convert a parameter to the names and the layout of a stored checkpoint."""
     if not EXPERTS.search(name):
         return {name: tensor}
     if backbone.config.model_type in TRANSPOSED:
@@ -32,7 +32,7 @@ def stored_tensors(backbone: PreTrainedModel, name: str, tensor: Tensor) -> dict
 
 
 def save_backbone(backbone: PreTrainedModel, folder: str | Path, weights: Mapping[str, Tensor] | None = None) -> None:
-    """Write weights and configuration as a Hugging Face model folder, in the layout of a published checkpoint.
+    """Write weights and configuration as a Hugging Face model folder that vLLM can read.
 
     `weights` is the state dict if it differs from the model's own.
     """
