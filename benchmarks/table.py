@@ -82,6 +82,19 @@ def driver(results: dict[str, Any], _: dict[str, Any]) -> Iterator[tuple[str, st
             yield name, f"{seconds:.2f} s", "reported"
 
 
+def dtype(results: dict[str, Any], _: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    for name, speeds in results["speeds"].items():
+        shown = "<br>".join(f"{each} {_list(found)}" for each, found in speeds.items())
+        yield f"{name}, tokens/s", shown, "reported"
+
+
+def peers(results: dict[str, Any], _: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    for policy, rows in results["rows"].items():
+        for name, row in rows.items():
+            shown = "<br>".join(f"{key} {_list(value)}" for key, value in row.items())
+            yield f"{policy}: {name}", shown, "reported"
+
+
 def _list(value: Any) -> str:
     if isinstance(value, dict) and {"value", "low", "high"} <= value.keys():
         return f"{_shown(value['value'])} ({_shown(value['low'])} to {_shown(value['high'])})"
@@ -136,6 +149,22 @@ BENCHMARKS = {
         "1.8.0 generates responses with transformers. It runs with its default settings (`ratio`) and with tuned "
         "settings (`tuned_ratio`). With tuned settings, both systems process at most 8,192 tokens at a time in the "
         "update.",
+    ),
+    "dtype": (
+        dtype,
+        "python benchmarks/engine_dtype.py",
+        "This benchmark measures an engine's speed in each data type, which is what `engine.dtype: auto` decides from: "
+        "the built-in policy (hidden size 128) and SmolLM2-135M (hidden size 576), with all of the CPU's instructions "
+        "and without bf16 and AMX instructions in oneDNN. `at 16` means 16 completions at the same time; each value "
+        "is a median of three rounds.",
+    ),
+    "peers": (
+        peers,
+        "python benchmarks/peers/mm_prm.py CHECKOUT",
+        "This benchmark compares annotation with MM-PRM's own code (`theirs`), on the same engines, problems, and "
+        "sampling settings. A label is a distinct prefix with rollouts. `share_below_16_rollouts` names the mix: the "
+        "labels from fewer than 16 rollouts, which are shared with another state. `auc` compares labels with the "
+        "truth of the steps. The other rows are our search with different `search.min_shared_rollouts`.",
     ),
     "driver": (
         driver,
