@@ -8,7 +8,8 @@ from typing import Any
 from mmprm.errors import SamplingError
 from mmprm.sampling.arguments import NO_ARGUMENTS
 from mmprm.sampling.config import EngineConfig
-from mmprm.sampling.engines import InProcessEngine, SeparateEngine
+from mmprm.sampling.engines import InProcessEngine
+from mmprm.sampling.separate_engine import SeparateEngine
 from mmprm.worker_logs import cause_since, log_position
 
 

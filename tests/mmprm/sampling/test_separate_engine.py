@@ -11,16 +11,17 @@ from typing import Any
 import pytest
 
 from mmprm.errors import EngineStoppedError
-from mmprm.sampling import engines
+from mmprm.sampling import separate_engine
 from mmprm.sampling.config import EngineConfig
-from mmprm.sampling.engines import SeparateEngine
+from mmprm.sampling.separate_engine import SeparateEngine
 
 
 class SilentEngine:
     """Accept requests and never answer them, as AsyncLLM does after its shutdown."""
 
     def __init__(self) -> None:
-        self.is_shut_down = False
+        self.is_shut_down = self.errored = False
+        self.dead_error = RuntimeError("EngineCore encountered an issue")
         self.renderer = SimpleNamespace(
             default_chat_tok_params=SimpleNamespace(with_kwargs=lambda **_: None),
             render_cmpl_async=self._render,
@@ -46,7 +47,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> SeparateEngine:
         return SilentEngine()
 
     monkeypatch.setattr(SeparateEngine, "_start", start)
-    monkeypatch.setattr(engines, "engine_arguments", lambda *_: None)
+    monkeypatch.setattr(separate_engine, "engine_arguments", lambda *_: None)
     return SeparateEngine(EngineConfig(model="m"))
 
 
@@ -78,3 +79,13 @@ def test_a_request_cancelled_by_its_caller_stays_cancelled(engine: SeparateEngin
     assert sampled.cancelled()
     assert engine.call("reset_prefix_cache").result(timeout=5), "the engine continues"
     engine.close()
+
+
+def test_a_check_tells_a_dead_or_closed_engine(engine: SeparateEngine) -> None:
+    engine.check()
+    engine._engine.errored = True
+    with pytest.raises(EngineStoppedError, match="the engine has stopped: EngineCore encountered an issue"):
+        engine.check()
+    engine.close()
+    with pytest.raises(EngineStoppedError, match="it was closed"):
+        engine.check()
