@@ -149,7 +149,8 @@ def test_two_ranks_compute_the_log_probabilities_of_one(one_rank: Trained, two_r
 def test_two_ranks_report_the_metrics_of_one(one_rank: Trained, two_ranks: Trained) -> None:
     for ours, theirs in zip(two_ranks.metrics, one_rank.metrics, strict=True):
         assert theirs.keys() - ours.keys() == ({"gradient_norm"} if two_ranks.stage == 0 else set())
-        expected = {name: theirs[name] for name in ours} | {"seconds": ours["seconds"]}
+        own = {name: ours[name] for name in ("seconds", "vision_calls")}  # of rank 0, which has half of the images
+        expected = {name: theirs[name] for name in ours} | own
         assert ours == pytest.approx(expected, rel=2e-3, abs=1e-5)
 
 
@@ -177,24 +178,18 @@ def test_two_ranks_resume(two_ranks: Trained) -> None:
     assert two_ranks.trainer.resume(two_ranks.folder / "checkpoints") == {"step": 1}
 
 
-@pytest.fixture
-def small_group(random_policy_folder: Path) -> Iterator[TrainerGroup]:
-    group = TrainerGroup(str(random_policy_folder), settings(2, 0), *ARGUMENTS)
-    yield group
-    group.abandon("the test is over")
-
-
-def test_the_error_of_one_rank_ends_the_group(small_group: TrainerGroup, samples: list[TrainingSample]) -> None:
-    with pytest.raises(DataError, match=r"^the disk of rank 1 is full$"):
-        small_group.open_transfer(misbehaving("fails"))
-    with pytest.raises(TrainingError, match="the trainer has ended: the disk of rank 1 is full"):
-        small_group.update(samples)
-
-
-def test_a_rank_that_hangs_is_named(small_group: TrainerGroup) -> None:
-    small_group._timeout_seconds = 3
-    with pytest.raises(TrainingError, match=r"waited 3 s in vain for open_transfer .*rank 1: .*answered: \[0\]"):
-        small_group.open_transfer(misbehaving("hangs"))
+def test_a_rank_that_fails_or_hangs_ends_the_group(two_ranks: Trained, samples: list[TrainingSample]) -> None:
+    """Last in this file's order for each group, because it ends it."""
+    group = two_ranks.trainer
+    if two_ranks.stage == 2:
+        group._timeout_seconds = 3
+        with pytest.raises(TrainingError, match=r"waited 3 s in vain for open_transfer .*rank 1: .*answered: \[0\]"):
+            group.open_transfer(misbehaving("hangs"))
+    else:
+        with pytest.raises(DataError, match=r"^the disk of rank 1 is full$"):
+            group.open_transfer(misbehaving("fails"))
+    with pytest.raises(TrainingError, match=r"the trainer has ended: (the disk of rank 1 is full|waited 3 s in vain)"):
+        group.update(samples)
 
 
 def test_a_rank_that_cannot_start(tmp_path: Path) -> None:
