@@ -37,8 +37,8 @@ def check_hub_model(model: str) -> None:
             f"{model}: is neither a folder on this machine nor a model on the Hub; correct the name, or, for a private "
             "model, log in with `hf auth login`"
         ) from error
-    except HfHubHTTPError:
-        return  # the Hub answers, and loading the model reports what it answers
+    except (HfHubHTTPError, ValueError, TypeError, KeyError):
+        return  # the Hub, or a mirror with other answers, can be reached; loading the model reports any error
     except Exception as error:  # of many types, for a network that is missing, blocked or slow
         if isinstance(try_to_load_from_cache(model, "config.json"), str):
             os.environ["HF_HUB_OFFLINE"], constants.HF_HUB_OFFLINE = "1", True

@@ -44,7 +44,7 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, object]]:
             self.send_response(given["status"])
             self.send_header("X-Error-Code", given["code"])
             self.end_headers()
-            self.wfile.write(b"{}")
+            self.wfile.write(given.get("body", b"{}"))
 
         def log_message(self, *_: object) -> None: ...
 
@@ -100,8 +100,9 @@ def test_what_the_hub_refuses_is_told(answer: dict[str, object], status: int, co
         check_hub_model(NAME)
 
 
-def test_a_hub_in_trouble_is_left_to_the_loader(answer: dict[str, object]) -> None:
-    answer |= {"status": 500, "code": "Trouble"}
+@pytest.mark.parametrize(("status", "body"), [(500, b"{}"), (200, b"<html>"), (200, b"{}")])
+def test_other_answers_are_left_to_the_loader(answer: dict[str, object], status: int, body: bytes) -> None:
+    answer |= {"status": status, "code": "", "body": body}
     check_hub_model(NAME)
 
 
