@@ -1,13 +1,10 @@
-"""Bytes that a DeepSpeed engine holds on this rank, for each `precision/stage` named; rank 0 prints JSON.
-
-Arguments: a base model's folder, then the settings.
-"""
+"""Measure the bytes that a DeepSpeed engine holds on this rank, by precision and ZeRO stage."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 
@@ -19,6 +16,9 @@ from mmprm.training.config import TrainingConfig
 from mmprm.training.engine import Engine
 from mmprm.training.ranks import Ranks, join_ranks
 from mmprm.types import Solution
+
+SETTINGS = ("bf16/1", "bf16/2", "bf16/3", "fp32/0", "fp32/1", "fp32/2", "fp32/3")
+"""Precision and ZeRO stage."""
 
 
 def nbytes(tensors: Iterable[torch.Tensor]) -> int:
@@ -61,12 +61,12 @@ def measure(base: str, precision: str, stage: int, ranks: Ranks) -> dict[str, in
     return held
 
 
-if __name__ == "__main__":
-    base, *settings = sys.argv[1:]
+def main(base: str, file: Path) -> None:
+    """Write the bytes of every setting to a JSON file."""
     ranks = join_ranks()
     found = {}
-    for setting in settings:
+    for setting in SETTINGS:
         precision, stage = setting.split("/")
         found[setting] = measure(base, precision, int(stage), ranks)
     if ranks.is_main:
-        print("\n" + json.dumps(found))
+        file.write_text(json.dumps(found), encoding="utf-8")

@@ -1,13 +1,12 @@
 """Log-probabilities of the reference model of an RL trainer: whole on each rank, sharded, and sharded on the CPU.
 
-Arguments: the policy's folder, and a folder for the results; rank r writes `precision.r.json`.
+Rank r writes `precision.r.json`.
 """
 
 from __future__ import annotations
 
 import json
 import random
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +54,7 @@ def measure(model: str, precision: str, stage: int, offload: bool) -> dict[str, 
 
 def main(model: str, folder: Path) -> None:
     """Write the results of both precisions."""
-    torch.set_num_threads(1)
     for precision in ("fp32", "bf16"):
         results = {place: measure(model, precision, *how) for place, how in PLACES.items()}
         rank = torch.distributed.get_rank()
         (folder / f"{precision}.{rank}.json").write_text(json.dumps(results), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))

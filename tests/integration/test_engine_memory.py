@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,16 +12,14 @@ from mmprm.planning.shapes import shape_of
 
 pytestmark = pytest.mark.integration
 
-WORKER = Path(__file__).parent / "memory_worker.py"
 SETTINGS = ("bf16/1", "bf16/2", "bf16/3", "fp32/0", "fp32/1", "fp32/2", "fp32/3")
 
 
 @pytest.fixture(scope="module")
-def held(random_policy_folder: Path) -> dict[str, dict[str, int]]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(WORKER)]
-    run = subprocess.run([*command, str(random_policy_folder), *SETTINGS], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout.strip().splitlines()[-1])
+def held(two_rank_states: Path) -> dict[str, dict[str, int]]:
+    found = json.loads((two_rank_states / "memory.json").read_text())
+    assert tuple(found) == SETTINGS
+    return found
 
 
 @pytest.mark.parametrize("setting", SETTINGS)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +11,13 @@ import pytest
 
 pytestmark = pytest.mark.integration
 
-WORKER = Path(__file__).parent / "reference_worker.py"
-LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-
 
 @pytest.fixture(scope="module")
-def results(random_policy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+def results(two_rank_states: Path) -> dict[str, list[dict[str, Any]]]:
     """Return, by precision, the results of both ranks."""
-    folder = tmp_path_factory.mktemp("reference")
-    command = [sys.executable, *LAUNCHER, str(WORKER), str(random_policy_folder), str(folder)]
-    alone = {name: value for name, value in os.environ.items() if name != "LOCAL_RANK"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=alone)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    precisions = ("fp32", "bf16")
     return {
-        precision: [json.loads((folder / f"{precision}.{rank}.json").read_text()) for rank in (0, 1)]
-        for precision in precisions
+        precision: [json.loads((two_rank_states / f"{precision}.{rank}.json").read_text()) for rank in (0, 1)]
+        for precision in ("fp32", "bf16")
     }
 
 
