@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from mmprm.cli.main import main
 from mmprm.problems import write_problems
 from mmprm.tiny.world import make_problems
 
@@ -99,12 +100,12 @@ def test_it_stops_when_asked_and_goes_on(tmp_path: Path, sets: list[str]) -> Non
     assert config["model_type"] == "qwen2_5_vl"
 
 
-def test_mistakes_of_the_user_end_with_exit_code_2(tmp_path: Path, sets: list[str]) -> None:
-    for incorrect, words in (
-        ("batch.group_size=1", "uses the other samples"),
-        ("sampling.top_p=0.9", "sampling.top_p does not exist"),
-    ):
-        process = start(*sets, "--set", f"output={tmp_path}", "--set", incorrect)
-        said = process.communicate(timeout=120)[0]
-        assert process.returncode == 2, said
-        assert words in said
+@pytest.mark.parametrize(
+    ("incorrect", "words"),
+    [("batch.group_size=1", "uses the other samples"), ("sampling.top_p=0.9", "sampling.top_p does not exist")],
+)
+def test_mistakes_of_the_user_end_with_exit_code_2(
+    incorrect: str, words: str, tmp_path: Path, sets: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["rl", "--config", str(CONFIG), *sets, "--set", f"output={tmp_path}", "--set", incorrect]) == 2
+    assert words in capsys.readouterr().err
