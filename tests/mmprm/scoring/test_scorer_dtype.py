@@ -10,6 +10,7 @@ import pytest
 
 from mmprm.config import build
 from mmprm.errors import ConfigError
+from mmprm.sampling.dtype import Device
 from mmprm.scoring.config import LocalScorerConfig, ScorerConfig
 from mmprm.scoring.dtype import scorer_dtype
 
@@ -36,6 +37,14 @@ def test_the_format_of_the_language_model_is_that_of_the_checkpoint(tmp_path: Pa
 
 def test_a_checkpoint_that_names_no_format_is_computed_in_float32(tmp_path: Path) -> None:
     assert scorer_dtype(LocalScorerConfig(prm=folder_of(tmp_path)), on_gpu=True) == "float32"
+
+
+@pytest.mark.parametrize(("stored", "expected"), [("bfloat16", "float16"), ("float32", "float32")])
+def test_a_gpu_without_bf16_instructions_computes_in_float16(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: str, expected: str
+) -> None:
+    monkeypatch.setattr("mmprm.scoring.dtype.this_device", lambda: Device("GPU", bf16=False))
+    assert scorer_dtype(LocalScorerConfig(prm=folder_of(tmp_path, dtype=stored)), on_gpu=True) == expected
 
 
 def test_a_configured_format_holds_everywhere(tmp_path: Path) -> None:
