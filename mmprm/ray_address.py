@@ -16,7 +16,7 @@ REACH_SECONDS = 10.0
 HEALTH_SECONDS = 120.0
 """Timeout in seconds for Ray's health check at an address. The check runs in a process that imports Ray, which may be
 slow."""
-NOTICE_SECONDS = 30.0
+HEALTH_NOTICE_SECONDS = 30.0
 AUTH_MODE = "RAY_AUTH_MODE"
 
 
@@ -91,7 +91,7 @@ def _ill_health(host: str, port: str, mode: str, what: str, way_out: str) -> str
     """
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", f"{host}:{port}"]
     environment = {AUTH_MODE: mode} | os.environ
-    notice = threading.Timer(NOTICE_SECONDS, _say_what_is_awaited, (f"{host}:{port}",))
+    notice = threading.Timer(HEALTH_NOTICE_SECONDS, _say_what_is_awaited, (f"{host}:{port}",))
     notice.start()
     try:
         asked = subprocess.run(

@@ -52,7 +52,7 @@ from policy_rl.trainer.protocol import TrainerLike
 from policy_rl.trainer.resume_key import current_state
 from policy_rl.types import TrainingSample
 
-GRACE_SECONDS = 10.0
+REPORT_SECONDS = 10.0
 """Number of seconds that the trainer has to report a failed transfer itself after an engine was found dead."""
 EMPTY_STEPS = 5
 """Number of consecutive steps with nothing to train on after which the run fails."""
@@ -271,7 +271,7 @@ class Loop:
         try:
             await asyncio.wait({publishing, lost}, return_when=asyncio.FIRST_COMPLETED)
             if not publishing.done():  # it may still report the cause itself
-                await asyncio.wait({publishing}, timeout=GRACE_SECONDS)
+                await asyncio.wait({publishing}, timeout=REPORT_SECONDS)
             if publishing.done():
                 return publishing.result()
             self._trainer.abandon(str(lost.result()))

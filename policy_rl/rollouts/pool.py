@@ -61,7 +61,7 @@ class RolloutConfig(Config):
     GPU to GPU, no engine is replaced."""
 
 
-WATCH_SECONDS = 5.0
+LOSS_CHECK_SECONDS = 5.0
 """Interval in seconds between checks of whether an engine has died while weights are sent to it."""
 
 
@@ -238,7 +238,7 @@ class RolloutPool:
             for found in await asyncio.gather(*checks, return_exceptions=True):
                 if isinstance(found, EngineStoppedError):
                     return found
-            await asyncio.sleep(WATCH_SECONDS)
+            await asyncio.sleep(LOSS_CHECK_SECONDS)
 
     def close(self) -> None:
         """Kill all engines."""

@@ -69,7 +69,7 @@ def test_what_listens_and_is_no_ray_is_told(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(ray_address, "HEALTH_SECONDS", 3.0)
-    monkeypatch.setattr(ray_address, "NOTICE_SECONDS", 0.5)
+    monkeypatch.setattr(ray_address, "HEALTH_NOTICE_SECONDS", 0.5)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()

@@ -110,7 +110,7 @@ class LosingPool(ScriptedPool):
 
 
 def test_a_broadcast_ends_with_the_engine_that_it_waits_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loops, "GRACE_SECONDS", 0.05)
+    monkeypatch.setattr(loops, "REPORT_SECONDS", 0.05)
     trainer = Broadcasting()
     loop = make_loop(make_config(tmp_path / "run"), LosingPool(), trainer)
     cause = r"weights of version 0 were sent to it: engine 1 of 2: .* /x\.err; run the same command again to resume"

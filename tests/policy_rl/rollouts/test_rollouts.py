@@ -274,7 +274,7 @@ async def test_a_sleeping_engine_that_dies_ends_a_run_whose_weights_go_from_gpu_
 
 
 async def test_a_dead_engine_is_noticed_while_weights_are_sent_to_it(script, monkeypatch):
-    monkeypatch.setattr(rollouts, "WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(rollouts, "LOSS_CHECK_SECONDS", 0.01)
     pool = await start_on_gpus()
     lost = asyncio.create_task(pool.until_lost())
     await asyncio.sleep(0.03)
@@ -284,7 +284,7 @@ async def test_a_dead_engine_is_noticed_while_weights_are_sent_to_it(script, mon
 
 
 async def test_weights_in_files_do_not_need_the_engines(script, monkeypatch):
-    monkeypatch.setattr(rollouts, "WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(rollouts, "LOSS_CHECK_SECONDS", 0.01)
     pool = await start()
     script.dead = {0, 1}
     with pytest.raises(TimeoutError):
