@@ -37,7 +37,7 @@ from tests.backbone_parts import (
     vision_token_config,
 )
 
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 96}
 """No two dimensions of a layer's experts are equal: a transposed tensor has another shape."""
 DELTA_NET = {
     "linear_num_key_heads": 2,

@@ -40,6 +40,7 @@ LAYERS = [
         "client",
         "hub_models",
         "weights",
+        "model_limits",
         "trackers",
     },
     {"grading"},

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmprm.backbone.supported import limits_of
 from mmprm.backbone.tree_attention import attend_in_blocks
+from mmprm.model_limits import limits_of
 
 
 def attention_mask(end_BT: Tensor) -> Any:

@@ -15,9 +15,9 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from mmprm.backbone.freeze import PARTS
-from mmprm.backbone.supported import check_planning
 from mmprm.backbone.trainable import TrainableConfig, prepare_training
 from mmprm.errors import ConfigError
+from mmprm.model_limits import check_planning
 from mmprm.planning.architectures import ARCHITECTURES, published
 from mmprm.planning.memory import Layers
 from mmprm.training.lora import LoraConfig

@@ -13,7 +13,6 @@ import torch
 from pydantic import Field
 
 from mmprm.backbone.masks import why_not_packed
-from mmprm.backbone.supported import check_packing
 from mmprm.backbone.trainable import TrainableConfig, prepare_training
 from mmprm.config import PathText
 from mmprm.errors import ConfigError, DataError
@@ -21,6 +20,7 @@ from mmprm.hardware import HardwareConfig
 from mmprm.labels.checks import check_splits
 from mmprm.labels.parquet import LabeledExample, read_parquet
 from mmprm.labels.selection import SelectionConfig, SelectionCounts, select_labels
+from mmprm.model_limits import check_packing
 from mmprm.preflight import check_disk_space, check_model, load_template_owner
 from mmprm.prm.data import PrmSample, TargetConfig, make_samples
 from mmprm.prm.formats import open_format

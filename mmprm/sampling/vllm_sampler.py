@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from mmprm.errors import MmprmError, SamplingError
 from mmprm.hub_models import HUB_ID, check_hub_model
+from mmprm.model_limits import check_cpu_dtype
 from mmprm.problems import open_image
 from mmprm.prompts import PRESETS, PromptConfig
 from mmprm.rendering import opening, render
 from mmprm.sampling.arguments import NO_ARGUMENTS
 from mmprm.sampling.config import EngineConfig, SamplingConfig
+from mmprm.sampling.dtype import engine_dtype, this_device
 from mmprm.sampling.engines import EngineStats
 from mmprm.sampling.seeds import derive_seed
 from mmprm.sampling.start import start_engine
@@ -56,6 +58,8 @@ class VllmSampler:
         arguments: Mapping[str, Any] = NO_ARGUMENTS,
     ) -> None:
         _check_model(engine.model)
+        if this_device().kind == "CPU":
+            check_cpu_dtype(engine.model, engine_dtype(engine))
         _prepare_environment(engine.model)
         from transformers import AutoProcessor
 

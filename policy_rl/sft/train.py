@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from mmprm.backbone.experts import save_backbone
 from mmprm.backbone.load import load_backbone, new_model_folder
 from mmprm.backbone.masks import CPU_ROW, use_block_masks, why_not_packed
-from mmprm.backbone.supported import check_packing
 from mmprm.backbone.token_tree import fill_rows
 from mmprm.backbone.trainable import TrainableConfig, prepare_training
 from mmprm.config import PathText
 from mmprm.errors import DataError
 from mmprm.hardware import HardwareConfig
+from mmprm.model_limits import check_packing
 from mmprm.preflight import check_disk_space, check_model
 from mmprm.problems import ProblemsConfig
 from mmprm.prompts import PromptConfig

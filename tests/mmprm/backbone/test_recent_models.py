@@ -11,15 +11,18 @@ from safetensors.torch import load_file
 
 from mmprm.backbone.freeze import PARTS
 from mmprm.backbone.masks import why_not_packed
-from mmprm.backbone.supported import LIMITS, check_packing
 from mmprm.backbone.trainable import TrainableConfig, prepare_training
 from mmprm.config import build
 from mmprm.errors import ConfigError
+from mmprm.model_limits import LIMITS, check_cpu_dtype, check_packing
 from mmprm.planning.shapes import shape_of
 from mmprm.prm import train
 from mmprm.prm.info import PrmTokens
 from mmprm.prm.model import Prm, initialize_prm, load_prm, save_prm
 from mmprm.prm.train import TrainConfig
+from mmprm.sampling import vllm_sampler
+from mmprm.sampling.config import EngineConfig
+from mmprm.sampling.dtype import Device
 from mmprm.training.lora import LoraConfig
 from policy_rl.sft import train as sft
 from tests.backbones import RECENT, tiny_solutions, write_backbone
@@ -141,3 +144,13 @@ def test_limits_are_of_types_that_transformers_knows() -> None:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     assert set(HYBRID) <= LIMITS.keys() <= set(CONFIG_MAPPING.keys())
+
+
+@pytest.mark.parametrize("name", HYBRID)
+def test_engines_on_cpu_need_bfloat16(folders: dict[str, Path], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's kernel would fail in the first step, after the engine has loaded."""
+    check_cpu_dtype(str(folders[name]), "bfloat16")
+    monkeypatch.setattr(vllm_sampler, "this_device", lambda: Device("CPU", bf16=False))
+    monkeypatch.setattr(vllm_sampler, "start_engine", lambda *_: pytest.fail("an engine starts"))
+    with pytest.raises(ConfigError, match=rf"engine.dtype=float32 must be bfloat16 on CPU .* type {name}: .*; set"):
+        vllm_sampler.VllmSampler(EngineConfig(model=str(folders[name]), dtype="float32"))

@@ -21,11 +21,14 @@ class ModelLimits:
     """Packed rows with several solutions or responses, which need a custom attention mask in every layer."""
     planning: str | None = None
     """Memory and time estimates of `mmprm plan`."""
+    cpu_float32: str | None = None
+    """Engines on CPU in another data type than bfloat16."""
 
 
 _DELTA_NET = ModelLimits(
     packing="its gated delta-net layers are recurrent, so every token of a row reads all earlier ones",
     planning="the formulas assume that every layer attends, but most of its layers are gated delta-nets",
+    cpu_float32="vLLM's CPU kernel for gated delta-nets only computes in bfloat16",
 )
 LIMITS: Mapping[str, ModelLimits] = MappingProxyType(
     dict.fromkeys(
@@ -44,12 +47,9 @@ def limits_of(model_type: str) -> ModelLimits:
 
 def check_packing(model: str, packing: str) -> None:
     """Raise ConfigError if the model type cannot be trained with this `packing`. Only reads config.json."""
-    from transformers import AutoConfig
-
     if packing == "none":
         return
-    with model_errors(model):
-        model_type = AutoConfig.from_pretrained(model, trust_remote_code=False).model_type
+    model_type = _model_type(model)
     reason = limits_of(model_type).packing
     if reason is not None:
         raise ConfigError(
@@ -66,3 +66,23 @@ def check_planning(model: str, model_type: str, key: str) -> None:
             f"name a published model of the same size, such as --set 'hardware.shapes={{{model}: "
             "Qwen3-VL-8B-Instruct}'"
         )
+
+
+def check_cpu_dtype(model: str, dtype: str) -> None:
+    """Raise ConfigError if vLLM cannot run the model type in `dtype` on CPU. Only reads config.json."""
+    if dtype == "bfloat16":
+        return
+    model_type = _model_type(model)
+    reason = limits_of(model_type).cpu_float32
+    if reason is not None:
+        raise ConfigError(
+            f"engine.dtype={dtype} must be bfloat16 on CPU for a model of type {model_type}: {reason}; set "
+            "engine.dtype=bfloat16"
+        )
+
+
+def _model_type(model: str) -> str:
+    from transformers import AutoConfig
+
+    with model_errors(model):
+        return AutoConfig.from_pretrained(model, trust_remote_code=False).model_type
