@@ -31,6 +31,7 @@ RECIPES = {
     "rl/mm-eureka-8b": [COLOCATED_7B],
     "rl/mm-eureka-zero-38b": [COLOCATED_WIDE],
     "rl/prm-rl": [(EIGHT, Placement(ONE_EACH[:3], ALL_32[3:7], ((0, 7),)))],
+    "rl/qwen3-vl-8b": [COLOCATED_7B],
     "rl/tiny": [(EIGHT, Placement(ONE_EACH[:7], ALL_32[7:8]))],
     "rl/visualthinker-r1-zero": [(EIGHT, Placement(ONE_EACH[:4], ALL_32[:4]))],
     "stages/lmm-r1": [COLOCATED_7B, COLOCATED_7B],
