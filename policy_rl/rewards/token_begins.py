@@ -78,22 +78,23 @@ class Pieces:
         start = 0
         for stop in ends.tolist():
             span = tuple(ids[start:stop])
-            text, characters = self._cached_span(span) if len(span) <= CACHED_TOKENS else self._span(span)
-            texts += (text, *("" for _ in characters[1:]))
-            lengths += characters
+            of_span = self._cached_span(span) if len(span) <= CACHED_TOKENS else self._span(span)
+            texts += of_span[0]
+            lengths += of_span[1]
             start = stop
         return texts, lengths
 
-    def _span(self, ids: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
-        """Return the text of a span, and the number of characters from each token's start to the next one's."""
+    def _span(self, ids: tuple[int, ...]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        """Return the text of a span (as that of its first token), and the number of characters from each token's start
+        to the next one's."""
         text, begins, done = self._decode(ids), list[int](), 0
         while len(begins) < len(ids):
             run, end = _run(ids, len(begins), text, done, self._decode, 0)
             if end == done:  # no run of these tokens ends between characters, so the text depends on other tokens
-                return "", (0,) * len(ids)
+                return ("",) * len(ids), (0,) * len(ids)
             begins += run
             done = end
-        return text, tuple(np.diff(begins, append=len(text)).tolist())
+        return (text, *("",) * (len(ids) - 1)), tuple(np.diff(begins, append=len(text)).tolist())
 
 
 def token_begins(token_ids: Sequence[int], text: str, decode: Decode, pieces: Pieces | None = None) -> np.ndarray:

@@ -1,0 +1,26 @@
+"""Test image features of a frozen vision tower on two ranks: computed once, with the same updates."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_updates_with_cached_features(two_rank_states: Path, stage: int) -> None:
+    calls = []
+    for rank in range(2):
+        results = json.loads((two_rank_states / f"features.{rank}.json").read_text())
+        plain, cached = results[f"{stage} False"], results[f"{stage} True"]
+        for name in ("old", "ref"):
+            assert cached[name] == plain[name]
+        assert cached["updates"] == plain["updates"]
+        assert cached["calls"][0] < plain["calls"][0]
+        assert cached["calls"][1] == 0 < plain["calls"][1]
+        calls.append(cached["calls"])
+    if stage == 3:
+        assert calls[0] == calls[1], "the ranks gather the tower's weights together"
