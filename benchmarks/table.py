@@ -85,7 +85,7 @@ def driver(results: dict[str, Any], _: dict[str, Any]) -> Iterator[tuple[str, st
 def dtype(results: dict[str, Any], _: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     for name, speeds in results["speeds"].items():
         shown = "<br>".join(f"{each} {_list(found)}" for each, found in speeds.items())
-        yield f"{name}, tokens/s", shown, "reported"
+        yield f"{name}, {'GFLOP' if name.startswith('products') else 'tokens'}/s", shown, "reported"
 
 
 def peers(results: dict[str, Any], _: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -153,10 +153,11 @@ BENCHMARKS = {
     "dtype": (
         dtype,
         "python benchmarks/engine_dtype.py",
-        "This benchmark measures an engine's speed in each data type, which is what `engine.dtype: auto` decides from: "
-        "the built-in policy (hidden size 128) and SmolLM2-135M (hidden size 576), with all of the CPU's instructions "
-        "and without bf16 and AMX instructions in oneDNN. `at 16` means 16 completions at the same time; each value "
-        "is a median of three rounds.",
+        "This benchmark measures the speed of engines in each data type, from which `engine.dtype: auto` follows: the "
+        "built-in policy has hidden size 128, SmolLM2-135M has 576. `at 16` means 16 completions at the same time. "
+        "`products` are the matrix products of a decoder layer alone (`576 at 16`: hidden size 576 and 16 tokens), "
+        "with all of the CPU's instructions and, as on older CPUs, without bf16 and AMX instructions (`no_bf16`). "
+        "Seconds are CPU time of one core, and values are medians of three rounds.",
     ),
     "peers": (
         peers,

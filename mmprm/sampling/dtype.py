@@ -8,7 +8,7 @@
 | CPU | no | below WIDE | bfloat16 |
 | CPU | no | WIDE and above | float32 |
 
-On a CPU without bf16 instructions, a bfloat16 product converts its operands and takes twice as long as in float32. In a
+On a CPU without bf16 instructions, a bfloat16 product converts its operands and takes two to three times as long. In a
 narrow model, products take little time, and the smaller weights and activations matter more. benchmarks/engine_dtype.py
 measures both.
 """
