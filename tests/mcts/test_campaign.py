@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import random
 import re
@@ -14,16 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from dying_workers import DeadWorker, DyingWorker, engine_times
 
 from mcts.campaign import SUMMARY_NAME, run_campaign
-from mcts.config import CampaignConfig
 from mcts.progress import CampaignSummary
 from mcts.search import SearchConfig
 from mcts.worker import LocalWorker, Report, WorkerDiedError
 from mmprm.errors import EngineStoppedError, SamplingError, StoreError
 from mmprm.trees.evidence import count_labeled_prefixes
 from mmprm.trees.store import Finished, Store
-from mmprm.trees.tallies import Session, sessions
 from mmprm.types import Batch, Completion, Problem, SampleRequest
 from tests.mcts import scripted_campaign as scripted
 from tests.mcts.scripted_campaign import PROBLEMS, batches
@@ -117,18 +115,6 @@ def test_another_configuration_is_refused_and_more_workers_are_not(problems: Pat
     annotate(problems, tmp_path / "run", workers=1, trees_in_flight=3)
 
 
-class DyingWorker(LocalWorker):
-    """Report twice, then die with everything not yet reported."""
-
-    reports = 0
-
-    async def collect(self, seconds: float) -> Report:
-        self.reports += 1
-        if self.reports > 2:
-            raise WorkerDiedError("killed")
-        return await super().collect(seconds)
-
-
 def test_problems_of_a_dead_worker_move_to_another_one(problems: Path, tmp_path: Path) -> None:
     annotate(problems, tmp_path / "undisturbed")
     chosen = scripted.config(str(problems), str(tmp_path / "run"), commit_seconds=0.002)
@@ -185,16 +171,6 @@ def test_a_problem_that_kills_engines_fails_and_the_others_continue(
     assert batches(run) == batches(tmp_path / "undisturbed") | {"p3": []}
 
 
-class DeadWorker(LocalWorker):
-    """Die before the first report."""
-
-    seconds = 0.0
-
-    async def collect(self, seconds: float) -> Report:
-        await asyncio.sleep(self.seconds)
-        raise WorkerDiedError("killed")
-
-
 def test_a_worker_that_keeps_dying_is_given_up_beside_a_healthy_one(
     problems: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -247,122 +223,6 @@ def test_an_engine_that_never_starts_is_not_waited_for_at_the_end(problems: Path
     assert summary.workers == 1
     (session,) = engine_times(tmp_path / "run")
     assert session.engine_seconds == session.seconds > 0, "one engine worked, of the two that were asked for"
-
-
-def engine_times(run: Path) -> list[Session]:
-    store = Store.read(run)
-    try:
-        return sessions(store)
-    finally:
-        store.close()
-
-
-def test_a_dead_engine_is_not_counted_until_it_is_replaced(problems: Path, tmp_path: Path) -> None:
-    chosen = scripted.config(str(problems), str(tmp_path / "run"), workers=1)
-    made: list[int] = []
-
-    async def make(number: int) -> LocalWorker:
-        made.append(number)
-        if len(made) == 2:
-            await asyncio.sleep(1.0)  # nothing runs meanwhile
-        kind = LocalWorker if len(made) > 1 else DyingWorker
-        sampler = scripted.Sampler(scripted.write, 0.002)
-        return kind(sampler, scripted.Grader(), chosen.step_format, chosen.seed, chosen.search)
-
-    assert run_campaign(chosen, make_worker=make).workers_replaced == 1
-    (session,) = engine_times(tmp_path / "run")
-    assert 0 < session.engine_seconds <= session.seconds - 1.0
-
-
-def test_engines_start_on_machines_that_join_later(
-    problems: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    chosen = scripted.config(str(problems), str(tmp_path / "run"), workers=None, trees_in_flight=2)
-    made: list[int] = []
-
-    class GrowingCluster(contextlib.nullcontext):
-        count = 1
-
-        def __init__(self, config: CampaignConfig) -> None:
-            super().__init__(self)
-
-        def capacity(self) -> int:
-            return 1 if not made else 3
-
-        def loading(self) -> int:
-            return 0
-
-        async def make(self, number: int) -> LocalWorker:
-            made.append(number)
-            return scripted.local_worker(chosen)
-
-    monkeypatch.setattr("mcts.ray_worker.RayWorkers", GrowingCluster)
-    monkeypatch.setattr("mcts.campaign._check", lambda *_: None)
-    monkeypatch.setattr("mcts.campaign.GROWTH_SECONDS", 0.05)
-    summary = run_campaign(chosen)
-    assert (sorted(made), summary.workers) == ([0, 1, 2], 3)
-    assert summary.problems == {"open": 0, "done": PROBLEMS, "failed": 0}
-    assert "the cluster has capacity for more engines: starting 2" in capsys.readouterr().err
-
-
-class FullCluster(contextlib.nullcontext):
-    """A cluster without a free machine, unless one is `loading` an engine."""
-
-    count, loading_engines = 1, 0
-
-    def __init__(self, config: CampaignConfig) -> None:
-        super().__init__(self)
-        self.chosen = config
-
-    def capacity(self) -> int:
-        return 0
-
-    def loading(self) -> int:
-        return self.loading_engines
-
-    def missing(self) -> str:
-        return "a machine with 2 GPU for an engine; Ray has 0 CPUs and 0 GPUs free"
-
-    async def make(self, number: int) -> LocalWorker:
-        await asyncio.sleep(0.4 if self.loading_engines else 60)
-        return scripted.local_worker(self.chosen)
-
-
-@pytest.fixture
-def full_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mcts.ray_worker.RayWorkers", FullCluster)
-    monkeypatch.setattr("mcts.campaign._check", lambda *_: None)
-    monkeypatch.setattr("mcts.campaign.GROWTH_SECONDS", 0.02)
-
-
-@pytest.mark.usefixtures("full_cluster")
-def test_a_campaign_whose_engines_find_no_machine_ends(problems: Path, tmp_path: Path) -> None:
-    chosen = scripted.config(str(problems), str(tmp_path / "run"), workers=None, start_timeout_seconds=0.2)
-    with pytest.raises(
-        SamplingError, match=r"^waited 0\.2 s in vain for a machine with 2 GPU .* 0 GPUs free; finished"
-    ):
-        run_campaign(chosen)
-
-
-@pytest.mark.usefixtures("full_cluster")
-def test_the_limit_excludes_loading(problems: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FullCluster, "loading_engines", 1)
-    chosen = scripted.config(str(problems), str(tmp_path / "run"), workers=None, start_timeout_seconds=0.2)
-    assert run_campaign(chosen).problems["done"] == PROBLEMS
-
-
-def test_an_idle_worker_takes_what_a_dead_one_leaves(problems: Path, tmp_path: Path) -> None:
-    problems.write_text("".join(problems.read_text().splitlines(keepends=True)[:2]))
-    chosen = scripted.config(str(problems), str(tmp_path / "run"), max_restarts=0)
-
-    class LateDeath(DeadWorker):
-        seconds = 1.0
-
-    async def make(number: int) -> LocalWorker:
-        kind = LateDeath if number == 0 else LocalWorker
-        return kind(scripted.Sampler(scripted.write), scripted.Grader(), chosen.step_format, chosen.seed, chosen.search)
-
-    assert run_campaign(chosen, make_worker=make).problems == {"open": 0, "done": 2, "failed": 0}
 
 
 def test_an_engine_that_hangs_is_announced_and_commits_nothing(
