@@ -75,7 +75,7 @@ def test_sigterm_finishes_what_was_taken(prm: str, tmp_path: Path) -> None:
     long = ask(*["1+1=2"] * 100)
     with serving(prm, "transformers", tmp_path / "log") as (process, url), client(url, headers=key) as http:
         with ThreadPoolExecutor(4) as pool:
-            named = [[long | {"id": f"{request}.{number}"} for number in range(64)] for request in range(4)]
+            named = [[long | {"id": f"{request}.{number}"} for number in range(24)] for request in range(4)]
             taken = [pool.submit(http.post, "/v1/score/batch", json={"solutions": batch}) for batch in named]
             until(lambda: "mmprm_in_flight_requests 4.0" in http.get("/metrics").text)
             process.send_signal(signal.SIGTERM)
