@@ -24,7 +24,7 @@ TOKENS = (20, 21)
 """Rank r reads only token TOKENS[r]."""
 LENGTH = 6
 CONFIG = OptimizationConfig(
-    precision="fp32", zero_stage=3, learning_rate=0.01, warmup=0, weight_decay=0, gradient_clipping=0
+    precision="fp32", zero_stage=3, learning_rate=0.001, warmup=0, weight_decay=0, gradient_clipping=0
 )
 
 
