@@ -24,10 +24,10 @@ from mmprm.problems import content_id
 SplitName = Literal["sft", "annotate", "rl", "dev", "test"]
 SPLITS: tuple[SplitName, ...] = ("sft", "annotate", "rl", "dev", "test")
 HELD_OUT_WORDINGS = ("dev", "test")
-LARGEST = 150
+LARGEST = 60
 FORMS = ("tags", "numbered")
 """Step formats of the solutions, named as in mmprm.steps."""
-FIXED = {"dozen": 12, "hours": 60, "double": 2}
+FIXED = {"dozen": 12, "double": 2}
 """Numbers that a kind of event implies without stating them."""
 
 
@@ -91,9 +91,9 @@ class RealProblem:
             "question": self.question,
             "answer": self.answer,
             "operations": len(self.steps),
-            "givens": list(map(str, self.givens)),
-            "distractors": list(map(str, self.distractors)),
-            "values": list(map(str, self.values)),
+            "givens": " ".join(map(str, self.givens)),
+            "distractors": " ".join(map(str, self.distractors)),
+            "legitimate": " ".join(map(str, self.values)),
         }
 
 
@@ -138,10 +138,10 @@ def _split_of(story: Story) -> SplitName:
 def _story(rng: random.Random) -> Story | None:
     """Sample a story, or return None if its numbers are outside the allowed range."""
     scene = rng.choice(tuple(SCENES))
-    start = rng.randint(3, 40)
+    start = rng.randint(3, 20)
     running, events = start, []
     kinds = [kind for kind in SCENES[scene].events if kind != "start"]
-    for kind in rng.sample(kinds, rng.choice((1, 2, 2, 3))):
+    for kind in rng.sample(kinds, rng.choice((1, 1, 2, 2, 3))):
         event = _event(kind, rng)
         running = _after(running, event)
         if not 2 <= running <= LARGEST:
@@ -150,21 +150,21 @@ def _story(rng: random.Random) -> Story | None:
     ending = _ending(rng.choice(tuple(SCENES[scene].endings)), running, rng)
     if ending is None:
         return None
-    distractor = rng.randint(3, 30) if rng.random() < 0.4 else None
+    distractor = rng.randint(21, 60) if rng.random() < 0.4 else None
     return Story(scene, start, tuple(events), ending, distractor)
 
 
 def _event(kind: str, rng: random.Random) -> Event:
     if kind in ("add_groups", "take_groups"):
-        return Event(kind, rng.randint(2, 9), rng.randint(2, 6))
+        return Event(kind, rng.randint(2, 6), rng.randint(2, 4))
     if kind in FIXED:
-        return Event(kind, 0, {"dozen": rng.randint(2, 4), "hours": rng.randint(2, 2), "double": 0}[kind])
-    return Event(kind, rng.randint(2, 30))
+        return Event(kind, 0, 2 if kind == "dozen" else 0)
+    return Event(kind, rng.randint(2, 9))
 
 
 def _after(running: int, event: Event) -> int:
     change = event.n * (event.k or 1)
-    if event.kind in ("dozen", "hours"):
+    if event.kind == "dozen":
         change = event.k * FIXED[event.kind]
     if event.kind == "double":
         return running * 2
@@ -173,10 +173,10 @@ def _after(running: int, event: Event) -> int:
 
 def _ending(kind: str, running: int, rng: random.Random) -> Event | None:
     if kind == "share":
-        divisors = [each for each in range(2, 10) if running % each == 0 and running // each > 1]
+        divisors = [each for each in range(2, 6) if running % each == 0 and running // each > 1]
         return Event(kind, rng.choice(divisors)) if divisors else None
     if kind == "price":
-        return Event(kind, rng.randint(2, 5)) if running <= 40 else None
+        return Event(kind, rng.randint(2, 5)) if running <= 20 else None
     return Event(kind)
 
 

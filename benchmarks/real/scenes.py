@@ -163,13 +163,13 @@ MINUTES = Scene(
             ("Then {name} reads for {n} more minutes.", "After lunch, {name} reads for {n} minutes."),
             ("In the evening, another {n} minutes of reading follow.",),
         ),
+        "take": Wordings(
+            ("{n} of these minutes are a break.", "{name} talks for {n} of these minutes instead."),
+            ("Of this time, {n} minutes are a pause.",),
+        ),
         "add_groups": Wordings(
             ("{name} reads {n} minutes on each of {k} days.", "{name} also reads {k} stories of {n} minutes each."),
             ("On {k} more days, the reading takes {n} minutes each.",),
-        ),
-        "hours": Wordings(
-            ("On Sunday, {name} reads for {k} hours.", "{name} reads for {k} hours at night."),
-            ("A long book takes {name} {k} hours.",),
         ),
     },
     {

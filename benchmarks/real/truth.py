@@ -48,9 +48,9 @@ def known_of(problem: Problem) -> Known:
     """Read the facts about a generated problem from its extra columns."""
 
     def numbers(name: str) -> frozenset[Fraction]:
-        return frozenset(map(Fraction, problem.extra[name]))
+        return frozenset(map(Fraction, problem.extra[name].split()))
 
-    return Known(Fraction(problem.answer), numbers("givens"), numbers("distractors"), numbers("values"))
+    return Known(Fraction(problem.answer), numbers("givens"), numbers("distractors"), numbers("legitimate"))
 
 
 def is_true(step: str, known: Known) -> bool | None:

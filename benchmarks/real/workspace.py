@@ -27,7 +27,7 @@ PROMPTS = {
 }
 """Prompts of the two step formats. The system turn tells the policy which one to use."""
 MAX_TOKENS = 160
-TEMPERATURE = 1.0
+TEMPERATURE = 0.7
 QUIET_LOAD = 0.7
 """Load average at or below which a machine counts as quiet when a part starts."""
 
