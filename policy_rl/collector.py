@@ -23,8 +23,8 @@ from policy_rl.algorithms.advantages import ESTIMATORS
 from policy_rl.config import RLConfig
 from policy_rl.graded import GradedGroup, GradedResponse, Process, from_json, to_json
 from policy_rl.rewards.outcome import OutcomeReward
+from policy_rl.rollouts.config import rollout_seed
 from policy_rl.rollouts.curriculum import Phase, Prompts, groups_to_ask, phase_of
-from policy_rl.rollouts.pool import rollout_seed
 from policy_rl.types import Group, Response, Reward, TrainingSample
 
 _T = TypeVar("T")

@@ -23,8 +23,8 @@ from policy_rl.algorithms.credit import CreditConfig
 from policy_rl.monitor.alarms import MonitorConfig
 from policy_rl.rewards.outcome import RewardConfig
 from policy_rl.rewards.process import ProcessConfig
+from policy_rl.rollouts.config import RolloutConfig
 from policy_rl.rollouts.curriculum import FilterConfig, Phase
-from policy_rl.rollouts.pool import RolloutConfig
 from policy_rl.trainer import config as trainer_config
 from policy_rl.trainer.config import TrainerConfig
 from policy_rl.weights.config import WeightsConfig

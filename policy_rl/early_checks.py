@@ -7,7 +7,7 @@ from policy_rl.config import RLConfig
 from policy_rl.metrics import metric_names
 from policy_rl.monitor.alarms import check_alarms
 from policy_rl.rewards.outcome import load_function
-from policy_rl.rollouts.pool import check_sampling
+from policy_rl.rollouts.config import check_sampling
 
 
 def check_early(config: RLConfig) -> None:

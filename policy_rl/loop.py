@@ -51,9 +51,8 @@ from policy_rl.trainer.batch import minibatches
 from policy_rl.trainer.protocol import TrainerLike
 from policy_rl.trainer.resume_key import current_state
 from policy_rl.types import TrainingSample
+from policy_rl.weights.publish import publish_watched
 
-REPORT_SECONDS = 10.0
-"""Number of seconds that the trainer has to report a failed transfer itself after an engine was found dead."""
 EMPTY_STEPS = 5
 """Number of consecutive steps with nothing to train on after which the run fails."""
 
@@ -117,14 +116,14 @@ class Loop:
                     due = self._is_last(step) or _due(self._config.save_every, step) or self._may_be_best(step)
                     saved = stop.came() or crossed is not None or due
                     if saved:
-                        await self._save(step)
+                        await self._write_checkpoint(self._state(step))
                     await self._after_checkpoint(step, log)
                     if crossed:
                         raise alarm_error(step, crossed, newest(self._checkpoints))
                     stopping = stop.came() and not self._is_last(step)
                     # A signal may have arrived during the evaluation, after the decision to save.
                     if stopping and not saved:
-                        await self._save(step)
+                        await self._write_checkpoint(self._state(step))
             finally:
                 self._report()
         if stopping:
@@ -248,10 +247,12 @@ class Loop:
         if self._empty == EMPTY_STEPS:
             reasons = ", ".join(f"{count} {name}" for name, count in collected.dropped.items()) or "none dropped"
             refusal = f"; the first refusal: {collected.refusal}" if collected.refusal else ""
+            last = newest(self._checkpoints)
             raise TrainingError(
                 f"step {step}: {EMPTY_STEPS} consecutive steps had nothing to train on; this one: {reasons}{refusal}. "
                 "Widen filter.low and filter.high, check the gold answers and step_format, or choose problems that the "
-                f"policy sometimes solves (mmprm filter); {_last(self._checkpoints)}"
+                f"policy sometimes solves (mmprm filter); "
+                + (f"the last checkpoint is {last}" if last else "there is no checkpoint")
             )
 
     async def _sync(self, version: int) -> float:
@@ -261,27 +262,7 @@ class Loop:
                 await asyncio.to_thread(self._trainer.release_memory)
                 await self._pool.wake()
             dtype = getattr(torch, engine_dtype(self._config.engine))
-            return await self._pool.load_weights(await self._publish(version, dtype))
-
-    async def _publish(self, version: int, dtype: torch.dtype) -> Any:
-        """Publish the weights; if an engine dies meanwhile, kill the ranks, whose broadcast would wait for it."""
-        ids = self._pool.probe_token_ids
-        publishing = asyncio.ensure_future(asyncio.to_thread(self._trainer.publish, version, ids, dtype))
-        lost = asyncio.ensure_future(self._pool.until_lost())
-        try:
-            await asyncio.wait({publishing, lost}, return_when=asyncio.FIRST_COMPLETED)
-            if not publishing.done():  # it may still report the cause itself
-                await asyncio.wait({publishing}, timeout=REPORT_SECONDS)
-            if publishing.done():
-                return publishing.result()
-            self._trainer.abandon(str(lost.result()))
-            await asyncio.gather(publishing, return_exceptions=True)
-            raise TrainingError(
-                f"an engine died while the weights of version {version} were sent to it: {lost.result()}; run the same "
-                "command again to resume from the last checkpoint"
-            )
-        finally:
-            lost.cancel()
+            return await self._pool.load_weights(await publish_watched(self._trainer, self._pool, version, dtype))
 
     async def _evaluate(self, step: int, log: MetricsLog) -> None:
         """Evaluate the current policy and log the result.
@@ -323,9 +304,6 @@ class Loop:
             if step > 1 and (last is None or last.name != f"step-{step - 1:08d}"):
                 await self._write_checkpoint(before)
             raise
-
-    async def _save(self, step: int) -> None:
-        await self._write_checkpoint(self._state(step))
 
     async def _write_checkpoint(self, state: dict[str, Any]) -> None:
         """Write a checkpoint in a thread, so that the event loop can notice in the meantime if Ray is gone."""
@@ -369,8 +347,3 @@ class Loop:
 
 def _due(every: int, step: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _last(checkpoints: Path) -> str:
-    last = newest(checkpoints)
-    return f"the last checkpoint is {last}" if last else "there is no checkpoint"

@@ -11,7 +11,8 @@ from mmprm.metrics import Interval, bootstrap_mean
 from mmprm.types import Grader, Problem
 from policy_rl.collector import all_or_none
 from policy_rl.rewards.outcome import ACCURACIES
-from policy_rl.rollouts.pool import RolloutPool, rollout_seed
+from policy_rl.rollouts.config import rollout_seed
+from policy_rl.rollouts.pool import RolloutPool
 from policy_rl.types import Group, Response
 
 DRAWS = -1

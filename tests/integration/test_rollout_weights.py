@@ -18,8 +18,9 @@ from mmprm.rendering import render
 from mmprm.sampling.config import EngineConfig, SamplingConfig
 from mmprm.tiny.world import make_problems
 from mmprm.types import Problem
+from policy_rl.rollouts.config import RolloutConfig, rollout_seed
 from policy_rl.rollouts.engine import RolloutEngine
-from policy_rl.rollouts.pool import RolloutConfig, RolloutPool, rollout_seed
+from policy_rl.rollouts.pool import RolloutPool
 from policy_rl.types import Group, Response
 from policy_rl.weights.config import WeightsConfig
 from policy_rl.weights.probe import probe_logprobs

@@ -13,7 +13,7 @@ import torch
 from scripted_rl import ScriptedPool, ScriptedTrainer, make_config, make_loop
 
 from mmprm.errors import EngineStoppedError, TrainingError
-from policy_rl import loop as loops
+from policy_rl.weights import publish
 from policy_rl.weights.transfer import Published
 
 
@@ -110,7 +110,7 @@ class LosingPool(ScriptedPool):
 
 
 def test_a_broadcast_ends_with_the_engine_that_it_waits_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loops, "REPORT_SECONDS", 0.05)
+    monkeypatch.setattr(publish, "REPORT_SECONDS", 0.05)
     trainer = Broadcasting()
     loop = make_loop(make_config(tmp_path / "run"), LosingPool(), trainer)
     cause = r"weights of version 0 were sent to it: engine 1 of 2: .* /x\.err; run the same command again to resume"

@@ -16,7 +16,8 @@ from mmprm.prompts import PromptConfig
 from mmprm.sampling.config import EngineConfig, SamplingConfig
 from mmprm.types import Problem
 from policy_rl.rollouts import pool as rollouts
-from policy_rl.rollouts.pool import RolloutConfig, RolloutPool, check_sampling, rollout_seed
+from policy_rl.rollouts.config import RolloutConfig, check_sampling, rollout_seed
+from policy_rl.rollouts.pool import RolloutPool
 from policy_rl.types import Group, Response
 from policy_rl.weights.config import WeightsConfig
 from policy_rl.weights.transfer import Published
