@@ -109,11 +109,6 @@ def mmprm(*words: str) -> str:
     return done.stdout
 
 
-def command(*words: str) -> None:
-    """In this process, whose Ray and imports it shares."""
-    assert main(list(words)) == 0
-
-
 def sets(items: tuple[str, ...], *more: str, stage: str = "") -> list[str]:
     return [word for item in (*items, *more) for word in ("--set", f"{stage}{item}")]
 
@@ -263,15 +258,13 @@ def test_vision_r1_recipe_in_two_stages(data: Path, tmp_path: Path) -> None:
     assert again.count("its policy is saved in") == 2
 
 
-def test_a_policy_learns_its_solutions_and_is_evaluated(
-    world: World, data: Path, tmp_path: Path, random_policy_folder: Path
-) -> None:
+def test_a_policy_learns_its_solutions_and_is_evaluated(data: Path, tmp_path: Path, random_policy_folder: Path) -> None:
     """SFT of a random policy lowers the loss on held-out solutions, and the engine stops where they ended. The trained
     policy answers a file in the layout of MathVision better than it."""
     words = [f"data.path={data / 'train.jsonl'}", f"held_out.path={data / 'test.jsonl'}", f"output={tmp_path / 'sft'}"]
     more = ["training.eval_every=1", "training.epochs=6", "training.learning_rate=3e-3"]
     call = ["--config", str(CONFIGS / "sft/tiny.yaml"), "--set", f"model={random_policy_folder}"]
-    command("sft", *call, *sets(SMALL_SFT, *words, *more))
+    mmprm("sft", *call, *sets(SMALL_SFT, *words, *more))
     losses = [row["loss"] for row in metrics(tmp_path / "sft", "eval")]
     assert losses[-1] < 0.6 * losses[0]
     rows = map(json.loads, (data / "test.jsonl").read_text().splitlines())
@@ -283,7 +276,7 @@ def test_a_policy_learns_its_solutions_and_is_evaluated(
     accuracy = {}
     for name, model in (("random", str(tmp_path / "sft" / "policy")), ("tiny", "tiny")):
         found = ("benchmark=mathvision", "prompt.preset=plain", "sampling.max_tokens=96", "workers=1")
-        command("eval", "policy", str(file), *sets(found, f"engine.model={model}", f"output={tmp_path / name}"))
+        mmprm("eval", "policy", str(file), *sets(found, f"engine.model={model}", f"output={tmp_path / name}"))
         result = json.loads((tmp_path / name / "policy-mathvision.json").read_text())
         assert result["questions"] == 32
         assert set(result["scores"]["symbolic"]) == {"all", "half 0", "half 1"}
@@ -291,20 +284,20 @@ def test_a_policy_learns_its_solutions_and_is_evaluated(
     assert accuracy["tiny"]["low"] > accuracy["random"]["high"]
 
 
-def test_mm_prm_recipe_annotates_and_trains(world: World, data: Path, tmp_path: Path, policy_folder: Path) -> None:
+def test_mm_prm_recipe_annotates_and_trains(data: Path, tmp_path: Path, policy_folder: Path) -> None:
     """Every state gets its 16 rollouts; the PRM learns from what they say, with the vision tower as it was."""
     run, labels, output = (str(tmp_path / name) for name in ("annotate", "labels.parquet", "train"))
     small = ("engine={model: tiny, max_num_seqs: 256}", "prompt={preset: plain}", "sampling.max_tokens=96", "workers=1")
     own = (f"output={run}", f"problems.path={data / 'train.jsonl'}", "problems.limit=12", "search.max_rollouts=160")
-    command("annotate", "--config", str(CONFIGS / "annotate/mm-prm-8b.yaml"), *sets(small, *own))
+    mmprm("annotate", "--config", str(CONFIGS / "annotate/mm-prm-8b.yaml"), *sets(small, *own))
     store = Store.read(Path(run) / "trees.sqlite")
     batches = [batch for problem in store.problems("done") for batch in store.batches(problem.id)]
     store.close()
     assert {len(batch.rollouts) for batch in batches} == {16}
-    command("labels", *sets((f"store={run}", f"output={labels}", "dev=0.2")))
+    mmprm("labels", *sets((f"store={run}", f"output={labels}", "dev=0.2")))
     small = tuple(item for item in SMALL_SFT if not item.startswith(("prompt", "training.epochs")))
     own = ("model=tiny", f"labels={labels}", f"output={output}", "training.eval_every=0")
-    command("train", "--config", str(CONFIGS / "train/mm-prm-8b.yaml"), *sets(small, *own))
+    mmprm("train", "--config", str(CONFIGS / "train/mm-prm-8b.yaml"), *sets(small, *own))
     steps = metrics(Path(output), "train")
     assert len(steps) >= 3
     assert all(math.isfinite(step["loss"]) and step["skipped"] == 0 for step in steps)
