@@ -1,8 +1,8 @@
-"""Compute the attention of a Qwen-VL vision tower with one call per layer.
+"""Compute the attention of a Qwen-VL vision tower with few calls per layer: one on GPU, one per length on CPU.
 
 The patches of all images are one sequence, in which a patch attends only to its own window (Qwen2.5-VL) or image.
 With SDPA, transformers calls the attention function once per window: 2,272 times for an image of one megapixel. Here,
-the windows of a layer are one batch. If their lengths differ, shorter windows are padded.
+the windows of a layer are one batch, in which shorter windows are padded, or one batch per length.
 
 Shapes: S patch of all images, W window, L patch of a window, H head, D head dimension.
 """
@@ -21,9 +21,9 @@ WINDOWS = "mmprm_flash_windows"
 """Name of the registered attention function. transformers passes the limits of the windows to the function, instead of
 calling it once per window, if the name contains "flash"."""
 
-MAX_PADDING = 128
-"""Maximum number of additional keys per patch that padding may add, on average, for one call per layer. Beyond it, as
-for images of very different sizes, there is one call per distinct length."""
+MAX_PADDING = {"cuda": 128, "cpu": 0}
+"""Maximum number of additional keys per patch that padding may add, on average, by type of device. Beyond it, as for
+images of very different sizes, there is one call per distinct length. On CPU, calls are cheap and padding is not."""
 
 
 class WindowBatch(NamedTuple):
@@ -83,7 +83,8 @@ def window_batches(limits: Tensor) -> tuple[WindowBatch, ...]:
     first_W, last_W = limits[:-1].long().cpu(), limits[1:].long().cpu()
     length_W = last_W - first_W
     added_keys = len(length_W) * int(length_W.max()) ** 2 - int(length_W.square().sum())
-    lengths = [None] if added_keys <= MAX_PADDING * int(length_W.sum()) else length_W.unique().tolist()
+    most = MAX_PADDING.get(limits.device.type, 0) * int(length_W.sum())
+    lengths = [None] if added_keys <= most else length_W.unique().tolist()
     batches = []
     for length in lengths:
         own = slice(None) if length is None else length_W == length

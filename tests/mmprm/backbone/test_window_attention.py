@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from mmprm.backbone.load import load_backbone
-from mmprm.backbone.window_attention import WINDOWS, use_window_batches, window_batches
+from mmprm.backbone.window_attention import MAX_PADDING, WINDOWS, use_window_batches, window_batches
 from tests.backbones import write_backbone
 
 TEXT = {
@@ -82,6 +82,7 @@ def run(model: nn.Module, grids: list[list[int]], monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_one_call_per_layer_with_equal_result(make, grids, before, after, monkeypatch) -> None:
+    monkeypatch.setitem(MAX_PADDING, "cpu", MAX_PADDING["cuda"])
     model = tower(make)
     features, gradient, calls = run(model, grids, monkeypatch)
     use_window_batches(model)
@@ -91,8 +92,19 @@ def test_one_call_per_layer_with_equal_result(make, grids, before, after, monkey
     assert torch.allclose(own_gradient, gradient, atol=1e-6 * gradient.abs().max().item(), rtol=1e-5)
 
 
-def test_window_batches_by_hand() -> None:
+def test_one_call_per_length_on_cpu_with_identical_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows of 64, 32, 16 and 8 patches in two layers, and the whole image in the third."""
+    model, grids = tower(qwen2_5_vl), [[1, 20, 18]]
+    features, _, calls = run(model, grids, monkeypatch)
+    use_window_batches(model)
+    own_features, _, own_calls = run(model, grids, monkeypatch)
+    assert (calls, own_calls) == (2 * 9 + 1, 2 * 4 + 1)
+    assert torch.equal(own_features, features)
+
+
+def test_window_batches_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows of 3, 2 and 3: one batch with a padded slot; windows of 1 and 300: a batch per length."""
+    monkeypatch.setitem(MAX_PADDING, "cpu", MAX_PADDING["cuda"])
     (batch,) = window_batches(torch.tensor([0, 3, 5, 8]))
     assert batch.shape_WL == (3, 3)
     assert batch.slot_S.tolist() == [0, 1, 2, 3, 4, 6, 7, 8]
