@@ -10,6 +10,7 @@ import pytest
 
 from mcts.campaign import run_campaign
 from mcts.config import CampaignConfig
+from mcts.dtype import with_settled_dtype
 from mcts.fork import fork
 from mcts.progress import CampaignSummary
 from mcts.status import read_status
@@ -51,7 +52,8 @@ def annotate(config: CampaignConfig) -> CampaignSummary:
 
 
 def test_stored_settings_have_their_current_names(store: Store) -> None:
-    assert not differing_keys(store.config, config(Path("unused")).resume_key())
+    asked = with_settled_dtype(config(FOLDER / "annotate"), None)
+    assert not differing_keys(store.config, asked.resume_key())
     assert store.config["search"]["min_shared_rollouts"] == 3
 
 
