@@ -392,3 +392,27 @@ def test_a_checkpoint_of_version_0_1_is_resumed(random_policy_folder: Path, tmp_
     newer = start(random_policy_folder)
     assert newer.resume(tmp_path) == {"step": 3}
     newer.close()
+
+
+def test_features_of_a_frozen_tower_are_computed_once(
+    random_policy_folder: Path, samples: list[TrainingSample]
+) -> None:
+    """Log-probabilities of policy and reference run the tower; two updates do not."""
+    loss = LossConfig(kl=KlConfig(coefficient=0.1))
+    found = {}
+    for enabled in (False, True):
+        trainer = start(random_policy_folder, config(loss=loss, frozen=("vision", "projector")))
+        assert trainer._policy.image_features.enabled
+        trainer._policy.image_features.enabled = enabled
+        own = trainer.log_probs(samples)
+        ready = [replace(each, old=own[n].old, ref=own[n].ref) for n, each in enumerate(samples)]
+        found[enabled] = own, [trainer.update(ready) for _ in range(2)]
+    (own, updates), (plain, plain_updates) = found[True], found[False]
+    for n, each in plain.items():
+        assert own[n].old.tolist() == each.old.tolist()
+        assert own[n].ref.tolist() == each.ref.tolist()
+    assert [each["loss"] for each in updates] == [each["loss"] for each in plain_updates]
+    assert [each["gradient_norm"] for each in updates] == [each["gradient_norm"] for each in plain_updates]
+    passes = plain_updates[1]["vision_calls"]
+    assert [each["vision_calls"] for each in plain_updates] == [3 * passes, passes]
+    assert [each["vision_calls"] for each in updates] == [passes, 0]
