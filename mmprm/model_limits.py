@@ -21,14 +21,14 @@ class ModelLimits:
     """Packed rows with several solutions or responses, which need a custom attention mask in every layer."""
     planning: str | None = None
     """Memory and time estimates of `mmprm plan`."""
-    cpu_float32: str | None = None
-    """Engines on CPU in another data type than bfloat16."""
+    cpu_engine: str | None = None
+    """Sampling with vLLM on CPU."""
 
 
 _DELTA_NET = ModelLimits(
     packing="its gated delta-net layers are recurrent, so every token of a row reads all earlier ones",
     planning="the formulas assume that every layer attends, but most of its layers are gated delta-nets",
-    cpu_float32="vLLM's CPU kernel for gated delta-nets only computes in bfloat16",
+    cpu_engine="vLLM caches the prefixes of gated delta-nets only with chunked prefill, which is off on CPU",
 )
 LIMITS: Mapping[str, ModelLimits] = MappingProxyType(
     dict.fromkeys(
@@ -68,16 +68,14 @@ def check_planning(model: str, model_type: str, key: str) -> None:
         )
 
 
-def check_cpu_dtype(model: str, dtype: str) -> None:
-    """Raise ConfigError if vLLM cannot run the model type in `dtype` on CPU. Only reads config.json."""
-    if dtype == "bfloat16":
-        return
+def check_cpu_engine(model: str) -> None:
+    """Raise ConfigError if vLLM cannot sample from the model type on CPU. Only reads config.json."""
     model_type = _model_type(model)
-    reason = limits_of(model_type).cpu_float32
+    reason = limits_of(model_type).cpu_engine
     if reason is not None:
         raise ConfigError(
-            f"engine.dtype={dtype} must be bfloat16 on CPU for a model of type {model_type}: {reason}; set "
-            "engine.dtype=bfloat16"
+            f"engine.model={model}: must not be of type {model_type} on CPU, because {reason}; use a GPU, or name a "
+            "server in engine.servers"
         )
 
 

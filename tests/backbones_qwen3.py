@@ -61,7 +61,9 @@ def qwen3_vl() -> tuple[PreTrainedModel, Any]:
 
 
 def qwen3_vl_moe() -> tuple[PreTrainedModel, Any]:
-    return _vision_language(Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration, build_tokenizer(), **EXPERTS)
+    """Published configurations name norm_topk_prob, which vLLM reads and transformers does not."""
+    experts = {**EXPERTS, "norm_topk_prob": True}
+    return _vision_language(Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration, build_tokenizer(), **experts)
 
 
 def _vision_language(config: Any, model: Any, tokenizer: Any, **text: Any) -> tuple[PreTrainedModel, Any]:

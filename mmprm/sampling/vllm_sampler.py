@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from mmprm.errors import MmprmError, SamplingError
 from mmprm.hub_models import HUB_ID, check_hub_model
-from mmprm.model_limits import check_cpu_dtype
+from mmprm.model_limits import check_cpu_engine
 from mmprm.problems import open_image
 from mmprm.prompts import PRESETS, PromptConfig
 from mmprm.rendering import opening, render
 from mmprm.sampling.arguments import NO_ARGUMENTS
 from mmprm.sampling.config import EngineConfig, SamplingConfig
-from mmprm.sampling.dtype import engine_dtype, this_device
+from mmprm.sampling.dtype import this_device
 from mmprm.sampling.engines import EngineStats
 from mmprm.sampling.seeds import derive_seed
 from mmprm.sampling.start import start_engine
@@ -59,7 +59,7 @@ class VllmSampler:
     ) -> None:
         _check_model(engine.model)
         if this_device().kind == "CPU":
-            check_cpu_dtype(engine.model, engine_dtype(engine))
+            check_cpu_engine(engine.model)
         _prepare_environment(engine.model)
         from transformers import AutoProcessor
 

@@ -224,7 +224,7 @@ async def test_a_reloaded_engine_equals_a_fresh_one(policy_folder, tmp_path, dty
     assert distance(answers[0], published) < (1e-3 if dtype == "float32" else 0.5)
 
 
-@pytest.mark.parametrize("name", [*BACKBONES, "qwen3_vl_moe", "qwen3_5_moe"])
+@pytest.mark.parametrize("name", [*BACKBONES, "qwen3_vl_moe"])
 async def test_every_backbone_takes_new_weights(tmp_path, name):
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
@@ -233,20 +233,18 @@ async def test_every_backbone_takes_new_weights(tmp_path, name):
     model_class = AutoModelForImageTextToText if name in WITH_IMAGE else AutoModelForCausalLM
     model = model_class.from_pretrained(folder, dtype=torch.float32).eval()
     engine = RolloutEngine()
-    # vLLM's CPU kernel for gated delta-nets only computes in bfloat16.
-    dtype, near = ("bfloat16", 0.3) if name.startswith("qwen3_5") else ("float32", 1e-3)
-    config = EngineConfig(model=str(folder), dtype=dtype, kv_cache_gib=0.1)
+    config = EngineConfig(model=str(folder), dtype="float32", kv_cache_gib=0.1)
     probe, banned = await engine.start(config, SAMPLING, PLAIN, {})
     try:
         assert banned or name not in WITH_IMAGE
         old = publish(model, tmp_path / "old", 0, probe)
         change(model, size=0.5)
-        published = publish(model, tmp_path / "new", 1, probe, getattr(torch, dtype))
-        assert distance(old.probe, published) > 2 * near
-        assert distance(await engine.load(published), published) < near
+        published = publish(model, tmp_path / "new", 1, probe)
+        assert distance(old.probe, published) > 0.1
+        assert distance(await engine.load(published), published) < 1e-3
         response = (await engine.sample(problem, 1, 0, 1)).responses[0]
         ours = trainer_logprobs(model, AutoProcessor.from_pretrained(folder), problem, response, banned)
-        assert response.logprobs == pytest.approx(ours, abs=3 * near)
+        assert response.logprobs == pytest.approx(ours, abs=3e-3)
     finally:
         engine._sampler.close()
 
