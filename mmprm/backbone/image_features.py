@@ -21,7 +21,7 @@ from torch import Tensor, nn
 KEPT_FEATURE_BYTES = 2**31
 """Capacity of each rank's feature cache in bytes."""
 
-Tower = Callable[..., Any]
+RunTower = Callable[..., Any]
 """Function with the signature of a model's `get_image_features`."""
 
 
@@ -92,7 +92,7 @@ class FeatureCache:
     _one_per_image: bool = False
     """Whether the tower returns a tuple with one tensor per image (Qwen-VL)."""
 
-    def __call__(self, tower: Tower, images: Mapping[str, Tensor], sets: Sequence[ImageSet]) -> Any:
+    def __call__(self, tower: RunTower, images: Mapping[str, Tensor], sets: Sequence[ImageSet]) -> Any:
         """Return the features of a batch's image sets in the form that the model accepts.
 
         `images` holds the image tensors of all sets, concatenated in order. Without sets, `images` is a placeholder for
@@ -112,7 +112,7 @@ class FeatureCache:
         return self._joined([found[each.key] for each in sets], next(iter(images.values())).device)
 
     def _computed(
-        self, tower: Tower, images: Mapping[str, Tensor], sets: Sequence[ImageSet], wanted: Sequence[int]
+        self, tower: RunTower, images: Mapping[str, Tensor], sets: Sequence[ImageSet], wanted: Sequence[int]
     ) -> dict[str, Features]:
         """Run the tower on the image sets with the indices `wanted`. If there are none, run it on the first set or on
         the placeholder."""
