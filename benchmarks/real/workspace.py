@@ -38,7 +38,7 @@ Results = dict[str, Any]
 class Sizes:
     """Configures the numbers of problems, samples and tokens. `SMALL` runs every part in minutes, to test them."""
 
-    solutions: int = 640
+    solutions: int = 1000
     held_out: int = 60
     annotated: int = 100
     max_rollouts: int = 96
