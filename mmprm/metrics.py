@@ -128,9 +128,10 @@ class MacroF1:
 
 
 def macro_f1(claimed_K: ArrayLike, correct_K: ArrayLike) -> MacroF1:
-    """Return the macro F1 over correct and incorrect steps; per class, F1 = 2 · hits / (claims + members).
+    """Return the macro F1: the mean of the F1 on correct steps and the F1 on incorrect steps.
 
-    The result is NaN if one of the two classes does not occur in the truth. Source: Wang et al., VisualPRM
+    Per class, F1 = 2 TP / (predicted + actual), where TP is the number of steps of the class predicted as such. The
+    result is NaN if one of the two classes does not occur in the truth. Source: Wang et al., VisualPRM
     (VisualProcessBench).
     """
     claimed_K, correct_K = np.asarray(claimed_K, dtype=bool), np.asarray(correct_K, dtype=bool)
@@ -269,15 +270,18 @@ def reliability(probability_K: ArrayLike, outcome_K: ArrayLike, bins: int = 10) 
 
 
 def expected_calibration_error(curve: Sequence[ReliabilityBin]) -> float:
-    """Return the expected calibration error, ECE = Σ_bins count / total · |observed - predicted|."""
+    """Return the expected calibration error: the mean of |observed - predicted| over the bins, weighted by count.
+
+    ECE = Σ_b n_b / n · |observed_b - predicted_b|, where bin b holds n_b of the n items.
+    """
     total = sum(entry.count for entry in curve)
     return sum(entry.count * abs(entry.observed - entry.predicted) for entry in curve) / total
 
 
 def _judged_correctly(scores_S: Sequence[float], first_error: int) -> tuple[float, float]:
-    """Return the bounds (low, high) of the thresholds t at which this first error is found: low < t ≤ high.
+    """Return bounds (low, high) such that `first_error` is predicted at the thresholds t with low < t ≤ high.
 
-    If there are none, low == high.
+    If there is no such t, low == high.
     """
     if first_error == NO_ERROR:
         return -1.0, min(scores_S, default=2.0)

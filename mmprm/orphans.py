@@ -96,10 +96,10 @@ def _started(pid: int) -> str:
 
 
 def _wait(parent: int) -> tuple[list[bytes], dict[int, str]]:
-    """Wait for the process `parent` to exit; return its requests, and the PIDs and start times of the processes in its
-    trees.
+    """Wait for the process `parent` to exit; return its requests, and the PIDs and start times of the processes to
+    stop.
 
-    Exits if `parent` reports that there is nothing left to do. The trees are recorded while they exist, because
+    Exits if `parent` reports that there is nothing left to do. The process trees are recorded while they exist, because
     processes are reparented when their parent exits.
     """
     text, closed = b"", False

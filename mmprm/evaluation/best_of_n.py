@@ -15,7 +15,10 @@ OWN = ("prm", "weighted")
 
 @dataclass(frozen=True, slots=True)
 class BestOfN:
-    """Holds accuracies by aggregator and N. `best` is the aggregator with the highest accuracy at the largest N."""
+    """Holds the accuracy of each selector, by aggregator and N.
+
+    `best` is the aggregator with the highest PRM accuracy at the largest N.
+    """
 
     problems: int
     samples: int

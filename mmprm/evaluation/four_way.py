@@ -15,10 +15,10 @@ class FourWay:
 
     - insufficient knowledge: the composite problem and at least one part are incorrect;
     - inadequate generalization: all parts are correct, but the composite problem is not;
-    - rote memorization: the composite problem is correct although a part is not (strict) or no part is (loose);
-    - mastery: the composite problem is correct otherwise.
+    - rote memorization: the composite problem is correct, but at least one part (strict) or every part (loose) is not;
+    - mastery: the composite problem is correct in all other cases.
 
-    score = mastery + inadequate / 2.
+    The score is mastery + (inadequate generalization) / 2.
     """
 
     problems: int

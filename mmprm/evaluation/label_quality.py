@@ -10,7 +10,7 @@ from mmprm.labels.parquet import LabeledExample
 from mmprm.types import Problem, Solution, Steps, StepScores
 
 KnownSteps = Callable[[Problem, Steps], Sequence[bool | None]]
-"""Function that returns, for each step of a solution, whether there is no error up to it, or None if unknown."""
+"""Function that returns, for each step of a solution, whether all steps up to it are correct, or None if unknown."""
 
 
 def no_error_so_far(correct_S: Iterable[bool | None]) -> list[bool | None]:

@@ -1,4 +1,4 @@
-"""Read solutions with human-judged or otherwise known steps, using one reader per data set.
+"""Read solutions with known step correctness, from human judgments or other labels, using one reader per data set.
 
 A reader converts a record to a Parsed. It raises KeyError, TypeError or ValueError if the record has a different
 format.

@@ -168,7 +168,7 @@ async def ask(
     config: PolicyEvalConfig,
     known: ResponseStore,
 ) -> tuple[list[Answered], dict[str, str]]:
-    """Sample and grade responses; return the answered questions, and the failure reason of each other question by id.
+    """Sample and grade responses; return the answered questions and, for the others, a dict from id to failure reason.
 
     Only missing responses are sampled; `sampler` may be None if `known` has all of them. `judged` grades only responses
     that `symbolic` cannot decide. Raises EngineStoppedError if the engine stops.

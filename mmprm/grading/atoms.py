@@ -37,7 +37,7 @@ _NO_FACTORS = {
 
 
 class AtomParser(TokenStream, ABC):
-    """Parses atoms; subclasses implement the operators, which brackets and arguments call recursively."""
+    """Parses atoms; subclasses parse the operators, including those inside an atom's brackets and arguments."""
 
     _bars = 0
 

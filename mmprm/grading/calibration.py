@@ -38,12 +38,12 @@ class VerdictCounts:
 
     @property
     def false_accept_rate(self) -> Interval | None:
-        """Return the fraction of incorrect answers that are accepted, among decided ones, with its Wilson interval."""
+        """Return the fraction of decided incorrect answers that are accepted, with its Wilson interval."""
         return wilson(self.false_accepts, self.false_accepts + self.true_rejects)
 
     @property
     def false_reject_rate(self) -> Interval | None:
-        """Return the fraction of correct answers that are rejected, among decided ones, with its Wilson interval."""
+        """Return the fraction of decided correct answers that are rejected, with its Wilson interval."""
         return wilson(self.false_rejects, self.false_rejects + self.true_accepts)
 
     @property

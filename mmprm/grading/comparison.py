@@ -81,8 +81,10 @@ def without_decimal(answer: str) -> str:
 
 
 def _without_domain(gold: Reading, text: str, remark: str) -> tuple[str, str]:
-    """Move a trailing domain such as x > 0 from the answer to its remark, unless the gold answer lists several
-    answers."""
+    """Move a trailing domain such as x > 0 from the answer to the remark (the note after it).
+
+    Nothing is moved if there already is a remark, or if the gold answer lists several answers.
+    """
     match = _DOMAIN.fullmatch(text)
     if match is None or remark or (isinstance(gold, Compound) and gold.kind in ("blanks", "list")):
         return text, remark

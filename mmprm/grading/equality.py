@@ -34,7 +34,7 @@ def equal(gold: Expression, given: Expression) -> bool | None:
 
 
 def _readings(gold: Expression, given: Expression) -> list[dict[str, Value]]:
-    r"""Return the values to try for "log base": 10 and e, because \log without a base can mean either."""
+    r"""Return the values to try for the symbol "log base": 10 and e, because \log without a base can mean either."""
     context = context_of(MANY_DIGITS[-1])
     if not (uses(gold, "log") or uses(given, "log")):
         return [{}]

@@ -70,7 +70,10 @@ def open_gold(gold: str) -> str:
 
 
 def without_thoughts(text: str) -> str:
-    """Remove `<think>…</think>`, even if the prompt opened it, and an unclosed thought unless `</answer>` follows."""
+    """Remove each `<think>…</think>`, text up to a lone `</think>`, and text from a lone `<think>` on.
+
+    A lone `<think>` stays if the text ends with `</answer>`. Some prompts end with `<think>`, so responses may lack it.
+    """
     text = _THOUGHT.sub("", text)
     _, closed, tail = text.rpartition("</think>")
     text = tail if closed else text
@@ -123,7 +126,7 @@ def _announced(text: str) -> Found:
 
 
 def _alone(text: str) -> Found:
-    """Return a response of one line, or the last line if it is a bare value or begins like a conclusion."""
+    """Return the only line of a response, or its last line if that is a bare value or begins like a conclusion."""
     lines = [line.strip().strip("*_#").strip() for line in text.strip().splitlines()]
     lines = [line for line in lines if line]
     if not lines or len(lines[-1]) > MAX_LINE or is_refusal(lines[-1]):

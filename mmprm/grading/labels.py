@@ -1,4 +1,4 @@
-"""Compare answers in words: by label if the gold answer belongs to a closed set of labels, otherwise by wording.
+"""Compare prose answers: by label if the gold answer belongs to a closed set of labels, otherwise by their words.
 
 A set is a row of labels; synonyms of one label are joined by `|`.
 """
@@ -100,8 +100,7 @@ def compare_labels(gold: str, answer: str, own_sets: Sequence[Sequence[str]] = (
 
 
 def compare_words(gold: str, answer: str) -> Outcome:
-    """Compare answers in prose that are not known labels, by equality, by the gold answer's words in a statement, or by
-    negation."""
+    """Compare prose answers that are not known labels, allowing sentences that state or deny the gold answer."""
     gold_text, answer_text = plain_words(gold), plain_words(answer)
     if gold_text == answer_text or skeleton(gold) == skeleton(answer):
         return SAME

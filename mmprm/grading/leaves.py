@@ -21,7 +21,7 @@ from mmprm.grading.units import DEGREE
 _SIGN = re.compile(r"[=<>]|\\(?:leq|geq|neq|perp|parallel|sim|cong|approx|in)")
 _BASED = re.compile(r"\(?(?P<digits>[0-9A-F]+)\)?_\s*\{?\s*(?:\\text\{)?\s*\(?(?P<base>\d+|[a-z]+)\)?\s*\}*")
 _OUTSIDE = re.compile(r"\d\s*_|\\text|(?<![\d^_])\d+ \d")
-"""Matches subscripts and text, which Math-Verify drops, and adjacent numbers, which it adds."""
+"""Matches notation that Math-Verify misreads: it drops subscripts and text, and adds adjacent numbers."""
 _BOUND = {r"\int", r"\sum", r"\prod", r"\lim", r"\iint", r"\oint"}
 """LaTeX commands that bind a variable. The variable's name does not matter in a comparison."""
 _CROSS = re.compile(r"\\vec\s*\{?\w+\}?\s*\\times\s*\\vec")
@@ -153,7 +153,7 @@ def _times(text: str, factor: Fraction) -> str:
 
 
 def same_expression(gold: str, given: str, symbols: SymbolTest) -> Outcome:
-    """Compare two values without units: numbers exactly, expressions by evaluation, and others by `symbols`."""
+    """Compare two values without units: numbers exactly, expressions by evaluation, and others by calling `symbols`."""
     outcome = _same_number(gold, given)
     if outcome is None and key(gold) == key(given):
         return SAME

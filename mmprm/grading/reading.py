@@ -109,7 +109,7 @@ def read_answer(text: str) -> Reading:
 
 
 def serial_reading(text: str) -> Reading | None:
-    """Parse a text such as `1.3.` as a list of conclusions, 1 and 3, or return None for any other text."""
+    """Parse the numbers of two selected statements, such as `1.3.`, as the list 1, 3; return None for other texts."""
     match = _SHORT_SERIAL.fullmatch(text.strip().strip("$"))
     return Compound("list", (Leaf(match[1]), Leaf(match[2]))) if match and match[1] < match[2] else None
 
@@ -332,7 +332,7 @@ def split_outside_brackets(text: str, separator: re.Pattern[str]) -> tuple[list[
 
 
 def _is_balanced(text: str) -> bool:
-    """Return whether the brackets in `text` are balanced, so that a pair of brackets around it match each other."""
+    """Return whether the brackets in `text` are balanced; if so, brackets placed around it match each other."""
     depth = 0
     for character in text.replace(r"\{", "(").replace(r"\}", ")"):
         depth += 1 if character in "([{" else -1 if character in ")]}" else 0

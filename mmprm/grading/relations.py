@@ -207,10 +207,11 @@ def _written(relation: Compound) -> str:
 
 
 def equivalent(gold: Compound, given: Compound) -> Outcome | None:
-    """Compare two equations or inequalities by left side minus right side, or return None if a side cannot be parsed.
+    """Compare two equations or inequalities by their differences, or return None if a side cannot be parsed.
 
-    They are the same if the differences have a constant ratio. For inequalities, it must be positive, or negative with
-    the signs reversed. Equations are also the same if both are linear in a symbol and have the same solution for it.
+    The difference is the left side minus the right side. The relations are the same if their differences have a
+    constant ratio. For inequalities, it must be positive, or negative with the signs reversed. Equations are also the
+    same if both are linear in a symbol and have the same solution for it.
     """
     try:
         one, other = _difference(gold), _difference(given)

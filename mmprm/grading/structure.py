@@ -244,7 +244,7 @@ def _is_ordered(gold: Compound, given: Compound, names: Sequence[Sequence[str]])
 
 
 def _same_form(gold: Compound, given: Compound, named: bool) -> Outcome:
-    """Decide whether two groups with equal items also have the same form.
+    """Compare the names, kinds, brackets and joining words of two multi-part answers whose items are equal.
 
     (1,2) and [1,2] are different intervals; (1,2) and a list 1, 2 are undecided.
     """

@@ -66,8 +66,10 @@ def _equal(gold: Expr, given: Expr) -> bool:
 
 
 def _equivalent(gold: Relational, given: Relational) -> bool:
-    """Return whether two relations' differences of left and right side have a constant ratio, reversing inequality
-    signs if it is negative."""
+    """Return whether two relations have the same relation sign, and differences with a constant nonzero ratio.
+
+    The difference is the left side minus the right side. If the ratio is negative, an inequality is reversed first.
+    """
     ratio = simplify((gold.lhs - gold.rhs) / (given.lhs - given.rhs))
     if not ratio.is_number or ratio.is_zero or not ratio.is_finite:
         return False

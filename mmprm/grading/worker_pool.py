@@ -47,7 +47,7 @@ class WorkerPool:
         self._closed = False
 
     def compare(self, gold: str, answer: str, labels: Sequence[Sequence[str]] = ()) -> Future[Outcome]:
-        """Submit a comparison; its future raises LateError, DiedError, or GradingError if no worker can start."""
+        """Submit a comparison; its future raises LateError or DiedError, or, if no worker can start, GradingError."""
         return self._threads.submit(self._compare, {"gold": gold, "answer": answer, "labels": labels})
 
     def close(self) -> None:

@@ -85,7 +85,7 @@ def _check_repo(repo: str) -> None:
 
 
 def _open_hub() -> Any:
-    """Create a Hub client; raise SetupError if there is no access token or the Hub is switched off."""
+    """Create a Hub client; raise SetupError if there is no access token or HF_HUB_OFFLINE is set."""
     from huggingface_hub import HfApi, constants, get_token
 
     if constants.HF_HUB_OFFLINE:

@@ -26,9 +26,9 @@ Prefix = tuple[str, Steps]
 
 class AgreementRule(Config):
     value_above: float = Field(0.0, ge=0, lt=1)
-    """Threshold of the Monte Carlo value; a label above it counts as correct."""
+    """Threshold for the Monte Carlo value of a label; a label above it counts as correct."""
     probability_at_least: float = Field(0.5, gt=0, le=1)
-    """Threshold of the judge's probability; a step at or above it counts as correct."""
+    """Threshold for the judge's probability; a step at or above it counts as correct."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,7 +98,7 @@ def _hashes(problem: Problem) -> int:
 
 
 def image_hash(image: Image.Image) -> int:
-    """Compute a difference hash: bits that mark where a small gray copy gets lighter to the right and downward."""
+    """Compute a difference hash of a small gray copy: its bits mark pixels with a lighter right or lower neighbor."""
     from PIL import Image
 
     def gray(width: int, height: int) -> np.ndarray[Any, Any]:

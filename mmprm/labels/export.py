@@ -45,7 +45,7 @@ class ExportConfig(Config):
     """Kind of labels to write. soft: the share of correct rollouts; hard: correct or incorrect. Defaults to soft if the
     format supports it."""
     threshold: float = Field(0.0, ge=0, lt=1)
-    """Share of correct rollouts above which a hard label is correct, and a label counts as positive."""
+    """Share of correct rollouts above which a label counts as positive, and a hard label is written as correct."""
     negatives: float | None = Field(None, gt=0)
     """Maximum number of negative labels per positive label in the train split, chosen with the seed; null keeps all."""
     agree: Literal["steps", "first_errors"] | None = None
@@ -97,8 +97,7 @@ class ExportSummary:
     images_left_out: int
     """Number of problems whose images are left out because the format cannot represent them."""
     overlap: dict[str, dict[str, str]]
-    """Maps each benchmark file to its problems with a near-duplicate in the export, as a dict from problem to
-    duplicate."""
+    """Maps each benchmark file to a dict from each problem with a near-duplicate in the export to that duplicate."""
 
 
 def export_labels(config: ExportConfig) -> ExportSummary:

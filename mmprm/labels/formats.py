@@ -107,7 +107,7 @@ def repeat_shared(paths: Sequence[LabeledPath]) -> list[LabeledPath]:
 def content_of(
     path: LabeledPath, problem: Problem, form: LabelFormat, kind: LabelKind, threshold: float
 ) -> Content | None:
-    """Convert a labeled path to the format's content, up to its last label, or return None if it has no labels."""
+    """Convert a labeled path, cut after its last label, to the format's content, or return None if it has no labels."""
     labels = [_label(counts, kind, threshold) for counts in path.counts]
     steps = list(path.steps)
     # Steps after the last label have no target, and some formats cannot represent unlabeled steps.
@@ -207,9 +207,9 @@ def _split_numbered(text: str) -> tuple[str, list[str]]:
 
 
 def _read_numbered(text: str) -> tuple[str, Steps, list[bool]]:
-    """Split the text into question, steps, and one flag per step for whether the step ends in a mark.
+    """Split the text into the question, the steps, and one flag per step: whether it ends with SHEPHERD_MARK.
 
-    Raises DataError for a mark inside a step, which would shift the labels.
+    Raises DataError if the mark occurs inside a step, which would shift the labels.
     """
     question, pieces = _split_numbered(text)
     marked = [piece.endswith(SHEPHERD_MARK) for piece in pieces]
@@ -260,7 +260,7 @@ def _read_prm800k(record: Record) -> Content:
 
 
 def _chosen(step: Record) -> Record:
-    """Return the completion on the trajectory: the chosen one, a labeler's own, or the first if none was chosen."""
+    """Return the completion that the solution continues with: the chosen one, the labeler's own, or else the first."""
     if step["chosen_completion"] is None and (human := step.get("human_completion")) is not None:
         return {"text": human["text"] if isinstance(human, dict) else human, "rating": 1}
     return step["completions"][step["chosen_completion"] or 0]
@@ -307,7 +307,7 @@ def _unmarked(text: str) -> str:
 
 
 def _image(row: OutputRow) -> Record:
-    """Return the record's image field: a path for one image, a list of paths for several, or {} for none."""
+    """Return the record's `image` field with the path of one image or a list of paths, or {} if there are no images."""
     if not row.images:
         return {}
     return {"image": row.images[0] if len(row.images) == 1 else list(row.images)}

@@ -54,7 +54,7 @@ class ImportConfig(RowsConfig):
     format: SourceName
     """Layout of the records; steps is a plain layout with question, steps and labels."""
     rollouts: int | None = Field(None, ge=1)
-    """Number of rollouts per label in layouts with numbers instead of counts, such as 16 for MM-PRM. It sets the counts
+    """Number of rollouts per label in layouts with shares instead of counts, such as 16 for MM-PRM. It sets the counts
     and thus the weight of each label; null counts a label as one rollout."""
     neutral: NeutralAs | None = None
     """Meaning of a neutral rating in PRM800K and VisualProcessBench: correct, incorrect or none (no label). null means
@@ -64,7 +64,8 @@ class ImportConfig(RowsConfig):
     quality_control: bool = False
     """Also import PRM800K's quality control and screening questions, which several labelers answered."""
     invalid: Literal["error", "drop"] = "error"
-    """How to handle a record with another layout: stop with an error that names its line, or drop and count it."""
+    """How to handle a record that does not match the layout: stop with an error that names its line, or
+    drop and count it."""
     image_root: PathText | None = None
     """Folder that relative image paths refer to; defaults to the folder of the file."""
     embed_images: bool = True
@@ -252,5 +253,5 @@ def _embedded(image: ImageRef, location: str) -> ImageRef:
 
 @lru_cache(maxsize=16)
 def _bytes_of(path: str) -> bytes:
-    """Read an image file once for consecutive solutions of a problem."""
+    """Read an image file, with a cache for consecutive solutions of the same problem."""
     return image_bytes(ImageRef(path=path))

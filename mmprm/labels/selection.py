@@ -39,7 +39,8 @@ class SelectionConfig(Config):
     informative: float = Field(1.0, gt=0, le=1)
     """Share of the solutions to keep, namely those with the highest balanced information score."""
     alpha: float = Field(0.05, ge=0)
-    """Weight of unmixed solutions in the balanced information score. A larger value suits a smaller share."""
+    """Weight of solutions whose steps are all positive or all negative in the balanced information score. A larger
+    value suits a smaller share of solutions to keep."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +95,10 @@ def balanced_information(values: Sequence[float], alpha: float) -> float:
 
 
 def keep_informative(examples: Sequence[LabeledExample], share: float, alpha: float) -> list[LabeledExample]:
-    """Keep the share of solutions with the highest balanced information score, at least one. Ties are broken by hash.
+    """Keep the given share of the solutions, at least one, choosing the highest balanced information scores.
 
-    A score uses all labels of a solution's prefixes, including those stored on another path. A kept prefix keeps its
-    label: it is stored on the first kept path that contains it.
+    Ties are broken by hash. A score uses all labels of a solution's prefixes, including those stored on another path. A
+    kept prefix keeps its label: it is stored on the first kept path that contains it.
     """
     known = _known_labels(examples)
     scored = []

@@ -34,7 +34,7 @@ class LabelCounts:
 
 
 def label_tree(tree: Tree, rule: StoppingRule, step_format: StepFormat, seed: int) -> list[LabeledPath]:
-    """Return one path through each leaf state of a tree, with as many correct as incorrect complete solutions.
+    """Return labeled paths that cover all leaf states of a tree, with as many correct as incorrect complete solutions.
 
     A path continues as a complete solution if one passes through its state. All solutions of the rarer kind are used; a
     path whose solution would upset the balance ends at its leaf state.
@@ -106,9 +106,9 @@ def _deepest(states: dict[Steps, Counts]) -> list[Steps]:
 
 
 def _choose(deepest: list[Steps], solutions: dict[Steps, bool], rng: random.Random) -> list[Steps]:
-    """Select the paths to export: one solution through each leaf state, and more solutions for balance.
+    """Select the paths to export: one through each leaf state, plus solutions to balance correct and incorrect ones.
 
-    A state without a solution through it is a path itself. Balance means as many correct as incorrect solutions.
+    A path ends at its leaf state if no solution passes through the state or the solution would upset the balance.
     """
     through: dict[Steps, dict[bool, list[Steps]]] = {state: {True: [], False: []} for state in deepest}
     for steps, correct in solutions.items():

@@ -36,7 +36,10 @@ class SourceOptions:
 
 @dataclass(frozen=True, slots=True)
 class SourceSolution:
-    """Holds a solution of a record. `complete` solutions end in a final answer, and the last label is its verdict."""
+    """Holds a solution read from another project's record, with a label or None for each step.
+
+    `complete` solutions end in a final answer, and the last label is its verdict.
+    """
 
     question: str
     steps: Sequence[str]
@@ -54,7 +57,7 @@ class LabelSource:
 
 
 def label_counts(label: Any, rollouts: int | None) -> Counts | None:
-    """Convert a label to counts: a boolean, + or -, a number in [0, 1], counts, or None for an unlabeled step.
+    """Convert a label (a boolean, + or -, a number in [0, 1], or counts) to Counts; None means no label.
 
     A number v stands for `rollouts` rollouts (1 by default), of which round(v * rollouts) were correct. v is stored as
     the estimate if the quotient differs from it. Counts are {correct, incorrect} or {correct, total}, with an optional
@@ -88,7 +91,7 @@ def _from_mapping(label: Mapping[str, Any]) -> Counts | None:
 
 
 def _rating(rating: int | None, neutral: NeutralAs) -> Counts | None:
-    """Convert a human rating: 1 correct, -1 incorrect, 0 neutral, None unrated."""
+    """Convert a human rating to counts: 1 means correct, -1 incorrect, 0 what `neutral` says, and None unrated."""
     if rating is None:
         return None
     if rating not in (-1, 0, 1) or isinstance(rating, bool):
@@ -257,7 +260,7 @@ LABEL_SOURCES: dict[str, LabelSource] = {
 
 
 def read_source(name: str, record: Record, options: SourceOptions) -> Iterator[SourceSolution]:
-    """Yield the labeled solutions of a record after checking their types.
+    """Yield the labeled solutions of a record, checking that each has a question, steps, and one label per step.
 
     Raises DataError with what is wrong, without a location, and DroppedRecordError if the record is unusable.
     """
