@@ -244,8 +244,10 @@ def read_problem(row: Row, columns: Columns, root: Path, location: str) -> Probl
 
 
 def _check_characters(texts: Mapping[str, str], location: str) -> None:
-    """Raise DataError for lone surrogates in lists and messages stored as text. Other JSON is checked when it is
-    read."""
+    """Raise DataError if a field contains a lone surrogate, which can come from a list or message stored as text.
+
+    Other JSON is checked when it is read.
+    """
     for field, text in texts.items():
         try:
             text.encode()

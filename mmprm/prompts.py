@@ -63,7 +63,7 @@ class PromptConfig(Config):
     """Whether to append a problem's options (A. …) to its question, unless the question already contains them all; null
     means true."""
     template: Literal["chat", "raw"] | None = None
-    """Whether to use a chat template. chat (the default): the model's chat template; raw: no template, for base models.
+    """How to format a prompt. chat (the default): with the model's chat template; raw: with none, for base models.
     A raw prompt is the system text, the user text and the prefill."""
     template_options: dict[str, Any] | None = None
     """Variables to pass to the chat template, such as {enable_thinking: false}."""

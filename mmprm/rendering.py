@@ -120,8 +120,8 @@ def check_rendering(template_owner: Any, problems: Sequence[Problem], config: Pr
 
 
 def template_of_file(values: Any, *keys: str) -> Any:
-    """Read the chat template file at the configuration path `keys`, and return the raw configuration with its text in
-    `prompt`."""
+    """Return the raw configuration `values` with prompt.chat_template read from the file that the setting at `keys`
+    names, if any."""
     path: Any = values
     for key in keys:
         path = path.get(key) if isinstance(path, Mapping) else getattr(path, key, None)

@@ -20,7 +20,7 @@ LIVE_PARAMETERS = 1_000_000_000
 UPDATED_AT_ONCE = 1_000_000_000
 """Maximum number of elements per rank that ZeRO-3 updates at once (sub_group_size)."""
 LOGITS_IN_WORK = 2**26
-"""Maximum number of logits that a policy computes at once, set in policy_rl.trainer.output_layer."""
+"""Maximum number of logits that a policy computes at once; equals policy_rl.trainer.output_layer.LOGITS_AT_ONCE."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Layers:
     heads: int
     gated: bool
     key_value_heads: int = 0
-    """Number of key-value heads; used for the key-value cache and for normalized heads."""
+    """Number of key-value heads; needed for the key-value cache and, with `normalizes_heads`, for the activations."""
     normalizes_heads: bool = False
     """Whether queries and keys are normalized per head, as in Qwen3."""
     experts: int = 0
@@ -69,20 +69,21 @@ class Layers:
 
 
 def width(precision: Precision) -> int:
-    """Return the number of bytes per weight."""
+    """Return the width of a weight in bytes: 2 in bf16, 4 in float32."""
     return 2 if precision == "bf16" else 4
 
 
 def states(trained: int, frozen: int, gpus: int, stage: int, precision: Precision, offload: Offload) -> States:
-    """Return the bytes per rank of weights, gradients and AdamW (Rajbhandari et al. 2020, ZeRO, section 5):
+    """Return the bytes per rank of weights, gradients and AdamW states for Ψ parameters on N GPUs, by ZeRO stage:
 
         stage 0   eΨ + 4Ψ + KΨ          stage 2   eΨ + (4 + K)Ψ / N
         stage 1   eΨ + 4Ψ + KΨ / N      stage 3   (e + 4 + K)Ψ / N
 
-    In the paper gradients take e bytes; here they are accumulated in float32. K = 12 for float32 copies of weights,
-    momentum and variance, or 8 in float32 at stage 0, where DeepSpeed copies no weights. Frozen parameters have only
-    weights. Offloading moves K to the CPU, together with a float32 copy of the gradients; at stage 3, and at stage 2 in
-    float32, it moves the gradients themselves. `all` also moves the weights.
+    See Rajbhandari et al. (2020), ZeRO, section 5. A weight takes e bytes. A gradient takes 4 bytes, because gradients
+    are accumulated in float32 (in the paper, e bytes). K = 12 bytes hold float32 copies of weights, momentum and
+    variance; K = 8 in float32 at stage 0, where DeepSpeed copies no weights. Frozen parameters have only weights.
+    Offloading moves these K bytes to CPU memory, together with a float32 copy of the gradients; at stage 3, and at
+    stage 2 in float32, it moves the gradients themselves. `all` also moves the weights.
     """
     e = width(precision)
     k = 8 if precision == "fp32" and stage == 0 else 12
@@ -102,12 +103,13 @@ def states(trained: int, frozen: int, gpus: int, stage: int, precision: Precisio
 def saved_by_a_layer(layers: Layers, longest: int, precision: Precision) -> float:
     """Return the bytes per token that a Llama or Qwen2 layer saves for the backward pass, without the attention matrix:
 
-    2(4 + 2e)H    each norm: input in float32, normalized, output     8    its root mean square, twice
-    4eA           query, key, value (repeated for all heads), output  4N   log-sum of exponentials, N heads
+    2(4 + 2e)H    two norms: input in float32, normalized, output     8    their root mean squares
+    4eA           query, key, value (repeated for all heads), output  4h   log-sum of exponentials, h heads
     4eI           gate, its activation, up, product                   eS   mask (2eI without gate)
 
-    With normalized heads and keys of width K in G heads, add (4 + e)(A + K) + 4(N + G). With E experts, of which a
-    token uses k, add 2ekH (their inputs and outputs) + 4E + (32 + e)k (routing).
+    H, A, I, S and e are defined at the top of this module. If queries and keys are normalized per head, with keys of
+    total width K in G heads, add (4 + e)(A + K) + 4(h + G). With E experts, of which a token uses k, add 2ekH (their
+    inputs and outputs) + 4E + (32 + e)k (routing).
     """
     e = width(precision)
     feed_forward = (4 if layers.gated else 2) * e * layers.intermediate
@@ -148,7 +150,7 @@ def output_layer(
     backward: bool = True,
     trained: bool = True,
 ) -> float:
-    """Return the peak bytes for computing log-probabilities of T tokens over V vocabulary rows.
+    """Return the peak bytes for computing log-probabilities of T tokens over a vocabulary of V tokens.
 
     Chunks of the vocabulary have n = min(V, 2²⁶ / T) rows, and two tensors of Tn logits exist at once. The backward
     pass adds the gradients of the hidden states (4TH), of the matrix (eVH, if it is trained), and of a chunk before
@@ -186,7 +188,7 @@ def forward_only(layers: Layers, tokens: int, precision: Precision) -> float:
 def buffers(
     trained: int, frozen: int, largest: int, gpus: int, stage: int, precision: Precision, offload: Offload
 ) -> tuple[float, float]:
-    """Return the temporary memory in bytes of the backward pass (besides activations) and of the optimizer update.
+    """Return the bytes of temporary memory, excluding activations, for the backward pass and for the optimizer update.
 
     Backward: the bucket being reduced and its result, and the gradient of the largest tensor before it is reduced.
     ZeRO-2 also holds a rank's share of a micro-batch's gradients in addition to their sum; ZeRO-3 prefetches up to 10⁹
@@ -207,7 +209,7 @@ def buffers(
 
 
 def matrix_operations(parameters: int, tokens: float, passes: int) -> float:
-    """Return the FLOPs of all matrix multiplications, which are 2ΨT per pass.
+    """Return the FLOPs of all matrix multiplications: 2ΨT per pass, with Ψ parameters and T tokens.
 
     There is 1 forward pass, 2 backward (1 if these weights are frozen but earlier ones are not), and 1 more if
     activations are recomputed. Training thus takes 6ΨT (Kaplan et al. 2020, section 2.1).
@@ -216,9 +218,11 @@ def matrix_operations(parameters: int, tokens: float, passes: int) -> float:
 
 
 def attention_operations(layers: Layers, lengths: Iterable[tuple[float, float]], causal: bool, passes: int) -> float:
-    """Return the FLOPs of attention, which are 4LAS² per pass and sequence of length S, or half as many if causal.
+    """Return the attention FLOPs: 4·L·A·S² per pass over a sequence of length S (L layers, attention width A), or half
+    that if causal.
 
-    This covers the scores and the weighted sums of values. `lengths` holds pairs (number of sequences, S).
+    The count covers the attention scores and the weighted sums of values. `lengths` holds pairs (number of sequences,
+    S).
     """
     squares = sum(count * length * length for count, length in lengths)
     return 4.0 * layers.count * layers.attention * squares * passes * (0.5 if causal else 1.0)

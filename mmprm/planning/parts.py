@@ -13,7 +13,8 @@ GIB = 2**30
 RESERVE = 0.08
 """Fraction of a GPU's memory that is reserved for CUDA contexts, NCCL and fragmentation."""
 ENGINE_RESERVE = 0.02
-"""Fraction reserved on GPUs with only engines and scorers, whose estimates already include their CUDA contexts."""
+"""Fraction of memory reserved on GPUs without a trainer; estimates for engines and scorers already include their CUDA
+contexts."""
 
 Parts = Mapping[str, float]
 """Maps each part of the memory to its size in bytes."""

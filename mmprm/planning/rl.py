@@ -60,7 +60,8 @@ class RLSettings:
     keeps_cache: bool = False
     """Whether a colocated trainer keeps its allocator's cache when the engines wake up, rather than freeing it."""
     wakes_at_once: bool = False
-    """Whether colocated engines wake up with their key-value cache before the sync, rather than with weights only."""
+    """Whether colocated engines restore their key-value cache together with their weights, before the sync, rather than
+    after it."""
 
 
 def rl_plan(policy: Shape, prm: Shape | None, settings: RLSettings) -> MemoryPlan:
@@ -135,7 +136,7 @@ def _engine(policy: Shape, settings: RLSettings, colocated: bool) -> dict[str, P
 
 
 def _send_buffers(policy: Shape, settings: RLSettings) -> float:
-    """Return the bytes that rank 0 needs to send weights to the engines.
+    """Return the number of bytes that rank 0 allocates while it sends weights to the engines.
 
     These are the largest tensor, both gathered and in the engines' dtype, and packed buffers. With ipc, there is one
     buffer of 1 GiB, or of the size of the largest tensor if that is larger. With nccl, there are two, and a third that

@@ -24,7 +24,7 @@ def serving_plan(
     sequence: int,
     nodes: int = 1,
 ) -> MemoryPlan:
-    """Estimate the memory of engines that use all GPUs, and of a scorer that uses the first ones.
+    """Estimate the memory of engines on all GPUs, and of a scorer on the first `tensor_parallel` of these GPUs.
 
     Args:
         policy: Shape and engine settings of the policy, or None.

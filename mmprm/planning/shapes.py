@@ -33,22 +33,25 @@ _EXPERTS = r"\.experts\."
 
 @dataclass(frozen=True, slots=True)
 class Tower:
-    """Describes a vision tower: its layers, and its numbers of tokens per image. `tokens` is the number of its tokens
-    per image token in the language model."""
+    """Describes a vision tower: its layers, and how many tokens an image has.
+
+    `tokens` is the number of vision tokens per image token, that is, per position of an image in the language model.
+    """
 
     layers: Layers
     tokens: float
     length: float
-    """Number of vision tokens that attend to each other."""
+    """Number of vision tokens that attend to each other: those of an InternVL tile or a window, or else an assumed
+    1024."""
     features: int
     """Number of features per image token: one, plus one for each deepstack layer of Qwen3-VL."""
     largest: int
-    """Number of image tokens that the largest image becomes."""
+    """Maximum number of image tokens per image."""
     pixels: int | None
     """Number of pixels per image token, or None if the processor cuts images into tiles of a fixed size."""
 
     def image_tokens(self, max_pixels: int | None) -> int:
-        """Return the number of image tokens that the largest image becomes if `max_pixels` limits its size."""
+        """Return the maximum number of image tokens per image, taking `max_pixels` into account if it is set."""
         if self.pixels is None or max_pixels is None:
             return self.largest
         return min(self.largest, max(1, max_pixels // self.pixels))
@@ -91,7 +94,7 @@ class Shape:
         return self.total - self.unused
 
     def trains(self, part: str) -> bool:
-        """Return whether any parameter of a part is trained."""
+        """Return whether a part of the model, such as "vision" or "embeddings", has any trained parameters."""
         return self.parts.get(part, (0, 0))[0] > 0
 
 

@@ -36,8 +36,7 @@ class TrainerSettings:
     """Number of tokens in the longest sequence."""
     checkpointing: bool
     reads_logits: bool = True
-    """Whether log-probabilities of all tokens are computed, as for a policy, rather than two logits per step, as for a
-    PRM.
+    """Whether the training loss needs logits over the whole vocabulary, as for a policy; a PRM needs only two per step.
     """
     float32_logits: bool = True
 
@@ -146,7 +145,8 @@ def trainer_host(shape: Shape, trainer: TrainerSettings, nodes: int, models: int
 
 
 def _vision(shape: Shape, trainer: TrainerSettings) -> float:
-    """Return the bytes of activations in the vision tower and the projector if every token belongs to an image."""
+    """Return the bytes of activations in the vision tower and the projector, assuming that all tokens are image
+    tokens."""
     tower, e = shape.vision, width(trainer.precision)
     if tower is None:
         return 0.0

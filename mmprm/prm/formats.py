@@ -228,8 +228,8 @@ class WrittenFormat(Format):
         return marker.join([*before, end]), list(starts)
 
     def _tokens(self, text: str, characters: Sequence[int]) -> tuple[list[int], list[tuple[int, int]], list[int]]:
-        """Return the token ids and (begin, end) character spans of a text, and the index of the token at each of
-        `characters`."""
+        """Tokenize a text; return its token ids, their (begin, end) character spans, and the index of the token that
+        covers each character offset in `characters`."""
         # The chat template already wrote its special tokens.
         encoded = self.tokenizer(text, add_special_tokens=not self._chat, return_offsets_mapping=True)
         ids, spans = encoded["input_ids"], encoded["offset_mapping"]
@@ -241,7 +241,10 @@ class WrittenFormat(Format):
         return ids, spans, positions
 
     def _predicted_id(self, word: str) -> int:
-        """Return the id of the token that represents `word` as a complete assistant turn."""
+        """Return the token id of `word` in an assistant turn that consists of this word alone.
+
+        Raises CheckpointError if the word is not a single token there.
+        """
         text, characters = self._text(Solution(Problem("", "?", ""), ("?",)), word)
         ids, spans, (position,) = self._tokens(text, characters)
         begin, end = spans[position]

@@ -16,7 +16,7 @@ from mmprm.errors import CheckpointError, ConfigError
 from mmprm.files import parse_json, whole_file
 
 FormatName = Literal["mm-prm", "math-shepherd", "qwen", "rlhflow", "skywork", "visualprm", "trl"]
-"""Name of a supported PRM family (see mmprm.prm.formats); mmprm trains the first one."""
+"""Name of a supported PRM family (see mmprm.prm.formats); `mmprm train` supports only mm-prm."""
 
 FORMAT: FormatName = "mm-prm"
 INFO_FILE = "prm.json"
@@ -74,7 +74,7 @@ class PrmInfo(Config):
     threshold: float | None = Field(None, ge=0, le=1)
     """Score below which a step counts as an error; null until a threshold is chosen on a development set."""
     labels: dict[str, Any] = Field(default_factory=dict)
-    """Settings by which labels were converted to training targets, and the name of the label file."""
+    """Name of the label file, and the settings that determined how its labels became training targets."""
 
     @model_validator(mode="before")
     @classmethod

@@ -34,9 +34,9 @@ class PackedTree:
     images: tuple[ImageRef, ...]
     tokens: TokenTree
     deepest: Ints
-    """Indices of the tokens of the longest solution, from which the position ids of all depths are computed."""
+    """Token indices of the longest solution, whose position ids are used for every token at the same depth."""
     reads: tuple[Ints, ...]
-    """Indices of the tree tokens at which the steps of each member are scored."""
+    """For each solution in the tree, the indices of the tree's tokens at which its steps are scored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class PackedInputs:
     read_BT: Tensor
     """Mask of the tokens at which scores are read. A token shared by several solutions is read once."""
     reads: list[tuple[Ints, ...]]
-    """For each member of each tree, the indices of its step scores among all scores that the model returns."""
+    """For each solution of each tree, the indices of its step scores among all scores that the model returns."""
 
 
 class Marks:

@@ -31,7 +31,7 @@ class TargetConfig(Config):
     after_error: Literal["keep", "mask"] = "keep"
     """Targets to use after the first incorrect prefix. keep: all of them; mask: none."""
     correct_solutions: Literal["last_step", "all_steps"] = "last_step"
-    """How to treat unlabeled steps of a correct solution without a known incorrect prefix. last_step: no target;
+    """How to treat unlabeled steps of a correct solution in which no labeled prefix is incorrect. last_step: no target;
     all_steps: target 1. Search labels few correct steps late in a solution, but a correct answer can follow from
     incorrect steps."""
     weight: Literal["none", "count", "precision"] = "none"
@@ -110,12 +110,13 @@ def _value_targets(path: LabeledPath, known: PrefixValues, config: TargetConfig)
 
 
 def _progress_targets(path: LabeledPath, known: PrefixValues, config: TargetConfig) -> list[float]:
-    """Compute the progress target (1 + V_t - V_{t-1}) / 2 of each labeled step t for which the value before it is
-    known.
+    """Compute the progress target of each labeled step t: (1 + V_t - V_{t-1}) / 2, with V_t the Monte Carlo value after
+    step t.
 
-    V_t - V_{t-1} is the process advantage of Setlur et al. (2024), "Rewarding Progress", here with the policy itself as
-    the prover. It lies in [-1, 1], and the PRM predicts probabilities. Over a path, 2 * target - 1 sums to the value of
-    the last step minus that of the root. Each label of a shared prefix gives one target, as in the other kinds.
+    A step has no target if V_{t-1} is unknown. V_t - V_{t-1} is the process advantage of Setlur et al. (2024),
+    "Rewarding Progress", here with the policy itself as the prover. It lies in [-1, 1], and the PRM predicts
+    probabilities. Over a path, 2 * target - 1 sums to the value of the last step minus that of the root. Each label of
+    a shared prefix gives one target, as in the other kinds.
     """
     targets = []
     for depth, counts in enumerate(path.counts, start=1):

@@ -50,7 +50,7 @@ class TrainingRows(Protocol):
     lengths: list[int]
     """Number of tokens in each row."""
     terms: list[int]
-    """Number of labeled steps in each row."""
+    """Number of loss terms in each row: one per labeled step."""
 
     def collate(self, rows: Sequence[int]) -> PrmBatch:
         """Build a batch on the CPU from the rows with the given indices."""

@@ -161,8 +161,10 @@ def _with_choices(info: PrmInfo, folder: Path) -> PrmInfo:
 
 
 def _origin(config: TrainConfig) -> dict[str, Any]:
-    """Return the settings outside `training` that determine the weights. A run is resumed only if they are
-    unchanged."""
+    """Return the settings, other than `training`, that determine the trained weights, with a hash of the label file.
+
+    A run is resumed only if they are unchanged.
+    """
     excluded = {"labels", "output", "training", "gradient_checkpointing"}
     if config.selection == SelectionConfig():
         excluded.add("selection")  # runs of earlier versions have no such key and can be resumed
@@ -213,7 +215,7 @@ def _rows(config: TrainConfig, prm: Prm, parts: list[list[PrmSample]], ranks: Ra
 
 
 def _check_images(samples: list[PrmSample], config: TrainConfig, ranks: Ranks) -> None:
-    """Raise ConfigError if several ranks cannot train on a mixture of problems with and without images.
+    """Raise ConfigError if problems with and without images are mixed on several ranks at an unsupported ZeRO stage.
 
     A rank whose batch has no image runs neither vision tower nor projector. Under ZeRO-3, the other ranks would wait
     for it to gather these weights. Under stages 1 and 2, they would reduce gradients that it does not have.

@@ -16,8 +16,10 @@ SMALL_PIXELS = 160
 
 
 def inlined(ref: ImageRef) -> tuple[str, bool]:
-    """Encode the image as a data URL, and return it with a flag for small images. Raises DataError if the image cannot
-    be read."""
+    """Return an image as a data URL, and whether both its sides are shorter than SMALL_PIXELS.
+
+    Raises DataError if the image cannot be read.
+    """
     image = open_image(ref)
     image.thumbnail((IMAGE_PIXELS, IMAGE_PIXELS))
     stream = io.BytesIO()

@@ -60,7 +60,7 @@ def _head(data: ReportData) -> str:
 
 
 def _lead(data: ReportData) -> str:
-    """Summarize the main result in one sentence, for the largest number of samples."""
+    """Build the lead paragraph: the accuracy of each selector at the largest number of samples per problem."""
     if not data.accuracy:
         return ""
     last = data.accuracy[-1]

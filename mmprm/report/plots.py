@@ -32,7 +32,8 @@ SERIES = {
     "random": ("#000015", "v", "--"),
     "first": ("#000016", "x", ":"),
 }
-"""Color, marker and line style of each selector, which make lines distinguishable without color."""
+"""Maps each selector to its placeholder color, marker and line style; the markers distinguish lines without
+color."""
 
 _VARIABLES = {color: name for name, color in PLACEHOLDERS.items()}
 _VARIABLES |= {color: f"series-{name}" for name, (color, _, _) in SERIES.items()}
@@ -103,7 +104,10 @@ def accuracy_plot(points: Sequence[AccuracyAtN]) -> str:
 
 
 def label_histogram(labels: Sequence[float], correct: Sequence[bool] | None) -> str:
-    """Plot a histogram of soft labels in 17 bins centered at 0, 1/16, …, 1, split by truth if it is known."""
+    """Plot a histogram of soft labels in 17 bins centered at 0, 1/16, …, 1.
+
+    If `correct` is given, each bar is split into steps with and without an error so far.
+    """
     edges = [(index - 0.5) / 16 for index in range(18)]
     with _figure("labels", 7.4, 3.0) as (axes, output):
         if correct is None:
@@ -174,7 +178,7 @@ def reliability_plot(curve: Sequence[ReliabilityBin], name: str) -> str:
 
 
 def bars_plot(values: Mapping[str, Interval], label: str, name: str) -> str:
-    """Plot one horizontal bar with an interval per name, with the first name at the top."""
+    """Plot each named value as a horizontal bar with its confidence interval, the first at the top."""
     with _figure(name, 7.4, 0.9 + 0.42 * len(values)) as (axes, output):
         positions = range(len(values))
         entries = list(values.values())

@@ -37,7 +37,10 @@ class Branch:
 
 
 def grow(tree: Tree, rule: StoppingRule) -> Branch:
-    """Build the tree of all states and other labeled prefixes, with siblings in search order, and return its root."""
+    """Build the display tree from the search tree's nodes and all other labeled prefixes, and return its root.
+
+    Siblings are in search order.
+    """
     assert not tree.nodes[0].steps, "a search begins at the root"
     labels = evidence(tree, rule)
     branches = {

@@ -12,7 +12,7 @@ from pathlib import Path
 
 @contextmanager
 def engine_cores(cores: tuple[int, ...] | str | None) -> Iterator[tuple[int, ...]]:
-    """Yield the cores for `EngineConfig.cores`: "one" becomes a single core, None becomes ().
+    """Yield the CPU cores that `EngineConfig.cores` selects: one free core for "one", an empty tuple for None.
 
     A core that "one" selects is reserved on this machine until the `with` block or the process ends.
     """

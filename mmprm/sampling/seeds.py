@@ -7,7 +7,7 @@ import json
 
 
 def derive_seed(run_seed: int, problem_id: str, prefix: str, first_sample: int) -> int:
-    """Derive a seed in [0, 2^62) for samples of a prefix, which are numbered from `first_sample`.
+    """Derive a request's seed in [0, 2^62) from the run's seed, the problem, the prefix and its first sample's number.
 
     Sample i of the request uses seed + i.
     """

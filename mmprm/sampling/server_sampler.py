@@ -173,7 +173,10 @@ def served_opening(prompt_text: str) -> str:
 
 
 def _check_whole_text(reply: Reply) -> None:
-    """Raise SamplingError if the server returned the chain of thought apart from the text: its steps would be lost."""
+    """Raise SamplingError if the server returned the chain of thought in a separate field.
+
+    Its steps would be missing from the text.
+    """
     if any(choice.reasoning for choice in reply.choices):
         raise SamplingError(
             "the server returns the reasoning apart from the text, so its steps cannot be searched; start it without a "

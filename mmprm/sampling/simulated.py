@@ -29,7 +29,7 @@ class Profile:
 
 
 class SimulatedSampler:
-    """Samples solutions that depend only on (problem, prefix, seed + i).
+    """Samples solutions; sample i of a request depends only on the problem, the prefix and seed + i.
 
     Steps are tagged, and each has the same probability of being bad, chosen so that the root has the problem's value.
     """

@@ -1,4 +1,4 @@
-"""Map token ids to text: find the end of each token, and how much of a prefix the ids cover."""
+"""Compare token ids with text: find the end of each token, and the part of a prefix that the ids do not cover."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ class TokenText:
         self._bytes_of = functools.cache(self._bytes)
 
     def tokens(self, ids: Sequence[int], text: str, begin: int = 0) -> Tokens | None:
-        """Return the tokens with their end offsets from character `begin`, or None if the ids do not spell `text`.
+        """Return all tokens with their end offsets relative to character `begin`, or None if the ids do not spell
+        `text`.
 
         The ids may extend beyond the text. Trailing special tokens are dropped; any other special token gives None,
         because a prefix contains only what its text shows.

@@ -23,8 +23,8 @@ class TurnBeginning:
     prompt: PromptConfig
 
     def own(self, request: SampleRequest) -> tuple[SampleRequest, str]:
-        """Remove the prompt's own text from the start of the request's prefix; also return the text that completions
-        begin with."""
+        """Return the request with the opening and the prefill removed from the start of its prefix, and the text to
+        prepend to its completions."""
         if request.prefix and PRESETS[self.prompt.preset].continuation is not None:
             return request, self.opening  # the user turn shows the prefix, and the assistant turn starts afresh
         begins = self.opening + assistant_beginning(self.prompt, "")
@@ -34,7 +34,7 @@ class TurnBeginning:
 
 
 def with_given(completion: Completion, given: str) -> Completion:
-    """Prepend the text that the prompt provides to a completion, and shift its token ends accordingly."""
+    """Prepend `given`, which the prompt already contains, to a completion's text, and shift its token ends to match."""
     if not given:
         return completion
     tokens = completion.tokens

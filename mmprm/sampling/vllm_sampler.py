@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from vllm import RequestOutput
 
 ATTEMPTS = 8
-"""Maximum number of attempts to sample tokens that match the prefix before the prefix is continued as text."""
+"""Maximum number of samples to draw until one begins with the rest of the prefix; after that, the whole prefix is sent
+as text."""
 
 
 class VllmSampler:
@@ -145,8 +146,11 @@ class VllmSampler:
         self._engine.close()
 
     def _fitted(self, request: SampleRequest) -> tuple[SampleRequest, str]:
-        """Return the request without unusable prefix ids, and the end of the prefix that the remaining ids do not
-        cover."""
+        """Drop the request's prefix ids if they are unusable; return the request and the suffix of its prefix that the
+        ids do not cover.
+
+        If a stop string may begin in this suffix, all stop strings are dropped.
+        """
         if request.prefix_ids is None:
             return request, ""
         rest = self._token_text.missing(request.prefix_ids, request.prefix) if self._takes_ids else None

@@ -58,7 +58,7 @@ def score_fitting(
     fit: Callable[[Solution], Solution],
     score: Callable[[Sequence[Solution]], list[StepScores]],
 ) -> list[StepScores | DataError]:
-    """Score all solutions that `fit` accepts in one call; return a DataError in place of scores for each of the
+    """Score, in one call, all solutions that `fit` accepts; return its DataError in place of scores for each of the
     others."""
     answers: dict[int, StepScores | DataError] = {}
     fitted: dict[int, Solution] = {}

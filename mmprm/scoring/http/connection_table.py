@@ -61,11 +61,11 @@ class ConnectionTable:
             self._drop_empty(address)
 
     def answering(self, connection: Connection) -> None:
-        """Mark a connection as not to be closed, because its request is complete."""
+        """Protect a connection from being closed to make room, because its request is complete."""
         self._waiting[connection.address].pop(connection, None)
 
     def waiting(self, connection: Connection) -> None:
-        """Mark a connection as the newest of those that may be closed, because it waits for a request."""
+        """Allow an idle connection to be closed to make room; connections that have waited longer are closed first."""
         if connection in self._open.get(connection.address, ()):
             self._waiting[connection.address][connection] = None
 

@@ -31,8 +31,8 @@ class ServiceLimits(Config):
     characters: int = Field(400_000, ge=1)
     """Maximum number of characters per solution, including its question."""
     characters_per_token: float = Field(16.0, gt=0)
-    """Maximum number of characters per token of the model's context length, above which a solution is rejected without
-    being tokenized. A shorter solution is tokenized to check its length."""
+    """Maximum ratio of a solution's characters to the model's context length in tokens; longer solutions are rejected
+    without being tokenized. A shorter solution is tokenized to check its length."""
     images: int = Field(16, ge=0)
     """Maximum number of images per solution."""
     image_mib: int = Field(16, ge=1)
@@ -88,6 +88,6 @@ class ServiceLimits(Config):
         return max(2**18, 2 * self.solutions * (self.steps + 2 * self.images + 8))
 
     def per_address(self, together: int, single: int) -> int:
-        """Return the limit of one IP address: the fraction `address_share` of `together`, but at least one full request
-        (`single`)."""
+        """Return the part of the limit `together` that one IP address may use: `address_share` times `together`, but at
+        least `single`, the limit per request."""
         return max(single, int(self.address_share * together))

@@ -123,7 +123,7 @@ class ScoreQueue:
                         future.set_result(answer)
 
     def _batch(self) -> tuple[dict[Solution, list[asyncio.Future[StepScores]]], float]:
-        """Take the next batch from the queue; return the futures that wait for each solution, and the total weight."""
+        """Take the next batch from the queue; return its solutions with the futures to complete, and its weight."""
         batch: dict[Solution, list[asyncio.Future[StepScores]]] = {}
         total = 0.0
         while self._waiting:

@@ -22,7 +22,7 @@ BACKLOG = 2048
 
 
 CLOSING_SECONDS = 5
-"""Time in seconds for slow clients to receive their responses after the last one has been computed."""
+"""Maximum time in seconds for slow clients to receive their responses after all responses have been computed."""
 
 
 class Server(uvicorn.Server):

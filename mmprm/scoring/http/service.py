@@ -204,7 +204,8 @@ class Service:
         return [item if isinstance(item, Refused) else self._scored(next(answers)) for item in prepared]
 
     def _prepared(self, values: Sequence[Any], positions: Sequence[str]) -> list[tuple[Solution, float] | Refused]:
-        """Validate solutions; return (solution, weight as a fraction of a batch) or a Refused error for each."""
+        """Validate solutions; for each, return a Refused error, or the solution with the fraction of a batch that it
+        fills."""
         limits = self.limits
         reader = Reader(limits, self._image_root, self._max_characters)
         prepared: list[tuple[Solution, float] | Refused] = []
