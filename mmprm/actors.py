@@ -38,9 +38,11 @@ ANSWER_SECONDS = 20.0
 _CLOSE_SECONDS = 5.0
 """Maximum time in seconds to wait for a cancelled command to clean up when Ray has become unavailable."""
 LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-"""Name of the environment variable that, if set to 0, makes Ray listen on 127.0.0.1 only, on every platform."""
+"""Name of Ray's variable that enables clusters on Windows and macOS; 0 makes Ray listen on 127.0.0.1 only, on every
+platform."""
 NICENESS = "RAY_worker_niceness"
-"""Environment variable with the niceness of Ray's workers, 15 by default, at which any other process starves them."""
+"""Name of the environment variable for the niceness of Ray's workers. With Ray's default of 15, other busy processes
+would leave them hardly any CPU time."""
 
 _gone: str | None = None
 _nodes: list[dict[str, Any]] = []
@@ -134,7 +136,10 @@ class Patience:
         self.is_silent = False
 
     def seconds(self) -> float:
-        """Return how many seconds to wait before the next call; raise the error if the limit is reached."""
+        """Print a progress message if one is due, and return the seconds until the next one or the time limit.
+
+        Raises the configured error if the limit has passed.
+        """
         waited = time.monotonic() - self._started
         if self._limit is not None and waited >= self._limit:
             way_out = f"; {self._way_out}" if self._way_out else ""
@@ -322,8 +327,10 @@ def _hide_token() -> None:
 
 @contextlib.contextmanager
 def _token_mode(asks_for_token: bool) -> Iterator[None]:
-    """Disable token authentication if the cluster uses none; with a local token, its workers could not call this
-    process."""
+    """Disable token authentication in the `with` block, unless the cluster requires a token or RAY_AUTH_MODE is set.
+
+    If this process used a local token that the cluster does not know, the cluster's workers could not call it.
+    """
     if asks_for_token or AUTH_MODE in os.environ:
         yield
         return

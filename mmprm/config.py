@@ -65,9 +65,9 @@ class Config(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _over_what_defaults_set(cls, values: Any) -> Any:
-        """Fill in the missing keys of a partially given group from this class's default for that group.
+        """Fill in the keys missing from a nested configuration with this class's default for that field.
 
-        This default may differ from the default of the group's own class; it applies to every key that is not given.
+        This default may differ from the defaults of the nested class; it applies to every key that is not given.
         """
         if not isinstance(values, dict):
             return values

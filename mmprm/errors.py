@@ -2,7 +2,7 @@
 
 
 class MmprmError(Exception):
-    """Base class of all errors that a user can cause and fix. The command line prints them and exits with code 2."""
+    """Base class of all errors that a user can resolve. The command line prints them and exits with code 2."""
 
 
 class ConfigError(MmprmError):
@@ -18,11 +18,11 @@ class SamplingError(MmprmError):
 
 
 class EngineStoppedError(SamplingError):
-    """Raised when an engine itself has stopped. Its requests can be retried on another engine."""
+    """Raised when an engine or server cannot serve any request. Its requests can be retried on another engine."""
 
 
 class EpisodeError(MmprmError):
-    """Raised when an environment fails, or does not replay exactly; the episode is data with this reason."""
+    """Raised when an environment fails, or when replaying an episode does not reproduce it exactly."""
 
 
 class GradingError(MmprmError):

@@ -77,7 +77,7 @@ def annotate(
 
 
 def read_trees(run: AnyPath) -> Iterator[SearchedProblem]:
-    """Yield every sampled problem of a run with its tree and values, even while the run is in progress."""
+    """Yield a SearchedProblem for every search tree of a run, which may still be in progress."""
     check_path(run, "read_trees", "run")
     store = Store.read(run)
     return _searched(store, rule_of(store.config))

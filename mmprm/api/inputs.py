@@ -21,7 +21,7 @@ AnyPath = str | os.PathLike[str]
 
 
 def check_argument(value: Any, kinds: type | UnionType, caller: str, name: str, expected: str) -> None:
-    """Raise ConfigError, naming the argument and what it got, unless `value` is of one of the types `kinds`."""
+    """Raise ConfigError unless `value` is an instance of `kinds`; the error names the argument and the value's type."""
     if not isinstance(value, kinds):
         raise ConfigError(
             f"mmprm.{caller}: {name}={cut(repr(value))} is of type {type(value).__name__}; pass {expected}"

@@ -23,7 +23,7 @@ only if the model is sharded, and vLLM would misread the others."""
 
 
 def stored_tensors(backbone: PreTrainedModel, name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """Convert a parameter to the names and the layout of a stored checkpoint."""
+    """Convert a model parameter to the tensors, by name, that a checkpoint stores for it."""
     if not EXPERTS.search(name):
         return {name: tensor}
     if backbone.config.model_type in TRANSPOSED:

@@ -26,8 +26,11 @@ RunTower = Callable[..., Any]
 
 
 class ImageSet(NamedTuple):
-    """Describes the images of one prompt within a batch: a hash of their content, their number of features, and their
-    number of rows in each of the batch's image tensors."""
+    """Describes the images of one prompt in a batch.
+
+    `key` is a hash of their content, `features` is their number of features, and `rows` maps the name of each of the
+    batch's image tensors to the number of rows that belong to them.
+    """
 
     key: str
     features: int
@@ -114,8 +117,10 @@ class FeatureCache:
     def _computed(
         self, tower: RunTower, images: Mapping[str, Tensor], sets: Sequence[ImageSet], wanted: Sequence[int]
     ) -> dict[str, Features]:
-        """Run the tower on the image sets with the indices `wanted`. If there are none, run it on the first set or on
-        the placeholder."""
+        """Run the tower on the image sets with the indices `wanted`, and return their features by key.
+
+        If `wanted` is empty, the tower runs on the first set or on the placeholder, and the result is empty.
+        """
         self.tower_calls += 1
         if len(wanted) < len(sets):
             images = _rows_of(images, sets, wanted or (0,))
@@ -151,5 +156,5 @@ def _rows_of(images: Mapping[str, Tensor], sets: Sequence[ImageSet], wanted: Seq
 
 
 def _flat(features: Any) -> Tensor:
-    """Return the features of all images, a tuple (Qwen-VL) or a batch of tiles (InternVL), as one tensor_FH."""
+    """Concatenate image features, given as a tuple (Qwen-VL) or a batch of tiles (InternVL), to one tensor_FH."""
     return torch.cat(tuple(features)) if isinstance(features, tuple | list) else features.flatten(0, -2)

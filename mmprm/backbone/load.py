@@ -66,7 +66,7 @@ def load_backbone(name: str, dtype: torch.dtype | Literal["auto"], kind: Any = N
 
 
 def _restore_rotary_frequencies(model: PreTrainedModel) -> None:
-    """Recompute rotary frequencies that are not stored in float32.
+    """Recompute every rotary-frequency buffer whose dtype is not float32.
 
     Under ZeRO-3, DeepSpeed converts each new tensor to the format of the weights; in bfloat16, the frequencies would be
     off by up to 1/256, and so would the angle at every position.

@@ -13,10 +13,10 @@ from mmprm.model_limits import limits_of
 
 
 def attention_mask(end_BT: Tensor) -> Any:
-    """Return a mask in which token i attends to token j if and only if j ≤ i ≤ end[j]: its ancestors and itself.
+    """Return a mask in which token i attends to token j if and only if j ≤ i ≤ end[j], the last token of j's subtree.
 
-    The result is a block mask for FlexAttention on GPU, and a boolean mask_B1TT for SDPA on CPU, with T² entries per
-    row; see `packed_mask` for the alternative.
+    A token thus attends to itself and its ancestors. The result is a block mask for FlexAttention on GPU, and a boolean
+    mask_B1TT for SDPA on CPU, with T² entries per row; see `packed_mask` for the alternative.
     """
     if end_BT.is_cuda:
         return block_mask(end_BT)
@@ -25,7 +25,7 @@ def attention_mask(end_BT: Tensor) -> Any:
 
 
 def block_mask(end_BT: Tensor) -> Any:
-    """Build the mask of `attention_mask` as a FlexAttention block mask, with (T / 128)² entries per row.
+    """Build the mask of `attention_mask` as a FlexAttention block mask, with one entry per pair of 128-token blocks.
 
     `create_block_mask` evaluates all T² pairs (2.5 GiB at T = 16,384). Here, a query block I attends to some key of an
     earlier block J if max end[J] ≥ min I, and to all keys of J if min end[J] ≥ max I. A block attends to itself
@@ -54,8 +54,10 @@ def block_mask(end_BT: Tensor) -> Any:
 
 
 def _listed(sees_BNN: Tensor) -> tuple[Tensor, Tensor]:
-    """Convert a mask of query and key blocks to FlexAttention's format: the number and the indices of key blocks per
-    query block."""
+    """Return, for each query block, the number and the indices of the key blocks that it attends to.
+
+    This is FlexAttention's format; the indices of all other key blocks follow.
+    """
     number_B1N = sees_BNN.sum(dim=2, dtype=torch.int32)[:, None]
     indices_B1NN = sees_BNN.to(torch.int8).argsort(dim=2, descending=True, stable=True).to(torch.int32)[:, None]
     return number_B1N, indices_B1NN

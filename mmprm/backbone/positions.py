@@ -14,7 +14,7 @@ from mmprm.backbone.token_tree import Ints
 
 
 class Positions:
-    """Computes the position ids of a solution's tokens: the token index, or three axes within images for M-RoPE."""
+    """Computes position ids of a solution's tokens: one index per token, or three (time, height, width) with M-RoPE."""
 
     def __init__(self, model: nn.Module) -> None:
         self._rope_index = getattr(model, "get_rope_index", None)
@@ -23,7 +23,7 @@ class Positions:
         self._to_image: dict[Hashable, Any] = {}
 
     def __call__(self, ids_D: Ints, grids: Mapping[str, Sequence[Tensor]]) -> Any:
-        """Return the position ids of a solution's tokens, position_XD.
+        """Return the position ids of a solution's D tokens as position_XD, with one row per axis X.
 
         After the last image, positions continue from the highest one so far. Positions up to the last image are cached,
         because few different prefixes contain an image.
@@ -42,7 +42,10 @@ class Positions:
         return np.concatenate([before_XD, np.broadcast_to(after_D, (self.axes, len(after_D)))], axis=1)
 
     def of_sequence(self, ids_T: Tensor, images: Mapping[str, Tensor]) -> Tensor:
-        """Return the position ids of a whole sequence, position_XT. `images` holds the processor's image tensors."""
+        """Return the position ids of a sequence of T tokens as position_XT, with one row per axis X.
+
+        `images` holds the processor's image tensors.
+        """
         grids = {name: tensor for name, tensor in images.items() if name.endswith("grid_thw")}
         if self._rope_index is None or not grids:
             return torch.arange(len(ids_T)).expand(self.axes, -1)

@@ -1,4 +1,5 @@
-"""Inspect a checkpoint's processor and tokenizer: image tokens, single tokens, chat templates."""
+"""Inspect a checkpoint's processor and tokenizer: its image tokens, which words are single tokens, and its chat
+template."""
 
 from __future__ import annotations
 

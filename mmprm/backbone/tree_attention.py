@@ -1,4 +1,6 @@
-"""Compute attention for packed rows on CPU, where a dense mask has T² entries and FlexAttention has no gradient.
+"""Compute attention for packed rows on CPU block by block.
+
+A dense mask would have T² entries for a row of T tokens, and FlexAttention has no backward pass on CPU.
 
 The tokens of all rows are cut into blocks of consecutive tokens. The tokens of a block attend only to the block itself
 and to the ancestors of its first token. These are fewer than the tokens of the longest solution, so the cost is linear
@@ -25,7 +27,8 @@ class Blocks(NamedTuple):
     """Holds each block's attention mask, and the indices of the keys outside the block to which its tokens attend."""
 
     trail_NA: Tensor
-    """Indices of each block's outside keys among the F tokens of all rows. Padding entries are arbitrary."""
+    """Indices, among the F tokens of all rows, of the keys outside each block to which its tokens attend. Padding
+    entries are arbitrary."""
     mask_N1CK: Tensor
     """Additive mask: 0 where a token may attend to a key, −∞ elsewhere."""
 
@@ -33,7 +36,10 @@ class Blocks(NamedTuple):
 def attend_in_blocks(
     query_BHTD: Tensor, key_BGTD: Tensor, value_BGTD: Tensor, end_B11T: Tensor, dropout: float, scaling: float
 ) -> Tensor:
-    """Compute out_BTHD = softmax(scaling · q kᵀ) v for each token i over the tokens j ≤ i ≤ end[j] of its row."""
+    """Return out_BTHD = softmax(scaling · q kᵀ) v, where token i attends to tokens j of its row with j ≤ i ≤ end[j].
+
+    end[j] is the last token of j's subtree.
+    """
     rows, heads, width, size = query_BHTD.shape
     groups = key_BGTD.shape[1]
     trail_NA, mask_N1CK = blocks_of(end_B11T, query_BHTD.dtype)

@@ -1,8 +1,8 @@
-"""Compute the attention of a Qwen-VL vision tower with few calls per layer: one on GPU, one per length on CPU.
+"""Compute the attention of a Qwen-VL vision tower with few calls per layer, at most one per window length.
 
 The patches of all images are one sequence, in which a patch attends only to its own window (Qwen2.5-VL) or image.
 With SDPA, transformers calls the attention function once per window: 2,272 times for an image of one megapixel. Here,
-the windows of a layer are one batch, in which shorter windows are padded, or one batch per length.
+the windows of a layer are one batch, in which shorter windows are padded, or one batch per length (see MAX_PADDING).
 
 Shapes: S patch of all images, W window, L patch of a window, H head, D head dimension.
 """
@@ -22,8 +22,8 @@ WINDOWS = "mmprm_flash_windows"
 calling it once per window, if the name contains "flash"."""
 
 MAX_PADDING = {"cuda": 128, "cpu": 0}
-"""Maximum number of additional keys per patch that padding may add, on average, by type of device. Beyond it, as for
-images of very different sizes, there is one call per distinct length. On CPU, calls are cheap and padding is not."""
+"""Maximum number of (query, key) pairs per patch that padding may add, by device type. Beyond it, as for images of very
+different sizes, there is one call per distinct length. On CPU, calls are cheap and padding is not."""
 
 
 class WindowBatch(NamedTuple):
@@ -32,7 +32,7 @@ class WindowBatch(NamedTuple):
 
     index_S: Tensor
     slot_S: Tensor
-    """Index of each patch among the W·L slots of the padded windows."""
+    """Index of each patch among the W·L slots of the padded batch, which has W windows of L slots."""
     shape_WL: tuple[int, int]
     mask_W11L: Tensor | None
     """Mask that is False on padding, or None if there is no padding."""

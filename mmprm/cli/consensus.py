@@ -40,7 +40,7 @@ class ConsensusConfig(Config):
     image_root: PathText | None = None
     """Folder that must contain the image files named in `labels`; by default the folder of `labels` itself."""
     agreement: AgreementRule = AgreementRule()
-    """Rule that decides whether a label and the judge agree, for the summary."""
+    """Rule by which the summary decides whether a label and the judge agree."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""Run the whole pipeline on the built-in toy world (annotate, label, train, score, choose, RL) and write a report.
+"""Run the whole pipeline on the built-in toy world, from annotation to PRM training, reranking and RL; write a report.
 
 Examples:
   mmprm demo

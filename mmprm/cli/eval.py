@@ -64,8 +64,8 @@ class MeasureConfig(Config):
     """Score below which a step is predicted to be incorrect. By default, it is chosen on the development split or, with
     development=0, read from the PRM's prm.json."""
     development: Annotated[float, Field(ge=0, lt=1)] | str = 0.2
-    """Fraction of the problems held out to choose the threshold, or the name of the source on which it is chosen. A
-    named source stays in the metrics, as gsm8k does in ProcessBench's protocol."""
+    """Fraction of the problems held out to choose the threshold, or the name of a data source (such as gsm8k) to choose
+    it on. A named source stays in the metrics, as gsm8k does in ProcessBench's protocol."""
     bins: int = Field(10, ge=1)
     """Number of bins in the reliability curve."""
     seed: int = 0
@@ -214,7 +214,7 @@ def _labeled(kind: str, files: Sequence[Path], config: MeasureConfig, image_root
 
 
 def _results(folder: Path) -> tuple[list[PrmEvaluation], BestOfN | None]:
-    """Read the results of all evaluations in the folder."""
+    """Read the results of all evaluations stored in the output folder."""
 
     def read(name: str, kind: type) -> Any:
         file = folder / f"{name}.json"

@@ -1,4 +1,4 @@
-"""Keep the problems that the policy solves only sometimes: sample each question, and filter by accuracy.
+"""Keep the problems that the policy solves only sometimes: sample responses, and filter by accuracy.
 
 The samples are stored in a separate run folder. When run again, the command resumes where it stopped; with another
 --low or --high it reuses the samples. `accuracy`, `correct`, `incorrect` and `unknown` are added to the fields of each

@@ -85,7 +85,7 @@ async def _grade_file(config: GraderConfig, file: Path, out_file: Path | None) -
 
 
 async def _calibrate(config: GraderConfig, file: Path) -> None:
-    """Measure the judge, save the calibration, and raise an error if the judge misses the required accuracy."""
+    """Measure the judge's accuracy on labeled responses, save it, and raise an error if it is too low."""
     judge = config.judge
     if judge is None:
         raise ConfigError("judge is not set, but --calibrate measures one; set judge.model and judge.client.urls")

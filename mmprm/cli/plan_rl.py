@@ -1,4 +1,4 @@
-"""Estimate the memory of RL per GPU in each phase (rollout, log-probs, update, sync) and per node.
+"""Estimate the memory of an RL run: per GPU in each phase (rollout, log-probs, update, sync), and per node.
 
 Needs no weights, no GPU, and no network. config.json of the policy and of the PRM is read from its folder or the hub's
 cache; the models of the shipped configurations are built in. `hardware` describes the GPUs; engines, ranks and the
@@ -123,7 +123,7 @@ def _placed(config: RLConfig) -> Placement:
 
 
 def roles(placed: Placement) -> dict[tuple[Role, ...], int]:
-    """Count the GPUs that run each combination of trainer rank, engine and scorer."""
+    """Return the number of GPUs that run each combination of roles: trainer, engine, scorer."""
     on_gpu: dict[tuple[int, int], list[Role]] = {}
     for slot in placed.ranks:
         on_gpu.setdefault(slot, []).append("trainer")
@@ -164,7 +164,7 @@ def _engine_changes(config: RLConfig) -> Iterator[Changes]:
 
 
 def _more_ranks(config: RLConfig) -> Iterator[Changes]:
-    """Yield changes that add GPUs along with trainer ranks, then changes to larger GPUs."""
+    """Yield changes to the plan: first, more GPUs with more trainer ranks; then, larger GPUs."""
     hardware = config.hardware
     for change in more_gpus(hardware):
         factor = change.get("hardware.gpus", hardware.gpus) // hardware.gpus

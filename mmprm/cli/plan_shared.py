@@ -25,7 +25,7 @@ MAX_FACTOR = 16
 TENSOR_PARALLEL_SIZES = (1, 2, 4, 8)
 """Tensor-parallel sizes to propose for an engine or a scorer."""
 STORED_DTYPE = "bfloat16"
-"""Assumed dtype of stored checkpoints, with which dtype=auto loads them on GPU."""
+"""Dtype assumed for stored checkpoints; with dtype=auto, they are loaded in this dtype on GPU."""
 GPU_DTYPE = "bfloat16"
 """Dtype of engines with dtype=auto on GPU. GPUs without bf16 instructions use float16, which has the same size."""
 LARGER_GPUS = (139, 178)
@@ -141,7 +141,10 @@ def trainer_changes(
 
 
 def more_gpus(hardware: HardwareConfig, *keys: str) -> Iterator[Changes]:
-    """Yield changes to 2, 4, 8, … times as many GPUs, then to larger GPUs. `keys` are set to the new number of GPUs."""
+    """Yield changes to the plan: first, 2, 4, 8, … times as many GPUs; then, larger GPUs.
+
+    `keys` are set to the new number of GPUs.
+    """
     gpus = hardware.gpus * 2
     while gpus <= hardware.gpus * MAX_FACTOR:
         nodes = max(hardware.nodes, -(-gpus // GPUS_PER_NODE))

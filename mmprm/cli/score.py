@@ -134,7 +134,7 @@ class Line:
     row: dict[str, Any]
     solutions: tuple[Solution, ...]
     splits: tuple[StepSplit, ...] = ()
-    """The result of splitting each response, in order; empty if the line has `steps`."""
+    """Result of splitting each response into steps, in order; empty if the line has `steps`."""
 
     def result(self, judged: Sequence[StepScores], aggregate: Aggregator, name: str) -> dict[str, Any]:
         """Return the output fields to add to the line."""

@@ -133,7 +133,10 @@ def search_summary(
 
 
 def compare_at_equal_tokens(searched: Searched, baseline: Searched, aggregator: str, seed: int) -> EqualTokens | None:
-    """Compare search with the baseline at an equal number of tokens, or return None if no problem completed both."""
+    """Compare search with the baseline at an equal number of tokens.
+
+    Returns None if no problem was completed by both.
+    """
     whole = {result.group.problem.id: result.group for result in baseline.results}
     both = [result for result in searched.results if result.group.problem.id in whole]
     if not both:

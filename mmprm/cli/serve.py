@@ -41,8 +41,8 @@ class ServedScorerConfig(LocalScorerConfig):
     """Configures the scorer that the server runs."""
 
     backend: Literal["vllm", "transformers"] = "vllm"
-    """Inference backend: vllm uses vLLM's pooling runner, and transformers starts immediately. Their scores agree
-    within 1e-3 in float32."""
+    """Inference backend: vllm (vLLM's pooling runner), or transformers, which starts faster. Their scores agree within
+    1e-3 in float32."""
 
 
 class ServeConfig(Config):

@@ -1,4 +1,4 @@
-"""Convert a trained process reward model to the format of another family, for tools that expect it.
+"""Export a trained process reward model to the format of another PRM implementation, for tools that expect it.
 
 Shapes: C class [incorrect, correct], H hidden, V vocabulary.
 """
@@ -62,9 +62,9 @@ class Qwen2ForProcessRewardModel(Qwen2PreTrainedModel):
 
 
 def two_layer_head(rows_CH: Tensor) -> nn.Sequential:
-    """Build a Linear-ReLU-Linear head whose logits are exactly rows_CH · h, using x = relu(x) − relu(−x) for each row.
+    """Build a Linear-ReLU-Linear head that maps a hidden state h to exactly the logits rows_CH · h.
 
-    Only four of the H hidden units are used.
+    Each logit x is computed as relu(x) − relu(−x), so only four of the H hidden units are used.
     """
     hidden = rows_CH.shape[1]
     inner_HH, outer_CH = rows_CH.new_zeros(hidden, hidden), rows_CH.new_zeros(2, hidden)

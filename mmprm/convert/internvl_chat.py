@@ -210,8 +210,11 @@ def native_tensors(name: str, tensor: Tensor, config: InternVLConfig, internlm2:
 
 
 def split_wqkv(fused: Tensor, text_config: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Split InternLM2's fused weight (G·(Q + 2)·D, …) into query (G·Q·D, …), key (G·D, …) and value (G·D, …). A bias
-    has only the first dimension."""
+    """Split InternLM2's fused weight (G·(Q + 2)·D, …) into query (G·Q·D, …), key (G·D, …) and value (G·D, …).
+
+    G is the number of key-value heads, Q the number of query heads per key-value head, and D the head dimension. A bias
+    has only the first dimension.
+    """
     groups = text_config.num_key_value_heads
     queries = text_config.num_attention_heads // groups
     size = text_config.hidden_size // text_config.num_attention_heads

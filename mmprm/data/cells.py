@@ -49,9 +49,9 @@ def is_empty(value: Any) -> bool:
 
 
 def find(row: Row, name: str) -> Any:
-    """Return the value of a column. A dotted name that is not itself a column refers to a member of a struct.
+    """Return the value of a row's column, or raise KeyError if the row has no such column.
 
-    Raises KeyError if the row has no such column.
+    A dotted name that is not itself a column refers to a member of a struct.
     """
     if name in row:
         return as_builtin(row[name])

@@ -47,7 +47,7 @@ def labeled_choices(value: Any, location: str) -> tuple[tuple[str, ...], tuple[s
 
 
 def _parsed(text: str) -> Any:
-    """Parse a text as a list or struct, or split it into options if each option follows a letter."""
+    """Parse a text as a list or struct, or split it into options if a letter precedes each of them."""
     value = parsed(text)
     marks = list(_LETTER_IN_TEXT.finditer(text)) if value is text else []
     letters = "".join(match[1] or match[2] for match in marks)
@@ -129,8 +129,10 @@ def _pair(item: Any) -> tuple[Any, Any] | None:
 
 
 def unread_options(rest: Row, answer: str) -> str | None:
-    """Return the name of an unread column that looks like a list of options, or None if there is none. Such a list
-    contains the answer."""
+    """Return the name of a column that was not read but looks like a list of options, or None if there is none.
+
+    Such a list contains the answer.
+    """
     for name, value in rest.items():
         items = as_builtin(value)
         if not isinstance(items, list | tuple) or not 1 < len(items) <= len(LETTERS):

@@ -163,7 +163,7 @@ def lettered_columns(row: Row) -> dict[str, str]:
 
 
 def only_one(found: list[tuple[str, Any]], field: str, location: str) -> Any:
-    """Return the value of a field that several columns may provide, or None if no column does.
+    """Return a field's value from the first column that provides it, or None if no column does.
 
     Raises DataError if the texts of two columns differ and neither contains the other.
     """
@@ -190,7 +190,7 @@ def _agree(one: str, other: str) -> bool:
 
 
 def rest_of(row: Row, used: set[str]) -> dict[str, Any]:
-    """Return the columns that no field was read from, and those that were only read in part."""
+    """Return the columns that were not read in full: unused ones, and those of which only a part was read."""
     return {str(name): value for name, value in row.items() if name not in used}
 
 
@@ -211,10 +211,9 @@ def check_media(row: Row, location: str) -> None:
 
 
 def check_unread_images(rest: Row, question: str, location: str) -> str | None:
-    """Look for images in the unread columns of a row for which no image was found.
+    """Raise DataError if an unread column holds images, for a row in which no image was found.
 
-    Raises DataError for a column that holds images. Returns the name of a column that may hold some, judging by its
-    name and the question, or None.
+    Otherwise, returns the name of a column that may hold images, judging by its name and the question, or None.
     """
     for name, value in (part for column in rest.items() for part in _parts(*column)):
         if looks_like_image(value):

@@ -231,7 +231,7 @@ def write_image(ref: ImageRef, folder: Path) -> str:
 
 
 class _FewReads:
-    """Wraps a stream and limits the number of reads to the number that an image of its size can need.
+    """Wraps an image's stream, and raises DataError after more reads than an ordinary image of its size needs.
 
     A file made of a million tiny chunks, frames or segments would otherwise keep the reader busy for seconds.
     """

@@ -60,6 +60,6 @@ def last_box(text: str) -> str:
 
 
 def _without_zero(value: Any) -> Any:
-    """Remove the trailing .0 of a whole number, which SVAMP writes as 145.0."""
+    """Remove the trailing .0 of a whole number, as in SVAMP's 145.0."""
     text = str(value).strip()
     return text.removesuffix(".0") if re.fullmatch(r"-?\d+\.0", text) else value

@@ -104,7 +104,7 @@ def strip_marks(text: str) -> str:
 
 
 def without_leading_marks(texts: Sequence[str]) -> list[str]:
-    """Strip image placeholders from the front of the first text, if there are no others and some text remains."""
+    """Strip leading image placeholders from the first text, unless others follow or no other text remains in it."""
     first, *rest = texts
     bare = re.sub(rf"\A(?:\s*{IMAGE})+\s*", "", first)
     return [bare, *rest] if bare and not any(IMAGE in text for text in (bare, *rest)) else [first, *rest]

@@ -64,9 +64,10 @@ def read_question(row: Row, columns: Columns, images: list[Any], root: Path, loc
 
 
 def column_images(found: Sequence[tuple[str, Any]], root: Path, location: str) -> list[Any]:
-    """Return the unread images of a row's image columns, or the largest available set if several columns have images.
+    """Return the cell values of a row's images, from the column with the most images if several columns have some.
 
-    Raises DataError if no column holds all images of the others.
+    Columns with an unavailable image are skipped if another column has none. Raises DataError if no column holds all
+    images of the others.
     """
     filled = [(name, items) for name, value in found if (items := listed(value))]
     if len(filled) < 2:

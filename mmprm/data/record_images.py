@@ -1,4 +1,4 @@
-"""Read the images of a record whose question is not parsed by `mmprm.problems`."""
+"""Read the images of records with step labels, which `mmprm.problems` does not parse."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class Environment(Protocol):
     """
 
     def reset(self, problem: Problem, seed: int) -> Observation:
-        """Start an episode and return the first observation; the level is given in `problem.extra`."""
+        """Start an episode of `problem` and return the first observation; `problem.extra` may describe the level."""
         ...
 
     def step(self, text: str) -> Transition:

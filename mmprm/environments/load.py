@@ -35,7 +35,7 @@ class EnvironmentConfig(Config):
     max_turn_tokens: int = Field(256, ge=1)
     """Maximum number of tokens that the policy generates per turn."""
     images: int | Literal["all"] = Field("all")
-    """Number of most recent images to show to the policy, or all."""
+    """Number of most recent images to show to the policy; "all" shows every image."""
 
 
 def make_environment(config: EnvironmentConfig) -> Environment:

@@ -13,7 +13,7 @@ from mmprm.types import Problem
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """Holds an episode up to some turn: the first observation, and one transition per text of the policy."""
+    """Holds an episode replayed up to some turn: the first observation, and one transition per turn."""
 
     start: Observation
     transitions: tuple[Transition, ...]
@@ -34,7 +34,7 @@ class Replayed:
 
 
 def replay(environment: Environment, problem: Problem, seed: int, texts: Sequence[str]) -> Replayed:
-    """Reset the environment and apply the texts in order.
+    """Reset the environment, apply the policy's texts in order, one per turn, and return the episode.
 
     Raises EpisodeError, with the turn, if the environment fails or the episode ends before the last text.
     """

@@ -51,7 +51,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """Holds a benchmark question as a problem, with its subject, family and part."""
+    """Holds a benchmark question as a problem, with the subject, family and part of its `Entry`."""
 
     problem: Problem
     subject: str

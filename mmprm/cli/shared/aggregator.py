@@ -17,6 +17,6 @@ def settled(configured: str | None, info: PrmInfo) -> str:
 
 
 def warn(name: str, info: PrmInfo) -> None:
-    """Print a warning to standard error if there is evidence against the aggregator."""
+    """Print the warning that `misgiving` returns about the aggregator, if any, to standard error."""
     if why := misgiving(name, info):
         print(f"note: {why}", file=sys.stderr)

@@ -41,9 +41,9 @@ def with_engine_dtype(config: _P) -> _P:
 
 
 def check_config(config: PolicyConfig, problems: Sequence[Problem], samples: int, key: str) -> None:
-    """Run the preflight checks before anything starts. `key` names the setting of `samples` in error messages.
+    """Run the policy's preflight checks before any engine starts.
 
-    `samples` is the number of completions per prompt.
+    `samples` is the number of completions per prompt, and `key` names its setting in error messages.
     """
     folder = policy_folder(config.engine)
     engine = config.engine if folder is None else config.engine.model_copy(update={"model": folder})
