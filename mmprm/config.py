@@ -158,7 +158,7 @@ def _check_texts(value: Any, key: str, source: str) -> None:
 
 
 def differing_keys(stored: dict[str, Any], asked: dict[str, Any]) -> dict[str, str]:
-    """Return the keys whose values differ between two configurations, each with the text "stored …, asked …"."""
+    """Return the keys whose values differ between two configurations, and a text with both values for each of them."""
     old, new = _flatten(stored), _flatten(json.loads(json.dumps(asked)))
     return {
         key: f"stored {old.get(key)!r}, asked {new.get(key)!r}"

@@ -57,10 +57,10 @@ def token_tree(paths: Sequence[Ints]) -> TokenTree:
 
 
 def cut_at_subtrees(paths: Sequence[Ints], max_tokens: int) -> list[list[int]]:
-    """Split sequences into groups whose token trees have at most `max_tokens` tokens. A longer sequence gets its own
-    group.
+    """Group sequences into token trees of at most `max_tokens` tokens, and return the indices of each group.
 
-    Neighbors in depth-first order stay together. Tokens that two groups share are repeated in both.
+    A longer sequence gets its own group. Neighbors in depth-first order stay together. Tokens that two groups share are
+    repeated in both.
     """
     groups: list[list[int]] = []
     tokens, previous = 0, _NOTHING
@@ -77,10 +77,10 @@ def cut_at_subtrees(paths: Sequence[Ints], max_tokens: int) -> list[list[int]]:
 
 
 def fill_rows(lengths: Sequence[int], width: int) -> list[list[int]]:
-    """Pack pieces of the given lengths into rows of at most `width` tokens. A longer piece gets its own row.
+    """Pack pieces of the given lengths into rows of at most `width` tokens, and return the piece indices of each row.
 
-    Each piece, longest first, goes into the row that it fills best (best-fit decreasing: at most 11/9 of the minimal
-    number of rows, plus one).
+    A longer piece gets its own row. Each piece, longest first, goes into the row that it fills best (best-fit
+    decreasing: at most 11/9 of the minimal number of rows, plus one).
     """
     rows: list[list[int]] = []
     free: list[tuple[int, int]] = []

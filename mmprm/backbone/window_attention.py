@@ -18,7 +18,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 WINDOWS = "mmprm_flash_windows"
-"""Name of the registered attention function. transformers passes the limits of the windows to the function, instead of
+"""Name of the registered attention function. transformers passes the window boundaries to the function, instead of
 calling it once per window, if the name contains "flash"."""
 
 MAX_PADDING = {"cuda": 128, "cpu": 0}
@@ -39,7 +39,7 @@ class WindowBatch(NamedTuple):
 
 
 def use_window_batches(backbone: PreTrainedModel) -> None:
-    """Make a Qwen-VL vision tower that uses SDPA compute all windows of a layer at once; other models do not change."""
+    """Make a Qwen-VL vision tower that uses SDPA compute each layer in few calls; leave other models unchanged."""
     vision = getattr(backbone.config, "vision_config", None)
     if not hasattr(getattr(backbone, "model", backbone), "visual") or vision._attn_implementation != "sdpa":
         return
@@ -58,7 +58,7 @@ def attend_in_windows(
 ) -> tuple[Tensor, None]:
     """Return the attention output_1SHD, in which each patch attends to the patches of its window.
 
-    `cu_seq_lens_q` holds the limits of the windows, from 0 to S. Without limits, this is ordinary SDPA.
+    `cu_seq_lens_q` holds the window boundaries, from 0 to S. Without them, this is ordinary SDPA.
     """
     options = {name: options[name] for name in ("dropout", "scaling", "is_causal") if name in options}
     if cu_seq_lens_q is None:
@@ -102,7 +102,7 @@ def _batch(first_W: Tensor, length_W: Tensor, device: torch.device) -> WindowBat
 
 
 def _placed(tensor_SHD: Tensor, batch: WindowBatch, has_all: bool) -> Tensor:
-    """Arrange the windows of a batch as tensor_WHLD, padded with zeros. `has_all` says that the batch has all
+    """Arrange the windows of a batch as tensor_WHLD, padded with zeros. If `has_all`, the batch contains all
     windows."""
     if not has_all:
         tensor_SHD = tensor_SHD.index_select(0, batch.index_S)

@@ -14,12 +14,12 @@ from mmprm.types import ImageRef, Problem
 
 
 class GymnasiumEnvironment:
-    """Adapts the environment gymnasium.make(name, **arguments), which needs the extra `agents`.
+    """Adapts a gymnasium environment, created by gymnasium.make(name, **arguments); see `Environment`.
 
-    The first observation begins with the problem's question. Every observation holds the environment's observation as
-    text and its rendered frame. `problem.extra["arguments"]` overrides the arguments, so that each problem can have a
-    level of its own. A turn without a valid action leaves the environment unchanged and has reward 0. An episode
-    succeeds if its return reaches `success_return`.
+    Requires the optional dependencies of the extra `agents`. The first observation begins with the problem's question.
+    Every observation holds the environment's observation as text and its rendered frame. `problem.extra["arguments"]`
+    overrides the arguments, so that each problem can have its own level. A turn without a valid action leaves the
+    environment unchanged and has reward 0. An episode succeeds if its return reaches `success_return`.
     """
 
     def __init__(

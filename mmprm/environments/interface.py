@@ -30,8 +30,8 @@ class Observation:
 class Transition:
     """Holds the result of a turn: observation, reward, and flags as in gymnasium.
 
-    `terminated` means that the episode reached an end of its own, `truncated` that a limit stopped it.
-    `info["success"]` is whether the goal was reached, and `info["action"]` the action that was read from the text.
+    `terminated` means that the episode ended by itself, and `truncated` that a limit stopped it.
+    `info["success"]` is whether the goal was reached, and `info["action"]` is the action that was read from the text.
     """
 
     observation: Observation
