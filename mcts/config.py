@@ -33,7 +33,8 @@ class CampaignConfig(PolicyConfig):
     campaign continues without it. A problem whose engine dies more often than this while it is the only one on the
     engine is marked failed."""
     tracker: TrackerName | None = None
-    """Log progress to wandb, mlflow, swanlab or trackio. The package must be installed. Offline if not logged in."""
+    """Experiment tracker to which progress is logged: wandb, mlflow, swanlab or trackio. Its package must be installed;
+    without a login, it logs offline."""
 
     def resume_key(self) -> dict[str, Any]:
         """Return the settings that determine the sampled batches.

@@ -11,7 +11,7 @@ from mmprm.trees.store import Store
 
 
 def with_settled_dtype(config: CampaignConfig, model_folder: str | None, own_engines: bool = True) -> CampaignConfig:
-    """Return the configuration with engine.dtype=auto replaced by the run's stored data type, or by the fastest one.
+    """Replace engine.dtype=auto with the run's stored data type or, for a new run, with the choice of `with_dtype`.
 
     `own_engines` is False if the workers do not start engines; the data type is then only recorded.
     """

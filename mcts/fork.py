@@ -11,12 +11,12 @@ from mmprm.trees.database import STORE_NAME
 from mmprm.trees.store import Store
 
 BUDGETS = {"search.max_searches", "search.max_rollouts"}
-"""Settings that only limit the length of a search: after raising one, the stored batches remain the start of the
-search. Any other setting of `search` changes the search order, and with it batch sizes and the evidence for labels."""
+"""Settings that only limit the length of a search; after one is raised, the search still begins with the stored
+batches. Any other setting of `search` changes the search order, and with it batch sizes and the evidence for labels."""
 
 
 def fork(config: CampaignConfig) -> tuple[CampaignConfig, str]:
-    """Choose the run folder for a configuration; return (configuration with that folder, message about the choice).
+    """Fork the run in `config.output` if its configuration differs; return (configuration with its folder, message).
 
     The folder is `config.output` if its store is missing or has this configuration. Otherwise it is the first of
     OUTPUT-2, OUTPUT-3, … for which that is true. A new folder receives OUTPUT's problems, all open, and its batches if

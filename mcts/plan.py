@@ -41,7 +41,7 @@ def estimate_campaign(
     seed: int = 0,
     resamples: int = 2000,
 ) -> CampaignEstimate:
-    """Estimate each total as its mean over the pilot's finished problems times `problems`.
+    """Estimate each total of a campaign: its mean over the pilot's finished problems, multiplied by `problems`.
 
     Engine time is tokens divided by the pilot's rate, Σ tokens / `engine_seconds`. The store's file size
     (`store_bytes`) is divided among problems in proportion to their compressed bytes. Raises DataError if fewer than

@@ -66,7 +66,7 @@ class Progress:
 
     stored: StoreSummary
     workers: int = 0
-    """Maximum number of engines that ran concurrently."""
+    """Largest number of workers whose engines ran concurrently."""
     began: float = field(default_factory=time.monotonic)
     first_start: float | None = None
     in_flight: int = 0
@@ -215,7 +215,7 @@ async def show_progress(progress: Progress) -> None:
 
 
 def reasons(counts: Counter[str]) -> str:
-    """Format a total with its three most common reasons, for example `7 (time-out 5, no answer 2)`."""
+    """Format counts as a total with its three most frequent reasons, for example `7 (time-out 5, no answer 2)`."""
     if not counts:
         return "0"
     commonest = ", ".join(f"{reason} {count:,}" for reason, count in counts.most_common(3))

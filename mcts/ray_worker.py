@@ -126,11 +126,12 @@ class RayWorkers:
         return self
 
     def capacity(self) -> int:
-        """Return how many engines the cluster can run now. Machines may have been added since the start."""
+        """Return how many engines the current machines can hold in total, or `workers` if it is set. Machines may have
+        been added since the start."""
         return self._config.workers or self._fitting(actors.alive_nodes())
 
     def loading(self) -> int:
-        """Return how many engines have a machine and are being started there."""
+        """Return how many engines have been assigned a machine and are starting on it."""
         return self._loading
 
     def missing(self) -> str:

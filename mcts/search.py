@@ -24,13 +24,15 @@ class SearchConfig(StoppingRule):
     """Configures the OmegaPRM search and the number of rollouts per state. The defaults are those of MM-PRM."""
 
     alpha: float = Field(0.5, gt=0, le=1)
-    """α in Q = α^(1 − MC(s)) · β^(len(r)/L); smaller values favor high-value states more strongly."""
+    """α in Q = α^(1 − MC(s)) · β^(len(r)/L) for a rollout r from a state s with Monte Carlo value MC(s). Smaller
+    values favor high-value states more strongly."""
     beta: float = Field(0.9, gt=0, le=1)
     """β in Q; smaller values favor short rollouts more strongly."""
     length_scale: float = Field(2000.0, gt=0)
     """Length scale L in Q, as a number of words."""
     c_puct: float = Field(0.125, ge=0)
-    """Exploration weight in U = c_puct · sqrt(Σ N) / (1 + N(s)), which favors rarely visited states."""
+    """Exploration weight in U = c_puct · sqrt(Σ N) / (1 + N(s)), where N(s) is the number of visits of state s. U
+    favors rarely visited states."""
     max_searches: int = Field(200, ge=1)
     """Maximum number of binary searches per problem."""
     max_rollouts: int = Field(1000, ge=1)

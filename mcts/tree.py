@@ -39,11 +39,12 @@ class SearchCandidate:
 
 
 class SearchTree:
-    """Selects the (state, incorrect rollout) pair with the highest Q + U without comparing all candidates.
+    """Holds the states of a search, and selects the candidate with the highest Q + U without comparing all candidates.
 
-    U is equal for all states with the same visit count N(s), so among them the highest Q wins for any Σ N. The tree
-    therefore has one heap of states by best Q for each visit count, and compares only the heads. A single heap by
-    Q + U would become invalid whenever Σ N changes.
+    A candidate is a (state, incorrect rollout) pair; see mcts.value for Q and U. U is equal for all states with
+    the same visit count N(s), so among them the highest Q wins for any Σ N. The tree therefore has one heap of states
+    by best Q for each visit count, and compares only the heads. A single heap by Q + U would become invalid whenever
+    Σ N changes.
     """
 
     def __init__(self, alpha: float, beta: float, length_scale: float, c_puct: float) -> None:
@@ -93,7 +94,7 @@ class SearchTree:
         return counts_of(self._through.get(steps, [0, 0, 0]))
 
     def at_once(self, steps: Steps) -> int:
-        """Count the known verdicts through `steps` in each state's first batch, and return the largest count.
+        """Return the largest number of graded rollouts through `steps` within any one state's first batch.
 
         mmprm.trees.evidence may label the prefix from that batch.
         """

@@ -6,17 +6,17 @@ import math
 
 
 def q(value: float, words: int, alpha: float, beta: float, length_scale: float) -> float:
-    """Return Q(s, r) = α^(1 − MC(s)) · β^(len(r) / L), in (0, 1].
+    """Return the exploitation term Q(s, r) = α^(1 − MC(s)) · β^(len(r) / L) of rollout r from state s, in (0, 1].
 
-    Q is high for a short incorrect rollout r from a state s whose rollouts are mostly correct. `value` is MC(s) in
-    [0, 1]; `words` and `length_scale` (L) are numbers of words.
+    Q is high for a short incorrect rollout from a state whose rollouts are mostly correct. `value` is MC(s), the Monte
+    Carlo value of s in [0, 1]; `words` and `length_scale` (L) are numbers of words.
     """
     return alpha ** (1.0 - value) * beta ** (words / length_scale)
 
 
 def u(total_visits: int, visits: int, c_puct: float) -> float:
-    """Return U(s) = c_puct · sqrt(Σ N) / (1 + N(s)), the PUCT bonus for rarely visited states.
+    """Return the exploration term U(s) = c_puct · sqrt(Σ N) / (1 + N(s)), PUCT's bonus for a rarely visited state s.
 
-    `total_visits` is Σ N, the visits summed over all states; `visits` is N(s).
+    `visits` is N(s), the number of visits of s; `total_visits` is Σ N, their sum over all states.
     """
     return c_puct * math.sqrt(total_visits) / (1 + visits)

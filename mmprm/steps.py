@@ -29,7 +29,7 @@ _HAN = {name: number for number, name in enumerate("一二三四五六七八九�
 _HAN_COUNT = rf"[{''.join(_HAN)}]{{1,3}}"
 _COUNT = rf"\d{{1,3}}|{'|'.join(sorted(_WORDS, key=len, reverse=True))}|{_HAN_COUNT}"
 _AFTER = r"(?=[\s\\$*\"'“(（【《<]|[^\W\d_]|$)"
-"""Matches the text that may follow a step number: neither a digit (3.5, 1:30) nor an operator."""
+"""Matches before text that may follow a step number, which excludes digits (3.5, 1:30) and operators."""
 _STEP = r"step|步[骤驟]|ステップ|手順|단계|шаг|étape|etape|schritt|paso|passo|bước"
 _OPEN = r"\*{1,3}|__?|</?(?:b|strong)>|\\(?:textbf|paragraph|(?:sub)*section)\*?\{"
 _CLOSE = r"\*{1,3}|__?|</?(?:b|strong)>|\}"
@@ -95,7 +95,7 @@ def split(text: str, step_format: StepFormat) -> StepSplit:
 
 
 def plain(step: str, step_format: StepFormat) -> str:
-    """Return a step without step markup and surrounding white space, but with answer tags."""
+    """Remove the step markup and surrounding whitespace from a step, but keep its answer tags."""
     if step_format == "tags":
         step = _TAG.sub("", step)
     elif step_format == "numbered" and not _ANSWER_LINE.match(step):
@@ -111,8 +111,7 @@ def plain_split(text: str, step_format: StepFormat) -> StepSplit:
 
 
 def _left_of_mark(mark: re.Match[str]) -> str:
-    """Return the part of a step marker that belongs to the preceding text: a <think> tag, or ** if the bold text ends
-    later."""
+    """Return the parts of a step marker to keep: its <think> tag, and its ** if the bold text ends after the marker."""
     opens_bold = mark["bold"] and not (mark["closed"] or mark["closed_open"] or mark["closed_after"])
     return (mark["think"] or "") + (mark["bold"] if opens_bold else "")
 
@@ -240,7 +239,7 @@ def _closes(text: str, position: int) -> bool:
 
 
 def _environments(text: str) -> dict[int, int]:
-    """Map the offset of each closed LaTeX environment's name to the environment's end."""
+    """For each closed LaTeX environment, map the offset of its name to the offset of its end."""
     ends: dict[int, int] = {}
     begun: dict[str, list[int]] = {}
     for mark in _ENVIRONMENT.finditer(text):

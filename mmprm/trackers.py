@@ -105,7 +105,7 @@ class Tracker:
 
 @dataclass(frozen=True, slots=True)
 class _TrackedRun:
-    """Describes a run to a tracker. `id` remains the same when the run is resumed."""
+    """Holds the id, folder and settings of a run for a tracker. `id` remains the same when the run is resumed."""
 
     id: str
     folder: Path

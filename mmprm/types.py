@@ -128,8 +128,8 @@ class Rollout:
     unsplit: str | None = None
     reason: str = ""
     step_ids: tuple[tuple[int, ...], ...] = ()
-    """Token ids of each step except the last, from which a search may continue. A token belongs to the step in which it
-    ends. Empty if unknown."""
+    """Token ids of each step except the last; a search may continue after any of these steps. A token belongs to the
+    step in which it ends. Empty if unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +211,7 @@ class LabeledPath:
     counts: tuple[Counts | None, ...]
     complete: bool
     root_value: float | None = None
-    """Monte Carlo value of the problem before its first step, or None if it is unknown."""
+    """Monte Carlo value of the problem's root state, which has no steps, or None if it is unknown."""
 
     def __post_init__(self) -> None:
         assert len(self.steps) == len(self.counts), "one label per step"

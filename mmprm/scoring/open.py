@@ -37,7 +37,7 @@ def open_scorer(config: LocalScorerConfig) -> ClosableScorer:
 
 
 def scorer_info(config: LocalScorerConfig) -> PrmInfo:
-    """Read the configured model's prm.json or, with a server, only the aggregator and threshold."""
+    """Return the configured model's prm.json; from a server, only the aggregator, its evidence and the threshold."""
     if not isinstance(config, ScorerConfig) or config.server is None:
         return read_info(config.prm, config.format)
     from mmprm.scoring.http.remote import RemoteScorer

@@ -1,4 +1,4 @@
-"""Compute step scores with transformers, in batches of similar length.
+"""Compute step scores with transformers, in batches of solutions with similar lengths.
 
 Shapes: B solution, T token, M position at which a score is read (all of a batch, solution by solution).
 """
@@ -41,7 +41,7 @@ class TransformersScorer:
 
     @property
     def max_tokens(self) -> int | None:
-        """Return the maximum number of tokens in a solution, or None if longer solutions are cut."""
+        """Return the maximum number of tokens of a solution, or None if longer ones are scored as far as they fit."""
         return self._context if self._config.too_long == "refuse" else None
 
     def score(self, solutions: Sequence[Solution]) -> list[StepScores]:

@@ -63,7 +63,7 @@ class TreeScorer:
 
 
 def tree_scorer(model: ScoringModel, form: Format, config: ScorerConfig, device: str) -> TreeScorer | None:
-    """Create a TreeScorer, or return None and print the reason if the model does not support packed rows."""
+    """Create a TreeScorer or, if the model cannot process packed solutions, print the reason and return None."""
     why_not = why_not_packed(model.backbone)
     if why_not:
         print(f"scorer.share_prefixes has no effect for {type(model.backbone).__name__}: {why_not}", flush=True)

@@ -28,7 +28,7 @@ _CHUNK = 64
 
 @dataclass(frozen=True, slots=True)
 class AccuracyAtN:
-    """Holds the accuracy of each selector with N samples, and its differences from two baselines."""
+    """Holds each selector's accuracy with `n` samples, and its differences from the selectors random and majority."""
 
     n: int
     accuracy: dict[str, Interval]
@@ -95,9 +95,9 @@ class EqualTokens:
 def at_equal_tokens(
     guided: Sequence[CandidateGroup], tokens: int, samples: Sequence[CandidateGroup], aggregate: str, seed: int = 0
 ) -> EqualTokens:
-    """Compare a strategy that generated `tokens` tokens in total with best-of-n on independent samples of the same
-    problems.
+    """Compare a guided strategy with best-of-n on independent samples of the same problems, at equal token counts.
 
+    `tokens` is the number of tokens that the strategy generated in total.
     n = tokens / (tokens of all samples / samples per problem), clipped to [1, samples per problem].
     """
     assert [group.problem.id for group in guided] == [group.problem.id for group in samples], "the same problems"
@@ -118,7 +118,7 @@ def at_equal_tokens(
 
 
 def _intervals(values: NDArray[np.float64], seed: int) -> dict[str, Interval]:
-    """Compute an interval per selector from values with one row per selector and one column per problem.
+    """Return, for each selector (row), the bootstrap interval of the mean of its values over problems (columns).
 
     For paired differences, this is the interval of the mean difference per problem.
     """

@@ -168,14 +168,14 @@ def score_groups(groups: Sequence[CandidateGroup], scorer: Scorer) -> list[Candi
 
 
 def with_answer(candidate: Candidate, answer: StepScores | DataError | None) -> Candidate:
-    """Set a candidate's scores, or the reason why it cannot be scored."""
+    """Return the candidate with the scorer's answer: its step scores, or the reason why it cannot be scored."""
     if isinstance(answer, DataError):
         return replace(candidate, unscored=str(answer))
     return replace(candidate, scores=answer)
 
 
 def _scored_apart(solutions: list[Solution], scorer: Scorer) -> list[StepScores | DataError]:
-    """Score the solutions; after a failure, score each half separately, so that only invalid ones have no scores."""
+    """Score the solutions, halving each list that fails, so that only those that cannot be scored get a DataError."""
     return run_halving(solutions, scorer.score, lambda _, error: error, DataError)
 
 

@@ -1,4 +1,4 @@
-"""Run a guided search on many problems concurrently, and return groups of candidates with the tokens generated."""
+"""Run a guided search on many problems concurrently; return their candidates and the number of generated tokens."""
 
 from __future__ import annotations
 

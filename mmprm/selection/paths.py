@@ -16,9 +16,9 @@ STOPS: dict[StepFormat, Callable[[int], tuple[str, ...]]] = {
     "blank_lines": lambda number: ("\n\n",),
     "numbered": lambda number: (),
 }
-"""Maps each step format to the stop strings that end the step with a given number. They only save tokens: the end of
-the step is always found by steps.split. In the numbered format, only the start of the next step ends a step, so a whole
-continuation is generated and cut."""
+"""Maps each step format to a function that returns the stop strings for the end of step `number`. They only save
+tokens: the end of the step is always found by steps.split. In the numbered format, only the start of the next step ends
+a step, so a whole continuation is generated and cut."""
 
 
 class PathState(enum.Enum):
@@ -50,8 +50,7 @@ class Path:
 
 
 class Writer:
-    """Samples steps and solutions for one problem, counting the tokens and samples generated. `tokens` and `samples`
-    count everything it generated."""
+    """Samples steps and solutions for one problem; `tokens` and `samples` count everything it has generated."""
 
     def __init__(self, problem: Problem, sampler: Sampler, step_format: StepFormat, run_seed: int) -> None:
         self.problem = problem
@@ -80,7 +79,7 @@ class Writer:
         return tuple(plain(step, self._step_format) for step in path.steps)
 
     async def _whole(self, path: Path, completion: Completion, stop: tuple[str, ...], greedy: bool) -> Completion:
-        """Return the completion, continued beyond the stop string if it was stopped inside a code block or formula."""
+        """Return the completion, continued without stop strings if it was stopped inside a code block or formula."""
         text, tokens = completion.text, completion.tokens
         if self._step_format == "tags" or not text.endswith(stop) or not ends_within(text):
             return completion

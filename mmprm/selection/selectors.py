@@ -69,7 +69,7 @@ def majority(choices: Choices, inside_BM: Bools) -> Floats:
 
 
 def weighted(choices: Choices, inside_BM: Bools) -> Floats:
-    """Choose the answer with the highest total weight of its candidates."""
+    """Choose the answer whose candidates have the highest total weight (the reward mapped to [0, 1])."""
     return _vote(choices, inside_BM, choices.weight_PM)
 
 

@@ -79,7 +79,7 @@ STRATEGIES: dict[str, Callable[[Writer, PathScorer, GuidedConfig], Awaitable[lis
 
 
 def solutions(paths: Sequence[Path]) -> list[Path]:
-    """Return the complete paths or, if there are none, the open paths or, failing that, the broken ones."""
+    """Return the complete paths if there are any, else the open paths, else the broken ones (see `PathState`)."""
     for state in (PathState.COMPLETE, PathState.OPEN, PathState.BROKEN):
         if found := [path for path in paths if path.state is state]:
             return found
@@ -87,7 +87,8 @@ def solutions(paths: Sequence[Path]) -> list[Path]:
 
 
 async def ahead(writer: Writer, path: Path, count: int) -> Path:
-    """Extend the path by up to `count` greedily decoded steps, stopping early if the solution ends or breaks."""
+    """Extend the path by up to `count` greedily decoded steps, stopping early at the end of the solution or before a
+    broken step (see `PathState`)."""
     for _ in range(count):
         (following,) = await writer.steps(path, 1, greedy=True)
         if following.state is PathState.BROKEN:

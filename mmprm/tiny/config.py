@@ -23,7 +23,7 @@ class StepsConfig(Config):
     checking: int = 1300
     """Number of optimizer steps on solutions and statements to verify, in equal parts."""
     statements: int = 400
-    """Number of optimizer steps on statements to verify alone."""
+    """Number of optimizer steps on statements to verify, without solutions."""
     both: int = 600
     """Number of optimizer steps on solutions and somewhat fewer statements to verify."""
 

@@ -30,9 +30,9 @@ FACTS = {
     operator: [(a, operator, b, apply(a, b)) for a in range(100) for b in DIGITS if 0 <= apply(a, b) < 100]
     for operator, apply in OPERATORS.items()
 }
-"""Maps each operator to the calculations that solutions can need, as (left, operator, right, result) tuples."""
+"""Maps each operator to the calculations that may occur in solutions, as (left, operator, right, result) tuples."""
 FIRST_FACTS = {operator: [fact for fact in facts if 0 < fact[0] < 10] for operator, facts in FACTS.items()}
-"""Calculations with which a solution can begin. They are a small part of FACTS, but at least a third of those
+"""Calculations that may come first in a solution. They are a small part of FACTS, but at least a third of those
 generated."""
 _MARKS = string.ascii_uppercase + "?|:;,.!~@#&*%$^_ "
 """Characters that may separate a statement from Yes or No, varied so that the model does not depend on a single
@@ -70,7 +70,7 @@ def solution(tiny: TinyProblem, rng: random.Random, mistakes: Mistakes) -> Lesso
 
 
 def readings(tiny: TinyProblem, rng: random.Random) -> Lesson:
-    """Generate a text that reads the digits of all colors, in random order."""
+    """Generate a text that states the digit of each color, in random order."""
     digits = tiny.digits
     colors = rng.sample(sorted(digits), len(digits))
     response = "".join(f"<step>{color}={digits[color]}</step>" for color in colors)
@@ -116,9 +116,10 @@ def _facts(rng: random.Random, count: int) -> list[tuple[int, str, int, int]]:
 
 
 class Collator:
-    """Collates lessons into model inputs: input_ids, attention_mask, labels [B, T], position_ids [3, B, T] and patches.
+    """Collates B lessons, padded to T tokens: input_ids, attention_mask, labels [B, T], position_ids [3, B, T].
 
-    A cell is exactly one merged patch, so the patches of an image are looked up by its cells, in order.
+    If a lesson has an image, image patches are added. A cell is exactly one merged patch, so they are looked up by the
+    cells of the image, in order.
     """
 
     def __init__(self, processor: Qwen2_5_VLProcessor) -> None:

@@ -121,8 +121,10 @@ def moves_to_solve(state: SokobanState) -> int | None:
 
 
 def best_moves(state: SokobanState) -> list[str]:
-    """Return the moves with which a shortest solution begins, in the order of MOVES. The result is [] if the level is
-    solved or cannot be solved."""
+    """Return the first moves of all shortest solutions, in the order of MOVES.
+
+    The result is [] if the level is solved or cannot be solved.
+    """
     left = moves_to_solve(state)
     if not left:
         return []
@@ -157,7 +159,7 @@ def _before(layout: LevelLayout, player: Cell, boxes: frozenset[Cell]) -> Iterat
 
 
 def make_level(rng: random.Random, size: int, boxes: int, moves: range) -> SokobanState:
-    """Generate a level of size × size cells, including walls, whose shortest solution has a number of moves in `moves`.
+    """Generate a level of size × size cells, including walls, whose shortest solution length is in the range `moves`.
 
     Walls are drawn at random, boxes start on their goals, and the level is played backwards. Raises DataError if no
     such level is found in 1,000 drawings.
@@ -183,7 +185,7 @@ def make_level(rng: random.Random, size: int, boxes: int, moves: range) -> Sokob
 
 
 def _region(layout: LevelLayout, start: Cell) -> set[Cell]:
-    """Return the cells that can be reached from `start` if there are no boxes, including the first cells outside."""
+    """Return the cells reachable from `start` without boxes, plus the first cells outside the level if it is open."""
     found, queue = {start}, [start]
     while queue:
         cell = queue.pop()

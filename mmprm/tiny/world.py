@@ -148,12 +148,12 @@ def judge_steps(tiny: TinyProblem, steps: Sequence[str]) -> list[bool]:
 
 
 def error_kind(step: str) -> Literal["reading", "arithmetic"]:
-    """Return "reading" for a step that reads the image, and "arithmetic" for any other step."""
+    """Return the kind of error that a step can contain: "reading" if it reads the image, otherwise "arithmetic"."""
     return "reading" if READING.fullmatch(plain(step, "tags")) else "arithmetic"
 
 
 def solve(tiny: TinyProblem, rng: random.Random | None = None, mistakes: Mistakes = NO_MISTAKES) -> Steps:
-    """Return a solution with random mistakes at the rates `mistakes`, which later steps propagate.
+    """Return a solution with random mistakes at the rates `mistakes`; later steps propagate them.
 
     A mistake at a hard step is always the same: the look-alike digit, or the forgotten carry. Incorrect answers of a
     problem therefore agree with each other, as those of real models do, and a vote does not simply outnumber them. At

@@ -1,4 +1,4 @@
-"""Plan which samples run together: deterministic order, length buckets, a token budget, and balanced ranks.
+"""Plan micro-batches in a deterministic order, with samples of similar length, a token budget, and balanced ranks.
 
 All functions are pure functions of lengths and seeds, so any step can be planned without the steps before it.
 """
@@ -40,7 +40,7 @@ def epoch_batches(sample_count: int, batch_size: int, seed: int, epoch: int) -> 
 def micro_batches(
     samples: Iterable[int], lengths: Sequence[int], token_budget: int, ranks: int
 ) -> list[tuple[MicroBatch, ...]]:
-    """Split samples into rows of one micro-batch per rank, such that samples in a row have similar lengths.
+    """Split samples into tuples of one micro-batch per rank, such that samples in a micro-batch have similar lengths.
 
     All ranks get the same number of micro-batches. Samples are sorted by length, and none is padded to more than 4/3 of
     its length. A micro-batch satisfies count × longest ≤ token_budget, except for a single sample that is longer.

@@ -69,7 +69,7 @@ class Engine:
         )
 
     def step(self, losses: Iterable[Callable[[nn.Module], Tensor]], denominator: float) -> tuple[float, float | None]:
-        """Take one optimizer step on Σ losses / denominator, summed over all micro-batches of all ranks.
+        """Take one optimizer step on the sum of the losses of all micro-batches on all ranks, divided by `denominator`.
 
         Every rank must pass the same number of micro-batches. Returns the loss and the gradient norm before clipping,
         which is None in float32 without ZeRO on several ranks.

@@ -29,7 +29,8 @@ class LoraConfig(Config):
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout probability for the adapter's inputs."""
     targets: tuple[str, ...] = (LAYERS,)
-    """Regular expressions for the linear layers that get an adapter; by default all those of the language model."""
+    """Regular expressions for the names of linear layers that get an adapter. Default: all projections (*_proj) in the
+    language model's layers."""
 
 
 def add_adapters(

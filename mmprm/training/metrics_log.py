@@ -1,4 +1,4 @@
-"""Log a run's metrics: every step to metrics.jsonl, TensorBoard and a tracker, and some steps to the console.
+"""Log the metrics of every step to metrics.jsonl, TensorBoard and a tracker, and those of some steps to the console.
 
 Used on rank 0 only.
 """

@@ -72,7 +72,7 @@ class Database:
 
     @classmethod
     def reading(cls, path: Path) -> Database:
-        """Open an existing database for reading, which also works if its folder is not writable."""
+        """Open an existing database for reading, even if its folder is not writable."""
         database = cls(path)
         try:
             database._connection.execute("PRAGMA query_only=ON")

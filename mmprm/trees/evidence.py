@@ -27,12 +27,12 @@ VerdictTally = list[int]
 
 
 def passing(steps: Steps, rollout: Rollout) -> Iterator[Steps]:
-    """Yield the longer prefixes that a rollout from `steps` passes through, up to but not including its last step."""
+    """Yield `steps` extended by the first 1, 2, … steps of a rollout, up to but not including its last step."""
     return (steps + rollout.steps[:length] for length in range(1, len(rollout.steps)))
 
 
 def tally_passing(steps: Steps, rollouts: Iterable[Rollout]) -> dict[Steps, VerdictTally]:
-    """Count the verdicts of the rollouts from `steps` by the longer prefixes that they pass through."""
+    """For each prefix that rollouts from `steps` pass through (see `passing`), count the verdicts of those rollouts."""
     tallies: dict[Steps, VerdictTally] = {}
     for rollout in rollouts:
         for prefix in passing(steps, rollout):
@@ -63,7 +63,7 @@ def count_labeled_prefixes(tree: Tree, rule: StoppingRule) -> int:
 
 
 def shared_labels(tree: Tree, enough: int) -> dict[Steps, Counts]:
-    """Return the verdict counts of prefixes that are labeled by the rollouts of other states.
+    """Return the verdict counts of prefixes that are labeled by rollouts sampled from a shorter prefix.
 
     The counts of a prefix are those of the first single batch that sent at least `enough` rollouts of known verdict
     through it. A prefix that was already a state by then is skipped.

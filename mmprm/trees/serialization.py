@@ -21,7 +21,7 @@ from mmprm.types import Batch, Counts, ImageRef, Problem, Rollout, Steps, Verdic
 _SEAL = b"\0seal\0"
 _DIGEST_BYTES = 8
 BATCH_COLUMNS = "state, depth, first_draw, correct, incorrect, unknown, tokens, rollouts"
-"""Names of the database columns of a batch; the column `first_draw` holds first_sample."""
+"""Names of the database columns of a batch; the column `first_draw` stores `StoredBatch.first_sample`."""
 
 
 class DamagedError(ValueError):
@@ -93,7 +93,7 @@ def pack_batch(batch: Batch) -> StoredBatch:
 
 
 def check_batch(packed: StoredBatch) -> None:
-    """Raise DamagedError if the batch differs from the one that was packed.
+    """Raise DamagedError if the bytes or columns of a batch have changed since it was packed.
 
     A batch with a checksum is checked without deserializing it.
     """
@@ -139,8 +139,7 @@ def _sealed(content: bytes, *columns: Any) -> bytes:
 
 
 def _has_good_seal(sealed: bytes, *columns: Any) -> bool:
-    """Return whether the bytes end with a checksum, and raise DamagedError if the checksum does not match. Raises
-    DamagedError if the checksum does not match."""
+    """Return whether the bytes end with a checksum; raise DamagedError if the checksum does not match."""
     content, seal = sealed[: -len(_SEAL) - _DIGEST_BYTES], sealed[-len(_SEAL) - _DIGEST_BYTES : -_DIGEST_BYTES]
     if seal != _SEAL:
         return False

@@ -53,11 +53,12 @@ def rule_of(config: dict[str, Any]) -> StoppingRule:
 
 
 def recovery_probability(failures: int, ancestor: Counts, prior_reset: float) -> float:
-    """Return P(recoverable | all n rollouts incorrect) = L / (1 + L), with n = `failures`.
+    """Return the probability that a state is recoverable although all of its n = `failures` rollouts are incorrect.
 
-    L = (1 − s) · B(a, b + n) / B(a, b) + s / (1 + n). The prior odds are even, as in bisection. From a failed state, no
-    rollout succeeds. The prior for a recoverable state's value is the posterior of its nearest recoverable ancestor,
-    Beta(a, b) = Beta(1 + correct, 1 + incorrect). With probability s = `prior_reset`, it is flat instead: policies
+    It is L / (1 + L), where L = (1 − s) · B(a, b + n) / B(a, b) + s / (1 + n) is the likelihood of n incorrect rollouts
+    from a recoverable state. The prior odds are even, as in bisection. From a failed state, no rollout succeeds. The
+    prior for a recoverable state's value is the posterior of its nearest recoverable ancestor, Beta(a, b) =
+    Beta(1 + correct, 1 + incorrect). With probability s = `prior_reset`, it is flat instead: policies
     occasionally correct an error later, regardless of the value before it.
     """
     a, b = 1 + ancestor.correct, 1 + ancestor.incorrect
@@ -102,7 +103,7 @@ def next_batch_size(first: int, sampled: Counts, rule: StoppingRule) -> int:
 
 
 def unbiased(batches: Sequence[Counts], rule: StoppingRule) -> Counts:
-    """Sum the counts of a state's batches, and add an unbiased estimate of its value.
+    """Return the total verdict counts of a state's batches, with an unbiased estimate of its value.
 
     Under a stopping rule, correct / known is biased, but the outcome of the first known rollout is not. Nor is its
     expectation given everything else (Rao-Blackwell). Consider all outcome orders that the rule lets end with these
@@ -118,7 +119,7 @@ def unbiased(batches: Sequence[Counts], rule: StoppingRule) -> Counts:
 
 @lru_cache(maxsize=100_000)
 def _first_correct(shape: tuple[tuple[int, int], ...], correct: int, rule: StoppingRule) -> float:
-    """Return the fraction of possible outcome orders in which the first rollout is correct.
+    """Return the fraction of outcome orders allowed by the stopping rule in which the first known rollout is correct.
 
     After each batch, orders are counted by their number of correct rollouts: all orders, and those that begin with a
     correct rollout.

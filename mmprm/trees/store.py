@@ -227,7 +227,7 @@ class Store:
                 )
 
     def begin_session(self, engines: int) -> None:
-        """Start a session, after which `append` records the time of the last commit.
+        """Start a session with `engines` running engines; each `append` then records its time as the last commit.
 
         Throughput and engine-hours are computed from these times.
         """
@@ -236,7 +236,7 @@ class Store:
         self._session = self._add_session(now, engines)
 
     def set_engines(self, engines: int) -> None:
-        """Record how many engines run from this time on, for computing engine-hours."""
+        """Record that the number of running engines has changed to `engines`; engine-hours are computed from it."""
         now = self._session_now()
         with self._database.transaction():
             self._database.run("UPDATE sessions SET last = ? WHERE number = ?", now, self._session)

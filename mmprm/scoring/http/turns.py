@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 @dataclass(order=True)
 class _Request(Generic[T]):
-    """Holds a client's request, ordered by the weight served so far, then by the remaining weight, then by arrival."""
+    """Holds one request of a client; requests are ordered by weight already served, remaining weight, and arrival."""
 
     served: float
     left: float
@@ -51,7 +51,10 @@ class FairQueue(Generic[T]):
         return next(iter(self._callers.values()))[0].items[0]
 
     def pop(self, free: bool = False) -> T:
-        """Remove and return the next item; with `free`, meant for items that nobody waits for, no turn is counted."""
+        """Remove and return the next item; with `free`, the client keeps its turn and the item's weight is not counted.
+
+        `free` is meant for items whose results nobody waits for anymore.
+        """
         caller, requests = next(iter(self._callers.items()))
         request = requests[0]
         item, weight = request.items.popleft()

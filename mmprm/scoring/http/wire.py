@@ -106,7 +106,7 @@ class ModelOut(_Message):
     fingerprint: str = ""
     """Hash of the configuration and of samples of the weight files, which distinguishes models with the same name."""
     format: str
-    """The model family, which determines the prompt format."""
+    """Prompt format, identified by the PRM family that uses it."""
     backend: str
     dtype: str
     aggregator: str
@@ -118,7 +118,7 @@ class ModelOut(_Message):
 
 
 class Reader:
-    """Converts the solutions in one request, and enforces the limits.
+    """Converts the solutions of one request to the scorer's input types and enforces the request limits.
 
     `pixels` and `bytes` are the totals over all images so far; `max_characters` is the maximum length of a solution
     that can fit the model's context.
@@ -231,7 +231,7 @@ def _decoded(text: str, field: str) -> bytes:
 
 
 def _read(path: str, field: str, root: Path | None, most: int) -> bytes:
-    """Read at most `most` + 1 bytes of a regular file below the root folder.
+    """Read at most `most` + 1 bytes of a regular file below the root folder; the extra byte reveals a larger file.
 
     For a path outside the root, the error does not reveal whether it exists.
     """
