@@ -23,6 +23,8 @@ class ModelLimits:
     """Memory and time estimates of `mmprm plan`."""
     cpu_engine: str | None = None
     """Sampling with vLLM on CPU."""
+    cpu_reload: str | None = None
+    """Loading new weights into a running vLLM engine on CPU, as in RL."""
 
 
 _DELTA_NET = ModelLimits(
@@ -30,11 +32,12 @@ _DELTA_NET = ModelLimits(
     planning="the formulas assume that every layer attends, but most of its layers are gated delta-nets",
     cpu_engine="vLLM caches the prefixes of gated delta-nets only with chunked prefill, which is off on CPU",
 )
+_EXPERTS = ModelLimits(
+    cpu_reload="vLLM packs the weights of experts for CPU when it starts, and misreads them when they are loaded again"
+)
 LIMITS: Mapping[str, ModelLimits] = MappingProxyType(
-    dict.fromkeys(
-        ("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next"),
-        _DELTA_NET,
-    )
+    dict.fromkeys(("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next"), _DELTA_NET)
+    | dict.fromkeys(("qwen3_moe", "qwen3_vl_moe"), _EXPERTS)
 )
 """Maps each model type with limitations to its ModelLimits."""
 _NONE = ModelLimits()
@@ -76,6 +79,16 @@ def check_cpu_engine(model: str) -> None:
         raise ConfigError(
             f"engine.model={model}: must not be of type {model_type} on CPU, because {reason}; use a GPU, or name a "
             "server in engine.servers"
+        )
+
+
+def check_cpu_reload(model: str) -> None:
+    """Raise ConfigError if RL cannot send new weights of the model type to a vLLM engine on CPU."""
+    model_type = _model_type(model)
+    reason = limits_of(model_type).cpu_reload
+    if reason is not None:
+        raise ConfigError(
+            f"model={model}: must not be of type {model_type} in mmprm rl on CPU, because {reason}; use a GPU"
         )
 
 

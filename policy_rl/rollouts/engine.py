@@ -8,8 +8,10 @@ from typing import Any
 
 from mmprm.backbone.processor import vision_token_ids
 from mmprm.errors import MmprmError, TrainingError
+from mmprm.model_limits import check_cpu_reload
 from mmprm.prompts import PromptConfig
 from mmprm.sampling.config import EngineConfig, SamplingConfig
+from mmprm.sampling.dtype import this_device
 from mmprm.types import Problem, SampleRequest
 from policy_rl.types import Group, Response
 from policy_rl.weights.probe import probe_token_ids
@@ -34,7 +36,10 @@ class RolloutEngine:
     async def start(
         self, engine: EngineConfig, sampling: SamplingConfig, prompt: PromptConfig, further: dict[str, Any]
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Start the engine with the extra vLLM arguments `further`; return (probe token ids, banned token ids)."""
+        """Start the engine; return the token ids of the probe text, and those that it must not sample.
+
+        `further` holds additional arguments for vLLM. The probe text is used to verify new weights.
+        """
         from transformers import AutoConfig
 
         from mmprm.sampling.vllm_sampler import VllmSampler
@@ -42,6 +47,8 @@ class RolloutEngine:
         if "weight_transfer_config" in further:
             # vLLM pickles GPU memory handles to send them to its own processes.
             os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
+        if this_device().kind == "CPU":
+            check_cpu_reload(engine.model)
         self._sampler = VllmSampler(engine, sampling, prompt, ARGUMENTS | further)
         self._is_asleep = False
         owner = self._sampler.template_owner
@@ -66,7 +73,7 @@ class RolloutEngine:
         return Group(problem, responses, version, len(output.prompt_token_ids))
 
     async def load(self, published: Published) -> tuple[float, ...]:
-        """Load new weights, reset all caches, and return the log-probabilities of the probe's tokens.
+        """Load new weights, reset all caches, and return the log-probabilities of the probe text's tokens.
 
         If the engine is asleep, its KV cache is reallocated first.
         """

@@ -20,10 +20,12 @@ from mmprm.prm import train
 from mmprm.prm.info import PrmTokens
 from mmprm.prm.model import Prm, initialize_prm, load_prm, save_prm
 from mmprm.prm.train import TrainConfig
+from mmprm.prompts import PromptConfig
 from mmprm.sampling import vllm_sampler
-from mmprm.sampling.config import EngineConfig
+from mmprm.sampling.config import EngineConfig, SamplingConfig
 from mmprm.sampling.dtype import Device
 from mmprm.training.lora import LoraConfig
+from policy_rl.rollouts import engine as rollout_engine
 from policy_rl.sft import train as sft
 from tests.backbones import RECENT, tiny_solutions, write_backbone
 from tests.mmprm.backbone.test_backbones import loss_of
@@ -153,3 +155,15 @@ def test_engines_on_cpu_are_refused(folders: dict[str, Path], name: str, monkeyp
     monkeypatch.setattr(vllm_sampler, "start_engine", lambda *_: pytest.fail("an engine starts"))
     with pytest.raises(ConfigError, match=rf"must not be of type {name} on CPU, because .*; use a GPU, or name a serv"):
         vllm_sampler.VllmSampler(EngineConfig(model=str(folders[name])))
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "qwen3_vl_moe"])
+async def test_rl_of_experts_on_cpu_is_refused(
+    folders: dict[str, Path], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine that loads its own weights again differs from the trainer by 0.03 nats, and by 5e-7 before."""
+    monkeypatch.setattr(rollout_engine, "this_device", lambda: Device("CPU", bf16=True))
+    with pytest.raises(ConfigError, match=rf"must not be of type {name} in mmprm rl on CPU, because .*; use a GPU"):
+        await rollout_engine.RolloutEngine().start(
+            EngineConfig(model=str(folders[name])), SamplingConfig(), PromptConfig(), {}
+        )
