@@ -41,9 +41,9 @@ class Pool(Protocol):
         ...
 
     async def load_weights(self, published: Any) -> float:
-        """Load published weights into all engines; return the largest mismatch between an engine and the trainer.
+        """Load published weights into all engines; return the largest deviation of an engine from the trainer.
 
-        The mismatch is the mean absolute difference of their log-probabilities on the probe tokens, in nats.
+        The deviation is the mean absolute difference of their log-probabilities on the probe tokens, in nats.
         """
         ...
 
@@ -56,7 +56,7 @@ class Pool(Protocol):
         ...
 
     async def until_lost(self) -> EngineStoppedError:
-        """Wait until an engine that the trainer needs for sending weights is dead, and return the reason."""
+        """Wait until an engine to which the trainer sends weights directly has died, and return the reason."""
         ...
 
 

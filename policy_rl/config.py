@@ -58,8 +58,8 @@ class BatchConfig(Config):
     group_size: int = Field(8, ge=1)
     """Number of responses per problem."""
     updates: int = Field(1, ge=1)
-    """Number of optimizer steps per rollout batch, each on prompts / updates groups. Missing groups lead to fewer
-    updates, not smaller ones."""
+    """Number of optimizer steps per rollout batch, each on an equal share of its groups (prompts / updates). Missing
+    groups lead to fewer updates, not smaller ones."""
 
 
 class RLConfig(Config):

@@ -76,13 +76,13 @@ class GradedGroup:
 
     @property
     def accuracies(self) -> list[float]:
-        """Return the known accuracies (1 or 0) of the responses that are trained on."""
+        """Return the known accuracies (1 or 0) of the responses with a known reward."""
         parts = [each.reward.parts.get("accuracy") for each in self.responses if each.reward.total is not None]
         return [part for part in parts if part is not None]
 
     @property
     def known(self) -> int:
-        """Return the number of responses that are trained on."""
+        """Return the number of responses with a known reward; only these are used for training."""
         return sum(each.reward.total is not None for each in self.responses)
 
 

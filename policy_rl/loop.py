@@ -306,7 +306,7 @@ class Loop:
             raise
 
     async def _write_checkpoint(self, state: dict[str, Any]) -> None:
-        """Write a checkpoint in a thread, so that the event loop can notice in the meantime if Ray is gone."""
+        """Write a checkpoint in a thread, so that the event loop can detect in the meantime that Ray has ended."""
         await asyncio.to_thread(self._trainer.save, self._checkpoints, state, self._config.keep_checkpoints)
 
     def _state(self, step: int) -> dict[str, Any]:

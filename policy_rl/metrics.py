@@ -26,7 +26,7 @@ OF_GROUPS = (
     *("reward", "reward_length", "accuracy", "response_tokens", "truncated", "alike", "staleness"),
 )
 OF_SCORES = ("refused", "step_tokens", "longest_step")
-"""Reward-hacking metrics that need process scores, like the metrics named prm_…."""
+"""Reward-hacking metrics that need process scores, in addition to all metrics whose names start with prm_."""
 OF_UPDATES = (
     *("updates", "responses", "tokens", "advantage_size", "loss", "surrogate", "drift", "learning_rate", "skipped"),
     *("gradient_norm", "entropy", "kl_old", "clip_fraction", "ratio_clamped", "log_ratio_min", "log_ratio_max"),
@@ -135,12 +135,12 @@ def merge_updates(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def shares(seconds: Counter[str], collected: Collected, total: float, ahead: bool) -> dict[str, float]:
-    """Return a step's time per phase in seconds, and `overhead`, the fraction of the step in which no model ran.
+    """Return a step's time metrics: seconds per phase and in total, overhead, and generated tokens per second.
 
-    generate: until the last response; score: waiting for grades and process scores after that; old, update: forward and
-    backward passes and optimizer of the trainer; sync: sending weights to the engines; other: the rest, including call
-    overhead. With `ahead`, generation runs in parallel with the update; generate is then the time that the step waited
-    for it, and score is 0.
+    The phases are generate: until the last response; score: waiting for grades and process scores after that; old,
+    update: forward and backward passes and optimizer of the trainer; sync: sending weights to the engines; other: the
+    rest, including call overhead. `overhead` is the fraction of the step in which no model ran. With `ahead`,
+    generation runs in parallel with the update; generate is then the time that the step waited for it, and score is 0.
     """
     own = seconds["wait"] if ahead else collected.generating
     phases = {"generate": own, "score": 0.0 if ahead else collected.scoring}

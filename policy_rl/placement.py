@@ -82,9 +82,10 @@ def assign_gpus(
 
 
 def _own(free: Sequence[GpuSlot], ranks: int, count: int) -> tuple[GpuSlot, ...]:
-    """Return `count` free slots on one machine, if possible after the first `ranks` slots; () if no machine has them.
+    """Return the first `count` free slots of one machine, or () if no machine has that many.
 
-    The slots are the first free ones of their machine, because a run uses a machine's first GPUs.
+    The first `ranks` slots are skipped if possible; the trainer then takes them. The slots are the first free ones of
+    their machine, because a run uses a machine's first GPUs.
     """
     after = (group[:count] for group in _by_machine(free[ranks:]) if len(group) >= count)
     anywhere = (group[:count] for group in _by_machine(free) if len(group) >= count)
@@ -92,7 +93,10 @@ def _own(free: Sequence[GpuSlot], ranks: int, count: int) -> tuple[GpuSlot, ...]
 
 
 def _shared(taken: Sequence[GpuSlot], count: int) -> tuple[GpuSlot, ...]:
-    """Return the last `count` slots of the last machine on which engines have as many; () if there is none."""
+    """Return `count` of the engines' slots on one machine, or () if they have fewer on every machine.
+
+    They are the last slots on the last machine that has enough.
+    """
     return next((group[-count:] for group in reversed(_by_machine(taken)) if len(group) >= count), ())
 
 
@@ -103,7 +107,7 @@ def _by_machine(slots: Sequence[GpuSlot]) -> list[tuple[GpuSlot, ...]]:
 def _too_few(
     gpus: Sequence[int], ranks: int, width: int, engines: int | None, fitting: int, colocated: bool, own: int
 ) -> str:
-    """Say which setting exceeds the GPUs, and what would fit."""
+    """Return an error message that names the setting for which there are too few GPUs, and values that fit."""
     have = f"Ray has {' + '.join(map(str, gpus))} GPUs, trainer.ranks={ranks} take one each" + (
         " and share them with the engines" if colocated else " of their own"
     )

@@ -1,4 +1,4 @@
-"""Run the training stages of a file in order. Each starts from the policy of the previous stage.
+"""Run the training stages listed in a YAML file, in order. Each starts from the policy of the previous stage.
 
     output: runs/vision-r1
     stages:

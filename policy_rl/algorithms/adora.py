@@ -1,4 +1,4 @@
-"""Compute ADORA's group weights, which are lower if correct responses are no longer than incorrect ones."""
+"""Compute ADORA's group weights, reduced if the longest correct response is at most the mean incorrect length."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class AdoraConfig(Config):
     """Configures ADORA, which reduces the weight of groups whose correct responses are short."""
 
     weight: float = Field(0.1, ge=0, le=1)
-    """Factor applied to a group's outcome advantages if its longest correct response is no longer than its average
-    incorrect response. Truncated incorrect responses are not counted."""
+    """Factor applied to a group's outcome advantages if its longest correct response does not exceed the mean length
+    of its incorrect ones. Truncated incorrect responses are not counted."""
 
 
 def adora_weight(group: GradedGroup, weight: float) -> float:
-    """Return `weight` if the longest correct response is no longer than the average incorrect one, otherwise 1.
+    """Return `weight` if the longest correct response does not exceed the mean incorrect length, otherwise 1.
 
     Lengths are in tokens. Truncated incorrect responses are not counted, as in ADORA's code: their length is the limit,
     not the policy's choice. A group without a correct response keeps weight 1, as in ADORA's code for images; so does a

@@ -65,7 +65,10 @@ class AdvantageConfig(Config):
 
 
 def tabulate(rewards: Sequence[Sequence[float | None]], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """Pad groups of rewards to equal size; return rewards_PK and known_PK, which is False for None and padding."""
+    """Pad groups of rewards to equal size; return (rewards_PK, known_PK).
+
+    known_PK is False for unknown rewards, which are given as None, and for padding. rewards_PK is 0 there.
+    """
     width = max(map(len, rewards), default=0)
     rows = [[*row, *[None] * (width - len(row))] for row in rewards]
     known_PK = torch.tensor([[reward is not None for reward in row] for row in rows], dtype=torch.bool)
@@ -118,10 +121,10 @@ def reinforce_pp(rewards_PK: Tensor, kept_PK: Tensor) -> Tensor:
 
 
 def cpgd_clip_filter(rewards_PK: Tensor, kept_PK: Tensor, cap: float = 3.0) -> Tensor:
-    """Compute CPGD's clip-filter advantages A_k = ω·(R_k − mean).
+    """Compute CPGD's clip-filter advantages A_k = ω·(R_k − mean), with ω = min(cap, groups / groups with std > 0).
 
-    ω = min(c_ω, groups / groups with std > 0). Groups with equal rewards have no gradient, so the other groups are
-    scaled up to compensate, at most by the factor c_ω.
+    Groups with equal rewards have no gradient, so the other groups are scaled up to compensate, by a factor of at most
+    `cap`.
     """
     differing = differs(rewards_PK, kept_PK).sum()
     weight = (kept_PK.any(dim=1).sum() / differing.clamp(min=1)).clamp(max=cap)
@@ -129,7 +132,7 @@ def cpgd_clip_filter(rewards_PK: Tensor, kept_PK: Tensor, cap: float = 3.0) -> T
 
 
 def differs(rewards_PK: Tensor, kept_PK: Tensor) -> Tensor:
-    """Return, for each group, whether its rewards differ (std > 0), as a tensor of shape P1.
+    """Return differs_P1, the mask of groups whose rewards are not all equal (std > 0).
 
     Compares minimum and maximum, because in float32 the rounding error of a mean exceeds ε.
     """

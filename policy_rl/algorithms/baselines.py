@@ -25,11 +25,12 @@ class ScoredSteps:
 
 
 def step_index(returns_PKS: Tensor, steps: ScoredSteps) -> Tensor:
-    """Subtract from each step return G_j^k the mean of G_j^i over the group's other samples i that have a step j.
+    """Subtract from each step's return the mean return of the same step in the group's other samples.
 
-    The result is 0 if no other sample has a step j. A baseline of step j may depend on the other samples and on what
-    precedes the step (its index), but never on what follows it. With this baseline, the results sum to 0 over the
-    samples with a step j, regardless of their lengths.
+    The result for step j of sample k is G_j^k minus the mean of G_j^i over the samples i ≠ k that have a step j. It is
+    0 if no other sample has a step j. A baseline of step j may depend on the other samples and on what precedes the
+    step (its index), but never on what follows it. With this baseline, the results sum to 0 over the samples with a
+    step j, regardless of their lengths.
     """
     mask_PKS = steps.mask_PKS
     values_PKS = torch.where(mask_PKS, returns_PKS, 0).double()
@@ -39,7 +40,7 @@ def step_index(returns_PKS: Tensor, steps: ScoredSteps) -> Tensor:
 
 
 def pure_tokens(returns_PKS: Tensor, steps: ScoredSteps) -> Tensor:
-    """Subtract PURE's baseline: for each remaining token, the mean return per token of the group's other samples.
+    """Subtract PURE's baseline: the other samples' mean return per token, times the number of tokens from this step on.
 
     The result is G_j − b_k·Σ_{l ≥ j} tokens(l) with b_k = Σ_{i ≠ k} G_1^i / Σ_{i ≠ k} tokens^i over scored samples. The
     baseline is biased: the remaining tokens are the response's own later actions, so it rewards or penalizes length.
@@ -53,7 +54,7 @@ def pure_tokens(returns_PKS: Tensor, steps: ScoredSteps) -> Tensor:
 
 
 def prime_steps(returns_PKS: Tensor, steps: ScoredSteps) -> Tensor:
-    """Subtract PRIME's baseline: for each remaining step, the leave-one-out mean reward per step.
+    """Subtract PRIME's baseline: the other samples' mean reward per step, times the number of steps from this step on.
 
     The result is G_j − b_k·Σ_{l ≥ j} 1, where b_k is the mean of G_1^i / S_i over the group's scored samples i ≠ k. The
     baseline is biased like `pure_tokens`, by the number of steps instead of tokens: with all p = 0.9, responses of 1

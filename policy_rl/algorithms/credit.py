@@ -105,7 +105,7 @@ class Source:
 
     @classmethod
     def of(cls, rewards_PK: Tensor, known_PK: Tensor | None = None) -> Source:
-        """Create a source that covers every known sample, such as the outcome reward."""
+        """Create a source that covers every sample with a known reward, such as the outcome reward."""
         known_PK = torch.ones_like(rewards_PK, dtype=torch.bool) if known_PK is None else known_PK
         return cls(rewards_PK, known_PK, known_PK)
 
@@ -128,7 +128,11 @@ class Credit:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Contains the step scores of the samples in `scored_PK`. Steps of other samples are masked out, with score 0."""
+    """Contains the inputs of a credit mode: step scores, masks of scored and of known samples, and the aggregator.
+
+    Steps of samples outside `scored_PK` are masked out, with score 0. `known_PK` excludes only the samples that should
+    have step scores but do not, and those that are not kept.
+    """
 
     steps: ScoredSteps
     scored_PK: Tensor
@@ -179,7 +183,10 @@ def strict_min(scores_PKS: Tensor, mask_PKS: Tensor, config: CreditConfig) -> Te
 
 
 def _normalize(rewards_PKS: Tensor, mask_PKS: Tensor) -> Tensor:
-    """Normalize to (r − mean)/(std + ε) over a group's steps, with unbiased std; 0 if masked or if all are equal."""
+    """Normalize the step rewards of a group to (r − mean)/(std + ε), with unbiased std.
+
+    Masked steps become 0, and so do all steps of a group whose rewards are equal.
+    """
     if not mask_PKS.any():  # no response in the batch has a scored step
         return rewards_PKS
     differs_P1 = differs(rewards_PKS.flatten(1), mask_PKS.flatten(1))

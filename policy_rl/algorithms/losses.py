@@ -32,17 +32,20 @@ MAX_K3 = 10.0
 
 
 def k1(lp: Tensor, ref: Tensor) -> Tensor:
-    """Return the k1 estimate of the KL divergence, Δ = lp − ref."""
+    """Return the k1 estimate of KL(π‖ref) per token: Δ = lp − ref, the difference of the log-probabilities."""
     return lp - ref
 
 
 def k2(lp: Tensor, ref: Tensor) -> Tensor:
-    """Return the k2 estimate of the KL divergence, Δ²/2, unclamped because its gradient Δ grows only linearly."""
+    """Return the k2 estimate of the KL divergence: Δ²/2 with Δ = lp − ref.
+
+    It is not clamped, because its gradient Δ grows only linearly.
+    """
     return (lp - ref).square() / 2
 
 
 def k3(lp: Tensor, ref: Tensor) -> Tensor:
-    """Return the clamped k3 estimate of the KL divergence, min(e^(−Δ) − 1 + Δ, 10) with −Δ clamped to ±20.
+    """Return the k3 estimate of the KL divergence: min(e^(−Δ) − 1 + Δ, 10), with Δ = lp − ref clamped to ±20.
 
     The gradient is 0 if Δ < −2.61 or Δ > 11.
     """
@@ -56,7 +59,7 @@ def clamped(log_ratio: Tensor) -> Tensor:
 
 
 KL: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k3}
-"""Functions that estimate KL(π‖ref) per token from Δ = lp − ref (Schulman 2020), keyed by name."""
+"""Functions that estimate KL(π‖ref) per token from the log-probabilities lp and ref (Schulman 2020), keyed by name."""
 
 KL_ESTIMATORS: dict[str, tuple[str, ...]] = {"loss": ("k3", "k2"), "reward": ("k1",)}
 """Valid KL estimators for each value of kl.apply_to, starting with the default. In the loss, on policy, k2 has the
@@ -104,7 +107,7 @@ class LossConfig(Config):
     drift: float | None = Field(None, ge=0)
     """Coefficient α of the drift term. By default 0.01 for cpgd and 0 for ppo_clip."""
     drift_cap: float = Field(2.0, gt=0)
-    """Upper bound c of the drift coefficient e^ρ − 1."""
+    """Upper bound of the factor e^ρ − 1 in the drift term, where e^ρ is the probability ratio of new to old policy."""
     aggregation: Literal["token_mean", "sequence_mean", "prompt_mean", "fixed"] = "token_mean"
     """Averaging of token losses over the global batch. token_mean: over all tokens; sequence_mean: average each
     response's per-token loss, then average over responses; prompt_mean: average over the tokens of all responses to a
@@ -112,8 +115,8 @@ class LossConfig(Config):
     divisor: int | None = Field(None, gt=0)
     """Number of tokens per response by which aggregation=fixed divides, such as the generation limit (Dr. GRPO)."""
     importance_cap: float | None = Field(None, gt=0)
-    """Cap of the truncated importance weights min(trainer's / engine's probability, cap), typically 2. By default,
-    tokens are not weighted."""
+    """Upper bound of a token's importance weight, the ratio of its probability in the trainer to that in the engine;
+    typically 2. By default, tokens are not weighted."""
     kl: KlConfig = KlConfig()
     """KL penalty against the reference model."""
 
@@ -142,7 +145,7 @@ def bounded(rho_NT: Tensor, advantages_NT: Tensor, low: float, high: float, dual
 
 
 def ppo(bounded_NT: Tensor, advantages_NT: Tensor) -> Tensor:
-    """Return the PPO loss −e^ρ·A at the bounded ρ (Schulman et al. 2017, Ye et al. 2020).
+    """Return the PPO loss −e^ρ·A for log-ratios ρ clipped by `bounded` (Schulman et al. 2017, Ye et al. 2020).
 
     This equals −min(r·A, clip(r, 1−ε_lo, 1+ε_hi)·A); with dual clip and A < 0, −max(that min, c·A). Without dual clip,
     only the clamp of log-ratios bounds ρ for A < 0.
@@ -151,7 +154,7 @@ def ppo(bounded_NT: Tensor, advantages_NT: Tensor) -> Tensor:
 
 
 def cpgd(bounded_NT: Tensor, advantages_NT: Tensor) -> Tensor:
-    """Return the CPGD loss −ρ·A at the bounded ρ.
+    """Return the CPGD loss −ρ·A for log-ratios ρ clipped by `bounded`.
 
     This equals −min(ρ·A, clip(ρ, ln(1−ε_lo), ln(1+ε_hi))·A).
     """
@@ -159,9 +162,9 @@ def cpgd(bounded_NT: Tensor, advantages_NT: Tensor) -> Tensor:
 
 
 def cpgd_drift(lp_NT: Tensor, rho_NT: Tensor, cap: float) -> Tensor:
-    """Return CPGD's drift term min(sg(e^ρ) − 1, c)·lp, where sg stops the gradient.
+    """Return CPGD's drift term min(sg(e^ρ) − 1, cap)·lp, where sg stops the gradient and ρ = lp − old.
 
-    Its gradient is that of the k3 estimate of KL(old‖new) with a capped coefficient, so a ratio above c + 1 is still
+    Its gradient is that of the k3 estimate of KL(old‖new) with a capped coefficient, so a ratio above cap + 1 is still
     pulled back, even if ρ is clamped. The value itself has no meaning.
     """
     return (rho_NT.detach().exp() - 1).clamp(max=cap) * lp_NT
@@ -222,10 +225,10 @@ def denominator(mask_NT: Tensor, config: LossConfig, group_tokens_N: Tensor | No
 def aggregate(
     loss_NT: Tensor, mask_NT: Tensor, denominator: Tensor, aggregation: str, group_tokens_N: Tensor | None = None
 ) -> Tensor:
-    """Aggregate token losses: return Σ w·loss / denominator.
+    """Return the weighted sum of token losses, divided by the denominator: Σ w·loss / denominator.
 
-    For mask m, w is m with token_mean and fixed, m / Σ_t m with sequence_mean, and m / Σ m over all responses to the
-    sequence's prompt with prompt_mean.
+    For mask m, the weight w is m with token_mean and fixed, m / Σ_t m with sequence_mean, and m / Σ m over all
+    responses to the sequence's prompt with prompt_mean.
     """
     weights_NT = AGGREGATIONS[aggregation].weights(mask_NT, group_tokens_N)
     return (weights_NT * torch.where(mask_NT, loss_NT, 0)).sum() / denominator
@@ -258,7 +261,10 @@ def policy_loss(
     weights: Tensor | None = None,
     group_tokens: Tensor | None = None,
 ) -> tuple[Tensor, LossMetrics]:
-    """Compute the policy loss Σ w·(weights·surrogate + α·drift + β·KL) / denominator; return (loss, metrics).
+    """Compute the policy loss from its surrogate, drift and KL terms; return (loss, metrics).
+
+    The loss is Σ w·(weights·surrogate + α·drift + β·KL) / denominator, with the w of `aggregate`. α is the coefficient
+    of the drift term; β is kl.coefficient, or 0 if apply_to=reward.
 
     All tensors are _NT except group_tokens_N. ρ = lp − old is clamped to ±20; beyond that, the surrogate has no
     gradient, and CPGD's drift keeps its capped gradient. `denominator` is that of the global batch. `ref` is needed if
@@ -321,10 +327,10 @@ def truncated_weights(old_NT: Tensor, engine_NT: Tensor, mask_NT: Tensor, cap: f
 
 
 def mismatch(old_NT: Tensor, engine_NT: Tensor, mask_NT: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """Measure the difference d between the trainer's and the engine's token log-probabilities; return (sums, max |d|).
+    """Measure how much the trainer's and the engine's token log-probabilities differ; return (sums, max |d|).
 
-    d is the trainer's value minus the engine's. `sums` holds Σ|d|, Σd and the number of tokens, which add up over
-    micro-batches and ranks.
+    d is the trainer's log-probability minus the engine's. `sums` holds Σ|d|, Σd and the number of tokens, which add up
+    over micro-batches and ranks.
     """
     difference_NT = torch.where(mask_NT, old_NT - engine_NT, 0).detach()
     sums = {"absolute": difference_NT.abs().sum(), "signed": difference_NT.sum(), "tokens": mask_NT.sum()}
@@ -332,9 +338,10 @@ def mismatch(old_NT: Tensor, engine_NT: Tensor, mask_NT: Tensor) -> tuple[dict[s
 
 
 def value_loss(values_NT: Tensor, old_NT: Tensor, returns_NT: Tensor, clip: float | None) -> Tensor:
-    """Return the clipped value loss per token, ½·max((V − G)², (old + clip(V − old, ±clip) − G)²).
+    """Return the value loss per token for values V and returns G, with PPO's value clipping.
 
-    If clip is None, returns ½·(V − G)².
+    It is ½·max((V − G)², (old + clamp(V − old, ±clip) − G)²), where old is the value before the update, or ½·(V − G)²
+    if clip is None.
     """
     squares_NT = (values_NT - returns_NT).square()
     if clip is not None:

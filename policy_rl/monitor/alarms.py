@@ -29,9 +29,9 @@ class Bounds(Config):
     """Configures the allowed range of a monitored metric."""
 
     least: float | None = None
-    """Lower bound; the alarm counts training steps with a lower value."""
+    """Lower bound; a training step with a lower value counts toward the alarm."""
     most: float | None = None
-    """Upper bound; the alarm counts training steps with a higher value."""
+    """Upper bound; a training step with a higher value counts toward the alarm."""
 
     @model_validator(mode="after")
     def _a_bound(self) -> Bounds:
@@ -55,7 +55,7 @@ class MonitorConfig(Config):
 
 
 def hacking_metrics(groups: Sequence[GradedGroup], step_format: StepFormat, prefill: str = "") -> dict[str, float]:
-    """Compute reward-hacking metrics over the responses that are trained on. Undefined metrics are NaN.
+    """Compute reward-hacking metrics over the responses with a known reward. Undefined metrics are NaN.
 
     steps: mean number of steps per response
     step_tokens, longest_step: mean tokens per step, and per longest step of a response

@@ -1,4 +1,4 @@
-"""Select and log responses for people to read, starting with those on which PRM and outcome disagree most."""
+"""Select and log responses for people to read, starting with those whose step scores contradict their outcome most."""
 
 from __future__ import annotations
 

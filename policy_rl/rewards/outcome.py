@@ -73,8 +73,8 @@ class RewardConfig(Config):
     text_outside: bool = False
     """Allow text before the first tag and after the last one, as MM-Eureka does for instruct models."""
     min_thought_characters: int = Field(0, ge=0)
-    """Minimum length of the text in <think> for a format reward, without surrounding white space. MM-Eureka-Zero uses
-    300. Requires format=think."""
+    """Minimum number of characters in <think>, without surrounding white space, for a format reward of 1.
+    MM-Eureka-Zero uses 300. Requires format=think."""
     combination: Literal["sum", "gate"] = "sum"
     """Combination of accuracy and format. sum: weighted sum; gate: 1 if both are 1, else 0 (Vision-R1). The length
     penalty and user functions are added in both cases."""
@@ -157,7 +157,10 @@ class OutcomeReward:
     def __call__(
         self, problem: Problem, response: str, grading: Grading, token_count: int, finish_reason: str = "stop"
     ) -> Reward:
-        """Compute the weighted total and the unweighted parts. The total is None if a contributing part is unknown."""
+        """Compute a response's reward: its weighted total and its unweighted parts.
+
+        The total is None if a contributing part is unknown.
+        """
         config, response = self.config, self.prefill + response
         facts = {"finish_reason": finish_reason, "token_count": token_count}
         parts: dict[str, float | None] = {"accuracy": ACCURACIES[config.accuracy](problem, grading)}
@@ -273,9 +276,10 @@ def load_function(path: str) -> UserFunction:
 
 
 def function_with_facts(function: UserFunction) -> UserFunction:
-    """Wrap a reward function so that it can be called with (problem, response, grading, facts).
+    """Wrap a reward function so that it gets only those optional arguments, such as token_count, that it accepts.
 
-    The function receives only the facts for which it has parameters.
+    The result is called with (problem, response, grading, facts), where `facts` maps the names of the optional
+    arguments to their values.
     """
     try:
         parameters = inspect.signature(function).parameters.values()

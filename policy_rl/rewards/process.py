@@ -155,7 +155,7 @@ class ProcessReward:
 
 
 def plain_steps(text: str, step_format: StepFormat, prefill: str = "") -> StepSplit:
-    """Return the steps of a response in the form that the PRM reads, or the reason why there are none.
+    """Return a response's steps without their markup, as the PRM reads them, or why it could not be split.
 
     The reason is that of `split`, or "empty step".
     """
@@ -171,9 +171,9 @@ def _both_forms(text: str, step_format: StepFormat, prefill: str) -> tuple[Steps
 
 
 def written_steps(steps: Steps, given: int) -> Steps:
-    """Merge steps that end within the first `given` characters into the following step.
+    """Merge steps that end within the prefill, the first `given` characters, into the step after them.
 
-    These characters are part of the prompt, so such steps have no token to reward.
+    The prefill is part of the prompt, so such steps have no token to reward.
     """
     count = sum(end <= given for end in accumulate(map(len, steps)))
     return ("".join(steps[: count + 1]), *steps[count + 1 :]) if count < len(steps) else steps

@@ -67,9 +67,9 @@ class Pieces:
             self._lengths[token] = _IN_SPAN if INCOMPLETE in text else len(text)
 
     def _of_spans(self, ids_T: np.ndarray, in_spans: np.ndarray) -> tuple[list[str], list[int]]:
-        """Return the text and the number of characters of each token at the indices `in_spans`.
+        """Return the texts and the character counts of the tokens at the indices `in_spans`.
 
-        Neighbors form a span, whose text is returned as that of its first token.
+        Neighbors form a span, whose whole text is assigned to its first token.
         """
         texts: list[str] = []
         lengths: list[int] = []
@@ -85,8 +85,10 @@ class Pieces:
         return texts, lengths
 
     def _span(self, ids: tuple[int, ...]) -> tuple[tuple[str, ...], tuple[int, ...]]:
-        """Return the text of a span (as that of its first token), and the number of characters from each token's start
-        to the next one's."""
+        """Decode a span of tokens; return the text and the number of characters of each token.
+
+        The whole text is assigned to the first token. A token's characters are those up to the start of the next token.
+        """
         text, begins, done = self._decode(ids), list[int](), 0
         while len(begins) < len(ids):
             run, end = _run(ids, len(begins), text, done, self._decode, 0)
@@ -98,7 +100,7 @@ class Pieces:
 
 
 def token_begins(token_ids: Sequence[int], text: str, decode: Decode, pieces: Pieces | None = None) -> np.ndarray:
-    """Return the start offset of each token in `text`: the number of characters that are complete before it.
+    """Return each token's start offset in `text`: the number of characters completed by the tokens before it.
 
     `text` must equal `decode(token_ids)`. Tokens are decoded in runs that begin and end between characters. If decoding
     a run depends on the tokens before it (SentencePiece drops a leading space, and garbles complete characters next to
@@ -145,7 +147,7 @@ def _begins(token_ids: Sequence[int], text: str, decode: Decode, context: int) -
 def _run(
     token_ids: Sequence[int], first: int, text: str, done: int, decode: Decode, context: int
 ) -> tuple[list[int], int]:
-    """Find the shortest run of tokens that decodes to the next characters; return (start offsets, end offset).
+    """Find the shortest run of tokens that decodes to whole characters; return (start offsets, end offset).
 
     The run begins at token `first`, after `done` characters. If there is no such run, returns the offsets of all
     remaining tokens, and `done` unchanged.

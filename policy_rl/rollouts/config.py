@@ -24,8 +24,8 @@ class RolloutConfig(Config):
     sample_timeout_seconds: float = Field(3600, gt=0)
     """Maximum time in seconds to wait for the responses to one problem. After that, the engine is treated as dead."""
     max_restarts: int = Field(3, ge=0)
-    """Maximum number of engine deaths, each followed by a replacement, before the run ends. If weights are sent from
-    GPU to GPU, no engine is replaced."""
+    """Maximum number of dead engines to replace; when another one dies, the run ends. If weights are sent from GPU to
+    GPU, no engine is replaced."""
 
 
 def rollout_seed(run_seed: int, version: int, problem_id: str, attempt: int = 0) -> int:

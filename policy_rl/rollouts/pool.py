@@ -154,9 +154,9 @@ class RolloutPool:
                 self._slots.give_back(slot, n)
 
     async def load_weights(self, published: Published) -> float:
-        """Load new weights into all engines; return the largest probe difference between an engine and the trainer.
+        """Load new weights into all engines; return the largest deviation of an engine from the trainer.
 
-        The difference is the mean absolute difference of their log-probabilities on the probe text, in nats. Loading
+        The deviation is the mean absolute difference of their log-probabilities on the probe text, in nats. Loading
         starts when all requests for the current version are complete; requests for the new version wait until it ends.
 
         Raises TrainingError if an engine does not load the weights within weights.timeout_seconds, or if its
@@ -186,7 +186,7 @@ class RolloutPool:
         await self._all("wake up", lambda actor: actor.wake.remote())
 
     async def until_lost(self) -> EngineStoppedError:
-        """Wait until an engine that receives weights from GPU to GPU is dead, and return the reason.
+        """Wait until an engine that receives weights from GPU to GPU has died, and return the reason.
 
         Never returns if weights are files, because the trainer then does not need the engines.
         """
@@ -227,7 +227,7 @@ class RolloutPool:
         return actor
 
     async def _load(self, name: str, actor: Any, published: Published) -> float:
-        """Load the weights into one engine, and verify them with the probe."""
+        """Load the weights into one engine, and compare its log-probabilities on the probe text with the trainer's."""
         answer = await _answer(
             actor.load.remote(published),
             f"{name} to load the {published}",

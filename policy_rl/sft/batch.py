@@ -36,7 +36,10 @@ _TEXT_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids")
 
 
 class Piece(NamedTuple):
-    """Represents a contiguous piece of a conversation. `learned` pieces contribute to the loss and have no images."""
+    """Represents a part of a rendered conversation that is either completely covered by the loss or not at all.
+
+    `learned` pieces are covered by the loss; they have no images.
+    """
 
     text: str
     learned: bool
@@ -93,7 +96,7 @@ class ConversationEncoder:
         self._extra: dict[tuple[int, int], int] = {}
 
     def pieces(self, conversation: Conversation) -> list[Piece]:
-        """Render a conversation with the chat template, and split it into pieces that the loss covers and other pieces.
+        """Render a conversation with the chat template, and separate the text that the loss covers from the other text.
 
         The pieces concatenate to the rendered text up to the end of the last turn. Raises DataError if the text
         contains a special token, or if the chat template renders a turn differently after its prompt.
@@ -173,7 +176,7 @@ class ConversationEncoder:
                 )
 
     def _rest(self, message: Message) -> str:
-        """Return the assistant's turn and its end token, without an opening tag that the chat template already adds."""
+        """Return an assistant turn's text and end token, without an opening (like <think>) that is in its prompt."""
         return message["content"].removeprefix(self._opening) + self._end
 
     def _check_questions(self, conversation: Conversation, text: str) -> None:

@@ -173,7 +173,7 @@ class SftTask:
         return self._train.collate(samples, self._stand_in)
 
     def loss_sum(self, model: nn.Module, batch: PolicyInputs) -> Tensor:
-        """Compute the loss of a micro-batch, summed over its loss terms."""
+        """Compute a micro-batch's loss, summed over its target tokens or, with sequence_mean, its conversations."""
         batch = batch.to(self._ranks.device)
         return self._loss(model(batch).logprobs_NT, batch.response_NT)
 

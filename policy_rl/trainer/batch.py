@@ -140,7 +140,7 @@ def plan(
     share_prompt: bool,
     attention_cost: float = 0.0,
 ) -> Plan:
-    """Pack responses into micro-batches of at most `token_budget` tokens with padding, equally many for each rank.
+    """Pack responses into micro-batches of at most `token_budget` tokens including padding, the same number per rank.
 
     A row longer than the budget gets its own micro-batch. With `share_prompt`, responses of a group are placed in one
     row after their prompt, and a prefix that several of them share is stored once. Rows are chosen for minimal cost
@@ -174,7 +174,7 @@ def cheapest_rows(
     attention_cost: float,
     most: int,
 ) -> list[slice]:
-    """Partition a group's responses into rows of at most `most` responses at minimal cost.
+    """Partition a group's responses into rows of at most `most` responses so that the forward pass costs least.
 
     The responses are in lexicographic order, and a row holds consecutive ones. The cost is the sum of L·(1 + c·L) over
     the rows. L = prompt + responses − tokens shared by neighbors in the row; it is at most `token_budget`, except
@@ -253,7 +253,11 @@ def collate_rows(
 def _images(
     rows: Sequence[PromptRow], samples: Sequence[TrainingSample], prompts: Sequence[EncodedPrompt]
 ) -> tuple[dict[str, Tensor], Tensor | None, tuple[ImageSet, ...]]:
-    """Return each group's image inputs once and, if several rows use them, the feature index of each image token."""
+    """Collect the image inputs of a micro-batch, once per group; return (inputs, feature index per image token, sets).
+
+    The feature indices are None unless several rows use the images of the same group. `sets` has one ImageSet per
+    group with images.
+    """
     first: dict[int, int] = {}
     shown: dict[int, EncodedPrompt] = {}
     count = 0

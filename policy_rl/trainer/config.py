@@ -65,7 +65,7 @@ class TrainerConfig(TrainableConfig):
     """Compute a prompt once for all responses of its group that fit into micro_batch_tokens together. Loss and
     gradients are the same. Has no effect if the model's attention implementation does not allow it."""
     timeout_seconds: float = Field(3600, gt=0)
-    """Maximum time in seconds to wait for one call of the trainer (an update, a checkpoint). The error reports what
+    """Maximum time in seconds to wait for a trainer call, such as an update or a checkpoint. The error reports what
     each rank is waiting for."""
 
     @model_validator(mode="after")

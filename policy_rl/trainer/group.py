@@ -112,7 +112,7 @@ class TrainerGroup:
         self._call("open_transfer", make)
 
     def publish(self, version: int, probe_token_ids: Sequence[int], dtype: torch.dtype) -> Published:
-        """Send the weights to the engines as `version`, and return their description. See Transfer.publish."""
+        """Send the weights to the engines as `version`; return a Published describing them. See Transfer.publish."""
         return self._call("publish", version, tuple(probe_token_ids), dtype)[0]
 
     def release_memory(self) -> None:

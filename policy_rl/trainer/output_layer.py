@@ -129,7 +129,10 @@ def _chunks(tokens: int, vocabulary: int) -> Iterator[slice]:
 
 
 def _within(token_M: Tensor, chunk: slice) -> tuple[Tensor, Tensor]:
-    """Return (mask of the tokens in the chunk, column of each token in it); for other tokens, any valid column."""
+    """Return a mask of the tokens in the chunk of the vocabulary, and the column of each token in the chunk.
+
+    The column of a token outside the chunk is valid but meaningless.
+    """
     inside_M = (token_M >= chunk.start) & (token_M < chunk.stop)
     return inside_M, (token_M - chunk.start).clamp(0, chunk.stop - chunk.start - 1)
 

@@ -34,7 +34,7 @@ class PolicyInputs:
     position_ids: Tensor
     """Position ids of shape BL, or XBL if the model has several position axes (M-RoPE)."""
     end_BL: Tensor | None
-    """Last token that attends to each token, for rows with several responses. None if every row has one response."""
+    """For each token, the index of the last token in its row that attends to it. None if every row has one response."""
     present_BL: Tensor
     """Attention mask: True on tokens, False on padding."""
     read_NT: Tensor
@@ -50,7 +50,7 @@ class PolicyInputs:
     """False if `images` is a placeholder for the vision tower, which must run on every rank if it runs on one. Its
     features are multiplied by 0."""
     image_sets: tuple[ImageSet, ...] = ()
-    """The prompts whose images are in `images`, in order."""
+    """Descriptions of the image inputs in `images`: one for each prompt with images, in order."""
 
     def to(self, device: torch.device) -> PolicyInputs:
         """Copy the inputs to a device."""

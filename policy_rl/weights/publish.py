@@ -15,7 +15,7 @@ REPORT_SECONDS = 10.0
 
 
 class WatchedPool(Protocol):
-    """The part of RolloutPool that a transfer needs."""
+    """Defines the part of RolloutPool that `publish_watched` uses."""
 
     probe_token_ids: tuple[int, ...]
 
@@ -25,7 +25,7 @@ class WatchedPool(Protocol):
 
 
 async def publish_watched(trainer: TrainerLike, pool: WatchedPool, version: int, dtype: torch.dtype) -> Any:
-    """Publish the weights; if an engine dies meanwhile, kill the ranks, whose broadcast would wait for it."""
+    """Publish the weights; if an engine dies meanwhile, kill the ranks, which would wait for it indefinitely."""
     publishing = asyncio.ensure_future(asyncio.to_thread(trainer.publish, version, pool.probe_token_ids, dtype))
     lost = asyncio.ensure_future(pool.until_lost())
     try:

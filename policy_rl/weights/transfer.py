@@ -107,7 +107,7 @@ class ModelWeights:
             yield from self._stored(name, whole)
 
     def _stored(self, name: str, tensor: Tensor) -> Iterable[tuple[str, Tensor]]:
-        """Return the checkpoint tensors of a parameter: several for the experts of a layer, otherwise one."""
+        """Return a parameter's tensors in a checkpoint, by name: several for a layer's experts, otherwise one."""
         return stored_tensors(self._model, name, tensor).items()
 
     def _checkpoint_tensors(self) -> Iterator[tuple[str, Tensor, Any]]:

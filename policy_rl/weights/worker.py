@@ -131,7 +131,7 @@ def read_weights(
 
 
 def incomplete_parameters(model: nn.Module) -> list[str]:
-    """List the layers that have not received all of their elements in vLLM's current weight load.
+    """List the layers whose parameters have not received all of their elements in vLLM's current weight load.
 
     vLLM counts the loaded elements per layer and finishes a layer once all have arrived. Some layers that it leaves
     unfinished are complete: layers without parameters; attention layers, whose scales keep their values; embeddings
