@@ -24,7 +24,7 @@ from mmprm.training.loop import _resume_key
 from mmprm.types import Verdict
 
 FOLDER = Path(__file__).parent.parent / "data/version-0.1"
-POLICY = {"problems": {"path": str(FOLDER / "problems.jsonl")}, "engine": {"model": "scripted"}}
+POLICY = {"problems": {"path": str(FOLDER / "problems.jsonl")}, "engine": {"model": "scripted", "dtype": "bfloat16"}}
 
 
 def rerank_config(**changes: object) -> RerankConfig:

@@ -35,7 +35,7 @@ def make_config(output: Path, **changes: Any) -> RLConfig:
     values = {
         "output": str(output),
         "problems": {"path": "unused.jsonl"},
-        "engine": {"model": "unused"},
+        "engine": {"model": "unused", "dtype": "bfloat16"},  # the data type that earlier runs store
         "batch": {"prompts": 4, "group_size": 3},
         "steps": 6,
     }
@@ -126,7 +126,14 @@ class ScriptedTrainer:
         self.batches.append(list(samples))
         self.updates += 1
         seen = [
-            (e.problem.id, e.group, e.token_ids.tolist(), e.advantages.tolist(), e.engine.tolist(), e.old is None)
+            (
+                e.problem.id,
+                e.group,
+                tuple(e.token_ids.tolist()),
+                e.advantages.tolist(),
+                e.engine.tolist(),
+                e.old is None,
+            )
             for e in samples
         ]
         self.weights = hashlib.sha256(f"{self.weights}{seen}".encode()).hexdigest()
