@@ -16,7 +16,7 @@ INTRODUCTION = """# Benchmarks
 This page shows the latest results of each benchmark, with the target for each metric. `python benchmarks/table.py`
 generates it from `benchmarks/results/*.json`. To run a benchmark yourself, use the command in its section.
 Results depend on the machine, so each section names the machine that was used. Each ratio compares two runs on the same
-machine in the same session. A range in parentheses after a median is the minimum and maximum over repeated runs.
+machine in the same session. A range in parentheses after a median gives the minimum and the maximum over repeated runs.
 [Doctor and demo](doctor-and-demo.md#results) lists the metrics of the demo, [GPU](gpu.md) lists measurements on a GPU,
 and [experiments](experiments.md) describes approaches that did not work.
 """
@@ -115,14 +115,14 @@ BENCHMARKS = {
         "reference answer is repeated as is (`repeat`), rewritten in an equivalent form (`rewritten`), replaced by "
         "that of another problem (`shuffled`), or changed in one numeral (`perturbed`). For `repeat` and `rewritten`, "
         "the table shows the fraction graded as correct; for `shuffled` and `perturbed`, it shows how many are "
-        "incorrectly graded as correct. `speed` is the grader's speed relative to Math-Verify's.",
+        "wrongly graded as correct. `speed` is the grader's speed relative to Math-Verify's.",
     ),
     "annotate": (
         annotate,
         "make bench-annotate",
         "This benchmark annotates problems with the built-in policy, using one vLLM engine per core. `default` refers "
         "to the default settings of `mmprm annotate`; `fixed` refers to 16 rollouts per state. To measure label "
-        "errors, each label is compared with the value from 256 new rollouts.",
+        "errors, each label is compared with a value that is estimated from 256 new rollouts.",
     ),
     "borders": (
         borders,
@@ -153,19 +153,23 @@ BENCHMARKS = {
     "dtype": (
         dtype,
         "python benchmarks/engine_dtype.py",
-        "This benchmark measures the speed of engines in each data type, from which `engine.dtype: auto` follows: the "
-        "built-in policy has hidden size 128, SmolLM2-135M has 576. `at 16` means 16 completions at the same time. "
-        "`products` are the matrix products of a decoder layer alone (`576 at 16`: hidden size 576 and 16 tokens), "
-        "with all of the CPU's instructions and, as on older CPUs, without bf16 and AMX instructions (`no_bf16`). "
-        "Seconds are CPU time of one core, and values are medians of three rounds.",
+        "This benchmark measures the speed of engines in float32 and bfloat16; the choice that `engine.dtype: auto` "
+        "makes is based on the results. It uses the built-in policy (hidden size 128) and SmolLM2-135M (hidden size "
+        "576). `at 16` means that 16 completions are generated at the same time. The rows `products` show the speed of "
+        "only the matrix products of a decoder layer; here, `576 at 16` means hidden size 576 and 16 tokens. In the "
+        "row `no_bf16`, bf16 and AMX instructions are disabled, as on older CPUs. Speeds are per second of CPU time of "
+        "one core, and values are medians of three rounds.",
     ),
     "peers": (
         peers,
         "python benchmarks/peers/mm_prm.py CHECKOUT",
-        "This benchmark compares annotation with MM-PRM's own code (`theirs`), on the same engines, problems, and "
-        "sampling settings. A label is a distinct prefix with rollouts. `share_below_16_rollouts` names the mix: the "
-        "labels from fewer than 16 rollouts, which are shared with another state. `auc` compares labels with the "
-        "truth of the steps. The other rows are our search with different `search.min_shared_rollouts`.",
+        "This benchmark compares `mmprm annotate` to MM-PRM's original annotation code (`theirs`) on the same engines, "
+        "problems, and sampling settings. The other rows show the search of mmprm with different values of "
+        "`search.min_shared_rollouts`. A label is the value of a distinct prefix. `share_below_16_rollouts` is the "
+        "fraction of labels that are based on fewer than 16 rollouts; in mmprm, these are rollouts of another state "
+        "that pass through the prefix. `auc` is the AUC of the labels as predictions of whether all steps of the "
+        "prefix are correct; `auc_below_16` and `auc_from_16` are computed on the labels with fewer than 16 rollouts "
+        "and on the others. `load` is the machine's load average at the end of the run.",
     ),
     "driver": (
         driver,
