@@ -80,8 +80,8 @@ def run(arguments: argparse.Namespace) -> None:
 def python() -> Finding:
     """Check the Python version."""
     version = ".".join(map(str, sys.version_info[:3]))
-    fits = (3, 10) <= sys.version_info < (3, 13)
-    return Finding("Python", version, "" if fits else "needs 3.10 to 3.12; set PYTHON=… for `make setup`")
+    fits = (3, 11) <= sys.version_info < (3, 13)
+    return Finding("Python", version, "" if fits else "needs 3.11 or 3.12; set PYTHON=… for `make setup`")
 
 
 def package(name: str, distribution: str, module: str | None = None) -> Finding:

@@ -35,6 +35,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "ConsensusConfig": [{"judge": JUDGE}, {"scorer": PRM}, {"scorer": SERVER}],
     "GraderConfig": [POLICY["grader"]],
     "ExportConfig": [{"format": "trl"}],
+    "ImportConfig": [{"format": "prm800k"}],
     "GuidedSearchConfig": [POLICY | {"scorer": PRM, "search": BEAM}, SERVED_POLICY | {"scorer": SERVER}],
     "PolicyEvalConfig": [POLICY | {"sampling": {"temperature": 0.5}}, SERVED_POLICY],
     "PrmEvalConfig": [{"scorer": PRM}, {"scorer": SERVER}],

@@ -26,7 +26,7 @@ from mmprm.prm.task import PackedRows, PathRows, PrmTask, TrainingRows, make_row
 from mmprm.problems import open_image
 from mmprm.training.batches import micro_batches
 from mmprm.types import Counts, LabeledPath, Problem, Solution
-from tests.backbones import BACKBONES, WITH_IMAGE, tiny_solutions, write_backbone
+from tests.backbones import BACKBONES, RECENT, WITH_IMAGE, tiny_solutions, write_backbone
 
 CPU = torch.device("cpu")
 
@@ -209,11 +209,12 @@ def test_block_masks_reach_the_attention(prm: Prm) -> None:
     task, batch = PrmTask(rows, rows, 10_000, CPU), rows.collate(range(len(rows.lengths)))
     before = task.loss_sum(prm.model, batch)
     text = prm.model.backbone.config.get_text_config()
+    vision = getattr(prm.model.backbone.config, "vision_config", None)
+    of_vision = vision and vision._attn_implementation
     try:
         use_block_masks(prm.model.backbone)
         assert text._attn_implementation == PACKED
-        if text is not prm.model.backbone.config:
-            assert prm.model.backbone.config.vision_config._attn_implementation == "sdpa"
+        assert (vision and vision._attn_implementation) == of_vision
         assert why_not_packed(prm.model.backbone) is None
         torch.testing.assert_close(task.loss_sum(prm.model, batch), before)
         separate = PathRows(tree_samples(prm, "once"), form_of(prm))
@@ -290,5 +291,5 @@ def test_what_follows_the_last_target_is_left_out(tmp_path: Path) -> None:
 
 
 def test_with_image_backbones_are_among_them() -> None:
-    assert {"qwen2_5_vl", "internvl"} <= set(WITH_IMAGE) <= set(BACKBONES)
+    assert {"qwen2_5_vl", "internvl"} <= set(WITH_IMAGE) <= {*BACKBONES, *RECENT}
     assert {"qwen2", "llama"} <= set(BACKBONES)
