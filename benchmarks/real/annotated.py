@@ -119,7 +119,7 @@ def _sample_values(
     workspace: Workspace, states: Sequence[State], problems: Mapping[str, Problem], file: Any
 ) -> list[tuple[State, float]]:
     """Sample the states' rollouts, writing each value as soon as it is known."""
-    engine = EngineConfig(model=str(workspace.policy), dtype="float32", max_model_len=512)
+    engine = EngineConfig(model=str(workspace.policy), max_model_len=512)
     actors.connect("local")
     pool = SamplerPool(engine, SamplingConfig(temperature=TEMPERATURE, max_tokens=MAX_TOKENS), PROMPTS[FORM])
     gate = asyncio.Semaphore(IN_FLIGHT)

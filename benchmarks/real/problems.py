@@ -24,7 +24,8 @@ from mmprm.problems import content_id
 SplitName = Literal["sft", "annotate", "rl", "dev", "test"]
 SPLITS: tuple[SplitName, ...] = ("sft", "annotate", "rl", "dev", "test")
 HELD_OUT_WORDINGS = ("dev", "test")
-LARGEST = 60
+LARGEST = 40
+"""Largest intermediate value before the ending."""
 FORMS = ("tags", "numbered")
 """Step formats of the solutions, named as in mmprm.steps."""
 FIXED = {"dozen": 12, "double": 2}
@@ -141,7 +142,7 @@ def _story(rng: random.Random) -> Story | None:
     start = rng.randint(3, 20)
     running, events = start, []
     kinds = [kind for kind in SCENES[scene].events if kind != "start"]
-    for kind in rng.sample(kinds, rng.choice((1, 1, 2, 2, 3))):
+    for kind in rng.sample(kinds, rng.choice((1, 1, 1, 1, 2, 2, 3))):
         event = _event(kind, rng)
         running = _after(running, event)
         if not 2 <= running <= LARGEST:

@@ -32,7 +32,7 @@ def measure(workspace: Workspace) -> Results:
     run_command("annotate", "annotate.yaml", annotate_sets(workspace, folder, {}))
     run = read_store(folder)
     store = Store.read(folder / STORE_NAME)
-    engine = EngineConfig(model=str(workspace.policy), dtype="float32", max_model_len=512, max_num_seqs=128)
+    engine = EngineConfig(model=str(workspace.policy), max_model_len=512, max_num_seqs=128)
     sampling = SamplingConfig(temperature=TEMPERATURE, max_tokens=MAX_TOKENS)
     tokens, seconds = all_at_once(store, 0, Policy(engine, sampling, PROMPTS[FORM]))
     store.close()

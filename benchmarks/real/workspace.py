@@ -101,7 +101,6 @@ def sampling_sets(workspace: Workspace, policy: Path | None = None, form: str = 
     prompt = {f"prompt.{key}": value for key, value in PROMPTS[form].model_dump(exclude_defaults=True).items()}
     return {
         "engine.model": policy or workspace.policy,
-        "engine.dtype": "float32",
         "engine.max_model_len": 512,
         "sampling.temperature": TEMPERATURE,
         "sampling.max_tokens": MAX_TOKENS,
