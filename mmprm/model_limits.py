@@ -61,7 +61,7 @@ def check_packing(model: str, packing: str) -> None:
 
 
 def check_planning(model: str, model_type: str, key: str) -> None:
-    """Raise ConfigError if `mmprm plan` cannot estimate a model type. `key` names the model's setting."""
+    """Raise ConfigError if `mmprm plan` does not support the model type. `key` names the model's setting."""
     reason = limits_of(model_type).planning
     if reason is not None:
         raise ConfigError(

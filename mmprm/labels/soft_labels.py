@@ -34,7 +34,7 @@ class LabelCounts:
 
 
 def label_tree(tree: Tree, rule: StoppingRule, step_format: StepFormat, seed: int) -> list[LabeledPath]:
-    """Return labeled paths that cover all leaf states of a tree, with as many correct as incorrect complete solutions.
+    """Return labeled paths that cover all leaf states of a tree, with equal numbers of correct and incorrect solutions.
 
     A path continues as a complete solution if one passes through its state. All solutions of the rarer kind are used; a
     path whose solution would upset the balance ends at its leaf state.

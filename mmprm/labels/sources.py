@@ -50,7 +50,7 @@ class SourceSolution:
 
 @dataclass(frozen=True, slots=True)
 class LabelSource:
-    """Describes a layout: its reader and the default meaning of its neutral ratings."""
+    """Describes a data set layout: how to read it, and how neutral ratings count by default."""
 
     read: Callable[[Record, SourceOptions], Sequence[SourceSolution]]
     neutral: NeutralAs = "correct"

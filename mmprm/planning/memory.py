@@ -37,7 +37,7 @@ class States:
 
     @property
     def on_gpu(self) -> float:
-        """Return the total bytes on the GPU."""
+        """Return the total number of bytes of weights, gradients and optimizer states in GPU memory."""
         return self.weights + self.gradients + self.optimizer
 
 

@@ -23,8 +23,11 @@ class TurnBeginning:
     prompt: PromptConfig
 
     def own(self, request: SampleRequest) -> tuple[SampleRequest, str]:
-        """Return the request with the opening and the prefill removed from the start of its prefix, and the text to
-        prepend to its completions."""
+        """Strip what the prompt already contains from the request's prefix.
+
+        The prompt ends with the opening of the assistant turn and the prefill. Returns the stripped request and the
+        text to prepend to its completions.
+        """
         if request.prefix and PRESETS[self.prompt.preset].continuation is not None:
             return request, self.opening  # the user turn shows the prefix, and the assistant turn starts afresh
         begins = self.opening + assistant_beginning(self.prompt, "")

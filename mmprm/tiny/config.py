@@ -21,9 +21,9 @@ class StepsConfig(Config):
     solutions: int = 1200
     """Number of optimizer steps on solutions, mixed with some calculations and statements to verify."""
     checking: int = 1300
-    """Number of optimizer steps on solutions and statements to verify, in equal parts."""
+    """Number of optimizer steps on verification, half of them on solutions and half on single statements."""
     statements: int = 400
-    """Number of optimizer steps on statements to verify, without solutions."""
+    """Number of optimizer steps on the verification of single statements only."""
     both: int = 600
     """Number of optimizer steps on solutions and somewhat fewer statements to verify."""
 

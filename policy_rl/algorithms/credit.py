@@ -50,8 +50,8 @@ class CreditConfig(Config):
     """Responses that receive process rewards. none: all responses; correct: only correct responses, compared only with
     each other (PAPO)."""
     per_source: bool = False
-    """For scalar: apply the estimator to outcome and process reward separately, and add the results (PRIME). If false,
-    apply it to their sum."""
+    """With mode=scalar, apply the estimator to the outcome reward and the process reward separately, and add the results
+    (PRIME). If false, apply it to their sum."""
 
     @property
     def compares(self) -> bool:
@@ -259,7 +259,7 @@ def assign(
     config: CreditConfig,
     aggregate: Callable[[Sequence[float]], float] | None = None,
 ) -> Credit:
-    """Assign process rewards to the samples that are kept, pass the gate and have scored steps.
+    """Assign process rewards to the kept samples that pass the outcome gate and have at least one scored step.
 
     If the baseline compares samples, only groups with at least two such samples are included. `correct_PK` marks
     correct answers; `aggregate` combines step scores with mode=scalar.

@@ -187,10 +187,10 @@ def _cut(values_NT: Tensor | None, n: int, sample: TrainingSample) -> np.ndarray
 
 
 def _metrics(advantages_NT: Tensor, mask_NT: Tensor, credit: Credit | None) -> dict[str, float]:
-    """Compute the mean |A| per token (advantage_size) and, with process reward, counts of scored responses.
+    """Compute the mean |A| per token and, with process rewards, counts of the responses.
 
-    scored: responses with process reward; unscored: those without a scored step; alone: those without another response
-    in their group to be compared with.
+    advantage_size: the mean; scored: responses that received a process reward; unscored: responses without a scored
+    step; alone: responses without another response in their group to compare with.
     """
     total = torch.where(mask_NT, advantages_NT, 0).abs().sum(dtype=torch.float64)
     metrics = {"advantage_size": (total / mask_NT.sum().clamp(min=1)).item()}
