@@ -50,8 +50,8 @@ class CreditConfig(Config):
     """Responses that receive process rewards. none: all responses; correct: only correct responses, compared only with
     each other (PAPO)."""
     per_source: bool = False
-    """With mode=scalar, apply the estimator to the outcome reward and the process reward separately, and add the results
-    (PRIME). If false, apply it to their sum."""
+    """With mode=scalar, apply the estimator to the outcome reward and the process reward separately, and add the
+    results (PRIME). If false, apply it to their sum."""
 
     @property
     def compares(self) -> bool:
