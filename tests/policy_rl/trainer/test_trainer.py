@@ -111,6 +111,11 @@ def test_an_update_by_plain_torch(random_policy_folder: Path, samples: list[Trai
     assert_same(weights_of(trainer), {f"{name}": tensor for name, tensor in policy.state_dict().items()}, atol=2e-4)
 
 
+def learned(metrics: dict[str, float]) -> dict[str, float]:
+    """Leave out the costs, which may differ between equal updates."""
+    return {name: value for name, value in metrics.items() if name not in ("seconds", "vision_calls")}
+
+
 def test_own_log_probabilities_are_those_of_an_extra_pass(
     random_policy_folder: Path, samples: list[TrainingSample]
 ) -> None:
@@ -120,9 +125,7 @@ def test_own_log_probabilities_are_those_of_an_extra_pass(
     assert all(each.ref is None and each.values is None for each in found.values())
     with_old = [replace(sample, old=found[position].old) for position, sample in enumerate(samples)]
     ours, theirs = short.update(samples), long.update(with_old)
-    assert {name: value for name, value in ours.items() if name != "seconds"} == pytest.approx(
-        {name: value for name, value in theirs.items() if name != "seconds"}, rel=1e-4, abs=1e-5
-    )
+    assert learned(ours) == pytest.approx(learned(theirs), rel=1e-4, abs=1e-5)
     assert_same(weights_of(short), weights_of(long), atol=1e-4)
     # A second update on the same rollout is off policy.
     again = long.update(with_old)
@@ -166,9 +169,7 @@ def test_the_split_changes_nothing(
     assert metrics[0]["value_loss"] > 0.1
     assert metrics[0]["kl_ref"] == pytest.approx(math.exp(-0.1) - 1 + 0.1, rel=1e-3)
     for one, other in zip(metrics, other_metrics, strict=True):
-        assert {k: v for k, v in other.items() if k != "seconds"} == pytest.approx(
-            {k: v for k, v in one.items() if k != "seconds"}, rel=1e-3, abs=1e-4
-        )
+        assert learned(other) == pytest.approx(learned(one), rel=1e-3, abs=1e-4)
     assert_same(weights, other_weights, atol=5e-4)
 
 
