@@ -42,7 +42,7 @@ class PrmModel(nn.Module):
         self.judgment_ids = [renderer.yes_id, renderer.no_id]
 
     def forward(self, input_ids: Tensor, **inputs: Any) -> Tensor:
-        """Return logits_M2 for the given input_ids_BT and the other outputs of the processor."""
+        """Return logits_M2: the logits of the two judgments at each of the M step markers in the input."""
         hidden_BTH = self.backbone.model(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state
         hidden_MH = hidden_BTH[input_ids == self.marker_id]
         # ZeRO-3 gathers the weight only if it is read here, within a forward pass.

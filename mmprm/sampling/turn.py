@@ -1,4 +1,4 @@
-"""Handle prefilled text: the beginning of an assistant turn that is part of the prompt and of every completion.
+"""Handle prefilled text: the beginning of the assistant turn, which ends the prompt and begins every completion.
 
 A completion from an empty prefix starts with it. The steps of a response, and every prefix made of them, thus contain
 it as if the policy had written it.

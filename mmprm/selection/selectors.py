@@ -92,7 +92,7 @@ NEEDS_SCORES = ("prm", "weighted")
 
 
 def selector_names(scored: bool) -> list[str]:
-    """Return the names of all selectors in table order, or of only those that need no scores."""
+    """Return the selectors' names in display order; with `scored=False`, only of those that need no scores."""
     return [name for name in SELECTORS if scored or name not in NEEDS_SCORES]
 
 

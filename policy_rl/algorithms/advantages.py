@@ -51,7 +51,7 @@ class AdvantageConfig(Config):
 
     @property
     def whitens(self) -> bool:
-        """Return whether to whiten advantages: `whiten` if it is set, otherwise the estimator's default."""
+        """Return whether to whiten advantages, which depends on the estimator unless `whiten` is set."""
         return ESTIMATORS[self.estimator].whitens if self.whiten is None else self.whiten
 
     @model_validator(mode="after")

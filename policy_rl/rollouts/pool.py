@@ -186,7 +186,7 @@ class RolloutPool:
         await self._all("wake up", lambda actor: actor.wake.remote())
 
     async def until_lost(self) -> EngineStoppedError:
-        """Wait until an engine that receives weights from GPU to GPU has died, and return the reason.
+        """Wait until an engine dies that receives weights directly from the trainer's GPUs, and return the reason.
 
         Never returns if weights are files, because the trainer then does not need the engines.
         """
