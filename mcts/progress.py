@@ -91,7 +91,7 @@ class Progress:
         }
 
     def abandoned(self, problem_ids: Sequence[str]) -> None:
-        """Record that the worker of these problems died. The problems will be started again."""
+        """Record that the worker that was searching these problems died. The problems will be started again."""
         self.in_flight -= len(problem_ids)
 
     def reported(self, batches: Sequence[StoredBatch], finished: Sequence[Finished]) -> None:

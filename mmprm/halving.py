@@ -14,7 +14,7 @@ def run_halving(
     failed: Callable[[_Item, Exception], _Result],
     errors: type[Exception],
 ) -> list[_Result]:
-    """Call `run` on the items, splitting each batch that fails in half, and return one result per item, in order.
+    """Call `run` on the items, halve each failing batch and retry both parts, and return one result per item, in order.
 
     If `run` raises one of `errors` for a batch, each half is run again. An item that fails by itself gets the result
     `failed(item, error)`. Every other item runs at most 1 + ⌈log2(len(items))⌉ times.

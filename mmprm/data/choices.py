@@ -75,7 +75,7 @@ def letter_of_label(labels: Sequence[str], answer: str) -> str:
 
 
 def check_choices(choices: Sequence[str], answer: Any, location: str) -> None:
-    """Raise DataError for a single option, and for an integer answer that is not among the options."""
+    """Raise DataError if there is only one option, or if an integer answer is not among the options."""
     if choices and isinstance(answer, int) and str(answer) not in choices:
         raise DataError(
             f"{location}: answer {answer} is none of the choices {cut(choices)}; if it is an index, write the letter "

@@ -272,7 +272,10 @@ def _joined_otherwise(gold: Compound, given: Compound) -> bool:
 
 
 def _distinct_names(group: Compound) -> list[str]:
-    """Return the names in x=1, y=2 in order, or [] if they do not distinguish values (x=1, x=2 or x_1=1, x_2=2)."""
+    """Return the variable names of an answer such as x=1, y=2, in order.
+
+    Returns [] if the names are repeated (x=1, x=2) or only number the values (x_1=1, x_2=2).
+    """
     names = [
         item.items[0].text
         for item in group.items

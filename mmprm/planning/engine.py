@@ -13,13 +13,13 @@ from mmprm.planning.shapes import Shape, Tower
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 BATCHED_TOKENS = 2048
-"""Default of vLLM's max_num_batched_tokens for an engine: the maximum number of tokens per step."""
+"""vLLM's default for max_num_batched_tokens, the maximum number of tokens per engine step."""
 CONTEXT = 1.0 * GIB
 """Bytes for an engine's CUDA context, NCCL and workspace, which vLLM counts toward gpu_memory_utilization."""
 CUDA_GRAPHS = 1.5 * GIB
 """Margin in bytes for a compiled engine's CUDA graphs, which vLLM also counts toward gpu_memory_utilization."""
 ASLEEP = CONTEXT + CUDA_GRAPHS
-"""Bytes that an engine keeps in sleep mode, which frees only weights and cache."""
+"""GPU memory, in bytes, that an engine keeps in sleep mode, which frees only the weights and the KV cache."""
 
 
 @dataclass(frozen=True, slots=True)

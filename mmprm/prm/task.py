@@ -173,10 +173,9 @@ class PrmTask:
         return soft_cross_entropy_sum(self._logits(model, batch), target_N, weight_N)
 
     def evaluate(self, engine: Engine) -> dict[str, float]:
-        """Return the held-out loss per label, unweighted, and the ROC AUC of P(Yes) for predicting whether the target
-        is above 0.5.
+        """Return the mean held-out loss per label, unweighted, and the ROC AUC of P(Yes).
 
-        Returns {} if there are no held-out samples.
+        The AUC is that of predicting whether the target is above 0.5. Returns {} if there are no held-out samples.
         """
         lengths = self._held_out.lengths
         if not lengths:

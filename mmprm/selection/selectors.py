@@ -26,7 +26,7 @@ TIE = 1e-12
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """Holds the selectors' input: P problems with M candidates each.
+    """Holds the candidates from which a selector chooses, for P problems with M candidates each.
 
     `answer_PM` numbers a problem's distinct answers from 0; -1 means no answer. `reward_PM` is the aggregate of the
     step scores, or -inf if the candidate could not be scored. `weight_PM` in [0, 1] weights votes. Only the oracle may

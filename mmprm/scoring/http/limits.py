@@ -18,9 +18,9 @@ class ServiceLimits(Config):
     body_mib: int = Field(64, ge=1)
     """Maximum size of a request body, in MiB."""
     in_flight_mib: int = Field(1024, ge=1)
-    """Maximum number of MiB received for all unanswered requests together; further requests get 429."""
+    """Maximum total size in MiB of all unanswered requests; further requests are rejected with HTTP 429."""
     in_flight: int = Field(8192, ge=1)
-    """Maximum number of unanswered solutions in all requests together; further ones get 429."""
+    """Maximum total number of unanswered solutions; further requests are rejected with HTTP 429."""
     address_share: float = Field(0.5, gt=0, le=1)
     """Fraction of in_flight and in_flight_mib that one IP address may use, although one full request is always allowed.
     Set it to 1 if all clients connect through one proxy."""
