@@ -21,10 +21,12 @@ class ActionReader:
         try:
             self._pattern = re.compile(pattern, re.IGNORECASE | re.DOTALL)
         except re.error as error:
-            raise ConfigError(f"environment.pattern={pattern!r} is not a regular expression: {error}") from error
+            raise ConfigError(
+                f"environment.pattern={pattern!r} is not a regular expression: {error}; correct it"
+            ) from error
         if not self._pattern.groups:
             raise ConfigError(
-                f"environment.pattern={pattern!r} must have a group for the action's name, such as (\\w+)"
+                f"environment.pattern={pattern!r} must have a group for the action's name; add one, such as (\\w+)"
             )
         self._indices = {name.lower(): index for index, name in enumerate(names)}
         if len(self._indices) != len(names):

@@ -45,12 +45,15 @@ class GymnasiumEnvironment:
         self._environment = self._make({})
         space = self._environment.action_space
         if not isinstance(space, gymnasium.spaces.Discrete):
-            raise ConfigError(f"environment.path=gymnasium:{name} must have discrete actions, got {space}")
+            raise ConfigError(
+                f"environment.path=gymnasium:{name} must have discrete actions, got {space}; choose another, "
+                "or wrap it in a factory (package.module:factory)"
+            )
         names = list(actions or map(str, range(int(space.n))))
         if len(names) != space.n:
             raise ConfigError(
-                f"environment.actions={names} must name the {space.n} actions of {name}, in order; the environment's "
-                "documentation lists them"
+                f"environment.actions={names} must name the {space.n} actions of {name}, in order; add those that its "
+                "documentation lists"
             )
         self._first_action = int(space.start)
         self._reader = ActionReader(names, pattern)

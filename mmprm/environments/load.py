@@ -51,14 +51,16 @@ def make_environment(config: EnvironmentConfig) -> Environment:
     if not separator or not module or not factory:
         raise ConfigError(
             f"environment.path={config.path!r} must be one of {', '.join(BUILT_IN)}, gymnasium:ID, or package.module:"
-            "factory"
+            "factory; correct it"
         )
     try:
         made = getattr(importlib.import_module(module), factory)(**config.arguments)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"environment.path={config.path!r} cannot be imported: {error}; correct it") from error
     except TypeError as error:
-        raise ConfigError(f"environment.arguments={config.arguments} do not fit {config.path}: {error}") from error
+        raise ConfigError(
+            f"environment.arguments={config.arguments} do not fit {config.path}: {error}; correct them"
+        ) from error
     missing = [method for method in ("reset", "step", "close") if not callable(getattr(made, method, None))]
     if missing:
         raise ConfigError(

@@ -43,7 +43,9 @@ def replay(environment: Environment, problem: Problem, seed: int, texts: Sequenc
         start, transitions = environment.reset(problem, seed), []
         for turn, text in enumerate(texts, start=1):
             if transitions and transitions[-1].ended:
-                raise EpisodeError(f"problem {problem.id}: the episode ended before turn {turn}")
+                raise EpisodeError(
+                    f"problem {problem.id}: the episode ended before turn {turn}; leave out the later turns"
+                )
             transitions.append(environment.step(text))
     except EpisodeError:
         raise

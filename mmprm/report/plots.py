@@ -18,6 +18,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from mmprm.metrics import Interval, ReliabilityBin
 from mmprm.report.data import TrainingPoint
+from mmprm.report.smoothing import moving_mean, smoothing
 from mmprm.report.text import printable
 from mmprm.selection.accuracy import AccuracyAtN
 
@@ -277,19 +278,6 @@ def progress_plot(training: Curve, held_out: Sequence[tuple[int, Interval]], nam
         if training or held_out:
             axes.legend(loc="lower right", frameon=False)
     return output[0]
-
-
-def smoothing(count: int) -> int:
-    """Return the window of the moving mean for a curve of `count` values. Curves of up to 39 values are not
-    smoothed."""
-    return max(1, count // 20)
-
-
-def moving_mean(values: Sequence[float], window: int) -> list[float]:
-    """Return the mean of up to `window` values around each value. Windows are truncated at both ends."""
-    before, after = (window - 1) // 2, window // 2
-    parts = (values[max(0, position - before) : position + after + 1] for position in range(len(values)))
-    return [sum(part) / len(part) for part in parts]
 
 
 def _name_ends(axes: Axes, ends: Mapping[str, tuple[float, str]]) -> None:

@@ -11,7 +11,8 @@ from mmprm.errors import DataError
 from mmprm.files import logged_rows
 from mmprm.metrics import Interval
 from mmprm.report.page import document, escaped, interval_cell, table, write_page
-from mmprm.report.plots import Curve, lines_plot, progress_plot, smoothing, stacked_plot
+from mmprm.report.plots import Curve, lines_plot, progress_plot, stacked_plot
+from mmprm.report.smoothing import smoothing
 
 METRICS_FILE, REPORT_FILE = "metrics.jsonl", "report.html"
 MAX_ROWS = 12

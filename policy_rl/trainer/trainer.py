@@ -27,9 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from mmprm.backbone.experts import save_backbone
-from mmprm.backbone.image_features import FeatureCache, why_not_cached
 from mmprm.backbone.load import load_backbone, new_model_folder
-from mmprm.backbone.masks import use_block_masks, why_not_packed
+from mmprm.backbone.masks import use_block_masks
 from mmprm.backbone.processor import tokenizer_of, vision_token_ids
 from mmprm.backbone.trainable import prepare_training
 from mmprm.errors import TrainingError
@@ -56,6 +55,7 @@ from policy_rl.trainer.config import CHANGEABLE, TrainerConfig, reference_shardi
 from policy_rl.trainer.policy import Policy, PolicyInputs, without_adapters
 from policy_rl.trainer.prompt_encoder import PromptEncoder
 from policy_rl.trainer.resume_key import current_trainer_key
+from policy_rl.trainer.shared_work import feature_cache, prepare_shared_prompts
 from policy_rl.trainer.update_metrics import Tally
 from policy_rl.types import ARRAYS, LogProbs, TrainingSample
 from policy_rl.weights.probe import probe_logprobs
@@ -96,13 +96,13 @@ class Trainer:
         banned = vision_token_ids(backbone.config, tokenizer_of(self.processor))
         self.limits = Limits(backbone.config.get_text_config().max_position_embeddings, frozenset(banned))
         self._encoder = PromptEncoder(backbone, self.processor, prompt, max_pixels, min_pixels)
-        self._share_prompt = config.share_prompt and self._can_share(backbone)
+        self._share_prompt = config.share_prompt and prepare_shared_prompts(backbone, self.ranks)
         hidden = backbone.config.get_text_config().hidden_size
         # On a GPU the attention mask has blocks, and masked ones are skipped.
         self._attention_cost = 0.0 if self.ranks.device.type == "cuda" else 1 / (6 * hidden)
         self._policy = Policy(backbone, temperature, critic, banned, config.float32_logits)
         prepare_training(backbone, config)
-        self._policy.image_features = self._feature_cache(backbone)
+        self._policy.image_features = feature_cache(backbone, self.ranks, optimization.zero_stage)
         self._reference: nn.Module | None = None
         if config.loss.kl.coefficient > 0 and config.lora is None:
             sharding = reference_sharding(config)
@@ -273,23 +273,6 @@ class Trainer:
         """Close the weight transfer, if one is open."""
         if self._transfer is not None:
             self._transfer.close()
-
-    def _can_share(self, backbone: nn.Module) -> bool:
-        reason = why_not_packed(backbone)
-        if reason is None and self.ranks.device.type == "cuda":
-            use_block_masks(backbone)
-        if reason is not None and self.ranks.is_main:
-            print(f"each response is trained with its own copy of the prompt, which is slower: {reason}", flush=True)
-        return reason is None
-
-    def _feature_cache(self, backbone: nn.Module) -> FeatureCache:
-        """Create the cache of image features, which is disabled if the vision tower or the projector is trained."""
-        sharded = self.ranks.count > 1 and self.config.optimization.zero_stage == 3
-
-        def any_rank(flag: bool) -> bool:
-            return self.ranks.sum(float(flag))[0] > 0
-
-        return FeatureCache(why_not_cached(backbone) is None, any_rank if sharded else bool)
 
     def _micro_batches(
         self, samples: Sequence[TrainingSample], arrays: Sequence[str], purpose: str

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mmprm.errors import DataError
-from mmprm.report.plots import moving_mean, smoothing
+from mmprm.report.smoothing import moving_mean, smoothing
 from mmprm.report.training import LEARNING, read_metrics, training_page, write_training_report
 
 
