@@ -79,7 +79,7 @@ def engine() -> dict[str, Any]:
             groups = sample_groups(engine, problems, 2 if DRY else 8)
             tokens = sum(len(response.token_ids) for group in groups for response in group.responses)
             found[f"tokens_per_second_{name}"] = tokens / (time.perf_counter() - start)
-            ids[name] = [response.token_ids for group in groups for response in group.responses]
+            ids[name] = [tuple(response.token_ids.tolist()) for group in groups for response in group.responses]
         pairs = list(zip(ids["first"], ids["again"], strict=True))
         found["same_seed_same_ids"] = sum(first == again for first, again in pairs) / len(pairs)
         return found
