@@ -74,21 +74,21 @@ def check_planning(model: str, model_type: str, key: str) -> None:
 def check_cpu_engine(model: str) -> None:
     """Raise ConfigError if vLLM cannot sample from the model type on CPU. Only reads config.json."""
     model_type = _model_type(model)
-    reason = limits_of(model_type).cpu_engine
-    if reason is not None:
-        raise ConfigError(
-            f"engine.model={model}: must not be of type {model_type} on CPU, because {reason}; use a GPU, or name a "
-            "server in engine.servers"
-        )
+    _check_on_cpu(
+        f"engine.model={model}", model_type, limits_of(model_type).cpu_engine, "name a server in engine.servers"
+    )
 
 
 def check_cpu_reload(model: str) -> None:
     """Raise ConfigError if RL cannot send new weights of the model type to a vLLM engine on CPU."""
     model_type = _model_type(model)
-    reason = limits_of(model_type).cpu_reload
+    _check_on_cpu(f"mmprm rl: model={model}", model_type, limits_of(model_type).cpu_reload, "choose another model")
+
+
+def _check_on_cpu(setting: str, model_type: str, reason: str | None, otherwise: str) -> None:
     if reason is not None:
         raise ConfigError(
-            f"model={model}: must not be of type {model_type} in mmprm rl on CPU, because {reason}; use a GPU"
+            f"{setting}: must not be of type {model_type} on CPU, because {reason}; use a GPU, or {otherwise}"
         )
 
 

@@ -16,8 +16,8 @@ from mmprm.data.images import image_digest
 from mmprm.data.marks import place_marks
 from mmprm.data.record_images import record_images
 from mmprm.errors import DataError
-from mmprm.files import parse_json
 from mmprm.labels.formats import LABEL_FORMATS, Record
+from mmprm.labels.sources import LABEL_SOURCES, SourceOptions
 from mmprm.metrics import NO_ERROR
 from mmprm.types import Problem, Solution
 
@@ -78,24 +78,17 @@ class Dataset:
     read: Callable[[Record, Options], Parsed]
 
 
-def read_processbench(record: Record, options: Options) -> Parsed:
-    """Read a ProcessBench record: `label` is the index of the first incorrect step, or -1. Later steps are unknown."""
-    steps, error = record["steps"], record["label"]
-    if not isinstance(error, int) or not NO_ERROR <= error < len(steps):
-        raise ValueError(f"label must be -1 or the index of one of the {len(steps)} steps, got {error!r}; correct it")
-    if error == NO_ERROR:
-        return Parsed(record["problem"], steps, [True] * len(steps))
-    # The annotators stopped at the first error.
-    later = len(steps) - error - 1
-    return Parsed(record["problem"], steps, [True] * error + [False] + [None] * later)
+def _reader_of(name: str) -> Callable[[Record, Options], Parsed]:
+    """Return a reader that judges steps as mmprm labels import does; a step with a value above 0 is correct."""
 
+    def read(record: Record, options: Options) -> Parsed:
+        source = LABEL_SOURCES[name]
+        (solution,) = source.read(record, SourceOptions(neutral=source.neutral))
+        values = [None if label is None else label.value for label in solution.labels]
+        correct = [None if value is None else value > 0 for value in values]
+        return Parsed(solution.question, solution.steps, correct, record.get("data_source"))
 
-def read_visualprocessbench(record: Record, options: Options) -> Parsed:
-    """Read a VisualProcessBench record: 1 means correct, -1 incorrect, and 0 neither. Steps with 0 are excluded."""
-    response = record["response"]
-    response = parse_json(response, "response") if isinstance(response, str) else response
-    correct = [{1: True, -1: False, 0: None}[value] for value in response["process_correctness"]]
-    return Parsed(record["question"], response["steps"], correct, record.get("data_source"))
+    return read
 
 
 def read_steps(record: Record, options: Options) -> Parsed:
@@ -106,8 +99,8 @@ def read_steps(record: Record, options: Options) -> Parsed:
 
 
 DATASETS: dict[str, Dataset] = {
-    "processbench": Dataset("first_error_f1", read_processbench),
-    "visualprocessbench": Dataset("macro_f1", read_visualprocessbench),
+    "processbench": Dataset("first_error_f1", _reader_of("processbench")),
+    "visualprocessbench": Dataset("macro_f1", _reader_of("visualprocessbench")),
     "steps": Dataset("macro_f1", read_steps),
 }
 

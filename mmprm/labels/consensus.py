@@ -84,7 +84,7 @@ def keep_agreeing_steps(examples: Sequence[LabeledExample], rule: AgreementRule)
     known = opinions(examples, rule)
     kept = []
     for example in examples:
-        opinions_S = [known.get(prefix) for prefix in _prefixes(example)]
+        opinions_S = [known.get(prefix) for prefix in prefixes_of(example)]
         counts = [
             label if opinion is not None and opinion.agree else None
             for label, opinion in zip(example.path.counts, opinions_S, strict=True)
@@ -103,7 +103,7 @@ def keep_agreeing_first_errors(examples: Sequence[LabeledExample], rule: Agreeme
     placed: set[Prefix] = set()
     kept = []
     for example in examples:
-        prefixes = _prefixes(example)
+        prefixes = prefixes_of(example)
         depth = _agreed_depth(prefixes, known)
         if depth is None:
             continue
@@ -117,11 +117,15 @@ def keep_agreeing_first_errors(examples: Sequence[LabeledExample], rule: Agreeme
     return [example for example in kept if _has_label(example)]
 
 
+AGREEMENTS = {"steps": keep_agreeing_steps, "first_errors": keep_agreeing_first_errors}
+"""Functions that keep what label and judge agree on, by the value of `agree`."""
+
+
 def count_agreement(examples: Sequence[LabeledExample], rule: AgreementRule) -> AgreementCounts:
     """Count how often the label and the judge agree, by prefix and by path."""
     known = opinions(examples, rule)
     said = Counter((opinion.label_correct, opinion.judge_correct) for opinion in known.values())
-    depths = [_agreed_depth(_prefixes(example), known) for example in examples]
+    depths = [_agreed_depth(prefixes_of(example), known) for example in examples]
     return AgreementCounts(
         both_correct=said[True, True],
         both_incorrect=said[False, False],
@@ -155,7 +159,8 @@ def _scores(examples: Sequence[LabeledExample], scorer: Scorer) -> list[tuple[fl
     ]
 
 
-def _prefixes(example: LabeledExample) -> list[Prefix]:
+def prefixes_of(example: LabeledExample) -> list[Prefix]:
+    """Return the (problem id, steps) pair of each prefix of the example's path, shortest first."""
     steps = example.path.steps
     return [(example.problem.id, steps[:depth]) for depth in range(1, len(steps) + 1)]
 

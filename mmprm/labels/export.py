@@ -18,14 +18,13 @@ from mmprm.config import Config, PathText
 from mmprm.data.images import unreadable_images
 from mmprm.errors import ConfigError, DataError
 from mmprm.labels.checks import check_images_below, check_splits
-from mmprm.labels.consensus import AgreementRule, keep_agreeing_first_errors, keep_agreeing_steps, relabeled
+from mmprm.labels.consensus import AGREEMENTS, AgreementRule, relabeled
 from mmprm.labels.duplicates import near_duplicates
 from mmprm.labels.formats import LABEL_FORMATS, LabelFormat, LabelKind, OutputRow, content_of, record_of, repeat_shared
 from mmprm.labels.parquet import LabeledExample, Split, read_metadata, read_parquet, split_of, write_parquet
 from mmprm.problems import ProblemsConfig, load_problems, write_image
 from mmprm.types import Counts, Problem
 
-_AGREEMENTS = {"steps": keep_agreeing_steps, "first_errors": keep_agreeing_first_errors}
 _HARD_ONLY = {
     "trl": "its trainer casts labels to int, so that 0.94 becomes 0",
     "math-shepherd": "its labels are + and -",
@@ -114,7 +113,7 @@ def export_labels(config: ExportConfig) -> ExportSummary:
     if config.agree is not None:
         if all(example.judged is None for example in examples):
             raise ConfigError(f"agree={config.agree} needs a judge, and {config.labels} has none; run mmprm consensus")
-        examples = _AGREEMENTS[config.agree](examples, config.rule)
+        examples = AGREEMENTS[config.agree](examples, config.rule)
     disagreements = labels_read - _label_count(examples)
     # Runs after the agreement filter, which decides how many labels each duplicate has left, and before balancing.
     duplicates = drop_duplicates(examples)

@@ -13,13 +13,7 @@ from pydantic import Field
 
 from mmprm.config import Config
 from mmprm.errors import ConfigError
-from mmprm.labels.consensus import (
-    AgreementRule,
-    Prefix,
-    keep_agreeing_first_errors,
-    keep_agreeing_steps,
-    relabeled,
-)
+from mmprm.labels.consensus import AGREEMENTS, AgreementRule, Prefix, prefixes_of, relabeled
 from mmprm.labels.parquet import LabeledExample
 from mmprm.trees.stopping import posterior_deviation
 from mmprm.types import Counts
@@ -65,8 +59,7 @@ def select_labels(
     if config.agree is not None:
         if all(example.judged is None for example in examples):
             raise ConfigError(f"agree={config.agree} needs a judge, and the labels have none; run mmprm consensus")
-        keep = keep_agreeing_steps if config.agree == "steps" else keep_agreeing_first_errors
-        examples = keep(examples, config.rule)
+        examples = AGREEMENTS[config.agree](examples, config.rule)
     counts.append(_label_count(examples))
     examples = _keep_labels(examples, lambda label: label.known >= config.min_rollouts)
     counts.append(_label_count(examples))
@@ -103,7 +96,7 @@ def keep_informative(examples: Sequence[LabeledExample], share: float, alpha: fl
     known = _known_labels(examples)
     scored = []
     for index, example in enumerate(examples):
-        labels = [known[prefix] for prefix in _prefixes(example) if prefix in known]
+        labels = [known[prefix] for prefix in prefixes_of(example) if prefix in known]
         score = balanced_information([label.value or 0.0 for label in labels], alpha)
         content = json.dumps([example.problem.id, example.path.steps])
         scored.append((-score, hashlib.sha256(content.encode()).digest(), index))
@@ -113,7 +106,7 @@ def keep_informative(examples: Sequence[LabeledExample], share: float, alpha: fl
     for index, example in enumerate(examples):
         if index not in chosen:
             continue
-        prefixes = _prefixes(example)
+        prefixes = prefixes_of(example)
         labels = [known.get(prefix) if prefix not in placed else None for prefix in prefixes]
         placed.update(prefixes)
         kept.append(replace(example, path=replace(example.path, counts=tuple(labels))))
@@ -151,11 +144,6 @@ def _known_labels(examples: Sequence[LabeledExample]) -> dict[Prefix, Counts]:
     return {
         prefix: label
         for example in examples
-        for prefix, label in zip(_prefixes(example), example.path.counts, strict=True)
+        for prefix, label in zip(prefixes_of(example), example.path.counts, strict=True)
         if label is not None and label.value is not None
     }
-
-
-def _prefixes(example: LabeledExample) -> list[Prefix]:
-    steps = example.path.steps
-    return [(example.problem.id, steps[:depth]) for depth in range(1, len(steps) + 1)]

@@ -204,7 +204,7 @@ def _read_dualmath(record: Record, options: SourceOptions) -> list[SourceSolutio
         raise ValueError("output has no <pos> or <neg>")
     stated = _DUAL_ANSWER.search(tail) or _DUAL_ANSWER.search(steps[-1])
     if tail.strip() and stated is None:
-        raise ValueError(f"output goes on after its last tag: {tail.strip()[:40]!r}")
+        raise ValueError(f"output continues after its last tag: {tail.strip()[:40]!r}")
     # A final answer after the last tag belongs to the last step.
     texts = [*steps[:-1], steps[-1] + tail]
     return [

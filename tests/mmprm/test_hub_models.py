@@ -37,10 +37,11 @@ def _fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def answer(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, object]]:
     """What the Hub answers to every request: a status, and its code for the reason."""
-    given: dict[str, object] = {"status": 404, "code": "RepoNotFound"}
+    given: dict[str, object] = {"status": 404, "code": "RepoNotFound", "asked": []}
 
     class Hub(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            given["asked"].append(self.path)
             self.send_response(given["status"])
             self.send_header("X-Error-Code", given["code"])
             self.end_headers()
@@ -104,9 +105,12 @@ def test_what_the_hub_refuses_is_told(answer: dict[str, object], status: int, co
 def test_other_answers_are_left_to_the_loader(answer: dict[str, object], status: int, body: bytes) -> None:
     answer |= {"status": status, "code": "", "body": body}
     check_hub_model(NAME)
+    assert answer["asked"], "the Hub was asked, and its answer refuses nothing"
+    assert not constants.is_offline_mode()
 
 
 @pytest.mark.parametrize("name", ["a-folder", "/no/such/folder", "one/two/three", ""])
-def test_paths_are_not_looked_up(name: str, tmp_path: Path) -> None:
+def test_paths_are_not_looked_up(answer: dict[str, object], name: str, tmp_path: Path) -> None:
     (tmp_path / "a-folder").mkdir()
     check_hub_model(name)
+    assert answer["asked"] == []

@@ -163,7 +163,7 @@ async def test_rl_of_experts_on_cpu_is_refused(
 ) -> None:
     """An engine that loads its own weights again differs from the trainer by 0.03 nats, and by 5e-7 before."""
     monkeypatch.setattr(rollout_engine, "this_device", lambda: Device("CPU", bf16=True))
-    with pytest.raises(ConfigError, match=rf"must not be of type {name} in mmprm rl on CPU, because .*; use a GPU"):
+    with pytest.raises(ConfigError, match=rf"must not be of type {name} on CPU, because .*misreads.*; use a GPU"):
         await rollout_engine.RolloutEngine().start(
             EngineConfig(model=str(folders[name])), SamplingConfig(), PromptConfig(), {}
         )

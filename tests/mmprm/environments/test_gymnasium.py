@@ -55,7 +55,11 @@ def test_cliff_walking_needs_its_own_bound_of_success() -> None:
 
 def test_a_slippery_lake_is_deterministic_under_its_seed() -> None:
     slippery = LAKE | {"arguments": {"is_slippery": True}}
-    check_deterministic(make_environment(EnvironmentConfig(**slippery)), PROBLEM, 5, act("right", "right"))
+    environment = make_environment(EnvironmentConfig(**slippery))
+    episodes = [replay(environment, PROBLEM, seed, act("down", "down")) for seed in (0, 0, *range(1, 9))]
+    assert episodes[0] == episodes[1]
+    assert any(other != episodes[0] for other in episodes[2:]), "the lake is slippery"
+    check_deterministic(environment, PROBLEM, 5, act("down", "down"))
 
 
 def test_a_turn_without_an_action_changes_nothing() -> None:

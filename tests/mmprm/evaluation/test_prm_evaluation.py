@@ -111,7 +111,11 @@ def test_steps_come_in_the_forms_of_other_projects() -> None:
             {"question": "q", "response": {"steps": ["a", "b"], "process_correctness": [1]}},
             "2 steps but 1 labels",
         ),
-        ("visualprocessbench", {"question": "q", "response": {"steps": ["a"], "process_correctness": [7]}}, "has no 7"),
+        (
+            "visualprocessbench",
+            {"question": "q", "response": {"steps": ["a"], "process_correctness": [7]}},
+            "rating 7 must be 1, 0, -1 or null",
+        ),
         ("steps", {"prompt": "q"}, "f:0: is not a record of steps"),
     ],
 )

@@ -18,8 +18,7 @@ from transformers import AutoModelForImageTextToText
 
 from mmprm.backbone.load import load_backbone
 from mmprm.backbone.processor import vision_token_ids
-from mmprm.config import build
-from mmprm.errors import ConfigError, DataError, TrainingError
+from mmprm.errors import DataError, TrainingError
 from mmprm.prompts import PromptConfig
 from mmprm.tiny.world import make_problems
 from mmprm.training.lora import LoraConfig
@@ -232,11 +231,6 @@ def test_the_critic_learns_alone_at_first(
     assert metrics["value_loss"] < 0.5, "it begins at 0, half the square of 1"
 
 
-def test_critic_defaults() -> None:
-    critic = TrainerConfig().critic
-    assert (critic.learning_rate, critic.warmup_updates) == (1e-5, 10)
-
-
 def test_the_learning_rate_follows_the_progress_of_the_run(
     random_policy_folder: Path, samples: list[TrainingSample]
 ) -> None:
@@ -371,17 +365,6 @@ def test_bf16(random_policy_folder: Path, samples: list[TrainingSample]) -> None
     assert rounded["loss"] == pytest.approx(exact["loss"], rel=0.02)
     assert rounded["entropy"] == pytest.approx(exact["entropy"], rel=0.02)
     assert rounded["skipped"] == 0
-
-
-def test_updates_have_no_keys_of_supervised_training() -> None:
-    with pytest.raises(ConfigError, match=r"optimization\.batch_size does not exist"):
-        build(TrainerConfig, {"optimization": {"batch_size": 8}})
-
-
-def test_defaults_of_updates() -> None:
-    settings = build(TrainerConfig, {"optimization": {"precision": "fp32"}})
-    assert (settings.optimization.final_learning_rate, settings.optimization.warmup) == (1.0, 0.0)
-    assert build(TrainerConfig, settings.model_dump()) == settings
 
 
 def test_a_checkpoint_of_version_0_1_is_resumed(random_policy_folder: Path, tmp_path: Path) -> None:

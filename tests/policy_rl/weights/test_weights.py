@@ -226,4 +226,4 @@ class TestProbe:
         check = ProbeCheck("engine 1", 0.2)
         for version in range(1, 30):
             moved = (-1.0 - version / 50, -2.0, -3.0)
-            check.check(replace(PUBLISHED, version=version, probe=moved), moved)
+            assert check.check(replace(PUBLISHED, version=version, probe=moved), moved) == 0
