@@ -23,37 +23,27 @@ from mmprm.types import (
     Verdict,
 )
 
+StepIds = tuple[tuple[int, ...], ...]
+"""Token ids of consecutive steps, one tuple per step."""
 
-class Roller:
-    """Implements `mcts.search.Roll`: `await roller(steps, n)` returns the next n rollouts from a prefix.
 
-    `stored` holds the batches of an earlier, interrupted search of this problem. `emit` is called with each new batch
-    as soon as it is complete. Seeds are derived from the request's content, so repeating it gives the same samples.
+class ReplayedRolls:
+    """Implements `mcts.search.Roll`: `await rolls(steps, n)` returns the next n rollouts from a prefix.
 
-    A prefix is sent to the sampler with the token ids of the first rollout that contains it, if they are known. The
-    batches determine which rollout was first, so a replay sends the same ids.
+    Subclasses implement `_sample`. `stored` holds the batches of an earlier, interrupted search of this problem. `emit`
+    is called with each new batch as soon as it is complete.
+
+    A prefix is sampled from with the token ids of the first rollout that contains it, if they are known. The batches
+    determine which rollout was first, so a replay uses the same ids.
     """
 
-    def __init__(
-        self,
-        problem: Problem,
-        sampler: Sampler,
-        grader: Grader,
-        step_format: StepFormat,
-        run_seed: int,
-        stored: Iterable[Batch],
-        emit: Callable[[Batch], None],
-    ) -> None:
+    def __init__(self, problem: Problem, stored: Iterable[Batch], emit: Callable[[Batch], None]) -> None:
         self._problem = problem
-        self._sampler = sampler
-        self._grader = grader
-        self._step_format = step_format
-        self._run_seed = run_seed
         self._stored = {(batch.steps, batch.first_sample): batch for batch in stored}
         self._emit = emit
         self._sampled: dict[Steps, int] = {}
-        self._ids: dict[Steps, tuple[int, ...] | None] = {(): ()}
-        """Maps each prefix requested so far to its token ids, or None if they are not known."""
+        self._ids: dict[Steps, StepIds | None] = {(): ()}
+        """Maps each prefix requested so far to the token ids of its steps, or None if they are not known."""
         self._writers: dict[Steps, tuple[Steps, Rollout]] = {}
         """Maps a prefix to the first rollout with token ids that passes through it, as (start state, rollout)."""
 
@@ -71,14 +61,14 @@ class Roller:
         assert len(batch.rollouts) == n, "the store rejects another configuration, so batches keep their size"
         return batch.rollouts
 
-    def _written(self, steps: Steps) -> tuple[int, ...] | None:
-        """Return the token ids with which the policy first generated the prefix, or None if they are not known."""
+    def _written(self, steps: Steps) -> StepIds | None:
+        """Return the token ids with which the policy first generated each step, or None if they are not known."""
         if steps not in self._writers:
             return None
         state, rollout = self._writers[steps]
         before = self._ids[state]
         assert before is not None, "only rollouts from known ids are remembered"
-        return (*before, *itertools.chain(*rollout.step_ids[: len(steps) - len(state)]))
+        return (*before, *rollout.step_ids[: len(steps) - len(state)])
 
     def _remember(self, steps: Steps, rollouts: Iterable[Rollout]) -> None:
         for rollout in rollouts:
@@ -86,10 +76,37 @@ class Roller:
                 for prefix in passing(steps, rollout):
                     self._writers.setdefault(prefix, (steps, rollout))
 
-    async def _sample(self, steps: Steps, n: int, first_sample: int, ids: tuple[int, ...] | None) -> Batch:
-        prefix = "".join(steps)
+    async def _sample(self, steps: Steps, n: int, first_sample: int, ids: StepIds | None) -> Batch:
+        """Sample a new batch of n rollouts; `ids` are the token ids of `steps`, or None if they are not known."""
+        raise NotImplementedError
+
+
+class Roller(ReplayedRolls):
+    """Samples, splits and grades the rollouts of a problem's solutions; see ReplayedRolls.
+
+    Seeds are derived from the request's content, so repeating it gives the same samples.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        sampler: Sampler,
+        grader: Grader,
+        step_format: StepFormat,
+        run_seed: int,
+        stored: Iterable[Batch],
+        emit: Callable[[Batch], None],
+    ) -> None:
+        super().__init__(problem, stored, emit)
+        self._sampler = sampler
+        self._grader = grader
+        self._step_format = step_format
+        self._run_seed = run_seed
+
+    async def _sample(self, steps: Steps, n: int, first_sample: int, ids: StepIds | None) -> Batch:
+        prefix, prefix_ids = "".join(steps), None if ids is None else tuple(itertools.chain(*ids))
         seed = derive_seed(self._run_seed, self._problem.id, prefix, first_sample)
-        completions = await self._sampler.sample(SampleRequest(self._problem, prefix, n, seed, prefix_ids=ids))
+        completions = await self._sampler.sample(SampleRequest(self._problem, prefix, n, seed, prefix_ids=prefix_ids))
         texts = tuple(dict.fromkeys(completion.text for completion in completions))  # grade equal completions once
         gradings = await asyncio.gather(*(self._grader.grade(self._problem, prefix + text) for text in texts))
         splits = {text: split(text, self._step_format) for text in texts}
