@@ -6,17 +6,19 @@ from mmprm.sampling.config import sampling_of
 from policy_rl.config import RLConfig
 from policy_rl.metrics import metric_names
 from policy_rl.monitor.alarms import check_alarms
-from policy_rl.rewards.outcome import load_function
 from policy_rl.rollouts.config import check_sampling
+from policy_rl.user_function import load_function
 
 
 def check_early(config: RLConfig) -> None:
     """Raise ConfigError for mistakes that can be detected without data or a model.
 
-    These are a temperature at which all samples of a problem are identical, reward functions that cannot be imported,
-    and alarms on metrics that the run does not log.
+    These are a temperature at which all samples of a problem are identical, reward functions and surrogates that cannot
+    be imported, and alarms on metrics that the run does not log.
     """
     check_sampling(sampling_of(config.sampling))
     for entry in config.rewards.functions:
-        load_function(entry.path)
+        load_function(entry.path, "functions.path")
+    if ":" in config.trainer.loss.surrogate:
+        load_function(config.trainer.loss.surrogate, "trainer.loss.surrogate")
     check_alarms(config.monitor, metric_names(config))

@@ -1,4 +1,4 @@
-"""Compute policy and critic losses: PPO clip, CPGD, KL to a reference, aggregation over the global batch.
+"""Compute policy and critic losses: surrogate, KL to a reference, aggregation over the global batch.
 
 Shapes: N sequence of a micro-batch, T token. The log-probabilities of a token are lp under the trained policy, old
 under the trained policy before the update, ref under the reference model, and engine in the engine that sampled it.
@@ -24,9 +24,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from mmprm.config import Config
+from policy_rl.algorithms.surrogates import MAX_LOG_RATIO, SURROGATES, clamped, cpgd_drift, surrogate_of
 
-MAX_LOG_RATIO = 20.0
-"""Maximum absolute value to which log-ratios and the exponent of k3 are clamped."""
 MAX_K3 = 10.0
 """Maximum value to which k3 is clamped."""
 
@@ -51,11 +50,6 @@ def k3(lp: Tensor, ref: Tensor) -> Tensor:
     """
     exponent = clamped(ref - lp)
     return (exponent.exp() - 1 - exponent).clamp(max=MAX_K3)
-
-
-def clamped(log_ratio: Tensor) -> Tensor:
-    """Clamp a log-ratio to ±20. Outside this range, its gradient is 0."""
-    return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
 KL: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k3}
@@ -96,16 +90,18 @@ class KlConfig(Config):
 class LossConfig(Config):
     """Configures the policy loss."""
 
-    surrogate: Literal["ppo_clip", "cpgd"] = "ppo_clip"
-    """Policy objective. ppo_clip: clipped probability ratio; cpgd: clipped log-ratio plus a drift term."""
+    surrogate: str = "ppo_clip"
+    """Policy objective. ppo_clip: clipped probability ratio; cpgd: clipped log-ratio plus a drift term; cispo: policy
+    gradient weighted by the truncated ratio; gspo: clipped ratio of the whole response; or package.module:function, a
+    function with the signature in policy_rl/algorithms/surrogates.py."""
     clip_low: float = Field(0.2, gt=0, lt=1)
-    """Lower clip range: the ratio is clipped to [1 − clip_low, 1 + clip_high]."""
+    """Lower clip range: the ratio is clipped to [1 − clip_low, 1 + clip_high]. Has no effect with cispo."""
     clip_high: float = Field(0.2, gt=0)
     """Upper clip range: the ratio is clipped to [1 − clip_low, 1 + clip_high]."""
     dual_clip: float | None = Field(None, gt=1)
     """Dual clip: the ratio above which a token with negative advantage has no gradient. MM-Eureka uses 3."""
     drift: float | None = Field(None, ge=0)
-    """Coefficient α of the drift term. By default 0.01 for cpgd and 0 for ppo_clip."""
+    """Coefficient α of the drift term. By default 0.01 for cpgd and 0 for the other surrogates."""
     drift_cap: float = Field(2.0, gt=0)
     """Upper bound of the factor e^ρ − 1 in the drift term, where e^ρ is the probability ratio of new to old policy."""
     aggregation: Literal["token_mean", "sequence_mean", "prompt_mean", "fixed"] = "token_mean"
@@ -126,59 +122,35 @@ class LossConfig(Config):
             raise ValueError("aggregation=fixed needs a divisor; set it to the generation limit, such as divisor=4096")
         return self
 
+    @model_validator(mode="after")
+    def _surrogate_exists(self) -> LossConfig:
+        if self.surrogate not in SURROGATES and ":" not in self.surrogate:
+            raise ValueError(
+                f"surrogate={self.surrogate!r} must be one of {', '.join(SURROGATES)}, or the import path of a "
+                "function, such as my_package.my_losses:my_surrogate"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _clip_fits_the_surrogate(self) -> LossConfig:
+        for key in ("clip_low", "dual_clip"):
+            if self.surrogate == "cispo" and getattr(self, key) != LossConfig.model_fields[key].default:
+                raise ValueError(
+                    f"{key}={getattr(self, key)} has no effect with surrogate=cispo, which only truncates ratios above "
+                    "1 + clip_high; leave it out"
+                )
+        if self.surrogate == "gspo" and not {"clip_low", "clip_high"} <= self.model_fields_set:
+            raise ValueError(
+                "surrogate=gspo clips the mean ratio of a whole response, which varies much less than the ratio of a "
+                "token; set clip_low and clip_high, such as clip_low=0.0003 and clip_high=0.0004 (GSPO's paper)"
+            )
+        return self
+
     @property
     def drift_coefficient(self) -> float:
         """Return the coefficient of the drift term: `drift` if it is set, otherwise the surrogate's default."""
-        return SURROGATES[self.surrogate].drift if self.drift is None else self.drift
-
-
-def bounded(rho_NT: Tensor, advantages_NT: Tensor, low: float, high: float, dual: float | None) -> Tensor:
-    """Apply PPO's pessimistic clip to the log-ratio ρ: min(ρ, ln(1 + high)) if A ≥ 0, otherwise max(ρ, ln(1 − low)).
-
-    With dual clip, the latter is at most ln(dual). For any increasing f, f(ρ)·A at the returned ρ equals
-    min(f(ρ)·A, f(clip(ρ))·A) and, with dual clip and A < 0, the maximum of that and f(ln dual)·A. Bounding before exp
-    prevents ∞·0 for a very large ratio.
-    """
-    above = rho_NT.clamp(max=math.log(1 + high))
-    below = rho_NT.clamp(min=math.log(1 - low), max=None if dual is None else math.log(dual))
-    return torch.where(advantages_NT >= 0, above, below)
-
-
-def ppo(bounded_NT: Tensor, advantages_NT: Tensor) -> Tensor:
-    """Return the PPO loss −e^ρ·A for log-ratios ρ clipped by `bounded` (Schulman et al. 2017, Ye et al. 2020).
-
-    This equals −min(r·A, clip(r, 1−ε_lo, 1+ε_hi)·A); with dual clip and A < 0, −max(that min, c·A). Without dual clip,
-    only the clamp of log-ratios bounds ρ for A < 0.
-    """
-    return -bounded_NT.exp() * advantages_NT
-
-
-def cpgd(bounded_NT: Tensor, advantages_NT: Tensor) -> Tensor:
-    """Return the CPGD loss −ρ·A for log-ratios ρ clipped by `bounded`.
-
-    This equals −min(ρ·A, clip(ρ, ln(1−ε_lo), ln(1+ε_hi))·A).
-    """
-    return -bounded_NT * advantages_NT
-
-
-def cpgd_drift(lp_NT: Tensor, rho_NT: Tensor, cap: float) -> Tensor:
-    """Return CPGD's drift term min(sg(e^ρ) − 1, cap)·lp, where sg stops the gradient and ρ = lp − old.
-
-    Its gradient is that of the k3 estimate of KL(old‖new) with a capped coefficient, so a ratio above cap + 1 is still
-    pulled back, even if ρ is clamped. The value itself has no meaning.
-    """
-    return (rho_NT.detach().exp() - 1).clamp(max=cap) * lp_NT
-
-
-@dataclass(frozen=True, slots=True)
-class Surrogate:
-    """Combines a surrogate loss, `loss(bounded_NT, advantages_NT)`, with the default coefficient of its drift term."""
-
-    loss: Callable[[Tensor, Tensor], Tensor]
-    drift: float
-
-
-SURROGATES = {"ppo_clip": Surrogate(ppo, drift=0.0), "cpgd": Surrogate(cpgd, drift=0.01)}
+        default = SURROGATES[self.surrogate].drift if self.surrogate in SURROGATES else 0.0
+        return default if self.drift is None else self.drift
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,14 +246,11 @@ def policy_loss(
     assert denominator > 0, "no response token in the global batch: skip the update"
     # Mask before any arithmetic: a NaN in the padding would survive a later multiplication by 0.
     lp_NT, old_NT, advantages_NT = (torch.where(mask, tensor, 0) for tensor in (lp, old, advantages))
-    difference_NT = lp_NT - old_NT
-    rho_NT = clamped(difference_NT)
     ref_NT = lp_NT.detach() if ref is None else torch.where(mask, ref, 0)
-    bounded_NT = bounded(rho_NT, advantages_NT, config.clip_low, config.clip_high, config.dual_clip)
-    surrogate_NT = SURROGATES[config.surrogate].loss(bounded_NT, advantages_NT)
+    surrogate_NT, clipped_NT = surrogate_of(config.surrogate).loss(lp_NT, old_NT, advantages_NT, mask, config)
     terms_NT = {
         "surrogate": surrogate_NT if weights is None else surrogate_NT * torch.where(mask, weights, 0),
-        "drift": cpgd_drift(lp_NT, rho_NT, config.drift_cap),
+        "drift": cpgd_drift(lp_NT, old_NT, config.drift_cap),
         "kl": config.kl.function(lp_NT, ref_NT),
     }
     in_loss = config.kl.coefficient if config.kl.apply_to == "loss" else 0.0
@@ -291,8 +260,8 @@ def policy_loss(
         name: aggregate(term, mask, denominator, config.aggregation, group_tokens) for name, term in terms_NT.items()
     }
     total = sum(coefficients[name] * terms[name] for name in terms if coefficients[name])
-    clipped_NT = (bounded_NT != rho_NT) & (advantages_NT != 0)
-    return total, _loss_metrics(terms, difference_NT.detach(), clipped_NT, ref_NT - lp_NT.detach(), mask)
+    difference_NT, to_ref_NT = (lp_NT - old_NT).detach(), ref_NT - lp_NT.detach()
+    return total, _loss_metrics(terms, difference_NT, clipped_NT & (advantages_NT != 0), to_ref_NT, mask)
 
 
 def _loss_metrics(

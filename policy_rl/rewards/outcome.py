@@ -6,7 +6,6 @@ A reward of None drops the sample instead of counting as 0.
 from __future__ import annotations
 
 import asyncio
-import importlib
 import inspect
 import math
 import re
@@ -19,9 +18,10 @@ from pebble import asynchronous
 from pydantic import Field, model_validator
 
 from mmprm.config import Config
-from mmprm.errors import ConfigError, TrainingError
+from mmprm.errors import TrainingError
 from mmprm.types import Grading, Problem, Verdict
 from policy_rl.types import Reward
+from policy_rl.user_function import load_function
 
 UserFunction = Callable[..., float | None]
 
@@ -128,7 +128,9 @@ class OutcomeReward:
     def __init__(self, config: RewardConfig, prefill: str = "") -> None:
         self.config = config
         self.prefill = prefill
-        self.functions = [(entry, function_with_facts(load_function(entry.path))) for entry in config.functions]
+        self.functions = [
+            (entry, function_with_facts(load_function(entry.path, "functions.path"))) for entry in config.functions
+        ]
         self._one_at_a_time = asyncio.Lock()
 
     async def compute_async(
@@ -255,24 +257,6 @@ def length_penalty(token_count: int, limits: LengthLimits) -> float:
     most = math.inf if limits.most is None else limits.most
     outside = max(limits.least - token_count, token_count - most, 0)
     return -min(1.0, outside / limits.margin if limits.margin else float(outside > 0)) if outside else 0.0
-
-
-def load_function(path: str) -> UserFunction:
-    """Import the function at `path`, package.module:function; raise ConfigError if this fails."""
-    module, _, name = path.partition(":")
-    if not module or not name:
-        raise ConfigError(f"functions.path={path!r} must be module:function; write it like my_rewards:brevity")
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"functions.path={path!r}: {error}; put its folder on PYTHONPATH") from error
-    except (Exception, SystemExit) as error:  # importing a module runs arbitrary code
-        raise ConfigError(
-            f"functions.path={path!r}: {type(error).__name__} on import: {error}; fix the module"
-        ) from error
-    if not callable(function):
-        raise ConfigError(f"functions.path={path!r} is not callable ({type(function).__name__}); name a function")
-    return function
 
 
 def function_with_facts(function: UserFunction) -> UserFunction:
