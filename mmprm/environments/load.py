@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -29,13 +29,23 @@ class EnvironmentConfig(Config):
     """Regular expression that finds the action in the policy's text. The last match counts, and its first group is the
     action's name."""
     success_return: float = 1e-9
-    """Minimum return of a successful episode in a gymnasium environment; by default, any positive return."""
+    """Minimum return of a successful episode, for environments that do not report success themselves; by default, any
+    positive return. The episode must also have ended by itself."""
     max_turns: int = Field(10, ge=1)
     """Maximum number of turns per episode, after which the episode is truncated."""
     max_turn_tokens: int = Field(256, ge=1)
     """Maximum number of tokens that the policy generates per turn."""
-    images: int | Literal["all"] = Field("all")
-    """Number of most recent images to show to the policy; "all" shows every image."""
+    images: Annotated[int, Field(ge=0)] | Literal["all"] = "all"
+    """Number of most recent observations whose images are shown to the policy; "all" shows every image."""
+    max_environments: int = Field(64, ge=1)
+    """Maximum number of environments per engine, which is also the number of episodes that it plays at a time. Each
+    runs in a thread of its own."""
+    timeout_seconds: float = Field(60.0, gt=0)
+    """Maximum time in seconds for one turn of the environment. An environment that takes longer is abandoned."""
+
+    def resume_key(self) -> dict[str, Any]:
+        """Return the settings that determine the episodes, which must not change when a run resumes."""
+        return self.model_dump(mode="json", exclude={"max_environments", "timeout_seconds"})
 
 
 def make_environment(config: EnvironmentConfig) -> Environment:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mmprm.data.images import image_digest
 from mmprm.environments.interface import Environment, Observation, Transition
-from mmprm.errors import EpisodeError
+from mmprm.errors import EpisodeError, MmprmError
 from mmprm.types import Problem
 
 
@@ -36,7 +36,8 @@ class Replayed:
 def replay(environment: Environment, problem: Problem, seed: int, texts: Sequence[str]) -> Replayed:
     """Reset the environment, apply the policy's texts in order, one per turn, and return the episode.
 
-    Raises EpisodeError, with the turn, if the environment fails or the episode ends before the last text.
+    Raises EpisodeError, with the turn, if the environment fails or the episode ends before the last text. Errors that a
+    user can resolve, such as DataError for a problem without a level, are raised as they are.
     """
     turn = 0
     try:
@@ -47,7 +48,7 @@ def replay(environment: Environment, problem: Problem, seed: int, texts: Sequenc
                     f"problem {problem.id}: the episode ended before turn {turn}; leave out the later turns"
                 )
             transitions.append(environment.step(text))
-    except EpisodeError:
+    except MmprmError:
         raise
     except Exception as error:  # an environment is foreign code and may raise anything
         raise EpisodeError(
@@ -60,6 +61,11 @@ def check_deterministic(environment: Environment, problem: Problem, seed: int, t
     """Play an episode twice, and raise EpisodeError if the two runs differ, because a search restores states by
     replay."""
     first, second = (replay(environment, problem, seed, texts) for _ in range(2))
+    check_same_episode(problem, first, second)
+
+
+def check_same_episode(problem: Problem, first: Replayed, second: Replayed) -> None:
+    """Raise EpisodeError, with the turn, if two runs of the same actions differ in what the policy sees or receives."""
     if _content(first.start) != _content(second.start):
         raise _differs(problem, 0, "observation")
     for turn, (one, two) in enumerate(zip(first.transitions, second.transitions, strict=True), start=1):

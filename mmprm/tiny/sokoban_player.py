@@ -1,0 +1,43 @@
+"""Play Sokoban with the solver and a known rate of mistakes: a policy without a model, for tests and training data."""
+
+from __future__ import annotations
+
+import random
+
+from mmprm.environments.actions import ActionReader
+from mmprm.environments.episode import Action, TurnRequest
+from mmprm.tiny.sokoban import MOVES, SokobanState, best_moves, move, parse_level
+
+_READER = ActionReader(tuple(MOVES))
+
+
+class SolverPlayer:
+    """Plays the first move of a shortest solution, or a random move with probability `mistake_rate`.
+
+    In a level that cannot be solved, all moves are random. Each token id is the index of a move in MOVES.
+    """
+
+    def __init__(self, mistake_rate: float) -> None:
+        self._mistake_rate = mistake_rate
+
+    async def act(self, request: TurnRequest) -> Action:
+        """Return the next move; see TurnSampler."""
+        rng = random.Random(request.seed)
+        state = state_after(request.problem.extra["level"], [action.text for action in request.actions])
+        best = best_moves(state)
+        name = rng.choice(best if best and rng.random() >= self._mistake_rate else list(MOVES))
+        return Action(action_text(name), (list(MOVES).index(name),), token_count=1)
+
+
+def state_after(level: str, texts: list[str]) -> SokobanState:
+    """Return the state of a level after the moves that the texts name; a text without a move changes nothing."""
+    state = parse_level(level)
+    for text in texts:
+        index = _READER.index(text)
+        state = state if index is None else move(state, _READER.names[index])
+    return state
+
+
+def action_text(name: str) -> str:
+    """Write a move the way that a policy does in the environment's default pattern."""
+    return f"<action>{name}</action>"
