@@ -16,6 +16,7 @@ from mcts.capacity import FIRST, adapt
 from mcts.config import CampaignConfig
 from mcts.dtype import with_settled_dtype
 from mcts.progress import CampaignSummary, Progress, show_progress, track_progress
+from mcts.solutions import load_solutions
 from mcts.worker import Report, Worker, WorkerDiedError
 from mmprm import actors
 from mmprm.errors import SamplingError
@@ -60,7 +61,7 @@ def run_campaign(
     check_tracker(config.tracker, "tracker")
     check_judge(config.grader.judge)
     folder = Path(config.output)
-    problems = load_problems(config.problems)
+    problems = _problems(config)
     check_golds(problems, config.grader, config.problems.path)
     is_new = not (folder / STORE_NAME).is_file()
     if is_new and make_worker is None:  # check first: a new store would record a configuration that cannot work
@@ -82,6 +83,13 @@ def run_campaign(
         store.close()
     summary.write(folder / SUMMARY_NAME)
     return summary
+
+
+def _problems(config: CampaignConfig) -> list[Problem]:
+    """Return the problems to search, or those of the solutions to label."""
+    if config.solutions is None:
+        return load_problems(config.problems)
+    return load_solutions(config.solutions, config.problems, config.step_format)
 
 
 @contextmanager
@@ -203,8 +211,8 @@ class _Driver:
             self._last_engine = now
         elif now - self._last_engine >= limit:
             raise SamplingError(
-                f"waited {limit:g} s in vain for {self._cluster.missing()}; finished batches are kept: add machines to "
-                "the cluster or end what occupies them, and run the same command again to resume, or raise "
+                f"timed out after {limit:g} s waiting for {self._cluster.missing()}; finished batches are kept: add "
+                "machines to the cluster or end what occupies them, and run the same command again to resume, or raise "
                 "start_timeout_seconds"
             )
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mcts.search import SearchConfig
+from mcts.solutions import SolutionsConfig
 from mmprm.config import PathText
 from mmprm.sampling.policy import PolicyConfig
 from mmprm.trackers import TrackerName
@@ -17,6 +18,9 @@ class CampaignConfig(PolicyConfig):
 
     output: PathText = "runs/annotate"
     """Run folder with the store trees.sqlite and summary.json. An existing run is resumed."""
+    solutions: SolutionsConfig | None = None
+    """Solutions to label instead of searching: their prefixes are completed by the engine, whoever wrote them. If
+    problems.path is not given, each row also holds its problem."""
     search: SearchConfig = SearchConfig()
     """Settings of the tree search."""
     workers: int | None = Field(None, ge=1)
@@ -36,9 +40,19 @@ class CampaignConfig(PolicyConfig):
     """Experiment tracker to which progress is logged: wandb, mlflow, swanlab or trackio. Its package must be installed;
     without a login, it logs offline."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _problems_of_solutions(cls, values: Any) -> Any:
+        """Read the problems from the rows of the solutions, unless problems.path is given."""
+        if not isinstance(values, dict) or not isinstance(values.get("solutions"), dict):
+            return values
+        own = {"path": values["solutions"].get("path")}
+        return values | {"problems": own | (values.get("problems") or {})}
+
     def resume_key(self) -> dict[str, Any]:
         """Return the settings that determine the sampled batches.
 
         A store has one resume key; all other settings may change when a run is resumed.
         """
-        return super().resume_key() | {"search": self.search.model_dump(mode="json")}
+        key = super().resume_key() | {"search": self.search.model_dump(mode="json")}
+        return key if self.solutions is None else key | {"solutions": {"mode": self.solutions.mode}}

@@ -30,6 +30,8 @@ def question_only(config: CampaignConfig, samples: int) -> CampaignConfig:
     """
     if samples < 1:
         raise ConfigError(f"samples={samples} must be at least 1; use 8 or more to detect problems always solved")
+    if config.solutions is not None:
+        raise ConfigError("solutions is a key of mmprm annotate, because mmprm filter samples its own; leave it out")
     search = SearchConfig(rollouts=samples, max_rollouts=samples, max_searches=1, min_shared_rollouts=None)
     return config.model_copy(update={"search": search})
 

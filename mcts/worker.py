@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mcts.capacity import Load
+from mcts.given import GivenRoller, count_step_labels, label_solution
 from mcts.roll import Roller
-from mcts.search import SearchConfig, search
+from mcts.search import SearchConfig, SearchResult, search
 from mmprm.errors import EngineStoppedError, MmprmError
 from mmprm.steps import StepFormat
 from mmprm.trees.evidence import count_labeled_prefixes
@@ -108,12 +109,9 @@ class LocalWorker:
         await asyncio.gather(*self._searches, return_exceptions=True)
 
     async def _search(self, problem: Problem, stored: Sequence[Batch]) -> None:
-        roller = Roller(problem, self._sampler, self._grader, self._step_format, self._run_seed, stored, self._emit)
         try:
-            result = await self.search(problem, roller, self._config)
-            self._finished.append(
-                Finished(problem.id, "done", result.ended, count_labeled_prefixes(result.tree, self._config))
-            )
+            result, labels = await (self._label_solution if problem.given else self._search_tree)(problem, stored)
+            self._finished.append(Finished(problem.id, "done", result.ended, labels))
         except EngineStoppedError as error:  # not caused by the problem, which another worker resumes
             self._stopped = error
         except MmprmError as error:
@@ -121,6 +119,20 @@ class LocalWorker:
         except Exception as error:  # one problem must not end the campaign; the store keeps the reason
             self._finished.append(Finished(problem.id, "failed", f"{type(error).__name__}: {error}"))
         self._worth_reporting.set()
+
+    async def _search_tree(self, problem: Problem, stored: Sequence[Batch]) -> tuple[SearchResult, int]:
+        """Search the problem; return the result and the number of labels."""
+        roller = Roller(problem, self._sampler, self._grader, self._step_format, self._run_seed, stored, self._emit)
+        result = await self.search(problem, roller, self._config)
+        return result, count_labeled_prefixes(result.tree, self._config)
+
+    async def _label_solution(self, problem: Problem, stored: Sequence[Batch]) -> tuple[SearchResult, int]:
+        """Label the problem's given solution; return the result and the number of labels."""
+        roller = GivenRoller(
+            problem, self._sampler, self._grader, self._step_format, self._run_seed, stored, self._emit
+        )
+        result = await label_solution(problem, roller, self._config)
+        return result, count_step_labels(problem, result.tree, self._config)
 
     def _emit(self, batch: Batch) -> None:
         self._batches.append(pack_batch(batch))

@@ -110,6 +110,30 @@ def plain_split(text: str, step_format: StepFormat) -> StepSplit:
     return StepSplit(steps, found.reason) if all(steps) else StepSplit((), "empty step")
 
 
+def write_steps(steps: Iterable[str], step_format: StepFormat) -> StepSplit:
+    """Write plain steps in a step format, so that the text splits into these steps. Steps in the format are kept.
+
+    A last step with an answer tag or an answer line gets no markup. If the text would split otherwise, for example
+    because a step contains a blank line, the reason is "other steps".
+    """
+    steps = tuple(steps)
+    found = split("".join(steps), step_format)
+    if found.steps == steps:
+        return found
+    found = split(_WRITERS[step_format]([step.strip() for step in steps]), step_format)
+    same = [plain(step, step_format) for step in found.steps] == [step.strip() for step in steps]
+    return found if same else StepSplit((), found.reason or "other steps")
+
+
+def _write_tags(steps: list[str]) -> str:
+    return "".join(f"{step}\n" if "<answer>" in step else f"<step>{step}</step>\n" for step in steps)
+
+
+def _write_numbers(steps: list[str]) -> str:
+    numbered = enumerate(steps, start=1)
+    return "".join(f"{step}\n" if _ANSWER_LINE.match(step) else f"Step {n}: {step}\n" for n, step in numbered)
+
+
 def _left_of_mark(mark: re.Match[str]) -> str:
     """Return the parts of a step marker to keep: its <think> tag, and its ** if the bold text ends after the marker."""
     opens_bold = mark["bold"] and not (mark["closed"] or mark["closed_open"] or mark["closed_after"])
@@ -280,3 +304,4 @@ def _cut(text: str, boundaries: Iterable[int]) -> Steps:
 
 
 _SPLITTERS = {"tags": _split_tags, "blank_lines": _split_blank_lines, "numbered": _split_numbered}
+_WRITERS = {"tags": _write_tags, "blank_lines": "\n\n".join, "numbered": _write_numbers}

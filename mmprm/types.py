@@ -25,10 +25,24 @@ class ImageRef:
 
 
 @dataclass(frozen=True, slots=True)
+class GivenSolution:
+    """Holds a solution whose steps are to be labeled. Its author need not be the policy that completes its prefixes.
+
+    `problem_id` is the id of its problem. `mode` is "first_error" or "values"; see `mcts.given`.
+    """
+
+    problem_id: str
+    steps: Steps
+    author: str | None = None
+    mode: str = "first_error"
+
+
+@dataclass(frozen=True, slots=True)
 class Problem:
     """Holds a question with a verifiable answer. `id` is a hash of the content unless the source provides an id.
 
-    `extra` holds the remaining columns of the source row, for reward functions. It does not affect equality.
+    `extra` holds the remaining columns of the source row, for reward functions. It does not affect equality. If `given`
+    is set, the task is to label this solution, and `id` is the id of the solution.
     """
 
     id: str
@@ -38,6 +52,7 @@ class Problem:
     choices: tuple[str, ...] = ()
     solution: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    given: GivenSolution | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +75,9 @@ class SampleRequest:
     prefix_ids: tuple[int, ...] | None = None
     """Token ids with which the policy generated the prefix, up to the last token that ends within it, or None if
     unknown. A sampler that does not accept token ids continues the text instead."""
+    continuation: str = ""
+    """Text that follows the prefix in the given solution that it is taken from. Without `prefix_ids`, a sampler
+    tokenizes the whole solution, so that the prefix ends in the tokens in which a policy would have written it."""
 
 
 @dataclass(frozen=True, slots=True)

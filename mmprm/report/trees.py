@@ -39,11 +39,10 @@ class Branch:
 def grow(tree: Tree, rule: StoppingRule) -> Branch:
     """Build the display tree from the search tree's nodes and all other labeled prefixes, and return its root.
 
-    Siblings are in search order.
+    Siblings are in search order. The tree of a given solution may lack the root, which is then shown without counts.
     """
-    assert not tree.nodes[0].steps, "a search begins at the root"
     labels = evidence(tree, rule)
-    branches = {
+    branches = {(): Branch((), None, Counts(), ())} | {
         node.steps: Branch(node.steps, number, labels.get(node.steps, node.counts), node.rollouts)
         for number, node in enumerate(tree.nodes)
     }

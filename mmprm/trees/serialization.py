@@ -13,10 +13,10 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
-from mmprm.types import Batch, Counts, ImageRef, Problem, Rollout, Steps, Verdict
+from mmprm.types import Batch, Counts, GivenSolution, ImageRef, Problem, Rollout, Steps, Verdict
 
 _SEAL = b"\0seal\0"
 _DIGEST_BYTES = 8
@@ -196,7 +196,8 @@ def pack_problem(problem: Problem) -> bytes:
         {"path": image.path} if image.data is None else {"data": base64.b64encode(image.data).decode()}
         for image in problem.images
     ]
-    content = _pack([problem.question, problem.answer, images, problem.choices, problem.solution])
+    given = () if problem.given is None else (astuple(problem.given),)
+    content = _pack([problem.question, problem.answer, images, problem.choices, problem.solution, *given])
     return _sealed(content, problem.id)
 
 
@@ -208,7 +209,7 @@ def unpack_problem(problem_id: str, blob: bytes) -> Problem:
 
 
 def _problem(problem_id: str, blob: bytes) -> Problem:
-    question, answer, images, choices, solution = _unpack(blob)
+    question, answer, images, choices, solution, *given = _unpack(blob)
     return Problem(
         id=problem_id,
         question=question,
@@ -219,7 +220,12 @@ def _problem(problem_id: str, blob: bytes) -> Problem:
         ),
         choices=tuple(choices),
         solution=solution,
+        given=_given(*given[0]) if given else None,
     )
+
+
+def _given(problem_id: str, steps: Sequence[str], author: str | None, mode: str) -> GivenSolution:
+    return GivenSolution(problem_id, tuple(steps), author, mode)
 
 
 def _pack(content: Any) -> bytes:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -45,11 +45,27 @@ class StoppingRule(Config):
     """Minimum number of rollouts in another state's batch that must pass through a prefix, step for step, for the
     prefix to be labeled. Such a prefix is not sampled from; null samples from every prefix."""
 
+    stops_at_success: ClassVar[bool] = False
+    """Whether sampling from a state stops at its first correct rollout."""
+
+
+class FirstErrorRule(StoppingRule):
+    """Configures when to stop sampling if only the first error of a given solution is wanted.
+
+    Rollouts are sampled in batches of `batch`. One correct rollout proves that the state is recoverable and ends the
+    sampling; as many incorrect ones as in StoppingRule declare it failed. The value is not estimated, so
+    `max_posterior_std` has no effect.
+    """
+
+    stops_at_success: ClassVar[bool] = True
+
 
 def rule_of(config: dict[str, Any]) -> StoppingRule:
     """Return the stopping rule with which the batches of a store were sampled, given its configuration."""
     search = {"prior_reset": 0.0} | config["search"]  # older stores lack this key
-    return StoppingRule(**{name: search[name] for name in StoppingRule.model_fields})
+    mode = (config.get("solutions") or {}).get("mode")
+    kind = FirstErrorRule if mode == "first_error" else StoppingRule
+    return kind(**{name: search[name] for name in StoppingRule.model_fields})
 
 
 def recovery_probability(failures: int, ancestor: Counts, prior_reset: float) -> float:
@@ -97,6 +113,9 @@ def next_batch_size(first: int, sampled: Counts, rule: StoppingRule) -> int:
     remaining = rule.rollouts - sampled.known - sampled.unknown
     if sampled.correct == 0:
         wanted = max(first - sampled.incorrect, 0)
+        wanted = min(wanted, rule.batch) if rule.stops_at_success else wanted
+    elif rule.stops_at_success:
+        wanted = 0
     else:
         wanted = 0 if posterior_deviation(sampled.correct, sampled.incorrect) <= rule.max_posterior_std else rule.batch
     return min(wanted, remaining)
@@ -109,9 +128,11 @@ def unbiased(batches: Sequence[Counts], rule: StoppingRule) -> Counts:
     expectation given everything else (Rao-Blackwell). Consider all outcome orders that the rule lets end with these
     batch sizes and this many correct rollouts. The expectation is the share of these orders in which the first rollout
     is correct (Girshick, Mosteller and Savage, 1946). Unknown verdicts are assumed to be missing at random.
+
+    Under FirstErrorRule, the counts are returned as they are, because only whether a rollout is correct matters.
     """
     total = sum(batches, Counts())
-    if len(batches) == 1 or not total.known:
+    if len(batches) == 1 or not total.known or rule.stops_at_success:
         return total
     shape = tuple((batch.known, batch.unknown) for batch in batches)
     return Counts(total.correct, total.incorrect, total.unknown, _first_correct(shape, total.correct, rule))

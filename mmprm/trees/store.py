@@ -179,6 +179,8 @@ class Store:
         before, here = list(map(content_digest, known.images)), list(map(content_digest, problem.images))
         if None not in before + here and before != here:
             differing.append("image")
+        if known.given != problem.given:
+            differing.append("given solution")
         if differing:
             raise StoreError(
                 f"{self.path}: problem {problem.id!r} is stored with another {differing[0]}; give the changed problem "

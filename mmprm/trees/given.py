@@ -1,0 +1,86 @@
+"""Derive the labels of a given solution from the rollouts that were sampled from its prefixes.
+
+The solution itself is graded once. Its verdict is stored as a single rollout without steps, sampled from the whole
+solution.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+
+from mmprm.trees.stopping import StoppingRule, unbiased
+from mmprm.types import Counts, GivenSolution, Node, Steps, Tree, Verdict
+
+StepLabels = tuple[Counts | None, ...]
+"""Counts that determine the label of each step of a solution, or None for a step without a label."""
+
+
+def first_error_bounds(nodes: Sequence[Node], steps: Steps) -> tuple[int, int]:
+    """Return (r, f): the first r steps are recoverable, and f is the length of the shortest longer prefix that failed.
+
+    r is the length of the longest prefix that a correct rollout begins with: correct rollouts also prove the steps that
+    they share with the solution. A prefix failed if it has known verdicts and none is correct. The first error is step
+    f if f = r + 1. Without a failed prefix, f is one more than the number of steps.
+    """
+    recoverable, failed = 0, [len(steps) + 1]
+    for node in nodes:
+        if node.counts.correct:
+            recoverable = max(recoverable, _proven(node, steps))
+        elif node.counts.known:
+            failed.append(len(node.steps))
+    return recoverable, min(length for length in failed if length > recoverable)
+
+
+def label_steps(tree: Tree, given: GivenSolution, rule: StoppingRule) -> StepLabels:
+    """Return the labels of a given solution's steps according to its mode; see `first_error_labels` and
+    `value_labels`."""
+    if given.mode == "first_error":
+        return first_error_labels(tree.nodes, given.steps)
+    return value_labels(tree.nodes, given.steps, rule)
+
+
+def root_value(tree: Tree, rule: StoppingRule) -> float | None:
+    """Return the Monte Carlo value of the question without any steps, or None if it was not sampled."""
+    return next((unbiased(node.batches, rule).value for node in tree.nodes if not node.steps), None)
+
+
+def first_error_labels(nodes: Sequence[Node], steps: Steps) -> StepLabels:
+    """Return 1 for the recoverable steps, 0 for the failed prefix after them, and the verdict for the last step.
+
+    The other steps have no label. There are no labels at all if no prefix of an incorrect solution is known to be
+    recoverable, since the problem may be too hard for the completer. A label keeps the counts of its prefix; a step
+    that only rollouts from other prefixes prove counts as one correct rollout.
+    """
+    counts = {len(node.steps): node.counts for node in nodes}
+    recoverable, failed = first_error_bounds(nodes, steps)
+    labels: list[Counts | None] = [None] * len(steps)
+    if not recoverable and not counts.get(0, Counts()).correct:
+        return tuple(labels)
+    for length in range(1, recoverable + 1):
+        own = counts.get(length, Counts())
+        labels[length - 1] = replace(own, estimate=1.0) if own.correct else Counts(correct=1)
+    for length in {failed, len(steps)} - {len(steps) + 1}:
+        if length > recoverable and counts[length].known:
+            labels[length - 1] = counts[length]
+    return tuple(labels)
+
+
+def value_labels(nodes: Sequence[Node], steps: Steps, rule: StoppingRule) -> StepLabels:
+    """Return the unbiased value of each prefix, and the verdict of the whole solution for its last step."""
+    values = {len(node.steps): unbiased(node.batches, rule) for node in nodes}
+    found = (values.get(length, Counts()) for length in range(1, len(steps) + 1))
+    return tuple(counts if counts.known else None for counts in found)
+
+
+def _proven(node: Node, steps: Steps) -> int:
+    """Return the length of the longest prefix of `steps` that a correct rollout from this node begins with."""
+    rest = steps[len(node.steps) :]
+    correct = (rollout.steps for rollout in node.rollouts if rollout.verdict is Verdict.CORRECT)
+    return len(node.steps) + max(_common(written, rest) for written in correct)
+
+
+def _common(one: Steps, other: Steps) -> int:
+    pairs = zip(one, other, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
