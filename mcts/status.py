@@ -22,7 +22,7 @@ class CampaignStatus:
 
     Rollout and token rates cover the latest session and are None before its first commit. Label rates cover all
     sessions, because most labels are counted only when their problem is done. Shares are fractions of the problems that
-    are done. Times are seconds since 1970.
+    are done. `shared_labels` is defined as in StoreSummary. Times are seconds since 1970.
     """
 
     running: bool
@@ -37,6 +37,7 @@ class CampaignStatus:
     failures: dict[str, str]
     states: int
     labels: int
+    shared_labels: int
     rollouts: int
     verdicts: dict[str, int]
     tokens: int
@@ -85,6 +86,7 @@ def read_status(store: Store) -> CampaignStatus:
         failures=store.failures(),
         states=summary.states,
         labels=summary.labels,
+        shared_labels=summary.shared_labels,
         rollouts=summary.rollouts,
         verdicts={
             "correct": summary.counts.correct,
@@ -153,7 +155,10 @@ def _shares(ended: dict[str, int]) -> str:
 def _labels(status: CampaignStatus) -> str:
     hourly = status.labels_per_engine_hour
     rate = f", {hourly:,.0f} per engine-hour ({status.engine_hours:,.2f} engine-hours)" if hourly is not None else ""
-    return f"{status.labels:,} in {status.states:,} states{rate}"
+    shared = (
+        f", at least {status.shared_labels:,} of them from rollouts of other states" if status.shared_labels else ""
+    )
+    return f"{status.labels:,} in {status.states:,} states{shared}{rate}"
 
 
 def _rollouts(status: CampaignStatus) -> str:

@@ -143,7 +143,7 @@ class Patience:
         waited = time.monotonic() - self._started
         if self._limit is not None and waited >= self._limit:
             way_out = f"; {self._way_out}" if self._way_out else ""
-            raise self._error(f"waited {self._limit:g} s in vain for {self._text()}{way_out}")
+            raise self._error(f"timed out after {self._limit:g} s waiting for {self._text()}{way_out}")
         if waited - self._noticed >= NOTICE_SECONDS:
             self._noticed = waited
             if not self.is_silent:

@@ -13,13 +13,16 @@ class StoreSummary:
     """Holds the total counts in a run store.
 
     `labels` counts the distinct non-terminal labels of finished problems and, for other problems, the states with a
-    known verdict so far. The reason tables map each reason to its count.
+    known verdict so far. `shared_labels` is a lower bound on the number of labels that come from rollouts of other
+    states: it omits the prefixes that became states after they had been labeled. The reason tables map each reason to
+    its count.
     """
 
     problems: dict[str, int]
     ended: dict[str, int]
     states: int
     labels: int
+    shared_labels: int
     counts: Counts
     tokens: int
     unknown_reasons: dict[str, int]
@@ -33,12 +36,13 @@ class StoreSummary:
 
 def summarize(database: Database) -> StoreSummary:
     """Compute the total counts in the database of a run store."""
-    states, labels_so_far = database.rows(
-        "SELECT COUNT(*), TOTAL(known > 0 AND depth > 0 AND status != 'done') FROM "
+    states, labels_so_far, own_labels = database.rows(
+        "SELECT COUNT(*), TOTAL(known > 0 AND depth > 0 AND status != 'done'), "
+        "TOTAL(known > 0 AND depth > 0 AND status = 'done') FROM "
         "(SELECT problem, depth, SUM(correct + incorrect) AS known FROM batches GROUP BY problem, state) "
         "JOIN problems ON problems.number = problem"
     )[0]
-    labels = database.rows("SELECT TOTAL(labels) FROM problems WHERE status = 'done'")[0][0] + labels_so_far
+    labels_of_finished = database.rows("SELECT TOTAL(labels) FROM problems WHERE status = 'done'")[0][0]
     correct, incorrect, unknown, tokens = database.rows(
         "SELECT TOTAL(correct), TOTAL(incorrect), TOTAL(unknown), TOTAL(tokens) FROM batches"
     )[0]
@@ -48,7 +52,8 @@ def summarize(database: Database) -> StoreSummary:
         | dict(database.rows("SELECT status, COUNT(*) FROM problems GROUP BY status")),
         ended=dict(database.rows("SELECT reason, COUNT(*) FROM problems WHERE status = 'done' GROUP BY reason")),
         states=states,
-        labels=int(labels),
+        labels=int(labels_of_finished + labels_so_far),
+        shared_labels=max(0, int(labels_of_finished - own_labels)),
         counts=Counts(int(correct), int(incorrect), int(unknown)),
         tokens=int(tokens),
         unknown_reasons={reason: count for kind, reason, count in reasons if kind == "unknown"},

@@ -199,4 +199,4 @@ def test_a_cluster_that_does_not_form_ends_with_exit_code_2(site: Path, rank: in
     command = [".venv/bin/python", "deploy/ray_node.py", *options, "--wait", "20" if rank == 0 else "3"]
     done = run(site, *command, *own["RAY_OPTIONS"].split(), "--", "true")
     assert done.returncode == 2
-    assert re.search(f"waited .* s in vain for {missing}", done.stderr)
+    assert re.search(f"timed out after .* s waiting for {missing}", done.stderr)

@@ -151,7 +151,7 @@ async def test_a_folder_that_is_no_prm_and_a_wait_that_is_too_long(random_policy
     with pytest.raises(CheckpointError, match=r"has no prm\.json"):
         await RemotePrm.start(config(str(random_policy_folder)))
     started = time.monotonic()
-    with pytest.raises(TrainingError, match=r"in vain for the PRM .* to load; it books .*; lower the resources"):
+    with pytest.raises(TrainingError, match=r"waiting for the PRM .* to load; it books .*; lower the resources"):
         await RemotePrm.start(config(prm_folder, start_timeout_seconds=0.2))
     assert time.monotonic() - started < 20
 
@@ -160,7 +160,7 @@ async def test_scores_that_do_not_come(
     prm: RemotePrm, prm_folder: str, asked: list[Solution], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prm, "_config", config(prm_folder, score_timeout_seconds=0.001))
-    with pytest.raises(TrainingError, match=r"waited 0\.001 s in vain for 8 scores of the PRM .* for problem"):
+    with pytest.raises(TrainingError, match=r"timed out after 0\.001 s waiting for 8 scores of the PRM .* for problem"):
         await prm.judge(asked[:8])
 
 

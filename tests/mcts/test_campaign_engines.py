@@ -99,7 +99,7 @@ def full_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_campaign_whose_engines_find_no_machine_ends(problems: Path, tmp_path: Path) -> None:
     chosen = scripted.config(str(problems), str(tmp_path / "run"), workers=None, start_timeout_seconds=0.2)
     with pytest.raises(
-        SamplingError, match=r"^waited 0\.2 s in vain for a machine with 2 GPU .* 0 GPUs free; finished"
+        SamplingError, match=r"^timed out after 0\.2 s waiting for a machine with 2 GPU .* 0 GPUs free; finished"
     ):
         run_campaign(chosen)
 

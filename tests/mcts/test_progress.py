@@ -13,6 +13,7 @@ STORED = StoreSummary(
     ended={"too easy": 1},
     states=1,
     labels=5,
+    shared_labels=0,
     counts=Counts(correct=1000, incorrect=24),
     tokens=1,
     unknown_reasons={"time-out": 1},

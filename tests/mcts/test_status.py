@@ -95,6 +95,19 @@ def test_text(store: Store) -> None:
     ]
 
 
+def test_labels_from_rollouts_of_other_states_are_named(tmp_path: Path) -> None:
+    """Of the four labels of p0, one is that of its state a; p1 is not finished, so its label is that of its state."""
+    writer = Store.create_or_open(tmp_path / "trees.sqlite", {})
+    writer.add_problems([Problem(name, "?", "1") for name in ("p0", "p1")])
+    batches = [batch(name, steps, 0, R, W) for name in ("p0", "p1") for steps in ((), ("a",))]
+    writer.append(batches, [Finished("p0", "done", "rollout budget", labels=4)])
+    writer.close()
+    status = read_status(Store.read(tmp_path))
+    assert (status.labels, status.shared_labels) == (5, 3)
+    line = "labels        5 in 4 states, at least 3 of them from rollouts of other states"
+    assert line in status_text(status, "runs/x").splitlines()
+
+
 def test_wrapped_rows_are_indented_under_their_text(store: Store) -> None:
     status = read_status(store)
     narrow = status_text(status, "runs/x", now=1075, width=60).splitlines()

@@ -34,7 +34,9 @@ async def test_a_silent_wait_says_nothing(capsys: pytest.CaptureFixture[str]) ->
 
 
 async def test_the_limit_is_an_error_with_a_way_out() -> None:
-    with pytest.raises(TrainingError, match=r"^waited 0\.06 s in vain for engine 1 to load; raise x\.timeout_seconds$"):
+    with pytest.raises(
+        TrainingError, match=r"^timed out after 0\.06 s waiting for engine 1 to load; raise x\.timeout_seconds$"
+    ):
         await wait(asyncio.sleep(60), "engine 1 to load", 0.06, "raise x.timeout_seconds", TrainingError)
 
 
@@ -97,7 +99,7 @@ def test_the_first_failure_ends_the_wait_for_all(answers: dict[str, Any]) -> Non
 
 def test_all_that_are_late_are_an_error(answers: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     answers["a"] = 1
-    with pytest.raises(EngineStoppedError, match=r"^waited 0\.12 s in vain for 1 of 2$"):
+    with pytest.raises(EngineStoppedError, match=r"^timed out after 0\.12 s waiting for 1 of 2$"):
         wait_all(["a", "b"], lambda: "1 of 2", 0.12)
     assert "waiting for 1 of 2 (0 s)" in capsys.readouterr().err
 
@@ -114,6 +116,6 @@ def test_a_shortened_wait_ends_silently(monkeypatch: pytest.MonkeyPatch, capsys:
     now.value += 45
     assert patience.seconds() == 5
     now.value += 5
-    with pytest.raises(EngineStoppedError, match="waited 60 s in vain for x"):
+    with pytest.raises(EngineStoppedError, match="timed out after 60 s waiting for x"):
         patience.seconds()
     assert capsys.readouterr().err == ""

@@ -343,9 +343,11 @@ async def test_a_problem_that_cannot_be_asked_costs_no_engine(script):
 async def test_an_engine_that_does_not_load_in_time_is_named(script):
     pool = await start(timeout_seconds=0.05)
     script.silent = True
-    with pytest.raises(TrainingError, match=r"0.05 s in vain for engine 1 of 2 to load the weights of version 3"):
+    with pytest.raises(
+        TrainingError, match=r"timed out after 0.05 s waiting for engine 1 of 2 to load the weights of version 3"
+    ):
         await pool.load_weights(published(3))
-    with pytest.raises(EngineStoppedError, match="in vain"):
+    with pytest.raises(EngineStoppedError, match="timed out"):
         await asyncio.wait_for(pool.sample(problems(1)[0], 8, 1, 3), 1)
 
 
