@@ -82,13 +82,16 @@ class ProblemsConfig(RowsConfig):
     """Folder that relative image paths refer to; defaults to the folder of the problem file."""
 
 
-def load_problems(config: ProblemsConfig) -> list[Problem]:
+def load_problems(config: ProblemsConfig, episodes: bool = False) -> list[Problem]:
     """Load all problems in file order; exact duplicates are dropped with a note.
 
-    Images are not opened here, so a broken image later affects only its own problem. Raises DataError, with the file
-    and line (or row), for a missing field, an empty answer, invalid JSON, or an id of two different problems.
+    With `episodes`, the problems are played in an environment: they need no answer, and all columns of a row belong to
+    its problem. Images are not opened here, so a broken image later affects only its own problem.
+
+    Raises DataError, with the file and line (or row), for a missing field, an empty answer, invalid JSON, or an id of
+    two different problems.
     """
-    reader = ProblemReader(config.columns, image_folder(config))
+    reader = ProblemReader(config.columns, image_folder(config), episodes)
     problems: dict[str, tuple[str, Problem]] = {}
     repeated = []
     for location, row in read_rows(config):
@@ -96,7 +99,7 @@ def load_problems(config: ProblemsConfig) -> list[Problem]:
         first, before = problems.setdefault(problem.id, (location, problem))
         if before is problem:
             continue
-        if _content(before) != _content(problem):
+        if _content(before) != _content(problem) or (episodes and before.extra != problem.extra):
             raise DataError(
                 f"{location}: id {cut(problem.id)!r} belongs to another problem already, at {first}; make the ids "
                 "unique, or remove the column to derive ids from the content"
@@ -144,10 +147,13 @@ class Asked:
 
 
 class ProblemReader:
-    """Converts rows to problems one by one, and collects notes about the rows, which `tell` prints."""
+    """Converts rows to problems one by one, and collects notes about the rows, which `tell` prints.
 
-    def __init__(self, columns: Columns, root: Path) -> None:
-        self._columns, self._root = columns, root
+    With `episodes`, a problem needs no answer, and its other columns are part of its content id.
+    """
+
+    def __init__(self, columns: Columns, root: Path, episodes: bool = False) -> None:
+        self._columns, self._root, self._episodes = columns, root, episodes
         self._notes: Counter[str] = Counter()
         self._first: dict[str, str] = {}
 
@@ -159,7 +165,7 @@ class ProblemReader:
         written = answer_text(only_one(answers, "answer", location), answers, location)
         if not written.strip() and self._columns.answer is None:
             written = asked.said
-        if not written.strip():
+        if not written.strip() and not self._episodes:
             raise missing_field("answer", row, location)
         answer = letter_of_label(asked.labels, written)
         check_choices(asked.choices, answers[0][1] if answers and answer == written else answer, location)
@@ -177,8 +183,9 @@ class ProblemReader:
         rest = rest_of(row, set(used))
         if not asked.choices and (name := unread_options(rest, answer)) is not None:
             self._note(f"column {name!r} may hold options and is not read; set columns.choices", location)
+        identity = json.dumps([answer, rest], sort_keys=True, default=_json_value) if self._episodes else answer
         return Problem(
-            id=texts["id"] or content_id(asked.question, answer, asked.images, asked.choices),
+            id=texts["id"] or content_id(asked.question, identity, asked.images, asked.choices),
             question=asked.question,
             answer=answer,
             images=asked.images,
