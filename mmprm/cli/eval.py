@@ -35,7 +35,8 @@ from mmprm.evaluation.aggregators import described
 from mmprm.evaluation.best_of_n import BestOfN, evaluate_best_of_n
 from mmprm.evaluation.label_quality import judged_labels, known_from
 from mmprm.evaluation.labeled import DATASETS, LabeledSolution, MetricName, Options, read_labeled
-from mmprm.evaluation.policy import PolicyEvalConfig, PolicyScores
+from mmprm.evaluation.policy_config import PolicyEvalConfig
+from mmprm.evaluation.policy_scores import PolicyScores
 from mmprm.evaluation.prm_evaluation import PrmEvaluation, ScoredSolution, judge
 from mmprm.labels.formats import LABEL_FORMATS
 from mmprm.labels.parquet import read_parquet

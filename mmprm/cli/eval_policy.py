@@ -18,8 +18,12 @@ from mmprm.cli.shared.policy import check_config, policy_folder, with_engine_dty
 from mmprm.config import differing_keys, with_current_names
 from mmprm.data.rows import read_file
 from mmprm.errors import DataError
-from mmprm.evaluation.benchmarks import BENCHMARKS, Item, read_items
-from mmprm.evaluation.policy import Answered, PolicyEvalConfig, PolicyScores, ask, lines, scored
+from mmprm.evaluation.benchmarks import BENCHMARKS, read_items, with_distinct_ids
+from mmprm.evaluation.entries import Item
+from mmprm.evaluation.extractor import AnswerExtractor
+from mmprm.evaluation.policy import Answered, Graders, ask
+from mmprm.evaluation.policy_config import PolicyEvalConfig
+from mmprm.evaluation.policy_scores import PolicyScores, lines, scored
 from mmprm.grading.calibration import check_judge
 from mmprm.grading.golds import check_golds
 from mmprm.grading.open import open_grader
@@ -39,6 +43,8 @@ def evaluate_policy(kind: str, files: Sequence[Path], config: PolicyEvalConfig) 
     read = [_read(file, config) for file in files]
     items = [item for part, _ in read for item in part]
     left_out = sum(count for _, count in read)
+    if config.benchmark in BENCHMARKS and BENCHMARKS[config.benchmark].repeats:
+        items = with_distinct_ids(items)
     twice = [name for name, count in Counter(item.problem.id for item in items).items() if count > 1]
     if twice:
         names = ", ".join(map(str, files))
@@ -57,7 +63,7 @@ def evaluate_policy(kind: str, files: Sequence[Path], config: PolicyEvalConfig) 
         answered, failed = actors.run(_asked(items, responses, config))
     finally:
         responses.save()
-    if not answered:
+    if len(failed) == len(items):
         problem_id, reason = next(iter(failed.items()))
         raise DataError(
             f"{', '.join(map(str, files))}: no question could be answered (first failure: {problem_id}: "
@@ -73,7 +79,7 @@ def _read(file: Path, config: PolicyEvalConfig) -> tuple[list[Item], int]:
     if config.benchmark == "problems":
         split = {"split": config.split} if config.split else {}
         problems = load_problems(ProblemsConfig(path=str(file), columns=config.columns, **split, **shared))
-        return [Item(problem, "", problem.id, "") for problem in problems], 0
+        return [Item(problem, family=problem.id) for problem in problems], 0
     # For a folder or hub data set, the split defaults to the one that the benchmark reports.
     split = config.split if config.split or file.is_file() else BENCHMARKS[config.benchmark].split
     return read_items(config.benchmark, ProblemsConfig(path=str(file), split=split, **shared))
@@ -88,6 +94,7 @@ async def _asked(
         alone = config.grader.model_copy(update={"judge": None})
         symbolic = await stack.enter_async_context(open_grader(alone))
         judged = await stack.enter_async_context(open_grader(config.grader)) if config.grader.judge else None
+        extractor = await stack.enter_async_context(AnswerExtractor(config.extractor)) if config.extractor else None
         sampler = None
         if responses.missing:
             if engine.servers is None:
@@ -95,7 +102,7 @@ async def _asked(
             limit = config.start_timeout_seconds
             opened = open_sampler(engine, config.sampling, config.prompt, config.workers, limit)
             sampler = await stack.enter_async_context(opened)
-        return await ask(items, sampler, symbolic, judged, config, responses)
+        return await ask(items, sampler, Graders(symbolic, extractor, judged), config, responses)
 
 
 class Responses:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mmprm.evaluation.best_of_n import OWN, BestOfN
-from mmprm.evaluation.policy import PolicyScores, Score
+from mmprm.evaluation.policy_scores import PolicyScores, Score
 from mmprm.evaluation.prm_evaluation import METRICS, PrmEvaluation
 from mmprm.metrics import Interval
 from mmprm.selection.accuracy import AccuracyAtN
@@ -56,39 +56,34 @@ def best_of_n_table(result: BestOfN) -> str:
 
 
 def policy_table(result: PolicyScores) -> str:
-    """Format a policy's accuracy per subject, graded by symbolic comparison alone and with the judge.
+    """Format a policy's accuracy per group and the benchmark's aggregate scores, for each grading stage.
 
-    We-Math's metrics and the numbers of omitted questions follow.
+    The numbers of omitted questions follow.
     """
-    width = max(len(name) for name in result.scores["symbolic"])
+    width = max(9, *(len(name) for scores in result.scores.values() for name in scores))
     lines = []
-    for kind, scores in result.scores.items():
+    for stage, scores in result.scores.items():
         counted = f"{'correct':>9}{'incorrect':>11}{'unknown':>9}"
-        lines.append(f"{kind:<{max(width, 8)}}{'correct / all':>22}{'of known':>10}{counted}")
+        lines.append(f"{stage:<{width}}{'correct / all':>22}{'of known':>10}{counted}")
         for name, score in scores.items():
             known = "–" if score.of_known is None else f"{score.of_known.value:.3f}"
             counts = f"{score.correct:>9,}{score.incorrect:>11,}{score.unknown:>9,}"
-            lines.append(f"{name:<{max(width, 8)}}{cell(score.accuracy):>22}{known:>10}{counts}")
+            lines.append(f"{name:<{width}}{cell(score.accuracy):>22}{known:>10}{counts}")
         if result.samples > 1:
-            lines += _samples_lines(scores["all"])
-    for kind, four in result.composite.items():
-        lines.append(f"{kind}, {four.problems:,} composite problems ({four.unknown:,} with unknown verdicts left out)")
-        lines.append(
-            f"  insufficient knowledge {four.insufficient:.3f}, inadequate generalization {four.inadequate:.3f}"
-        )
-        for name, value in four.score.items():
-            lines.append(f"  {name}: score {value:.3f}, mastery {four.mastery[name]:.3f}, rote {four.rote[name]:.3f}")
+            lines += _samples_lines(scores["all"], result.samples)
+        lines += [f"  {name}: {value:.3f}" for name, value in result.official[stage].items()]
     each = f" × {result.samples}" if result.samples > 1 else ""
+    failed = f"{len(result.failed):,} could not be sampled and count as incorrect, " if result.failed else ""
     lines.append(
         f"{result.questions:,} questions{each}, {result.tokens:.0f} tokens per response, {result.cut:,} cut at the "
-        f"limit; {len(result.failed):,} could not be sampled, {result.left_out:,} rows not part of the benchmark"
+        f"limit; {failed}{result.left_out:,} rows not part of the benchmark"
     )
     return "\n".join(lines)
 
 
-def _samples_lines(score: Score) -> list[str]:
-    """Format pass@k and majority-vote accuracy over all questions."""
-    named = [("pass@1", score.accuracy), *((f"pass@{k}", value) for k, value in score.pass_at.items())]
+def _samples_lines(score: Score, samples: int) -> list[str]:
+    """Format the mean over samples (which is pass@1), pass@k and majority-vote accuracy over all questions."""
+    named = [(f"avg@{samples}", score.accuracy), *((f"pass@{k}", value) for k, value in score.pass_at.items())]
     return [f"  {name:<9}{cell(value)}" for name, value in [*named, ("majority", score.majority)]]
 
 

@@ -46,7 +46,8 @@ MATHVISTA_CHOICE = {
     "answer": "equal to",
     "question_type": "multi_choice",
     "answer_type": "text",
-    "metadata": {"category": "math-targeted-vqa", "task": "geometry problem solving", "source": "FunctionQA"},
+    "metadata": {"category": "math-targeted-vqa", "task": "geometry problem solving", "source": "FunctionQA"}
+    | {"skills": ["algebraic reasoning", "geometry reasoning"]},
 }
 
 MATHVERSE = {

@@ -6,7 +6,7 @@ import pytest
 
 from mmprm.config import Config, build, describe, load, with_current_names
 from mmprm.errors import ConfigError
-from mmprm.evaluation.policy import PolicyEvalConfig
+from mmprm.evaluation.policy_config import PolicyEvalConfig
 
 
 class Inner(Config):

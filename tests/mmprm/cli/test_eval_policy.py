@@ -15,8 +15,8 @@ from mmprm.cli import eval_policy as command
 from mmprm.cli.main import main
 from mmprm.config import build
 from mmprm.errors import EngineStoppedError, SamplingError
-from mmprm.evaluation.benchmarks import Item
-from mmprm.evaluation.policy import PolicyEvalConfig
+from mmprm.evaluation.entries import Item
+from mmprm.evaluation.policy_config import PolicyEvalConfig
 from mmprm.grading.symbolic import GraderConfig
 from mmprm.types import Completion, Grading, Problem, SampleRequest, Verdict
 
@@ -98,18 +98,25 @@ def test_the_command_reports_by_subject(
     assert code == 0
     symbolic = found["scores"]["symbolic"]
     counts = {name: (s["correct"], s["incorrect"], s["unknown"]) for name, s in symbolic.items()}
-    assert counts == {"all": (2, 2, 1), "a": (1, 1, 0), "b": (1, 1, 1)}
-    assert (symbolic["all"]["accuracy"]["value"], symbolic["all"]["of_known"]["value"]) == (0.4, 0.5)
-    assert symbolic["all"]["accuracy"]["low"] < 0.4 < symbolic["all"]["accuracy"]["high"]
+    assert counts == {"all": (2, 2, 1), "level: 2": (2, 2, 1), "subject: a": (1, 1, 0), "subject: b": (1, 1, 1)}
+    assert symbolic["all"]["accuracy"]["value"] == pytest.approx(2 / 6), "what could not be sampled counts"
+    assert (symbolic["all"]["of_known"]["value"], symbolic["all"]["failed"]) == (0.5, 1)
+    assert symbolic["all"]["accuracy"]["low"] < 2 / 6 < symbolic["all"]["accuracy"]["high"]
     assert list(found["failed"]) == ["3"]
-    assert (found["questions"], found["cut"], found["tokens"]) == (5, 1, 7)
+    assert (found["questions"], found["cut"], found["tokens"]) == (6, 1, 7)
     assert "judged" not in found["scores"]
     assert {request.n for request in sampler.requests} == {1}
     head, *lines = responses(tmp_path)
     assert head["asked_with"]["engine"]["model"] == "scripted"
-    assert [line["symbolic"] for line in lines] == ["correct", "incorrect", "incorrect", "unknown", "correct"]
+    assert [line["verdicts"]["symbolic"] for line in lines] == [
+        "correct",
+        "incorrect",
+        "incorrect",
+        "unknown",
+        "correct",
+    ]
     printed = capsys.readouterr().out
-    assert "1 could not be sampled" in printed
+    assert "1 could not be sampled and count as incorrect" in printed
     assert "1 cut at the limit" in printed
 
 
@@ -170,7 +177,7 @@ def test_another_policy_or_question_is_sampled_again(tmp_path: Path) -> None:
             (tmp_path / "model/model.safetensors").write_bytes(weights)
         values = {"benchmark": "mmk12", "engine": {"model": str(tmp_path / "model")}}
         asked_with = command._asked_with(build(PolicyEvalConfig, values))
-        return command.Responses(tmp_path / "r.jsonl", asked_with, [Item(Problem("1", question, "A"), "", "1", "")])
+        return command.Responses(tmp_path / "r.jsonl", asked_with, [Item(Problem("1", question, "A"), family="1")])
 
     responses = kept(weights=b"one")
     responses.add(Problem("1", "Q", "A"), [Completion("A", 1, "stop")])
@@ -223,7 +230,7 @@ def test_a_problem_file_of_ones_own_with_samples(
     all_ = found["scores"]["symbolic"]["all"]
     assert (all_["accuracy"]["value"], all_["pass_at"]["4"]["value"], all_["majority"]["value"]) == (0.5, 0.5, 0.5)
     printed = capsys.readouterr().out
-    assert all(name in printed for name in ("pass@1", "pass@2", "pass@4", "majority", "2 questions × 4"))
+    assert all(name in printed for name in ("avg@4", "pass@2", "pass@4", "majority", "2 questions × 4"))
     sampler = own_benchmark(tmp_path, monkeypatch, "sampling.temperature=1", "samples=6")[1]
     assert [request.n for request in sampler.requests] == [2, 2], "only what is missing"
 

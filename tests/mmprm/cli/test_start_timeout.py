@@ -12,7 +12,7 @@ import pytest
 
 from mmprm.cli import eval_policy
 from mmprm.cli.shared import policy
-from mmprm.evaluation.policy import PolicyEvalConfig
+from mmprm.evaluation.policy_config import PolicyEvalConfig
 from mmprm.sampling.policy import PolicyConfig
 
 

@@ -23,7 +23,8 @@ from benchmark_rows import (
 from pyarrow import parquet
 
 from mmprm.errors import DataError
-from mmprm.evaluation.benchmarks import Item, read_items
+from mmprm.evaluation.benchmarks import read_items
+from mmprm.evaluation.entries import Item
 from mmprm.grading.choice import inline_choices
 from mmprm.grading.symbolic import GraderConfig, SymbolicGrader
 from mmprm.problems import ProblemsConfig
@@ -44,7 +45,7 @@ def read(folder: Path, benchmark: str, *rows: dict[str, Any], form: str = "json"
 def test_mmk12(tmp_path: Path) -> None:
     ((item,), _) = read(tmp_path, "mmk12", MMK12, form="parquet")
     assert item.problem.choices == ("30°", "40°", "50°", "60°")
-    assert (item.problem.id, item.problem.answer, item.subject) == ("math-1", "B", "math")
+    assert (item.problem.id, item.problem.answer, item.groups) == ("math-1", "B", {"subject": ("math",)})
     assert item.problem.question == MMK12["question"], "the choices stand in it already"
     assert item.problem.images[0].data == png()
 
@@ -55,7 +56,11 @@ def test_mathvista(tmp_path: Path) -> None:
     assert lines[1:] == ["(Unit: m)", "Give the answer as a number with 1 decimal place(s)."]
     assert (free.problem.answer, free.problem.choices) == ("1.2", ())
     assert chosen.problem.question.splitlines()[1:] == ["Choices:", "A. larger than", "B. equal to", "C. smaller than"]
-    assert (chosen.problem.answer, chosen.subject) == ("B", "geometry problem solving")
+    assert chosen.problem.answer == "B"
+    assert chosen.groups == {
+        "task": ("geometry problem solving",),
+        "skill": ("algebraic reasoning", "geometry reasoning"),
+    }
     assert free.problem.images[0].data == png()
 
 
@@ -65,7 +70,8 @@ def test_mathverse(tmp_path: Path) -> None:
     assert vision.problem.question == "Answer the question in the image."
     assert (vision.problem.choices, vision.problem.answer) == ((), "B")
     assert full.family == vision.family == "1"
-    assert (full.subject, vision.part) == ("Plane Geometry", "Vision Only")
+    assert (full.groups["subject"], full.groups["subfield"]) == (("Plane Geometry",), ("Angle",))
+    assert (vision.part, vision.groups["version"]) == ("Vision Only", ("Vision Only",))
 
 
 def test_mathvision(tmp_path: Path) -> None:
@@ -73,7 +79,7 @@ def test_mathvision(tmp_path: Path) -> None:
     assert chosen.problem.question.startswith("Which bridge must be closed? <image>\nChoices:\nA. A\n")
     assert chosen.problem.images[0].path == str(tmp_path / "images/4.jpg")
     assert (free.problem.question, free.problem.choices, free.problem.answer) == ("How many? <image>", (), "7")
-    assert free.subject == "graph theory"
+    assert free.groups == {"subject": ("graph theory",), "level": ("2",)}
 
 
 def test_olympiadbench(tmp_path: Path) -> None:
@@ -82,7 +88,8 @@ def test_olympiadbench(tmp_path: Path) -> None:
     ((item, two), left_out) = read(tmp_path, "olympiadbench", OLYMPIAD, *others, unit, form="parquet")
     assert left_out == 2
     assert item.problem.question == "Let x be real.\nSolve $x^2 = 4$ as in <image>."
-    assert (item.problem.answer, item.subject, item.problem.id) == ("$2$, $-2$", "Algebra", "2231")
+    assert (item.problem.answer, item.problem.id) == ("$2$, $-2$", "2231")
+    assert item.groups == {"subfield": ("Algebra",)}
     assert "See picture 2 and picture 1.\n(Unit of the answer: cm)" in two.problem.question
 
 
@@ -91,7 +98,8 @@ def test_we_math(tmp_path: Path) -> None:
     ((part, multi), _) = read(tmp_path, "we-math", WE_MATH, whole)
     assert part.problem.choices == ("18", "15", "12", "10", "No correct answer")
     assert part.problem.question.endswith("( ) cm?\nChoices:\nA. 18\nB. 15\nC. 12\nD. 10\nE. No correct answer")
-    assert (part.subject, multi.subject) == ("one step", "two steps")
+    assert part.groups == {"steps": ("one",), "knowledge": ("Calculation of Plane Figures",)}
+    assert multi.groups == {"steps": ("two",)}
     assert part.family == multi.family
     assert (part.part, multi.part) == ("1", "multi")
     assert part.problem.id != multi.problem.id

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from mmprm.evaluation.benchmarks import Item
+from mmprm.evaluation.entries import Item
 from mmprm.evaluation.four_way import four_way
 from mmprm.evaluation.pass_at_k import majority_share, pass_at_k
-from mmprm.evaluation.policy import score
+from mmprm.evaluation.policy_scores import score
 from mmprm.types import Problem, Verdict
 
 
 def test_unknown_is_left_out_and_families_are_resampled_together() -> None:
     correct, incorrect, unknown = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNKNOWN
-    found = score([[correct], [correct], [incorrect], [unknown]], [["7"]] * 4, ["a", "a", "b", "c"], 0)
+    found = score([[correct], [correct], [incorrect], [unknown]], [["7"]] * 4, ["a", "a", "b", "c"], 1, 0)
     assert (found.correct, found.incorrect, found.unknown) == (2, 1, 1)
     assert found.accuracy.value == pytest.approx(2 / 4)
     assert found.of_known.value == pytest.approx(2 / 3)
     assert (found.of_known.low, found.of_known.high) == (0, 1), "one of two families may be drawn alone"
-    nothing = score([[unknown]], [[None]], ["a"], 0)
+    nothing = score([[unknown]], [[None]], ["a"], 1, 0)
     assert (nothing.accuracy.value, nothing.of_known, nothing.majority) == (0, None, None)
 
 
@@ -27,7 +27,7 @@ def test_samples_give_pass_at_k_and_the_majority() -> None:
     correct, incorrect, unknown = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNKNOWN
     verdicts = [[correct, incorrect, correct, incorrect], [incorrect, unknown, incorrect, incorrect]]
     answers = [["7", "8", "7", "9"], ["1", None, "1", "2"]]
-    found = score(verdicts, answers, ["a", "b"], 0)
+    found = score(verdicts, answers, ["a", "b"], 4, 0)
     assert found.accuracy.value == pytest.approx(2 / 8)
     assert {k: value.value for k, value in found.pass_at.items()} == pytest.approx({2: 5 / 12, 4: 1 / 2})
     assert found.of_known.value == pytest.approx(2 / 7)
@@ -47,8 +47,18 @@ def test_the_majority_of_a_tie_is_shared() -> None:
     assert majority_share([None], [incorrect]) == 0
 
 
+def test_questions_that_could_not_be_sampled_count_as_incorrect() -> None:
+    """Two samples of three questions: 2 and 1 correct, and one question without responses: 3/6, pass@2 2/3."""
+    correct, incorrect = Verdict.CORRECT, Verdict.INCORRECT
+    found = score([[correct] * 2, [correct, incorrect], []], [["7"] * 2, ["7", "8"], []], ["a", "b", "c"], 2, 0)
+    assert (found.correct, found.incorrect, found.unknown, found.failed) == (3, 1, 0, 2)
+    assert (found.accuracy.value, found.pass_at[2].value) == (pytest.approx(1 / 2), pytest.approx(2 / 3))
+    assert found.of_known.value == pytest.approx(3 / 4)
+    assert found.majority.value == pytest.approx(1.5 / 3), "a tie of one correct and one incorrect answer is a half"
+
+
 def test_four_way_metrics_by_hand() -> None:
-    """Seven composite problems: each kind once, all of loose and strict, and one with an unknown part."""
+    """Six composite problems: each kind once, all of loose and strict. Rote is a share of the three solved ones."""
     table = {
         "mastery": "RRR",
         "rote, strict only": "RWR",
@@ -56,15 +66,20 @@ def test_four_way_metrics_by_hand() -> None:
         "inadequate": "RRW",
         "insufficient": "RWW",
         "insufficient, all": "WWW",
-        "unknown": "R?R",
     }
-    verdicts = {"R": Verdict.CORRECT, "W": Verdict.INCORRECT, "?": Verdict.UNKNOWN}
     parts = ("1", "2", "multi")
-    items = [Item(Problem(f"{name}{part}", "Q", "A"), "", name, part) for name in table for part in parts]
-    found = four_way(items, [verdicts[letter] for row in table.values() for letter in row])
-    assert (found.problems, found.unknown) == (6, 1)
-    assert found.insufficient == pytest.approx(2 / 6)
-    assert found.inadequate == pytest.approx(1 / 6)
-    assert found.mastery == pytest.approx({"strict": 1 / 6, "loose": 2 / 6})
-    assert found.rote == pytest.approx({"strict": 2 / 6, "loose": 1 / 6})
-    assert found.score == pytest.approx({"strict": 1.5 / 6, "loose": 2.5 / 6})
+    items = [Item(Problem(f"{name}{part}", "Q", "A"), {}, name, part) for name in table for part in parts]
+    found = four_way(items, [letter == "R" for row in table.values() for letter in row])
+    assert found == pytest.approx(
+        {
+            "insufficient knowledge": 2 / 6,
+            "inadequate generalization": 1 / 6,
+            "complete mastery, strict": 1 / 6,
+            "complete mastery, loose": 2 / 6,
+            "rote memorization, strict": 2 / 3,
+            "rote memorization, loose": 1 / 3,
+            "score, strict": 1.5 / 6,
+            "score, loose": 2.5 / 6,
+        }
+    )
+    assert four_way([Item(Problem("1", "Q", "A"), {}, "f", "1")], [True]) == {}, "no composite problem"

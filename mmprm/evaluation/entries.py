@@ -1,0 +1,55 @@
+"""Define a benchmark question, as it is read from a row and as it is asked and graded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mmprm.evaluation.rules import AnswerRule
+from mmprm.types import Problem
+
+YES_NO = "Answer yes or no."
+"""Appended to questions whose published prompt asks for yes or no outside the question."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Holds one benchmark row; `images` are in the row's original format.
+
+    `groups` maps a grouping of the benchmark, such as subject or version, to the entry's value or values. `rule`
+    decides where symbolic grading differs from the published rule, and `also` holds further gold answers.
+
+    Entries with the same `family` are versions or parts of one problem, and `part` says which. By default, each entry
+    is a separate family.
+    """
+
+    id: str
+    question: str
+    answer: str
+    images: Sequence[Any] = ()
+    choices: Sequence[str] = ()
+    groups: Mapping[str, Any] = field(default_factory=dict)
+    rule: AnswerRule | None = None
+    also: Sequence[str] = ()
+    family: str | None = None
+    part: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """Holds a benchmark question as a problem, with the groups, rule, family and part of its `Entry`."""
+
+    problem: Problem
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    family: str = ""
+    part: str = ""
+    rule: AnswerRule | None = None
+    also: tuple[str, ...] = ()
+
+
+def group_values(groups: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Convert the groups of an `Entry` to tuples of texts, without empty values."""
+    listed = {name: value if isinstance(value, list | tuple) else [value] for name, value in groups.items()}
+    texts = {name: tuple(str(item) for item in items if item not in (None, "")) for name, items in listed.items()}
+    return {name: items for name, items in texts.items() if items}

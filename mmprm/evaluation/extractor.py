@@ -1,0 +1,123 @@
+"""Ask a language model for the final answer of a response in which the grader finds none.
+
+Published evaluation scripts use a model for this. Here, the model can only copy: an answer that the response does not
+contain is discarded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+from pydantic import Field
+
+from mmprm.client import Client, ClientConfig, Failure
+from mmprm.config import Config, PathText
+from mmprm.data.choices import LETTERS, asked_question
+from mmprm.errors import SamplingError
+from mmprm.grading.extract import MAX_LENGTH, extract, without_thoughts
+from mmprm.grading.reply_cache import ReplyCache, reply_key
+from mmprm.types import Problem
+
+_PROMPT = """\
+Find the final answer in a response to a question. Do not solve the question, and do not correct the response.
+
+Question:
+{question}
+
+Response:
+{response}
+
+Reply with the final answer only, copied exactly as the response writes it. If the response chooses an option, reply \
+with its letter. If the response settles on no answer, reply None."""
+
+FAILED = "extractor failed"
+"""Start of the reason if the model could not be asked, which leaves the verdict unknown."""
+
+_PROMPT_HASH = hashlib.sha256(_PROMPT.encode()).hexdigest()[:16]
+
+
+class ExtractorConfig(Config):
+    """Configures the model that finds answers: its servers and cache."""
+
+    model: str
+    """Name of the model on its servers."""
+    client: ClientConfig
+    """Connection settings for the servers."""
+    cache: PathText = "runs/extractor.sqlite"
+    """File that caches the model's replies."""
+    max_tokens: int = Field(64, ge=1)
+    """Maximum number of tokens in a reply. A reasoning model needs more."""
+
+
+class AnswerExtractor:
+    """Finds answers at temperature 0, and caches the replies."""
+
+    def __init__(self, config: ExtractorConfig) -> None:
+        self._config = config
+        self._cache = ReplyCache(config.cache)
+        self._client = Client(config.client)
+
+    async def find(self, problem: Problem, response: str) -> tuple[str | None, str]:
+        """Return an (answer, reason) pair; the answer is None if there is none or the model cannot be asked.
+
+        A failure of the model has a reason that starts with "extractor failed".
+        """
+        shown = (without_thoughts(response).strip() or response)[-MAX_LENGTH:]
+        question = asked_question(problem)
+        key = reply_key(self._config.model, _PROMPT_HASH, str(self._config.max_tokens), question, shown)
+        reply = self._cache.get(key)
+        if reply is None:
+            try:
+                reply = await self._ask(question, shown)
+            except SamplingError as error:
+                kind = error.__cause__.kind if isinstance(error.__cause__, Failure) else type(error).__name__
+                return None, f"{FAILED}: {kind}"
+            self._cache.put(key, reply)
+        answer = _answer(reply)
+        if not answer:
+            return None, "extractor: no answer"
+        if not is_stated(answer, shown, len(problem.choices)):
+            return None, "extractor: its answer is not in the response"
+        return answer, "extractor"
+
+    async def close(self) -> None:
+        """Close the client and the cache."""
+        await self._client.close()
+        self._cache.close()
+
+    async def __aenter__(self) -> AnswerExtractor:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _ask(self, question: str, response: str) -> str:
+        # Substitute in one pass, because a question or response may contain braces and even these names.
+        fields = {"{question}": question, "{response}": response}
+        prompt = re.sub(r"\{(?:question|response)\}", lambda match: fields[match[0]], _PROMPT)
+        body = {
+            "model": self._config.model,
+            "messages": [{"role": "user", "content": prompt}],
+            "temperature": 0,
+            "max_tokens": self._config.max_tokens,
+        }
+        return (await self._client.chat(body, affinity=question)).choices[0].text
+
+
+def is_stated(answer: str, response: str, choices: int) -> bool:
+    """Return whether the response contains the answer as whole words, ignoring case and spaces.
+
+    With choices, the letter of an option is also accepted, because the response may name the option by its text.
+    """
+    if choices and re.fullmatch(rf"\(?[{LETTERS[:choices]}]\)?", answer):
+        return True
+    wanted, given = (" ".join(text.casefold().split()) for text in (answer, response))
+    return re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", given) is not None
+
+
+def _answer(reply: str) -> str:
+    """Return the answer in a reply, without a wrapper or final period, or "" for None."""
+    text = without_thoughts(reply).strip()
+    answer = (extract(text) or text).strip().strip("`\"'*").removesuffix(".").strip()
+    return "" if answer.casefold() in ("", "none", "n/a") else answer

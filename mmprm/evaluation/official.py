@@ -1,0 +1,105 @@
+"""Compute the aggregate scores that benchmarks publish in addition to accuracy.
+
+An aggregate maps the questions and whether each was answered correctly to scores by name. Scores that the questions
+cannot determine, such as a pair with only one question, are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from mmprm.evaluation.entries import Item
+
+AggregateScores = Callable[[Sequence[Item], Sequence[bool]], dict[str, float]]
+
+
+def cv_bench(items: Sequence[Item], correct: Sequence[bool]) -> dict[str, float]:
+    """Average the 2D sources, and then 2D and 3D: (ADE20K / 2 + COCO / 2 + Omni3D) / 2.
+
+    Source: the data set card of CV-Bench.
+    """
+    sources = _means(items, correct, "source")
+    planar = [sources[name] for name in ("ADE20K", "COCO") if name in sources]
+    found = {"2D": _mean(planar)} if len(planar) == 2 else {}
+    found |= {"3D": sources["Omni3D"]} if "Omni3D" in sources else {}
+    return found | ({"mean of 2D and 3D": _mean(found.values())} if len(found) == 2 else {})
+
+
+def mean_by(group: str) -> AggregateScores:
+    """Average the accuracies of a grouping's values, each with the same weight.
+
+    Sources: BLINK, eval/evaluate.py (sub-tasks); MMStar, ChartQA and MathVerse report the mean of their parts.
+    """
+
+    def aggregate(items: Sequence[Item], correct: Sequence[bool]) -> dict[str, float]:
+        means = _means(items, correct, group)
+        return {f"mean by {group}": _mean(means.values())} if means else {}
+
+    return aggregate
+
+
+MME_COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
+
+
+def mme(items: Sequence[Item], correct: Sequence[bool]) -> dict[str, float]:
+    """Add up accuracy + accuracy+ of the categories in percent; accuracy+ needs both questions about an image.
+
+    Source: MME's eval_tool/calculation.py, with at most 2,000 points for perception and 800 for cognition.
+    """
+    pairs: dict[str, dict[str, list[bool]]] = {}
+    for item, solved in zip(items, correct, strict=True):
+        pairs.setdefault(item.groups["category"][0], {}).setdefault(item.family, []).append(solved)
+    scores = {"perception": 0.0, "cognition": 0.0}
+    for category, images in pairs.items():
+        whole = [solved for solved in images.values() if len(solved) == 2]
+        if whole:
+            score = 100 * _mean(map(_mean, whole)) + 100 * _mean(map(all, whole))
+            scores["cognition" if category in MME_COGNITION else "perception"] += score
+    return scores | {"total": sum(scores.values())}
+
+
+def hallusionbench(items: Sequence[Item], correct: Sequence[bool]) -> dict[str, float]:
+    """Compute qAcc and fAcc: the fractions of question pairs and of figures whose questions are all answered correctly.
+
+    Visual-supplement questions without a figure do not count as a figure. Source: HallusionBench, utils.py,
+    get_eval_pair_all and get_eval_fig.
+    """
+    questions: dict[tuple[str, str], list[bool]] = {}
+    figures: dict[tuple[str, str], list[bool]] = {}
+    for item, solved in zip(items, correct, strict=True):
+        figure, number = item.part.split("/")
+        questions.setdefault((item.family, number), []).append(solved)
+        if not (item.groups["category"] == ("VS",) and figure == "0"):
+            figures.setdefault((item.family, figure), []).append(solved)
+    found = {"question pairs (qAcc)": questions, "figures (fAcc)": figures}
+    return {name: _mean(map(all, groups.values())) for name, groups in found.items() if groups}
+
+
+def dynamath(items: Sequence[Item], correct: Sequence[bool]) -> dict[str, float]:
+    """Compute worst-case accuracy: the fraction of questions with all variants answered correctly.
+
+    Source: DynaMath, section on evaluation.
+    """
+    variants: dict[str, list[bool]] = {}
+    for item, solved in zip(items, correct, strict=True):
+        variants.setdefault(item.family, []).append(solved)
+    return {"worst case": _mean(map(all, variants.values()))} if variants else {}
+
+
+def mean_scores(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Average aggregate scores over samples; all samples have the same scores' names."""
+    return {name: _mean(each[name] for each in scores) for name in scores[0]} if scores else {}
+
+
+def _means(items: Sequence[Item], correct: Sequence[bool], group: str) -> dict[str, float]:
+    """Return the accuracy by value of a grouping."""
+    solved: dict[str, list[bool]] = {}
+    for item, one in zip(items, correct, strict=True):
+        for value in item.groups.get(group, ()):
+            solved.setdefault(value, []).append(one)
+    return {value: _mean(each) for value, each in solved.items()}
+
+
+def _mean(values: Iterable[float]) -> float:
+    listed = list(values)
+    return sum(listed) / len(listed)

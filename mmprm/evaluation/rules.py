@@ -1,0 +1,175 @@
+"""Define the answer rules of published benchmarks: tolerances, rounding and closed labels.
+
+A rule compares a gold answer with an extracted answer. It returns None if it does not apply to them, which leaves the
+verdict to the symbolic grader.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+
+from mmprm.grading.evaluation import evaluate_expression
+from mmprm.grading.expressions import UnreadableError, parse
+from mmprm.grading.labels import plain_words
+from mmprm.grading.numbers import number
+from mmprm.grading.operations import UndefinedError, Value
+from mmprm.grading.quantities import split_unit
+from mmprm.grading.symbolic import Decision
+from mmprm.grading.text import clean, is_prose
+from mmprm.grading.units import NO_UNIT, Unit
+from mmprm.grading.wording import core, denies, stated_values
+from mmprm.types import Grader, Grading, Problem, Verdict
+
+AnswerRule = Callable[[str, str], Decision | None]
+"""Compares (gold, answer) and returns a (verdict, reason) pair, or None if the rule does not apply."""
+
+MAX_ANSWER = 300
+"""Maximum number of characters of an answer that a rule reads; the symbolic grader decides longer ones."""
+
+_VALUE_BOUND = 10**30
+_SLACK = Fraction(1, 10**12)
+"""Relative slack of a tolerance, because π and roots are evaluated in floating point."""
+
+
+def within(*, relative: float = 0.0, absolute: float = 0.0, percent: bool = False) -> AnswerRule:
+    """Accept numbers whose distance from the gold value g is at most max(relative · |g|, absolute).
+
+    With `percent`, g / 100 and 100 · g are also gold values. Applies if both answers are numbers in the same unit.
+    """
+    tolerance = f"{relative:.0%} of" if relative else f"{absolute:g} of"
+
+    def rule(gold: str, answer: str) -> Decision | None:
+        values = _values(gold, answer)
+        if values is None:
+            return None
+        golds = [values[0], values[0] / 100, values[0] * 100] if percent else [values[0]]
+        near = any(abs(values[1] - each) <= _allowed(each, relative, absolute) for each in golds)
+        return _decision(near, f"{tolerance} {gold}")
+
+    return rule
+
+
+def rounded(decimals: int) -> AnswerRule:
+    """Accept numbers that equal the gold value after both are rounded to `decimals` places."""
+
+    def rule(gold: str, answer: str) -> Decision | None:
+        values = _values(gold, answer)
+        if values is None:
+            return None
+        return _decision(round(values[0], decimals) == round(values[1], decimals), f"{gold}, to {decimals} decimals")
+
+    return rule
+
+
+def truncated(gold: str, answer: str) -> Decision | None:
+    """Accept numbers whose integer part, rounded toward zero, equals the gold integer."""
+    values = _values(gold, answer)
+    return None if values is None else _decision(math.trunc(values[1]) == values[0], f"{gold}, truncated")
+
+
+def labeled(*labels: str) -> AnswerRule:
+    """Accept answers whose words include the gold label and no other label; reject all other answers."""
+    known = [label.casefold() for label in labels]
+
+    def rule(gold: str, answer: str) -> Decision:
+        words = set(re.findall(r"\w+", answer.casefold()))
+        return _decision([label for label in known if label in words] == [gold.casefold()], f"the label {gold}")
+
+    return rule
+
+
+def containing(gold: str, answer: str) -> Decision | None:
+    """Accept answers that contain the gold text as whole words, ignoring case, without a negation."""
+    wanted, given = plain_words(gold), plain_words(answer)
+    if len(answer) > MAX_ANSWER or not wanted or denies(given):
+        return None
+    found = re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", given)
+    return _decision(True, f"contains {gold}") if found and is_prose(wanted) else None
+
+
+def first_of(*rules: AnswerRule) -> AnswerRule:
+    """Combine rules: the first one that applies decides."""
+
+    def rule(gold: str, answer: str) -> Decision | None:
+        return next((decision for each in rules if (decision := each(gold, answer)) is not None), None)
+
+    return rule
+
+
+async def grade_by_rule(
+    problem: Problem, also: Sequence[str], rule: AnswerRule | None, response: str, symbolic: Grader
+) -> Grading:
+    """Grade a response against the problem's answer and the equally valid answers in `also`; the best verdict counts.
+
+    The rule decides where it applies, and otherwise the symbolic grader.
+    """
+    best = await symbolic.grade(problem, response)
+    if best.extracted is None:
+        return best
+    for gold in (problem.answer, *also):
+        grading = best if gold == problem.answer else await symbolic.grade(_with_answer(problem, gold), response)
+        decision = rule(gold, best.extracted) if rule is not None else None
+        if decision is not None:
+            grading = Grading(decision[0], best.extracted, decision[1])
+        best = grading if gold == problem.answer else max(best, grading, key=_preference)
+    return best
+
+
+def value_of(text: str) -> tuple[Fraction, Unit] | None:
+    r"""Return the (number, unit) that an answer states, such as 5 for "about 5 cm" or 6.28… for 2\pi, or None.
+
+    A percentage is returned as a fraction of one.
+    """
+    line = core(" ".join(clean(part) for part in text[:MAX_ANSWER].splitlines()))[0]
+    if is_prose(line) and len(set(stated_values(line))) == 1 and not denies(line):
+        line = stated_values(line)[0]
+    percent = re.fullmatch(r"(.*?)\s*(?:\\?%|percent)", line)
+    body, unit = split_unit(percent[1] if percent else line)
+    value = number(body)
+    value = _evaluated(body) if value is None else value
+    if value is None:
+        return None
+    return value / 100 if percent else value, unit
+
+
+def _evaluated(text: str) -> Fraction | None:
+    try:
+        value: Value = evaluate_expression(parse(text), {})
+        if isinstance(value, Fraction):
+            return value
+        real = value.imag == 0 and abs(value) < _VALUE_BOUND
+        return Fraction(float(value.real)) if real else None
+    except (UnreadableError, UndefinedError, ArithmeticError, RecursionError, AttributeError):
+        return None
+
+
+def _values(gold: str, answer: str) -> tuple[Fraction, Fraction] | None:
+    """Return both numbers, or None if one text is not a number or their units differ."""
+    if len(answer) > MAX_ANSWER:
+        return None
+    one, other = value_of(gold), value_of(answer)
+    if one is None or other is None:
+        return None
+    units = {unit for _, unit in (one, other) if unit != NO_UNIT}
+    return (one[0], other[0]) if len(units) < 2 else None
+
+
+def _allowed(gold: Fraction, relative: float, absolute: float) -> Fraction:
+    # str keeps 0.05 at 1/20; the float itself is slightly larger.
+    allowed = max(Fraction(str(relative)) * abs(gold), Fraction(str(absolute)))
+    return allowed + _SLACK * abs(gold)
+
+
+def _decision(accepted: bool, rule: str) -> Decision:
+    return (Verdict.CORRECT, f"rule: {rule}") if accepted else (Verdict.INCORRECT, f"rule: not {rule}")
+
+
+def _with_answer(problem: Problem, answer: str) -> Problem:
+    return Problem(problem.id, problem.question, answer, problem.images, problem.choices)
+
+
+def _preference(grading: Grading) -> int:
+    return (Verdict.INCORRECT, Verdict.UNKNOWN, Verdict.CORRECT).index(grading.verdict)
