@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from one_rank import PLAIN, assert_same, config, start, weights_of
 from safetensors.torch import load_file
 from scripted_rl import make_config
 from transformers import AutoModelForImageTextToText
@@ -19,10 +19,7 @@ from transformers import AutoModelForImageTextToText
 from mmprm.backbone.load import load_backbone
 from mmprm.backbone.processor import vision_token_ids
 from mmprm.errors import DataError, TrainingError
-from mmprm.prompts import PromptConfig
-from mmprm.tiny.world import make_problems
 from mmprm.training.lora import LoraConfig
-from mmprm.types import Problem
 from policy_rl.algorithms.losses import KlConfig, LossConfig
 from policy_rl.metrics import metric_names
 from policy_rl.trainer.batch import collate_rows
@@ -34,50 +31,7 @@ from policy_rl.types import TrainingSample
 from policy_rl.weights.probe import probe_token_ids
 from policy_rl.weights.transfer import FileTransfer
 
-PLAIN = PromptConfig(preset="plain")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def config(tokens: int = 400, rate: float = 1e-3, **more: Any) -> TrainerConfig:
-    optimization = UpdateConfig(precision="fp32", micro_batch_tokens=tokens, learning_rate=rate, max_bad_steps=2)
-    return TrainerConfig(optimization=optimization, **more)
-
-
-def start(folder: Path, settings: TrainerConfig | None = None, **more: Any) -> Trainer:
-    return Trainer(str(folder), settings or config(), PLAIN, 1.0, 100, **more)
-
-
-@pytest.fixture(scope="module")
-def samples(random_policy_folder: Path) -> list[TrainingSample]:
-    """Four groups of three responses; the last group has no image."""
-    backbone, processor = load_backbone(str(random_policy_folder), torch.float32)
-    encoder, rng = PromptEncoder(backbone, processor, PLAIN), np.random.default_rng(0)
-    problems = [tiny.problem for tiny in make_problems(3, seed=0, split="train")] + [Problem("t", "2 + 3 = ?", "5")]
-    made = []
-    for group, problem in enumerate(problems):
-        for _ in range(3):
-            ids = tuple(int(i) for i in rng.integers(10, 100, size=rng.integers(2, 12)))
-            engine, advantages = rng.normal(-5, 0.1, len(ids)), np.full(len(ids), rng.normal())
-            tokens = len(encoder._encode(problem).ids_P)
-            made.append(TrainingSample(problem, group, tokens, ids, engine=engine, advantages=advantages))
-    return made
-
-
-def weights_of(trainer: Trainer) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in trainer._policy.state_dict().items()}
-
-
-def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], atol: float = 0.0) -> None:
-    assert left.keys() == right.keys()
-    for name, tensor in left.items():
-        torch.testing.assert_close(right[name], tensor, rtol=0, atol=atol)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_an_update_by_plain_torch(random_policy_folder: Path, samples: list[TrainingSample]) -> None:
@@ -170,65 +124,6 @@ def test_the_split_changes_nothing(
     for one, other in zip(metrics, other_metrics, strict=True):
         assert learned(other) == pytest.approx(learned(one), rel=1e-3, abs=1e-4)
     assert_same(weights, other_weights, atol=5e-4)
-
-
-def test_the_critic_has_a_learning_rate_of_its_own(random_policy_folder: Path, samples: list[TrainingSample]) -> None:
-    """Adam's first step moves a weight by its learning rate, whatever the gradient."""
-    critic = CriticConfig(learning_rate=1e-2, warmup_updates=0)
-    trainer = start(random_policy_folder, config(rate=1e-4, critic=critic), critic=True)
-    before, found = weights_of(trainer), trainer.log_probs(samples)
-    ready = [replace(e, values=found[i].values, returns=e.advantages + 1) for i, e in enumerate(samples)]
-    assert trainer.update(ready)["learning_rate"] == pytest.approx(1e-4)
-    moved = {name: (tensor - before[name]).abs().max().item() for name, tensor in weights_of(trainer).items()}
-    head = {name: moved.pop(name) for name in list(moved) if name.startswith("value_head.")}
-    assert list(head.values()) == pytest.approx([1e-2, 1e-2], rel=0.01)
-    assert max(moved.values()) == pytest.approx(1e-4, rel=0.01)
-
-
-def test_the_critics_learning_rate_may_be_the_policys_and_then_another(
-    random_policy_folder: Path, samples: list[TrainingSample], tmp_path: Path
-) -> None:
-    def trainer(rate: float) -> Trainer:
-        critic = CriticConfig(learning_rate=1e-4, warmup_updates=0)
-        return start(random_policy_folder, config(rate=rate, critic=critic), critic=True)
-
-    trainer(1e-4).save(tmp_path, {"step": 1}, keep=1)
-    lower = trainer(1e-5)
-    assert lower.resume(tmp_path) == {"step": 1}
-    found = lower.log_probs(samples)
-    ready = [replace(e, values=found[i].values, returns=e.advantages + 1) for i, e in enumerate(samples)]
-    before, metrics = weights_of(lower), lower.update(ready)
-    assert math.isfinite(metrics["gradient_norm"])
-    moved = {name: (tensor - before[name]).abs().max().item() for name, tensor in weights_of(lower).items()}
-    assert moved["value_head.weight"] == pytest.approx(1e-4, rel=0.01)
-    assert moved["backbone.lm_head.weight"] == pytest.approx(1e-5, rel=0.01)
-
-
-def test_the_critic_learns_alone_at_first(
-    random_policy_folder: Path, samples: list[TrainingSample], tmp_path: Path
-) -> None:
-    """Two updates change only the value head, bit by bit, in spite of weight decay and across a checkpoint; then both
-    learn.
-    """
-    optimization = UpdateConfig(precision="fp32", learning_rate=1e-3, weight_decay=0.1, micro_batch_tokens=400)
-    settings = TrainerConfig(optimization=optimization, critic=CriticConfig(warmup_updates=2, learning_rate=1e-2))
-    trainer = start(random_policy_folder, settings, critic=True)
-    before = weights_of(trainer)
-    for update in range(3):
-        found = trainer.log_probs(samples)
-        ready = [
-            replace(e, old=found[i].old, values=found[i].values, returns=np.ones(len(e.token_ids)))
-            for i, e in enumerate(samples)
-        ]
-        metrics = trainer.update(ready)
-        assert (metrics["learning_rate"] == 0) == (update < 2)
-        changed = {name for name, tensor in weights_of(trainer).items() if not torch.equal(tensor, before[name])}
-        assert changed >= {"value_head.weight", "value_head.bias"}
-        assert (len(changed) == 2) == (update < 2)
-        trainer.save(tmp_path, {"step": update + 1}, keep=1)
-        trainer = start(random_policy_folder, settings, critic=True)
-        trainer.resume(tmp_path)
-    assert metrics["value_loss"] < 0.5, "it begins at 0, half the square of 1"
 
 
 def test_the_learning_rate_follows_the_progress_of_the_run(
