@@ -115,7 +115,7 @@ def _solution(problem: Problem, row: Row, config: SolutionsConfig, step_format: 
     steps = _steps(row, step_format, location)
     author = row.get("author") or config.author
     if author is not None and not isinstance(author, str):
-        raise DataError(f"{location}: author={cut(author)!r} must be text; correct it or remove the column")
+        raise DataError(f"{location}: author must be text, got {cut(author)!r}; correct it or remove the column")
     name = row.get("solution_id", row.get("id") if "problem_id" in row else None)
     if name in (None, ""):
         digest = hashlib.sha256(json.dumps([problem.id, author, steps]).encode()).hexdigest()

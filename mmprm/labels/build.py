@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 from pydantic import Field
 
 from mmprm.config import Config, PathText
 from mmprm.data.images import image_bytes
 from mmprm.errors import ConfigError, DataError
+from mmprm.labels.checks import Split
+from mmprm.labels.given import check_completers, label_given
 from mmprm.labels.parquet import LabeledExample, split_of, write_parquet
 from mmprm.labels.soft_labels import LabelCounts, count_labels, label_tree
 from mmprm.steps import StepFormat
@@ -21,8 +24,9 @@ from mmprm.types import ImageRef, LabeledPath, Problem
 
 
 class LabelsConfig(Config):
-    store: PathText
-    """Run store written by mmprm annotate: a database file, or the folder that contains trees.sqlite."""
+    store: PathText | Annotated[tuple[PathText, ...], Field(min_length=1)]
+    """Run store written by mmprm annotate: a database file, or the folder that contains trees.sqlite. A list combines
+    the runs of several completers that labeled the same given solutions."""
     output: PathText
     """Parquet file to write."""
     step_format: StepFormat | None = None
@@ -53,39 +57,69 @@ def build_labels(config: LabelsConfig) -> LabelsSummary:
             f"dev={config.dev} and test={config.test} must sum to less than 1, to leave problems for training; try 0.1 "
             "and 0"
         )
-    path, store = config.store, Store.read(config.store)
-    check_structure(store)
-    rule, step_format = rule_of(store.config), store.config.get("step_format", "tags")
+    names = [config.store] if isinstance(config.store, str) else list(config.store)
+    stores = [Store.read(name) for name in names]
+    for store in stores:
+        check_structure(store)
+    check_completers(stores)
+    step_format = stores[0].config.get("step_format", "tags")
     if config.step_format not in (None, step_format):
         raise ConfigError(
-            f"step_format={config.step_format} must equal {step_format}, the step format of {path}; leave it out or "
-            f"set step_format={step_format}"
+            f"step_format={config.step_format} must equal {step_format}, the step format of {names[0]}; leave it out "
+            f"or set step_format={step_format}"
         )
     paths: list[LabeledPath] = []
     splits: Counter[str] = Counter()
 
     def examples() -> Iterator[LabeledExample]:
-        for tree in store.trees():
-            problem, found = store.problem(tree.problem_id), label_tree(tree, rule, step_format, config.seed)
-            # Images are read only if the tree has labels: a problem with no labels may name a missing file.
-            if found and config.embed_images:
-                problem = embed_images(problem)
-            for labeled in found:
-                split = split_of(problem.id, config.seed, config.dev, config.test)
-                paths.append(labeled)
-                splits[split] += 1
-                yield LabeledExample(problem, labeled, split)
+        for example in _examples(stores, step_format, config):
+            paths.append(example.path)
+            splits[example.split] += 1
+            yield example
         if not paths:
             raise DataError(
-                f"{path}: no tree has a label; annotate more problems, or problems that the policy solves in part of "
-                "its samples"
+                f"{', '.join(names)}: no tree has a label; annotate more problems, or problems that the policy solves "
+                "in part of its samples"
             )
 
     try:
         write_parquet(config.output, examples())
     finally:
-        store.close()
+        for store in stores:
+            store.close()
     return LabelsSummary(count_labels(paths), dict(splits))
+
+
+def _examples(stores: Sequence[Store], step_format: StepFormat, config: LabelsConfig) -> Iterator[LabeledExample]:
+    """Yield the labeled paths of the searched trees, or of the given solutions."""
+
+    def complete(problem: Problem) -> Problem:
+        # Images are read only if the tree has labels: a problem with no labels may name a missing file.
+        return embed_images(problem) if config.embed_images else problem
+
+    def split(problem: Problem) -> Split:
+        return split_of(problem.id, config.seed, config.dev, config.test)
+
+    if stores[0].config.get("solutions") is not None:
+        for found in label_given(stores, step_format):
+            given = found.solution.given
+            assert given is not None, "label_given yields given solutions"
+            problem = replace(found.solution, id=given.problem_id, given=None)
+            yield LabeledExample(
+                complete(problem),
+                found.path,
+                split(problem),
+                solution_id=found.solution.id,
+                author=given.author,
+                disagreement=found.disagreement,
+            )
+        return
+    rule = rule_of(stores[0].config)
+    for tree in stores[0].trees():
+        problem, paths = stores[0].problem(tree.problem_id), label_tree(tree, rule, step_format, config.seed)
+        if paths:
+            problem = complete(problem)
+        yield from (LabeledExample(problem, path, split(problem)) for path in paths)
 
 
 def embed_images(problem: Problem) -> Problem:

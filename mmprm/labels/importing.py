@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from mmprm.errors import ConfigError, DataError
 from mmprm.labels.checks import Split
 from mmprm.labels.formats import Record
 from mmprm.labels.parquet import FLOAT32_ROUNDING, LabeledExample, split_of, write_parquet
+from mmprm.labels.prefixes import prefix_keys
 from mmprm.labels.sources import (
     LABEL_SOURCES,
     DroppedRecordError,
@@ -190,13 +190,10 @@ class _Import:
     def _new_labels(self, problem_id: str, steps: Steps, labels: Sequence[Counts | None]) -> tuple[Counts | None, ...]:
         """Return the labels of a solution, without those of prefixes that are already labeled."""
         kept: list[Counts | None] = []
-        digest = hashlib.blake2b(problem_id.encode(), digest_size=12)
-        for step, label in zip(steps, labels, strict=True):
-            digest.update(f"\0{step}".encode())
+        for key, label in zip(prefix_keys(problem_id, steps), labels, strict=True):
             if label is None or label.value is None:
                 kept.append(None)
                 continue
-            key = digest.digest()
             if key not in self._values:
                 self._values[key] = label.value
                 kept.append(label)

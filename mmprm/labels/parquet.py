@@ -36,16 +36,20 @@ SCHEMA = pyarrow.schema(
         ("judge", pyarrow.list_(pyarrow.float32())),
         ("judged_by", pyarrow.string()),
         ("root_value", pyarrow.float64()),
+        ("solution_id", pyarrow.string()),
+        ("author", pyarrow.string()),
+        ("disagreement", pyarrow.list_(pyarrow.float32())),
     ]
 )
 """Arrow schema of a labels file, with one row per labeled path. `labels` are the values of the counts: correct /
 (correct + incorrect), or an estimate corrected for the bias of a stopping rule. Labels and counts are null for
 unlabeled steps. `judge` is null if there is no judge (see mmprm consensus), and for steps that it did not judge.
-`root_value` is the value of the problem before its first step, null if unknown."""
+`root_value` is the value of the problem before its first step, null if unknown. `solution_id` and `author` are null
+unless the path is a given solution; `disagreement` is null unless several completers labeled it."""
 
 EARLIER_NAMES = {"right": "correct", "wrong": "incorrect"}
 """Maps column names of version 0.1 to their current names."""
-_OPTIONAL = {"judge", "judged_by", "root_value"}
+_OPTIONAL = {"judge", "judged_by", "root_value", "solution_id", "author", "disagreement"}
 """Columns that a labels file may lack."""
 
 _ROW_GROUP = 2048
@@ -58,6 +62,8 @@ class LabeledExample:
     """Holds a labeled path with its problem and split.
 
     For each step, `judged` holds P(no error so far) according to the judge `judged_by`, or None if it was not judged.
+    If the path is a given solution, `solution_id` and `author` identify it, and `disagreement` holds the largest
+    difference between the values of several completers per step, or None.
     """
 
     problem: Problem
@@ -65,6 +71,9 @@ class LabeledExample:
     split: Split
     judged: tuple[float | None, ...] | None = None
     judged_by: str | None = None
+    solution_id: str | None = None
+    author: str | None = None
+    disagreement: tuple[float | None, ...] | None = None
 
 
 def split_of(problem_id: str, seed: int, dev: float, test: float) -> Split:
@@ -123,8 +132,19 @@ def read_parquet(path: str | Path, split: Split | None = None) -> list[LabeledEx
         problem = problems.setdefault(read.id, read)
         _check_same(problem, read, f"{path}: row {number}")
         if split is None or row["split"] == split:
-            labeled = _path(row, f"{path}: row {number}")
-            examples.append(LabeledExample(problem, labeled, row["split"], *_judged(row, f"{path}: row {number}")))
+            location = f"{path}: row {number}"
+            disagreement = row.get("disagreement")
+            examples.append(
+                LabeledExample(
+                    problem,
+                    _path(row, location),
+                    row["split"],
+                    *_judged(row, location),
+                    solution_id=row.get("solution_id"),
+                    author=row.get("author"),
+                    disagreement=None if disagreement is None else tuple(disagreement),
+                )
+            )
     return examples
 
 
@@ -191,6 +211,9 @@ def _row(example: LabeledExample) -> dict[str, Any]:
         "judge": None if example.judged is None else list(example.judged),
         "judged_by": example.judged_by,
         "root_value": path.root_value,
+        "solution_id": example.solution_id,
+        "author": example.author,
+        "disagreement": None if example.disagreement is None else list(example.disagreement),
     }
 
 

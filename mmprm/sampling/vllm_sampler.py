@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +46,8 @@ class VllmSampler:
 
     With `prefix_ids`, the prompt ends in these ids. If the policy's next token spanned the end of the prefix, the ids
     stop before that token and the policy samples it again. Only samples that begin with the rest of the prefix are
-    accepted, which preserves the policy's distribution given this text.
+    accepted, which preserves the policy's distribution given this text. A prefix of a given solution ends in the tokens
+    of the whole solution, as if the policy had generated it.
 
     `arguments` are additional vLLM engine arguments beyond those derived from the configuration.
     """
@@ -101,12 +102,22 @@ class VllmSampler:
 
         Raises the same errors as `sample`.
         """
+        return await self.complete(request, lambda: self._beginning(request), request.problem.images, **settings)
+
+    async def complete(
+        self,
+        request: SampleRequest,
+        make_prompt: Callable[[], dict[str, Any]],
+        images: Sequence[ImageRef],
+        **settings: Any,
+    ) -> RequestOutput:
+        """Return vLLM's output for a prompt of vLLM's format that shows these images; see `generate`."""
         problem = request.problem
         try:
-            prompt = self._beginning(request)
-            if problem.images:
-                prompt["multi_modal_data"] = {"image": [open_image(image) for image in problem.images]}
-                prompt["multi_modal_uuids"] = {"image": [_image_id(image) for image in problem.images]}
+            prompt = make_prompt()
+            if images:
+                prompt["multi_modal_data"] = {"image": [open_image(image) for image in images]}
+                prompt["multi_modal_uuids"] = {"image": [_image_id(image) for image in images]}
             return await asyncio.wrap_future(self._engine.submit(prompt, self._params(request, settings)))
         except MmprmError as error:
             raise type(error)(f"problem {problem.id}: {error}") from error
@@ -152,11 +163,24 @@ class VllmSampler:
         If a stop string may begin in this suffix, all stop strings are dropped.
         """
         if request.prefix_ids is None:
+            request = replace(request, prefix_ids=self._ids_in_context(request))
+        if request.prefix_ids is None:
             return request, ""
         rest = self._token_text.missing(request.prefix_ids, request.prefix) if self._takes_ids else None
         if rest is None:
             return replace(request, prefix_ids=None), ""
         return (replace(request, stop=()) if _may_stop_in(rest, request.stop) else request), rest
+
+    def _ids_in_context(self, request: SampleRequest) -> tuple[int, ...] | None:
+        """Tokenize the given solution that the prefix is taken from; return its tokens that end within the prefix.
+
+        Returns None if the request has no such solution or its tokens do not spell its text.
+        """
+        if not (request.prefix and request.continuation):
+            return None
+        text = request.prefix + request.continuation
+        tokens = self._token_text.tokens(self._tokenizer(text, add_special_tokens=False).input_ids, text)
+        return None if tokens is None else tokens.ids[: tokens.whole_in(len(request.prefix))]
 
     async def _sample(self, request: SampleRequest) -> list[tuple[Any, bool]]:
         """Return vLLM's samples in order, each with a flag that says whether its tokens continue the request's prefix

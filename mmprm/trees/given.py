@@ -60,7 +60,8 @@ def first_error_labels(nodes: Sequence[Node], steps: Steps) -> StepLabels:
         return tuple(labels)
     for length in range(1, recoverable + 1):
         own = counts.get(length, Counts())
-        labels[length - 1] = replace(own, estimate=1.0) if own.correct else Counts(correct=1)
+        own = own if own.correct else Counts(correct=1)
+        labels[length - 1] = replace(own, estimate=1.0) if own.incorrect else own
     for length in {failed, len(steps)} - {len(steps) + 1}:
         if length > recoverable and counts[length].known:
             labels[length - 1] = counts[length]

@@ -164,3 +164,14 @@ async def test_guided_search_continues_the_tokens_of_its_path() -> None:
     sent = engine.prompts[1]["prompt_token_ids"][len(ids_of("how many? assistant:")) :]
     assert tuple(sent) == before[: positions[0]]
     assert path.ids == before[: positions[1]]
+
+
+async def test_a_prefix_of_a_given_solution_ends_in_the_tokens_of_the_whole_solution() -> None:
+    """In the solution, `><` is one token, so the prompt ends before it and the policy writes it again."""
+    engine = Engine([["><step>c"]])
+    prefix, rest = "<step>a</step>", "<step>b</step>"
+    (completion,) = await sampler_of(engine).sample(request(prefix, None, continuation=rest))
+    whole = ids_of(prefix + rest)
+    before = whole[: [TOKENIZER.decode([index]) for index in whole].index("><")]
+    assert engine.prompts == [{"prompt_token_ids": [*ids_of("how many? assistant:"), *before]}]
+    assert completion.text == "<step>c"

@@ -1,0 +1,98 @@
+"""Measure labels and judges: `make bench-judges` writes benchmarks/results/judges.json.
+
+given    labeling given solutions: rollouts per solution relative to 16 per step, and the share of correct first errors
+
+Ratios and accuracies are medians of several rounds with different problems, with their minimum and maximum. All other
+measurements are stored in judges_details.json. An interrupted part resumes after its last finished round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(Path(__file__).parent))
+
+Results = dict[str, Any]
+BARS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "given": (
+        "rollout_ratio at most 0.25; first errors correct no less often than with 16 per step (paired, 95 %)",
+        lambda r: r["rollout_ratio"] <= 0.25 and r["accuracy_difference"]["high"] >= 0,
+    ),
+}
+
+
+def given(arguments: argparse.Namespace, details: Results) -> Results:
+    """Label given solutions adaptively and with 16 rollouts per step; return medians over the rounds."""
+    from judges_given import one_round, summarize
+
+    from mmprm.metrics import bootstrap_mean
+
+    if len(details.get("given_rounds", [])) >= arguments.rounds:
+        del details["given_rounds"]
+    rounds = details.setdefault("given_rounds", [])
+    for number in range(len(rounds), arguments.rounds):
+        with tempfile.TemporaryDirectory(prefix="mmprm-bench-") as folder:
+            rounds.append(one_round(Path(folder), number, arguments))
+        write(details_path(arguments.output), details)
+    metrics: Results = {}
+    for name, values in summarize(rounds).items():
+        metrics[name] = round(median(values), 3)
+        metrics[f"{name}_spread"] = [round(min(values), 3), round(max(values), 3)]
+    surplus = [int(row["adaptive"][1]) - int(row["fixed"][1]) for each in rounds for row in each["rows"]]
+    difference = bootstrap_mean(surplus, 0)
+    metrics["accuracy_difference"] = {name: getattr(difference, name) for name in ("value", "low", "high")}
+    return metrics
+
+
+PARTS: dict[str, Callable[[argparse.Namespace, Results], Results]] = {"given": given}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--only", nargs="*", choices=PARTS, default=list(PARTS), help="parts to measure; other results are kept"
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--problems", type=int, default=120, help="number of solutions per round, one per problem")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "judges.json")
+    arguments = parser.parse_args()
+    results, details = read(arguments.output), read(details_path(arguments.output))
+    for name in arguments.only:
+        results[name] = PARTS[name](arguments, details)
+    measured = [key for key in BARS if key in results]
+    details["bars"] = {key: BARS[key][0] for key in measured}
+    details["met"] = {key: bool(BARS[key][1](results[key])) for key in measured}
+    details["machine"] = (
+        f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    )
+    write(arguments.output, results)
+    write(details_path(arguments.output), details)
+    print(json.dumps(results, indent=2))
+    for key, met in details["met"].items():
+        print(f"{key:<24}{'met' if met else 'MISSED'}: {BARS[key][0]}")
+
+
+def details_path(path: Path) -> Path:
+    return path.with_name(f"{path.stem}_details.json")
+
+
+def write(path: Path, metrics: Results) -> None:
+    path.write_text(json.dumps(metrics, indent=2) + "\n")
+
+
+def read(path: Path) -> Results:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+if __name__ == "__main__":
+    main()
