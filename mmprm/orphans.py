@@ -33,8 +33,11 @@ def remove(folder: Path) -> None:
 
 
 def stop_children() -> None:
-    """Tell the helper to stop this process's current children and all their descendants when this process dies."""
-    for pid in _children({os.getpid()}):
+    """Tell the helper to stop this process's current descendants and all their descendants when this process dies.
+
+    Each is named, because a child may die with this process and leave its own children to init before the helper looks.
+    """
+    for pid in _descendants({os.getpid()}) - {os.getpid()}:
         _tell(f"process {pid} {_started(pid)}".encode())
 
 

@@ -21,6 +21,21 @@ sys.stdin.readline()
 """
 
 
+TWO_GENERATIONS = """
+import ctypes, signal, subprocess, sys
+from mmprm import orphans
+PR_SET_PDEATHSIG = 1
+die_with_parent = lambda: ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+child = subprocess.Popen(
+    ["sh", "-c", "sleep 600 & echo $!; wait"], stdout=subprocess.PIPE, text=True, preexec_fn=die_with_parent
+)
+grandchild = child.stdout.readline().strip()
+orphans.stop_children()
+print(child.pid, grandchild, flush=True)
+sys.stdin.readline()
+"""
+
+
 def gone(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -56,3 +71,12 @@ def test_what_a_killed_process_leaves_is_removed(tmp_path: Path, killed: bool) -
         assert not any(map(gone, pids))
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
+
+
+def test_the_children_of_a_child_that_dies_with_the_process_are_stopped() -> None:
+    """Ray's server of a node is such a child, and its agents would outlive it by a minute."""
+    command = [sys.executable, "-c", TWO_GENERATIONS]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
+        pids = [int(pid) for pid in run.stdout.readline().split()]
+        run.send_signal(signal.SIGKILL)
+    assert until(lambda: all(map(gone, pids)))
