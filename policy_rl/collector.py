@@ -64,11 +64,11 @@ class Pool(Protocol):
 class Collected:
     """Contains the groups collected for a step, with counts and timings.
 
-    `dropped` counts responses (aborted, unknown, untrainable) and groups (refused, few_known, too_hard, too_easy) by
-    reason. `rounds` counts the sampling rounds. `passed` counts the groups that were sampled in this step and not
-    dropped; `carried` counts the groups carried over to the next step. `progress` is the completed fraction of the run
-    at the end of this step. `generating` is the time in seconds until the last response. `scoring` is the time after
-    that, spent waiting for grades and process scores. `tokens` is the number of generated tokens.
+    `dropped` counts responses (aborted, unknown, untrainable, truncated) and groups (refused, few_known, too_hard,
+    too_easy) by reason. `rounds` counts the sampling rounds. `passed` counts the groups that were sampled in this step
+    and not dropped; `carried` counts the groups carried over to the next step. `progress` is the completed fraction of
+    the run at the end of this step. `generating` is the time in seconds until the last response. `scoring` is the time
+    after that, spent waiting for grades and process scores. `tokens` is the number of generated tokens.
     """
 
     groups: list[GradedGroup] = field(default_factory=list)
@@ -237,12 +237,13 @@ class Collector:
 
     async def _graded(self, group: Group, response: Response, found: Collected) -> GradedResponse:
         grading = await self._grader.grade(group.problem, self.prefill + response.text)
-        token_count, finish_reason = len(response.token_ids), response.finish_reason
-        reward = await self._reward.compute_async(group.problem, response.text, grading, token_count, finish_reason)
+        reward = await self._reward.compute_async(group.problem, response, grading)
         reason = self._why_dropped(group, response) or ("unknown" if reward.total is None else None)
         if reason:
             found.dropped[reason] += 1
             reward = Reward(None, reward.parts)
+        elif response.finish_reason == "length" and self._config.rewards.truncated == "mask":
+            found.dropped["truncated"] += 1  # add_advantages leaves it out, after it has counted in the baselines
         return GradedResponse(response, grading, reward)
 
     def _why_dropped(self, group: Group, response: Response) -> str | None:

@@ -20,6 +20,7 @@ from mmprm.trackers import TrackerName
 from policy_rl.algorithms.adora import AdoraConfig
 from policy_rl.algorithms.advantages import ESTIMATORS, AdvantageConfig
 from policy_rl.algorithms.credit import CreditConfig
+from policy_rl.algorithms.samples import AdvantageSettings, Aggregate
 from policy_rl.monitor.alarms import MonitorConfig
 from policy_rl.rewards.outcome import RewardConfig
 from policy_rl.rewards.process import ProcessConfig
@@ -60,6 +61,14 @@ class BatchConfig(Config):
     updates: int = Field(1, ge=1)
     """Number of optimizer steps per rollout batch, each on an equal share of its groups (prompts / updates). Missing
     groups lead to fewer updates, not smaller ones."""
+    epochs: int = Field(1, ge=1)
+    """Number of passes over a rollout batch. Each pass makes `updates` optimizer steps, on differently shuffled
+    groups."""
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Return the number of optimizer steps per rollout batch: updates × epochs."""
+        return self.updates * self.epochs
 
 
 class RLConfig(Config):
@@ -147,6 +156,18 @@ class RLConfig(Config):
         """Return whether the advantage estimator needs a critic."""
         return ESTIMATORS[self.advantage.estimator].critic
 
+    def advantage_settings(self, aggregate: Aggregate | None) -> AdvantageSettings:
+        """Return the settings for computing advantages. `aggregate` combines step scores with credit.mode=scalar."""
+        kl = self.trainer.loss.kl
+        return AdvantageSettings(
+            self.advantage,
+            self.step_credit,
+            self.adora,
+            kl_in_reward=kl.coefficient if kl.apply_to == "reward" else 0.0,
+            aggregate=aggregate,
+            mask_truncated=self.rewards.truncated == "mask",
+        )
+
     @property
     def ends_by_passes(self) -> bool:
         """Return whether the run ends after `episodes` passes over the problems, not after a fixed number of steps.
@@ -165,7 +186,7 @@ class RLConfig(Config):
 
     def check_warmup(self, problems: int) -> None:
         """Raise ConfigError if the critic's warm-up takes all updates and leaves none for the policy."""
-        warmup, updates = self.trainer.critic.warmup_updates, self.total_steps(problems) * self.batch.updates
+        warmup, updates = self.trainer.critic.warmup_updates, self.total_steps(problems) * self.batch.optimizer_steps
         if self.has_critic and warmup >= updates:
             raise ConfigError(
                 f"trainer.critic.warmup_updates={warmup} must be less than the {updates} updates of this run, or only "

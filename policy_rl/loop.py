@@ -8,7 +8,7 @@ these parts:
 
 1. collect: sample, grade, score, filter (policy_rl.collector)
 2. old: compute old and reference log-probabilities and values, if several updates, KL or a critic need them
-3. advantages (policy_rl.algorithms.samples), then up to `batch.updates` optimizer steps, each on a share of the groups
+3. advantages (policy_rl.algorithms.samples), then up to `batch.updates` optimizer steps per epoch, each on some groups
 4. sync: send the weights to all engines and verify that they use them; the policy version is the step number. A first
    sync precedes the first step, so that a broken transfer wastes no rollouts
 5. write a checkpoint if one is due, then evaluate if an evaluation is due
@@ -37,7 +37,7 @@ from mmprm.training.metrics_log import MetricsLog
 from mmprm.training.ranks import Ranks
 from mmprm.training.stop_request import StopRequest
 from policy_rl.algorithms.advantages import ESTIMATORS
-from policy_rl.algorithms.samples import AdvantageSettings, Aggregate, add_advantages, draft, kept_mask
+from policy_rl.algorithms.samples import Aggregate, add_advantages, draft, kept_mask
 from policy_rl.collector import Collected, Collector, Pool
 from policy_rl.config import RLConfig
 from policy_rl.graded import GradedGroup
@@ -78,11 +78,9 @@ class Loop:
         self._pool, self._trainer, self._collector, self._evaluation = pool, trainer, collector, evaluation
         self._output = Path(config.output)
         self._checkpoints, self._policy = checkpoints_of(config), policy_of(config)
-        kl = config.trainer.loss.kl
-        in_reward = kl.coefficient if kl.apply_to == "reward" else 0.0
-        self._settings = AdvantageSettings(config.advantage, config.step_credit, config.adora, in_reward, aggregate)
-        self._needs_ref = kl.coefficient > 0
-        self._needs_old = config.batch.updates > 1 or config.has_critic or in_reward > 0
+        self._settings = config.advantage_settings(aggregate)
+        self._needs_ref = config.trainer.loss.kl.coefficient > 0
+        self._needs_old = config.batch.optimizer_steps > 1 or config.has_critic or self._settings.kl_in_reward > 0
         self._alarms = Alarms(config.monitor)
         self._resume_key = resume_key_of(config, total, collector.fingerprint)
         self._evaluations: dict[int, Evaluation] = {}
@@ -227,10 +225,11 @@ class Loop:
         """
         batch, begin, self._progress = self._config.batch, self._progress, end
         count = update_count(len({each.group for each in samples}), batch.prompts, batch.updates)
+        parts = minibatches(samples, count, f"{self._config.seed}/{step}", batch.epochs)
         updates = []
-        for number, share in enumerate(minibatches(samples, count, f"{self._config.seed}/{step}")):
-            progress = begin + (end - begin) * number / count
-            updates.append(await asyncio.to_thread(self._trainer.update, share, progress))
+        for number, part in enumerate(parts):
+            progress = begin + (end - begin) * number / len(parts)
+            updates.append(await asyncio.to_thread(self._trainer.update, part, progress))
         return updates
 
     async def _samples(self, groups: Sequence[GradedGroup]) -> tuple[list[TrainingSample], dict[str, float]]:

@@ -13,10 +13,10 @@ from policy_rl.config import RLConfig
 from policy_rl.graded import GradedGroup
 from policy_rl.monitor.alarms import hacking_metrics
 
-DROPS = ("refused", "few_known", "too_hard", "too_easy", "aborted", "unknown", "untrainable")
+DROPS = ("refused", "few_known", "too_hard", "too_easy", "aborted", "unknown", "untrainable", "truncated")
 SUMS = {"responses", "seconds", "tokens", "skipped", "vision_calls"}
 LEAST, MOST = {"log_ratio_min"}, {"log_ratio_max", "mismatch_max"}
-PER_TOKEN = {"entropy", "kl_old", "kl_ref", "clip_fraction", "ratio_clamped", "kl_clamped"} | {
+PER_TOKEN = {"entropy", "kl_old", "kl_ref", "clip_fraction", "ratio_clamped", "kl_clamped", "importance_masked"} | {
     f"mismatch_{name}" for name in ("absolute", "signed")
 }
 COMPUTING = ("generate", "score", "old", "update")
@@ -80,8 +80,10 @@ def metric_names(config: RLConfig) -> set[str]:
     names |= {f"seconds_{name}" for name in (*COMPUTING, "sync", "other")}
     names |= {f"reward_{entry.path}" for entry in config.rewards.functions}
     names |= {"reward_format"} if config.rewards.format else set()
+    names |= {"reward_truncated"} if config.rewards.truncated == "penalize" else set()
     names |= {"kl", "kl_ref", "kl_clamped"} if config.trainer.loss.kl.coefficient > 0 else set()
     names |= {"value_loss"} if config.has_critic else set()
+    names |= {"importance_masked"} if config.trainer.loss.importance_mask else set()
     return names | ({"scored", "unscored", "alone"} if config.process else set())
 
 

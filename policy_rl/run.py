@@ -99,7 +99,7 @@ async def _run(config: RLConfig, problems: Sequence[Problem], held_out: Sequence
         loop = Loop(config, total, pool, trainer, collector, measure if held_out else None, aggregate)
         print(
             f"{len(problems):,} problems, {len(held_out):,} held out; {total:,} steps of {config.batch.prompts} × "
-            f"{config.batch.group_size}, {config.batch.updates} updates each; {len(pool.engines)} engines, "
+            f"{config.batch.group_size}, {config.batch.optimizer_steps} updates each; {len(pool.engines)} engines, "
             f"{config.trainer.ranks} trainer ranks",
             flush=True,
         )
@@ -164,7 +164,7 @@ def _start_trainer(
         config.trainer,
         config.prompt,
         config.sampling.temperature,
-        total * config.batch.updates,
+        total * config.batch.optimizer_steps,
         config.has_critic,
         None if options is None else options.ranks,
         config.engine.max_pixels,

@@ -108,7 +108,7 @@ def rl_settings(config: RLConfig, policy: Shape, prompt_tokens: int) -> RLSettin
         transport=transport_of(config.weights, True, config.rollouts.colocated),
         reference=kl > 0 and trainer.lora is None,  # with adapters, the base model is the reference
         offloads_reference=reference_sharding(trainer).offload == "all",
-        computes_log_probs=config.batch.updates > 1 or config.has_critic or kl > 0,
+        computes_log_probs=config.batch.optimizer_steps > 1 or config.has_critic or kl > 0,
         scorer=scorer_settings(scorer) if scorer else None,
         host_gib=hardware.host_memory_gib,
     )

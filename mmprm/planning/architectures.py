@@ -2,7 +2,7 @@
 
 Sources: huggingface.co/OpenGVLab (InternVL2_5-8B, -38B, -78B, InternVL3-8B, -38B; vision towers InternViT-300M-448px
 and InternViT-6B-448px-V2_5; language models InternLM2.5-7B, Qwen2.5-7B, -32B, -72B) and huggingface.co/Qwen
-(Qwen2-VL-2B, Qwen2.5-VL-3B, -7B, -32B, -72B, Qwen3-VL-8B, -32B, -30B-A3B).
+(Qwen2-VL-2B, Qwen2.5-VL-3B, -7B, -32B, -72B, Qwen2.5-32B, Qwen3-VL-8B, -32B, -30B-A3B).
 """
 
 from __future__ import annotations
@@ -99,6 +99,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "Qwen2.5-VL-7B-Instruct": _qwen2_5_vl(_QWEN_7B, 3420),
     "Qwen2.5-VL-32B-Instruct": _qwen2_5_vl(_QWEN_32B, 3456),
     "Qwen2.5-VL-72B-Instruct": _qwen2_5_vl(_QWEN_72B, 3456),
+    "Qwen2.5-32B": _QWEN_32B
+    | {"model_type": "qwen2", "vocab_size": 152064, "max_position_embeddings": 131072, "tie_word_embeddings": False},
     "Qwen3-VL-8B-Instruct": _qwen3_vl(_QWEN3_8B),
     "Qwen3-VL-32B-Instruct": _qwen3_vl(_QWEN3_32B),
     "Qwen3-VL-30B-A3B-Instruct": _qwen3_vl(_QWEN3_30B_A3B, "qwen3_vl_moe"),

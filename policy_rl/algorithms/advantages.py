@@ -28,6 +28,7 @@ class AdvantageConfig(Config):
     estimator: Literal[
         "rloo",
         "grpo",
+        "grpo_batch_std",
         "dr_grpo",
         "reinforce_pp",
         "reinforce_pp_baseline",
@@ -101,6 +102,18 @@ def grpo(rewards_PK: Tensor, kept_PK: Tensor) -> Tensor:
     return torch.where(differs(rewards_PK, kept_PK), scaled_PK, 0)
 
 
+def grpo_batch_std(rewards_PK: Tensor, kept_PK: Tensor) -> Tensor:
+    """Compute GRPO advantages with the standard deviation of the batch: A_k = (R_k − group mean)/(std + ε).
+
+    std is the unbiased standard deviation of all kept rewards in the batch. A group whose rewards hardly differ is thus
+    not scaled up (Liu et al. 2025, "Tricks or Traps"). All advantages are 0 if all rewards of the batch are equal.
+    """
+    centered_PK = dr_grpo(rewards_PK, kept_PK)
+    if not differs(rewards_PK.reshape(1, -1), kept_PK.reshape(1, -1)).any():
+        return torch.zeros_like(centered_PK)
+    return centered_PK / (rewards_PK[kept_PK].std() + EPSILON)
+
+
 def dr_grpo(rewards_PK: Tensor, kept_PK: Tensor) -> Tensor:
     """Compute Dr. GRPO advantages A_k = R_k − mean (Liu et al. 2025).
 
@@ -160,6 +173,7 @@ class Estimator:
 ESTIMATORS = {
     "rloo": Estimator(rloo),
     "grpo": Estimator(grpo),
+    "grpo_batch_std": Estimator(grpo_batch_std),
     "dr_grpo": Estimator(dr_grpo),
     "reinforce_pp": Estimator(reinforce_pp, least=1, whitens=True, on_last_token=True),
     "reinforce_pp_baseline": Estimator(dr_grpo, whitens=True),

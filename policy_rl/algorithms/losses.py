@@ -14,7 +14,6 @@ so this term then does not change the token's probability. Clamped tokens are co
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -24,6 +23,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from mmprm.config import Config
+from policy_rl.algorithms.importance import ImportanceMask
 from policy_rl.algorithms.surrogates import MAX_LOG_RATIO, SURROGATES, clamped, cpgd_drift, surrogate_of
 
 MAX_K3 = 10.0
@@ -113,6 +113,11 @@ class LossConfig(Config):
     importance_cap: float | None = Field(None, gt=0)
     """Upper bound of a token's importance weight, the ratio of its probability in the trainer to that in the engine;
     typically 2. By default, tokens are not weighted."""
+    importance_mask: ImportanceMask | None = None
+    """Range of the ratio of trainer's to engine's probability outside of which tokens are left out of the surrogate. By
+    default, no token is left out."""
+    entropy_coefficient: float = Field(0.0, ge=0)
+    """Coefficient of the entropy bonus, which raises the entropy of the policy's next-token distributions."""
     kl: KlConfig = KlConfig()
     """KL penalty against the reference model."""
 
@@ -212,7 +217,8 @@ class LossMetrics:
 
     `terms` (surrogate, drift and kl before their coefficients) add up over micro-batches and ranks. So do the token
     sums in `sums`, to be divided by the number of tokens: clipped (a token with advantage 0 does not count as clipped),
-    kl_old and kl_ref (both k3), ratio_clamped (|ρ| > 20), and kl_clamped (k3 of the reference is at a limit).
+    kl_old and kl_ref (both k3), ratio_clamped (|ρ| > 20), kl_clamped (k3 of the reference is at a limit), and, with an
+    importance mask, importance_masked (tokens that it leaves out).
     `log_ratio_min` and `log_ratio_max` are the extremes of ρ before the clamp.
     """
 
@@ -232,16 +238,18 @@ def policy_loss(
     ref: Tensor | None = None,
     weights: Tensor | None = None,
     group_tokens: Tensor | None = None,
+    entropy: Tensor | None = None,
 ) -> tuple[Tensor, LossMetrics]:
-    """Compute the policy loss from its surrogate, drift and KL terms; return (loss, metrics).
+    """Compute the policy loss from its surrogate, drift, KL and entropy terms; return (loss, metrics).
 
-    The loss is Σ w·(weights·surrogate + α·drift + β·KL) / denominator, with the w of `aggregate`. α is the coefficient
-    of the drift term; β is kl.coefficient, or 0 if apply_to=reward.
+    The loss is Σ w·(weights·surrogate + α·drift + β·KL − γ·H) / denominator, with the w of `aggregate`. α is the
+    coefficient of the drift term; β is kl.coefficient, or 0 if apply_to=reward; γ is entropy_coefficient, and H the
+    entropy of the distribution from which a token is sampled.
 
     All tensors are _NT except group_tokens_N. ρ = lp − old is clamped to ±20; beyond that, the surrogate has no
     gradient, and CPGD's drift keeps its capped gradient. `denominator` is that of the global batch. `ref` is needed if
-    kl.coefficient > 0. `weights` (from `truncated_weights`) scale only the surrogate. `group_tokens` is used by
-    aggregation=prompt_mean.
+    kl.coefficient > 0, and `entropy`, with its gradient, if entropy_coefficient > 0. `weights` (from
+    `importance_weights`) scale only the surrogate. `group_tokens` is used by aggregation=prompt_mean.
     """
     assert denominator > 0, "no response token in the global batch: skip the update"
     # Mask before any arithmetic: a NaN in the padding would survive a later multiplication by 0.
@@ -260,8 +268,15 @@ def policy_loss(
         name: aggregate(term, mask, denominator, config.aggregation, group_tokens) for name, term in terms_NT.items()
     }
     total = sum(coefficients[name] * terms[name] for name in terms if coefficients[name])
+    if config.entropy_coefficient > 0:
+        assert entropy is not None, "entropy_coefficient > 0 needs entropies"
+        bonus = aggregate(entropy, mask, denominator, config.aggregation, group_tokens)
+        total = total - config.entropy_coefficient * bonus
     difference_NT, to_ref_NT = (lp_NT - old_NT).detach(), ref_NT - lp_NT.detach()
-    return total, _loss_metrics(terms, difference_NT, clipped_NT & (advantages_NT != 0), to_ref_NT, mask)
+    loss_metrics = _loss_metrics(terms, difference_NT, clipped_NT & (advantages_NT != 0), to_ref_NT, mask)
+    if weights is not None and config.importance_mask is not None:
+        loss_metrics.sums["importance_masked"] = (weights[mask] == 0).sum()
+    return total, loss_metrics
 
 
 def _loss_metrics(
@@ -283,27 +298,6 @@ def _loss_metrics(
         log_ratio_min=torch.where(mask_NT, difference_NT, torch.inf).amin(),
         log_ratio_max=torch.where(mask_NT, difference_NT, -torch.inf).amax(),
     )
-
-
-def truncated_weights(old_NT: Tensor, engine_NT: Tensor, mask_NT: Tensor, cap: float) -> Tensor:
-    """Return truncated importance weights min(π_old(token)/π_engine(token), cap), detached (Yao et al. 2025).
-
-    They correct for an engine whose probabilities differ from the trainer's, or whose weights are older. Masked tokens
-    get 0.
-    """
-    log_weights_NT = torch.where(mask_NT, old_NT - engine_NT, 0).detach()
-    return log_weights_NT.clamp(max=math.log(cap)).exp() * mask_NT  # clamped before exp, which could overflow
-
-
-def mismatch(old_NT: Tensor, engine_NT: Tensor, mask_NT: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """Measure how much the trainer's and the engine's token log-probabilities differ; return (sums, max |d|).
-
-    d is the trainer's log-probability minus the engine's. `sums` holds Σ|d|, Σd and the number of tokens, which add up
-    over micro-batches and ranks.
-    """
-    difference_NT = torch.where(mask_NT, old_NT - engine_NT, 0).detach()
-    sums = {"absolute": difference_NT.abs().sum(), "signed": difference_NT.sum(), "tokens": mask_NT.sum()}
-    return sums, difference_NT.abs().max()
 
 
 def value_loss(values_NT: Tensor, old_NT: Tensor, returns_NT: Tensor, clip: float | None) -> Tensor:

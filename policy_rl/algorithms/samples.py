@@ -51,7 +51,7 @@ class AdvantageSettings:
     """Configures the computation of advantages: estimator, process credit, ADORA, and KL in the reward.
 
     `kl_in_reward` is the coefficient β of the per-token reward −β·k1. `aggregate` combines step scores with
-    credit.mode=scalar.
+    credit.mode=scalar. With `mask_truncated`, truncated responses count only in the baselines of their groups.
     """
 
     advantage: AdvantageConfig
@@ -59,6 +59,7 @@ class AdvantageSettings:
     adora: AdoraConfig | None = None
     kl_in_reward: float = 0.0
     aggregate: Aggregate | None = None
+    mask_truncated: bool = False
 
 
 def kept_mask(groups: Sequence[GradedGroup], least: int) -> Tensor:
@@ -103,6 +104,8 @@ def add_advantages(
     if settings.adora is not None:
         sequence_PK = sequence_PK * torch.tensor([[adora_weight(group, settings.adora.weight)] for group in groups])
     taking_N, sequence_N = taking_PK[kept_PK], sequence_PK[kept_PK]
+    if settings.mask_truncated:
+        taking_N = taking_N & ~_truncated(groups, kept_PK)
     lengths_N = torch.tensor([len(each.token_ids) for each in samples])
     mask_NT = _mask(lengths_N) & taking_N[:, None]
     rewards_NT = _kl_rewards(samples, settings.kl_in_reward, mask_NT)
@@ -145,6 +148,11 @@ def _correct(groups: Sequence[GradedGroup], kept_PK: Tensor) -> Tensor:
     for p, k in kept_PK.nonzero().tolist():
         correct_PK[p, k] = groups[p].responses[k].correct
     return correct_PK
+
+
+def _truncated(groups: Sequence[GradedGroup], kept_PK: Tensor) -> Tensor:
+    responses = [groups[p].responses[k].response for p, k in kept_PK.nonzero().tolist()]
+    return torch.tensor([each.finish_reason == "length" for each in responses])
 
 
 def _step_of_tokens(groups: Sequence[GradedGroup], kept_PK: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Compute the outcome reward of a response: accuracy, format, length, user functions.
+"""Compute the outcome reward of a response: accuracy, format, length, truncation, user functions.
 
 A reward of None drops the sample instead of counting as 0.
 """
@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from mmprm.config import Config
 from mmprm.errors import TrainingError
 from mmprm.types import Grading, Problem, Verdict
-from policy_rl.types import Reward
+from policy_rl.types import Response, Reward
 from policy_rl.user_function import load_function
 
 UserFunction = Callable[..., float | None]
@@ -50,9 +50,9 @@ class UserReward(Config):
 
     path: str
     """Import path of the function, as package.module:function. The function is called with (problem, response,
-    grading), and with finish_reason ("stop", "length" or "abort") and token_count if it has parameters with these
-    names. Calls run in a thread, one at a time. It returns a finite number, or None to drop the sample. The other
-    columns of the problem's row are in problem.extra; the response includes the prompt's prefill."""
+    grading), and with finish_reason ("stop", "length" or "abort"), token_count and token_ids (a NumPy array) if it has
+    parameters with these names. Calls run in a thread, one at a time. It returns a finite number, or None to drop the
+    sample. The other columns of the problem's row are in problem.extra; the response includes the prompt's prefill."""
     weight: float = 1.0
     """Weight of the function's return value."""
 
@@ -80,6 +80,12 @@ class RewardConfig(Config):
     penalty and user functions are added in both cases."""
     length: LengthLimits = LengthLimits()
     """Length penalty for responses that are too short or too long."""
+    truncated: Literal["keep", "mask", "penalize"] = "keep"
+    """Treatment of truncated responses, which reached the token limit. keep: the same as other responses; mask: they
+    count in the baselines of their group, but are not trained on (DAPO's overlong filtering); penalize: their reward is
+    lower by truncation_penalty."""
+    truncation_penalty: float = Field(1.0, gt=0)
+    """Amount that truncated=penalize subtracts from the reward of a truncated response."""
     functions: tuple[UserReward, ...] = ()
     """User-defined reward functions, whose weighted values are added to the reward."""
     timeout_seconds: float = Field(600, gt=0)
@@ -89,6 +95,7 @@ class RewardConfig(Config):
     def is_empty(self) -> bool:
         """Return whether the configuration rewards nothing, so that every reward would be 0."""
         limited = self.length.weight and (self.length.least or self.length.most is not None)
+        limited = limited or self.truncated == "penalize"
         formed = self.format is not None and self.format_weight
         return self.combination == "sum" and not (self.accuracy_weight or formed or limited or self.functions)
 
@@ -100,6 +107,15 @@ class RewardConfig(Config):
             raise ValueError(
                 f"min_thought_characters={self.min_thought_characters} requires thoughts; set format=think, "
                 "or leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _penalty_is_used(self) -> RewardConfig:
+        if self.truncation_penalty != 1 and self.truncated != "penalize":
+            raise ValueError(
+                f"truncation_penalty={self.truncation_penalty:g} has no effect with truncated={self.truncated}; set "
+                "truncated=penalize, or leave it out"
             )
         return self
 
@@ -117,7 +133,7 @@ class RewardConfig(Config):
 
 
 class OutcomeReward:
-    """Computes the outcome reward of a response: accuracy, format, length and user functions.
+    """Computes the outcome reward of a response: accuracy, format, length, truncation and user functions.
 
     `prefill` is the beginning of the response that is part of the prompt, for example <think>.
 
@@ -133,18 +149,16 @@ class OutcomeReward:
         ]
         self._one_at_a_time = asyncio.Lock()
 
-    async def compute_async(
-        self, problem: Problem, response: str, grading: Grading, token_count: int, finish_reason: str = "stop"
-    ) -> Reward:
+    async def compute_async(self, problem: Problem, response: Response, grading: Grading) -> Reward:
         """Compute the reward like `__call__`, but run user functions in a thread to keep the event loop free.
 
         Raises TrainingError if the functions take longer than rewards.timeout_seconds.
         """
         if not self.functions:
-            return self(problem, response, grading, token_count, finish_reason)
+            return self(problem, response, grading)
         async with self._one_at_a_time:
             # pebble's thread is a daemon, so a function that never returns does not keep the process alive.
-            call = asynchronous.thread(self.__call__)(problem, response, grading, token_count, finish_reason)
+            call = asynchronous.thread(self.__call__)(problem, response, grading)
             try:
                 return await asyncio.wait_for(asyncio.shield(call), self.config.timeout_seconds)
             except TimeoutError:
@@ -156,23 +170,25 @@ class OutcomeReward:
                     f"rewards.timeout_seconds={self.config.timeout_seconds:g}; fix the function, or raise the timeout"
                 ) from None
 
-    def __call__(
-        self, problem: Problem, response: str, grading: Grading, token_count: int, finish_reason: str = "stop"
-    ) -> Reward:
+    def __call__(self, problem: Problem, response: Response, grading: Grading) -> Reward:
         """Compute a response's reward: its weighted total and its unweighted parts.
 
         The total is None if a contributing part is unknown.
         """
-        config, response = self.config, self.prefill + response
-        facts = {"finish_reason": finish_reason, "token_count": token_count}
+        config, text = self.config, self.prefill + response.text
+        token_count = len(response.token_ids)
+        facts = {"finish_reason": response.finish_reason, "token_count": token_count, "token_ids": response.token_ids}
         parts: dict[str, float | None] = {"accuracy": ACCURACIES[config.accuracy](problem, grading)}
         if config.format:
-            parts["format"] = format_reward(response, config.format, config.text_outside, config.min_thought_characters)
+            parts["format"] = format_reward(text, config.format, config.text_outside, config.min_thought_characters)
         parts["length"] = length_penalty(token_count, config.length)
         terms = [COMBINATIONS[config.combination](parts["accuracy"], parts.get("format", 0.0), config)]
         terms.append(config.length.weight * parts["length"])
+        if config.truncated == "penalize":
+            parts["truncated"] = -float(response.finish_reason == "length")
+            terms.append(config.truncation_penalty * parts["truncated"])
         for entry, function in self.functions:
-            parts[entry.path] = value = _call(entry.path, function, problem, response, grading, facts)
+            parts[entry.path] = value = _call(entry.path, function, problem, text, grading, facts)
             terms.append(None if value is None else entry.weight * value)
         return Reward(None if None in terms else sum(terms), parts)
 

@@ -100,20 +100,26 @@ def check_finite(samples: Sequence[TrainingSample]) -> None:
                 )
 
 
-def minibatches(samples: Sequence[TrainingSample], updates: int, seed: str) -> list[list[TrainingSample]]:
-    """Shuffle the groups with the seed and split them into `updates` minibatches of nearly equal size.
+def minibatches(
+    samples: Sequence[TrainingSample], updates: int, seed: str, epochs: int = 1
+) -> list[list[TrainingSample]]:
+    """Shuffle the groups with the seed and split them into `updates` minibatches of nearly equal size, in each epoch.
 
     With fewer groups than `updates`, each group is its own minibatch.
     """
     groups = sorted({sample.group for sample in samples})
-    if updates > 1:
-        random.Random(seed).shuffle(groups)
     count = min(updates, len(groups))
-    share_of = {group: index * count // len(groups) for index, group in enumerate(groups)}
-    shares: list[list[TrainingSample]] = [[] for _ in range(count)]
-    for sample in samples:
-        shares[share_of[sample.group]].append(sample)
-    return shares
+    made: list[list[TrainingSample]] = []
+    for epoch in range(epochs):
+        order = list(groups)
+        if updates > 1:
+            random.Random(f"{seed}/{epoch}" if epoch else seed).shuffle(order)
+        share_of = {group: index * count // len(order) for index, group in enumerate(order)}
+        shares: list[list[TrainingSample]] = [[] for _ in range(count)]
+        for sample in samples:
+            shares[share_of[sample.group]].append(sample)
+        made += shares
+    return made
 
 
 PromptRow = tuple[int, ...]

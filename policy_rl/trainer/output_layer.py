@@ -31,7 +31,7 @@ def token_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """Return (log π(token)_M, entropy_M in nats) in float32 or better, for π = softmax((W·h + b) / temperature).
 
-    Banned tokens have probability 0. The entropy has no gradient. With `float32_logits`, products with W are computed
+    Banned tokens have probability 0. With `float32_logits`, products with W are computed
     in float32 from the same tensors: bfloat16 rounds a logit of 16 to a multiple of 1/8, which changes
     log-probabilities by hundredths of a nat.
 
@@ -86,19 +86,20 @@ class _TokenLogprobs(torch.autograd.Function):
         # Chain rule of entropy: H(chunk) + E[H(token | chunk)].
         entropy_M = (torch.special.entr(share_CM) + share_CM * torch.stack(entropies)).sum(dim=0)
         ctx.layer = layer
-        ctx.save_for_backward(hidden_MH, weight_VH, bias_V, token_M, total_M)
-        ctx.mark_non_differentiable(entropy_M)
+        ctx.save_for_backward(hidden_MH, weight_VH, bias_V, token_M, total_M, entropy_M)
+        ctx.set_materialize_grads(False)  # entropies without a loss of their own cost nothing
         return chosen_M - total_M, entropy_M
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient_M: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-        """Compute the gradients from ∂ log p(token) / ∂ l = onehot(token) − p.
+    def backward(ctx: Any, gradient_M: Tensor | None, by_entropy_M: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Compute the gradients from ∂ log p(token) / ∂ l = onehot(token) − p and ∂H / ∂ l = −p·(log p + H).
 
-        Here l = (W·h + b) / temperature are the logits, and p = softmax(l).
+        Here l = (W·h + b) / temperature are the logits, p = softmax(l), and H is the entropy of p.
         """
-        hidden_MH, weight_VH, bias_V, token_M, total_M = ctx.saved_tensors
-        layer, scale_M = ctx.layer, gradient_M / ctx.layer.temperature
+        hidden_MH, weight_VH, bias_V, token_M, total_M, entropy_M = ctx.saved_tensors
+        layer = ctx.layer
+        scale_M = torch.zeros_like(total_M) if gradient_M is None else gradient_M / layer.temperature
         needs_hidden, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         hidden_gradient_MH = torch.zeros_like(hidden_MH, dtype=total_M.dtype) if needs_hidden else None
         weight_gradient_VH = torch.empty_like(weight_VH) if needs_weight else None
@@ -107,7 +108,11 @@ class _TokenLogprobs(torch.autograd.Function):
         for chunk in _chunks(len(token_M), len(weight_VH)):
             logits_MN = layer.logits(hidden_MH, weight_VH, bias_V, chunk)
             inside_M, column_M = _within(token_M, chunk)
-            gradient_MN = logits_MN.sub_(total_M[:, None]).exp_().mul_(-scale_M[:, None])
+            logits_MN -= total_M[:, None]
+            pull_MN = scale_M[:, None]
+            if by_entropy_M is not None:
+                pull_MN = pull_MN + by_entropy_M[:, None] / layer.temperature * (logits_MN + entropy_M[:, None])
+            gradient_MN = logits_MN.exp_().mul_(-pull_MN)
             gradient_MN.scatter_add_(1, column_M[:, None], (scale_M * inside_M)[:, None])
             gradient_MN[:, layer.banned_in(chunk)] = 0
             if needs_bias:

@@ -60,7 +60,7 @@ class PolicyInputs:
 class PolicyOutput(NamedTuple):
     """Contains the policy's outputs per response token, with 0 on padding.
 
-    `entropy_NT` has no gradient. `values_NT` are the critic's values of the states before each token.
+    `values_NT` are the critic's values of the states before each token.
     """
 
     logprobs_NT: Tensor

@@ -7,6 +7,8 @@ from typing import Any
 from mmprm.config import RENAMED
 from mmprm.sampling.config import WholeDistributionConfig
 from policy_rl.algorithms.advantages import AdvantageConfig
+from policy_rl.algorithms.losses import LossConfig
+from policy_rl.rewards.outcome import RewardConfig
 from policy_rl.trainer.config import UpdateConfig
 
 
@@ -19,7 +21,8 @@ def current_run_key(stored: dict[str, Any], here: dict[str, Any]) -> dict[str, A
     return stored | {
         "sampling": {key: stored["sampling"][key] for key in WholeDistributionConfig.model_fields},
         "advantage": advantage,
-        "rewards": {"text_outside": False, "min_thought_characters": 0} | stored["rewards"],
+        "batch": {"epochs": 1} | stored["batch"],
+        "rewards": RewardConfig().model_dump(mode="json", exclude={"timeout_seconds"}) | stored["rewards"],
         "trainer": current_trainer_key(stored["trainer"], here["trainer"], estimator.estimator == "gae"),
     }
 
@@ -38,6 +41,7 @@ def current_trainer_key(stored: dict[str, Any], here: dict[str, Any], critic: bo
         {"float32_logits": here["float32_logits"]}
         | stored
         | {
+            "loss": LossConfig().model_dump(mode="json") | stored["loss"],
             "optimization": {"learning_rate_decay": "cosine"} | kept,
             "critic": value_head if critic else here["critic"],
         }

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from mmprm.backbone.experts import save_backbone
+from mmprm.backbone.image_features import feature_cache
 from mmprm.backbone.load import load_backbone, new_model_folder
 from mmprm.backbone.masks import use_block_masks
 from mmprm.backbone.processor import tokenizer_of, vision_token_ids
@@ -39,7 +40,8 @@ from mmprm.training.engine import Engine, for_inference
 from mmprm.training.lora import plain_weights
 from mmprm.training.ranks import check_shared, join_ranks
 from mmprm.training.sharding import loading_in_parts
-from policy_rl.algorithms.losses import aggregate, policy_loss, truncated_weights, value_loss
+from policy_rl.algorithms.importance import importance_weights
+from policy_rl.algorithms.losses import aggregate, policy_loss, value_loss
 from policy_rl.trainer.batch import (
     CollatedRows,
     Limits,
@@ -55,7 +57,7 @@ from policy_rl.trainer.config import CHANGEABLE, TrainerConfig, reference_shardi
 from policy_rl.trainer.policy import Policy, PolicyInputs, without_adapters
 from policy_rl.trainer.prompt_encoder import PromptEncoder
 from policy_rl.trainer.resume_key import current_trainer_key
-from policy_rl.trainer.shared_work import feature_cache, prepare_shared_prompts
+from policy_rl.trainer.shared_work import prepare_shared_prompts
 from policy_rl.trainer.update_metrics import Tally
 from policy_rl.types import ARRAYS, LogProbs, TrainingSample
 from policy_rl.weights.probe import probe_logprobs
@@ -304,9 +306,9 @@ class Trainer:
         assert arrays["advantages"] is not None, "compute advantages before the update"
         old_NT = output.logprobs_NT.detach() if arrays["old"] is None else arrays["old"]
         weights_NT = None
-        if config.importance_cap is not None:
-            assert engine_NT is not None, "importance_cap needs the engine's log-probabilities"
-            weights_NT = truncated_weights(old_NT, engine_NT, mask_NT, config.importance_cap)
+        if config.importance_cap is not None or config.importance_mask is not None:
+            assert engine_NT is not None, "importance weights need the engine's log-probabilities"
+            weights_NT = importance_weights(old_NT, engine_NT, mask_NT, config.importance_cap, config.importance_mask)
         loss, loss_metrics = policy_loss(
             output.logprobs_NT,
             old_NT,
@@ -317,6 +319,7 @@ class Trainer:
             arrays["ref"],
             weights_NT,
             arrays["group_tokens"],
+            output.entropy_NT,
         )
         value = None
         if output.values_NT is not None:
@@ -327,7 +330,9 @@ class Trainer:
             loss = policy_weight * loss + self.config.critic.coefficient * value
         if micro.is_padding:
             return loss * 0.0
-        tally.add(loss_metrics, output.entropy_NT, mask_NT, old_NT, engine_NT, value, arrays["ref"] is not None)
+        tally.add(
+            loss_metrics, output.entropy_NT.detach(), mask_NT, old_NT, engine_NT, value, arrays["ref"] is not None
+        )
         return loss
 
     def _reference_logprobs(self, model: nn.Module, inputs: PolicyInputs) -> Tensor | None:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from mmprm.training.ranks import Ranks
-from policy_rl.algorithms.losses import LossMetrics, mismatch
+from policy_rl.algorithms.importance import mismatch
+from policy_rl.algorithms.losses import LossMetrics
 
 
 class Tally:
@@ -57,7 +58,7 @@ class Tally:
         They are:
 
         - loss terms before their coefficients: surrogate, drift, kl, value_loss;
-        - fractions of tokens: clip_fraction, ratio_clamped, kl_clamped;
+        - fractions of tokens: clip_fraction, ratio_clamped, kl_clamped, importance_masked;
         - means per token: kl_old (k3 of old to new), kl_ref (k3 of new to reference), entropy, mismatch_absolute and
           mismatch_signed (old minus engine, in nats);
         - extremes: mismatch_max, log_ratio_min, log_ratio_max;

@@ -94,6 +94,27 @@ def test_minibatches_are_whole_groups(tmp_path: Path) -> None:
     assert len(minibatches(every, 9, "0/1")) == 4, "no more updates than groups"
 
 
+def test_epochs_repeat_the_step_in_another_order(tmp_path: Path) -> None:
+    trainer = ScriptedTrainer()
+    batch = {"prompts": 4, "group_size": 3, "updates": 2, "epochs": 3}
+    asyncio.run(make_loop(make_config(tmp_path / "run", steps=1, batch=batch), trainer=trainer).run())
+    groups = [sorted({each.group for each in batch}) for batch in trainer.batches]
+    assert [sorted(one + two) for one, two in zip(groups[::2], groups[1::2], strict=True)] == [[0, 1, 2, 3]] * 3
+    assert trainer.progress == pytest.approx([number / 6 for number in range(6)])
+    assert trainer.calls.count("log_probs reference_only=False") == 1, "old log-probabilities are those of the rollout"
+    every = [each for batch in trainer.batches[:2] for each in batch]
+    assert minibatches(every, 2, "0/1", epochs=3)[:2] == minibatches(every, 2, "0/1")
+    orders = minibatches(every, 4, "0/1", epochs=3)
+    assert len({str([part[0].group for part in orders[start : start + 4]]) for start in (0, 4, 8)}) > 1
+
+
+def test_epochs_alone_need_old_log_probabilities(tmp_path: Path) -> None:
+    trainer = ScriptedTrainer()
+    batch = {"prompts": 4, "group_size": 3, "epochs": 2}
+    asyncio.run(make_loop(make_config(tmp_path / "run", steps=1, batch=batch), trainer=trainer).run())
+    assert (trainer.updates, trainer.calls[1]) == (2, "log_probs reference_only=False")
+
+
 def test_steps_with_nothing_to_train_on_end_the_run(tmp_path: Path) -> None:
     """After two good steps every verdict is unknown; every second step is saved."""
     trainer = ScriptedTrainer()

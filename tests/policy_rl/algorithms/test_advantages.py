@@ -46,6 +46,7 @@ def random_groups(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     [
         ("rloo", [2 / 3, -2 / 3, -2 / 3, 2 / 3]),
         ("grpo", [math.sqrt(3) / 2, -math.sqrt(3) / 2, -math.sqrt(3) / 2, math.sqrt(3) / 2]),
+        ("grpo_batch_std", [math.sqrt(3) / 2, -math.sqrt(3) / 2, -math.sqrt(3) / 2, math.sqrt(3) / 2]),
         ("dr_grpo", [0.5, -0.5, -0.5, 0.5]),
         ("reinforce_pp", [1.0, 0.0, 0.0, 1.0]),
         ("reinforce_pp_baseline", [0.5, -0.5, -0.5, 0.5]),
@@ -57,6 +58,18 @@ def random_groups(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 def test_a_half_correct_group(name: str, expected: list[float]) -> None:
     advantages_PK = ESTIMATORS[name].advantages(*groups(HALF_RIGHT))
     torch.testing.assert_close(advantages_PK, torch.tensor([expected]).double(), atol=2e-6, rtol=0)
+
+
+def test_the_standard_deviation_of_the_batch() -> None:
+    """Four of eight rewards are 1: std = √(2/7). GRPO gives the nearly unanimous groups 1.5 and −0.5 instead."""
+    rewards_PK, kept_PK = groups([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0]])
+    found_PK = ESTIMATORS["grpo_batch_std"].advantages(rewards_PK, kept_PK)
+    scale = math.sqrt(7 / 2)
+    expected = [[0.75 * scale, *[-0.25 * scale] * 3], [*[0.25 * scale] * 3, -0.75 * scale]]
+    torch.testing.assert_close(found_PK, torch.tensor(expected).double(), atol=1e-5, rtol=0)
+    easy_PK, kept_PK = groups([[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 0.0]])
+    assert ESTIMATORS["grpo_batch_std"].advantages(easy_PK, kept_PK)[0].tolist() == [0.0] * 4
+    assert ESTIMATORS["grpo_batch_std"].advantages(easy_PK * 0 + 0.3, kept_PK).tolist() == [[0.0] * 4] * 2
 
 
 def test_unknown_verdict_leaves_the_group_and_a_single_sample_drops_it() -> None:

@@ -18,9 +18,7 @@ from policy_rl.algorithms.losses import (
     LossConfig,
     aggregate,
     denominator,
-    mismatch,
     policy_loss,
-    truncated_weights,
     value_loss,
 )
 from policy_rl.algorithms.surrogates import SURROGATES, bounded, cpgd, cpgd_drift, ppo_clip
@@ -344,26 +342,25 @@ class TestPolicyLoss:
         for key in ("drift", "kl"):
             torch.testing.assert_close(weighted_watch.terms[key], loss_metrics.terms[key])
 
+    @pytest.mark.parametrize(("aggregation", "bonus"), [("token_mean", 0.9 / 3), ("sequence_mean", (0.4 + 0.1) / 2)])
+    def test_the_entropy_bonus_by_hand(self, aggregation: str, bonus: float) -> None:
+        """Entropies 0.6, 0.2 and 0.1: 0.1 times their mean is subtracted, with gradient −0.1 times their weights."""
+        mask = torch.tensor([[True, True], [True, False]])
+        entropy = double([[0.6, 0.2], [0.1, 9.0]]).requires_grad_()
+        zeros = torch.zeros(2, 2).double()
+        config = LossConfig(entropy_coefficient=0.1, aggregation=aggregation)
+        total, loss_metrics = run(zeros, zeros, zeros, mask, config, entropy=entropy)
+        total.backward()
+        assert total.item() == pytest.approx(-0.1 * bonus)
+        weights = {"token_mean": [[1 / 3, 1 / 3], [1 / 3, 0]], "sequence_mean": [[1 / 4, 1 / 4], [1 / 2, 0]]}
+        torch.testing.assert_close(entropy.grad, -0.1 * double(weights[aggregation]))
+        assert loss_metrics.terms["surrogate"].item() == 0
+
     def test_an_empty_batch_is_our_own_mistake(self) -> None:
         batch = random_batch(7)
         batch["mask"][:] = False
         with pytest.raises(AssertionError, match="no response token"):
             run(**batch, config=FULL)
-
-
-def test_truncated_weights_by_hand() -> None:
-    engine, old = double([[-1.0, -1.0, -900.0, -1.0]]), double([[-1.5, -0.9, -1.0, float("nan")]])
-    weights = truncated_weights(old, engine, torch.tensor([[True, True, True, False]]), cap=2.0)
-    torch.testing.assert_close(weights, double([[math.exp(-0.5), math.exp(0.1), 2.0, 0.0]]))
-
-
-def test_mismatch_by_hand() -> None:
-    engine, old = double([[-1.0, -1.0, 7.0]]), double([[-1.5, -0.9, -1.0]])
-    sums, largest = mismatch(old, engine, torch.tensor([[True, True, False]]))
-    assert sums["absolute"].item() == pytest.approx(0.6)
-    assert sums["signed"].item() == pytest.approx(-0.4)
-    assert sums["tokens"].item() == 2
-    assert largest.item() == pytest.approx(0.5)
 
 
 def test_value_loss_by_hand() -> None:

@@ -13,8 +13,10 @@ from transformers.optimization import get_cosine_with_min_lr_schedule_with_warmu
 
 from mmprm.config import load
 from mmprm.training.engine import learning_rate_share
+from policy_rl.algorithms.advantages import grpo
 from policy_rl.algorithms.losses import LossConfig, denominator, policy_loss
 from policy_rl.config import RLConfig
+from policy_rl.rewards.outcome import length_penalty
 from policy_rl.stages import read_stages
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -122,6 +124,33 @@ def test_the_gradient_is_the_published_one(name: str, stage: int | None) -> None
         over_tokens = config.model_copy(update={"aggregation": "token_mean"})
         difference = (gradients(ours(over_tokens, batch), batch) - expected).norm() / expected.norm()
         assert difference > 0.2, "a mean over all tokens is another loss"
+
+
+def test_the_gradient_of_dapo() -> None:
+    """Each token's ratio is clipped to [0.8, 1.28], and to 10 if A < 0; the mean is over all tokens of the update."""
+
+    def loss(lp_T: Tensor, old_T: Tensor, ref_T: Tensor, advantage: Tensor) -> Tensor:
+        ratio_T = (lp_T - old_T).exp()
+        clipped_T = torch.maximum(-advantage * ratio_T, -advantage * ratio_T.clamp(0.8, 1.28))
+        return torch.where(advantage < 0, torch.minimum(clipped_T, -10 * advantage), clipped_T)
+
+    for seed in range(5):
+        batch = responses(seed)
+        expected = gradients(published(loss, len(LENGTHS), True, batch), batch)
+        torch.testing.assert_close(gradients(ours(recipe("dapo-32b").trainer.loss, batch), batch), expected)
+
+
+def test_half_of_dapos_penalty_for_half_of_its_reward() -> None:
+    """DAPO's reward is ±1 minus up to 1 above 16,384 tokens; GRPO's advantages of accuracy 1 or 0 are the same."""
+    config = recipe("dapo-32b").rewards
+    lengths = [100, 16384, 18432, 20480]
+    penalties = [0.0, 0.0, -0.5, -1.0]
+    assert [length_penalty(length, config.length) for length in lengths] == penalties
+    correct = [1.0, 0.0, 1.0, 0.0]
+    theirs = [2 * accuracy - 1 + penalty for accuracy, penalty in zip(correct, penalties, strict=True)]
+    mine = [a + config.length.weight * penalty for a, penalty in zip(correct, penalties, strict=True)]
+    advantages = [grpo(torch.tensor([rewards]).double(), torch.ones(1, 4) > 0) for rewards in (theirs, mine)]
+    torch.testing.assert_close(*advantages, atol=1e-5, rtol=0)
 
 
 def course(name: str, steps: int, stage: int | None = None) -> list[float]:

@@ -36,6 +36,11 @@ def response(
     )
 
 
+def graded_as(reward: float) -> tuple[Grading, Reward]:
+    graded = response(reward)
+    return graded.grading, graded.reward
+
+
 def group(number: int, *responses: GradedResponse) -> GradedGroup:
     return GradedGroup(Problem(f"p{number}", "?", "1"), 5, 0, responses)
 
@@ -71,6 +76,24 @@ def test_rloo_by_hand() -> None:
     assert found[1].engine.tolist() == pytest.approx([-0.1, -0.2, -0.3])
     assert found[1].token_ids.tolist() == [10, 11, 12]
     assert (found[1].prompt_tokens, found[1].returns) == (5, None)
+
+
+def test_masked_truncated_responses_count_only_in_the_baselines() -> None:
+    """1, 0 and a truncated 0: RLOO gives 1, −½ and −½, and the last is not trained on; nor is the second group."""
+    cut = GradedResponse(Response("t", (1, 2), (-1.0, -1.0), "length"), *graded_as(0.0))
+    groups = [group(0, response(1.0, 1), response(0.0, 3), cut), group(1, cut, cut)]
+    settings = AdvantageSettings(AdvantageConfig(), mask_truncated=True)
+    found, metrics = made(groups, settings)
+    assert values(found) == near([1], [-0.5] * 3)
+    assert metrics == {"advantage_size": pytest.approx((1 + 3 * 0.5) / 4)}
+    assert len(made(groups)[0]) == 5
+
+
+def test_masked_truncated_responses_do_not_enter_the_whitening() -> None:
+    cut = GradedResponse(Response("t", (1, 2, 3), (-1.0,) * 3, "length"), *graded_as(0.0))
+    settings = AdvantageSettings(AdvantageConfig(whiten=True), mask_truncated=True)
+    found, _ = made([group(0, response(1.0, 1), response(0.0, 1), cut)], settings)
+    assert values(found) == near([1], [-1])
 
 
 def test_unknown_verdicts_drop_samples_and_small_groups() -> None:

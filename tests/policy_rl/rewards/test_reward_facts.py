@@ -16,12 +16,15 @@ from policy_rl.collector import Collector, problems_fingerprint
 from policy_rl.config import RLConfig
 from policy_rl.rewards.outcome import OutcomeReward, RewardConfig
 from policy_rl.trainer.batch import Limits
+from policy_rl.types import Response
 
 MODULE = """
+FACTS = "finish_reason,token_count,token_ids"
 def level(problem, response, grading): return float(problem.extra["level"])
 def ended(problem, response, grading, finish_reason): return float(finish_reason == "stop")
 def short(problem, response, grading, *, token_count=0): return -float(token_count)
-def everything(problem, response, grading, **facts): return float(sorted(facts) == ["finish_reason", "token_count"])
+def last(problem, response, grading, token_ids): return float(token_ids[-1])
+def everything(problem, response, grading, **facts): return float(",".join(sorted(facts)) == FACTS)
 class Bonus:
     def __call__(self, problem, response, grading, finish_reason="?"): return {"stop": 1, "length": 2}[finish_reason]
 bonus = Bonus()
@@ -43,15 +46,17 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         ("ended", "stop", 1.0),
         ("ended", "length", 0.0),
         ("short", "stop", -7.0),
+        ("last", "stop", 11.0),
         ("everything", "stop", 1.0),
         ("bonus", "length", 2.0),
     ],
 )
-def test_finish_reason_and_length_where_a_function_asks_for_them(
+def test_finish_reason_and_tokens_where_a_function_asks_for_them(
     path: str, name: str, finish_reason: str, expected: float
 ) -> None:
     config = build(RewardConfig, {"accuracy_weight": 0, "functions": [{"path": f"{path}:{name}"}]})
-    reward = OutcomeReward(config)(Problem("p", "?", "3"), "text", GRADING, 7, finish_reason)
+    response = Response("text", [5, 6, 7, 8, 9, 10, 11], [-1.0] * 7, finish_reason)
+    reward = OutcomeReward(config)(Problem("p", "?", "3"), response, GRADING)
     assert reward.total == expected
 
 
@@ -71,6 +76,16 @@ async def test_the_columns_of_a_row_reach_a_function(path: str, tmp_path: Path) 
     collector = Collector(config, problems, pool, ScriptedGrader(), Limits(99, frozenset()).check)
     (group,) = (await collector.collect(1)).groups
     assert [each.reward.total for each in group.responses] == [5.0 + 2.0] * 2
+
+
+async def test_masked_truncated_responses_are_counted_and_kept_for_the_baselines(tmp_path: Path) -> None:
+    config = make_config(tmp_path, rewards={"truncated": "mask"}, batch={"prompts": 1, "group_size": 2})
+    pool = ScriptedPool(lambda problem, rng: "right")
+    pool.finish_reason = "length"
+    problems = [Problem("p", "?", "right")]
+    collected = await Collector(config, problems, pool, ScriptedGrader(), Limits(99, frozenset()).check).collect(1)
+    assert collected.dropped == {"truncated": 2}
+    assert [each.reward.total for each in collected.groups[0].responses] == [1.0, 1.0]
 
 
 def test_other_columns_are_another_run_where_a_reward_may_depend_on_them(tmp_path: Path) -> None:

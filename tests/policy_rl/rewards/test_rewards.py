@@ -27,6 +27,7 @@ from policy_rl.rewards.outcome import (
     format_reward,
     length_penalty,
 )
+from policy_rl.types import Response
 
 PROBLEM = Problem(id="p1", question="2 + 3 = ?", answer="5")
 THOUGHT = "<think>2 + 3</think><answer>5</answer>"
@@ -35,8 +36,12 @@ WRONG = Grading(Verdict.INCORRECT, "6", "different")
 UNKNOWN = Grading(Verdict.UNKNOWN, None, "time-out")
 
 
+def written(text: str, token_count: int = 10, finish_reason: str = "stop") -> Response:
+    return Response(text, range(token_count), [-1.0] * token_count, finish_reason)
+
+
 def total(response: str, grading: Grading, token_count: int = 10, prefill: str = "", **values) -> float | None:
-    return OutcomeReward(build(RewardConfig, values), prefill)(PROBLEM, response, grading, token_count).total
+    return OutcomeReward(build(RewardConfig, values), prefill)(PROBLEM, written(response, token_count), grading).total
 
 
 class TestFormat:
@@ -136,9 +141,9 @@ class TestCombination:
         assert total(THOUGHT, UNKNOWN, format="think", accuracy_weight=0.0) == 0.5
 
     def test_parts_are_reported_unweighted(self) -> None:
-        reward = OutcomeReward(RewardConfig(format="think"))(PROBLEM, THOUGHT, WRONG, 10)
+        reward = OutcomeReward(RewardConfig(format="think"))(PROBLEM, written(THOUGHT), WRONG)
         assert reward.parts == {"accuracy": 0.0, "format": 1.0, "length": 0.0}
-        unknown = OutcomeReward(RewardConfig(format="think"))(PROBLEM, THOUGHT, UNKNOWN, 10)
+        unknown = OutcomeReward(RewardConfig(format="think"))(PROBLEM, written(THOUGHT), UNKNOWN)
         assert unknown.parts == {"accuracy": None, "format": 1.0, "length": 0.0}
 
 
@@ -163,8 +168,8 @@ class TestExactLabel:
         problem = Problem(id="p", question="left or right?", answer="left")
         undecided = Grading(Verdict.UNKNOWN, "right", "symbols cannot decide")
         by_verdict, by_label = (OutcomeReward(RewardConfig(accuracy=kind)) for kind in ("verdict", "exact_label"))
-        assert by_verdict(problem, "right", undecided, 1).total is None
-        assert by_label(problem, "right", undecided, 1).total == 0.0
+        assert by_verdict(problem, written("right"), undecided).total is None
+        assert by_label(problem, written("right"), undecided).total == 0.0
 
 
 class TestLength:
@@ -201,6 +206,25 @@ class TestLength:
             build(RewardConfig, {"length": {"least": 30, "most": 20}})
 
 
+class TestTruncated:
+    def test_a_penalty_for_the_finish_reason_not_the_length(self) -> None:
+        """Correct, wrong and finished: 1 − 0.5, 0 − 0.5, 1."""
+        reward = OutcomeReward(build(RewardConfig, {"truncated": "penalize", "truncation_penalty": 0.5}))
+        cases = [("length", RIGHT), ("length", WRONG), ("stop", RIGHT)]
+        found = [reward(PROBLEM, written("5", 10, reason), grading) for reason, grading in cases]
+        assert [each.total for each in found] == [0.5, -0.5, 1.0]
+        assert [each.parts["truncated"] for each in found] == [-1.0, -1.0, 0.0]
+
+    @pytest.mark.parametrize("truncated", ["keep", "mask"])
+    def test_otherwise_the_reward_does_not_depend_on_it(self, truncated: str) -> None:
+        reward = OutcomeReward(build(RewardConfig, {"truncated": truncated}))
+        assert reward(PROBLEM, written("5", 10, "length"), RIGHT) == reward(PROBLEM, written("5"), RIGHT)
+
+    def test_a_penalty_that_nothing_uses_is_refused(self) -> None:
+        with pytest.raises(ConfigError, match="truncation_penalty=2 has no effect with truncated=mask"):
+            build(RewardConfig, {"truncated": "mask", "truncation_penalty": 2})
+
+
 USER_MODULE = """
 def double(problem, response, grading): return 2 * (response.count("5") > 0)
 def unknown(problem, response, grading): return None
@@ -222,9 +246,9 @@ def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 class TestParts:
     def test_a_part_that_does_not_count_is_not_shown(self) -> None:
-        plain = OutcomeReward(RewardConfig())(PROBLEM, THOUGHT, RIGHT, 10)
+        plain = OutcomeReward(RewardConfig())(PROBLEM, written(THOUGHT), RIGHT)
         assert plain.parts.keys() == {"accuracy", "length"}
-        formed = OutcomeReward(RewardConfig(format="think"))(PROBLEM, "5", RIGHT, 10)
+        formed = OutcomeReward(RewardConfig(format="think"))(PROBLEM, written("5"), RIGHT)
         assert (formed.parts["format"], formed.total) == (0.0, 1.0)
 
 
@@ -250,7 +274,9 @@ class TestUserFunctions:
         monkeypatch.setattr(my_rewards, "double", slow)
         reward = OutcomeReward(build(RewardConfig, {"functions": [{"path": f"{user_module}:double"}]}))
         ticking = asyncio.create_task(tick())
-        found = await asyncio.gather(*(reward.compute_async(PROBLEM, str(number), RIGHT, 1) for number in range(3)))
+        found = await asyncio.gather(
+            *(reward.compute_async(PROBLEM, written(str(number)), RIGHT) for number in range(3))
+        )
         ticking.cancel()
         assert [each.total for each in found] == [1.0, 2.0, 3.0]
         assert ticks >= 5
@@ -264,7 +290,7 @@ class TestUserFunctions:
         with pytest.raises(
             TrainingError, match=r"my_rewards:double: no answer for problem p1 within rewards.timeout_seconds"
         ):
-            await reward.compute_async(PROBLEM, "5", RIGHT, 1)
+            await reward.compute_async(PROBLEM, written("5"), RIGHT)
         await asyncio.sleep(0.3)  # the thread ends, in a test
 
     def test_sees_what_the_prompt_prefilled(self, user_module: str, monkeypatch) -> None:
@@ -276,7 +302,7 @@ class TestUserFunctions:
     def test_adds_its_weighted_value(self, user_module: str) -> None:
         functions = [{"path": f"{user_module}:double", "weight": 0.25}]
         assert total("5", RIGHT, functions=functions) == 1.5
-        reward = OutcomeReward(build(RewardConfig, {"functions": functions}))(PROBLEM, "5", RIGHT, 1)
+        reward = OutcomeReward(build(RewardConfig, {"functions": functions}))(PROBLEM, written("5"), RIGHT)
         assert reward.parts["my_rewards:double"] == 2.0
 
     def test_none_drops_the_sample(self, user_module: str) -> None:

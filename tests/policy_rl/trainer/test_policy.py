@@ -210,6 +210,7 @@ class TextEncoder:
     "config",
     [
         LossConfig(kl=KlConfig(coefficient=0.3)),
+        LossConfig(entropy_coefficient=0.5),
         # The drift's force is not the slope of its value: see the tests of the losses.
         LossConfig(surrogate="cpgd", drift=0, aggregation="sequence_mean", kl=KlConfig(coefficient=1, estimator="k2")),
     ],
@@ -231,7 +232,9 @@ def test_gradient_by_finite_differences(config: LossConfig) -> None:
 
     def loss() -> Tensor:
         output = policy(inputs)
-        total, _ = policy_loss(output.logprobs_NT, old, advantages, inputs.response_NT, size, config, ref)
+        total, _ = policy_loss(
+            output.logprobs_NT, old, advantages, inputs.response_NT, size, config, ref, entropy=output.entropy_NT
+        )
         critic = value_loss(output.values_NT, now.values_NT, returns, clip=None)
         return total + 0.5 * aggregate(critic, inputs.response_NT, size, config.aggregation)
 
