@@ -1,7 +1,8 @@
 """Cache the image features that a frozen vision tower computes.
 
-Frozen features are the same in every pass over a batch: log-probabilities of the policy and of the reference model,
-each update, each epoch. They are computed once per image set, kept in host memory, and have no gradient.
+Frozen features are the same in every pass: the log-probabilities of the policy and of the reference model, each update,
+each epoch, each evaluation, and each solution of the same problem. They are computed once per image set, kept in host
+memory, and have no gradient.
 
 Shapes: F image feature (one per image token), H hidden.
 """
@@ -18,6 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mmprm.training.ranks import Ranks
+
 KEPT_FEATURE_BYTES = 2**31
 """Capacity of each rank's feature cache in bytes."""
 
@@ -26,7 +29,7 @@ RunTower = Callable[..., Any]
 
 
 class ImageSet(NamedTuple):
-    """Describes the images of one prompt in a batch.
+    """Describes one image of a batch, or the images of one prompt.
 
     `key` is a hash of their content, `features` is their number of features, and `rows` maps the name of each of the
     batch's image tensors to the number of rows that belong to them.
@@ -56,6 +59,28 @@ def content_key(images: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
         digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def sets_of_images(images: Mapping[str, Tensor], tokens: Sequence[int]) -> tuple[ImageSet, ...]:
+    """Return one ImageSet per image, given the number of image tokens of each.
+
+    A tensor has one row per image (Qwen-VL's grids), or a fixed number of rows per image token (Qwen-VL's patches) or
+    of image tokens per row (InternVL's tiles).
+    """
+    total = sum(tokens)
+    rows = {
+        name: [1 if len(tensor) == len(tokens) else len(tensor) * count // total for count in tokens]
+        for name, tensor in images.items()
+    }
+    parts = {name: tensor.split(rows[name]) for name, tensor in images.items()}
+    return tuple(
+        ImageSet(
+            content_key({name: part[index] for name, part in parts.items()}),
+            count,
+            {name: each[index] for name, each in rows.items()},
+        )
+        for index, count in enumerate(tokens)
+    )
 
 
 def why_not_cached(backbone: nn.Module) -> str | None:
@@ -92,6 +117,8 @@ class FeatureCache:
     tower_calls: int = 0
     """Number of calls of the tower so far."""
     _kept: OrderedDict[str, Features] = field(default_factory=OrderedDict)
+    _bytes: int = 0
+    """Total size of the kept features."""
     _one_per_image: bool = False
     """Whether the tower returns a tuple with one tensor per image (Qwen-VL)."""
 
@@ -130,8 +157,8 @@ class FeatureCache:
         if not counts:
             return {}
         self._one_per_image = isinstance(output.pooler_output, tuple | list)
-        outputs = _flat(output.pooler_output).cpu().split(counts)
-        layers = [_flat(layer).cpu().split(counts) for layer in getattr(output, "deepstack_features", None) or ()]
+        outputs = _on_host(output.pooler_output, counts)
+        layers = [_on_host(layer, counts) for layer in getattr(output, "deepstack_features", None) or ()]
         each = zip(wanted, outputs, *layers, strict=True)
         return {sets[index].key: Features(own, tuple(deepstack)) for index, own, *deepstack in each}
 
@@ -144,15 +171,33 @@ class FeatureCache:
         )
 
     def _keep(self, key: str, features: Features) -> None:
-        self._kept[key] = features
+        if key not in self._kept:
+            self._kept[key] = features
+            self._bytes += features.bytes
         self._kept.move_to_end(key)
-        while sum(each.bytes for each in self._kept.values()) > self.capacity and len(self._kept) > 1:
-            self._kept.popitem(last=False)
+        while self._bytes > self.capacity and len(self._kept) > 1:
+            _, dropped = self._kept.popitem(last=False)
+            self._bytes -= dropped.bytes
+
+
+def feature_cache(backbone: nn.Module, ranks: Ranks, zero_stage: int) -> FeatureCache:
+    """Create a model's cache of image features, which is disabled if its vision tower or projector is trained."""
+
+    def any_rank(flag: bool) -> bool:
+        return ranks.sum(float(flag))[0] > 0
+
+    sharded = ranks.count > 1 and zero_stage == 3
+    return FeatureCache(why_not_cached(backbone) is None, any_rank if sharded else bool)
 
 
 def _rows_of(images: Mapping[str, Tensor], sets: Sequence[ImageSet], wanted: Sequence[int]) -> dict[str, Tensor]:
     parts = {name: tensor.split([each.rows[name] for each in sets]) for name, tensor in images.items()}
     return {name: torch.cat([part[index] for index in wanted]) for name, part in parts.items()}
+
+
+def _on_host(features: Any, counts: Sequence[int]) -> list[Tensor]:
+    """Split features by image set, and copy each part to host memory of its own, so that dropping one frees it."""
+    return [part.to("cpu", copy=True) for part in _flat(features).split(counts)]
 
 
 def _flat(features: Any) -> Tensor:

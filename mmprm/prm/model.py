@@ -5,6 +5,7 @@ Shapes: B solution, T token, M marker (all markers of a batch, solution by solut
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from transformers import (
 )
 
 from mmprm.backbone.experts import save_backbone
+from mmprm.backbone.image_features import FeatureCache, ImageSet
 from mmprm.backbone.load import check_logits, load_backbone, new_model_folder
 from mmprm.backbone.processor import tokenizer_of
 from mmprm.errors import CheckpointError
@@ -40,9 +42,18 @@ class PrmModel(nn.Module):
         self.backbone = backbone
         self.marker_id = renderer.marker_id
         self.judgment_ids = [renderer.yes_id, renderer.no_id]
+        self.image_features = FeatureCache()
 
-    def forward(self, input_ids: Tensor, **inputs: Any) -> Tensor:
-        """Return logits_M2: the logits of the two judgments at each of the M step markers in the input."""
+    def forward(self, input_ids: Tensor, image_sets: Sequence[ImageSet] = (), **inputs: Any) -> Tensor:
+        """Return logits_M2: the logits of the two judgments at each of the M step markers in the input.
+
+        With `image_sets`, the features of the images come from the cache.
+        """
+        if image_sets:
+            images = {name: inputs[name] for name in image_sets[0].rows}
+            features = self.image_features(self.backbone.model.get_image_features, images, image_sets)
+            del inputs["pixel_values"]  # the grids remain, because positions depend on them
+            inputs["mm_encoder_outputs"] = {"image": features}
         hidden_BTH = self.backbone.model(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state
         hidden_MH = hidden_BTH[input_ids == self.marker_id]
         # ZeRO-3 gathers the weight only if it is read here, within a forward pass.

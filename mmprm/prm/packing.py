@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -39,6 +40,13 @@ class PackedTree:
     """For each solution in the tree, the indices of the tree's tokens at which its steps are scored."""
 
 
+class ImageInputs(NamedTuple):
+    """Holds the image tensors of a batch, and the number of image tokens of each image."""
+
+    tensors: dict[str, Tensor]
+    tokens: list[int]
+
+
 @dataclass(frozen=True, slots=True)
 class PackedInputs:
     """Holds the model inputs for packed rows, and the indices of the scores to read."""
@@ -51,6 +59,8 @@ class PackedInputs:
     """Mask of the tokens at which scores are read. A token shared by several solutions is read once."""
     reads: list[tuple[Ints, ...]]
     """For each solution of each tree, the indices of its step scores among all scores that the model returns."""
+    images: ImageInputs
+    """The image tensors among the inputs."""
 
 
 class Marks:
@@ -136,7 +146,8 @@ class TreeInputs:
 
     def __call__(self, rows: Sequence[Sequence[PackedTree]]) -> PackedInputs:
         width = on_grid(max(sum(len(tree.tokens) for tree in row) for row in rows))
-        pixels = self._pixels([image for row in rows for tree in row for image in tree.images])
+        images = self._pixels([image for row in rows for tree in row for image in tree.images])
+        pixels = images.tensors
         grids = {name: iter(tensor) for name, tensor in pixels.items() if name.endswith("grid_thw")}
         ids_BT = np.full((len(rows), width), self._pad, dtype=np.int64)
         end_BT = np.tile(np.arange(width), (len(rows), 1))
@@ -161,22 +172,23 @@ class TreeInputs:
                 found, start = found + int(read_T.sum()), here.stop
         position_ids = torch.from_numpy(position_XBT if self._positions.axes > 1 else position_XBT[0])
         inputs = {"input_ids": torch.from_numpy(ids_BT), "position_ids": position_ids, **pixels}
-        return PackedInputs(inputs, torch.from_numpy(end_BT), torch.from_numpy(read_BT), reads)
+        return PackedInputs(inputs, torch.from_numpy(end_BT), torch.from_numpy(read_BT), reads, images)
 
 
 class Pixels:
-    """Runs the processor on images and returns only the image tensors."""
+    """Runs the processor on images and returns the image tensors, without the text."""
 
     def __init__(self, form: Format) -> None:
         self._processor = form.processor
         self._placeholder = image_placeholder(form.processor) if reads_images(form.processor) else ""
 
-    def __call__(self, refs: Sequence[ImageRef]) -> dict[str, Tensor]:
+    def __call__(self, refs: Sequence[ImageRef]) -> ImageInputs:
         if not refs:
-            return {}
+            return ImageInputs({}, [])
         images, text = [open_image(image) for image in refs], [self._placeholder] * len(refs)
         inputs = self._processor(text=text, images=images, padding=True, return_tensors="pt")
-        return {name: tensor for name, tensor in inputs.items() if name not in _OF_TEXT}
+        tokens = (inputs["input_ids"] == self._processor.image_token_id).sum(dim=1).tolist()
+        return ImageInputs({name: tensor for name, tensor in inputs.items() if name not in _OF_TEXT}, tokens)
 
 
 _OF_TEXT = ("input_ids", "attention_mask", "mm_token_type_ids")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from mmprm.backbone.image_features import ImageSet, sets_of_images, why_not_cached
 from mmprm.backbone.masks import packed_mask, use_block_masks
 from mmprm.backbone.processor import tokenizer_of
 from mmprm.backbone.token_tree import fill_rows
@@ -42,6 +43,8 @@ class PrmBatch:
     weight_N: Tensor
     end_BT: Tensor | None = None
     """Index of the last token in each token's subtree, for packed rows only (see mmprm.prm.packing)."""
+    image_sets: tuple[ImageSet, ...] = ()
+    """Descriptions of the images, if the model caches image features."""
 
 
 class TrainingRows(Protocol):
@@ -58,10 +61,10 @@ class TrainingRows(Protocol):
 
 
 class PathRows:
-    """Arranges samples in rows of one sample each."""
+    """Arranges samples in rows of one sample each. `caches` tells whether the model caches image features."""
 
-    def __init__(self, samples: Sequence[PrmSample], form: Format) -> None:
-        self._samples, self._processor, self._pixels = samples, form.processor, Pixels(form)
+    def __init__(self, samples: Sequence[PrmSample], form: Format, caches: bool = False) -> None:
+        self._samples, self._processor, self._pixels, self._caches = samples, form.processor, Pixels(form), caches
         self._pad = tokenizer_of(form.processor).pad_token_id or 0
         self.lengths = [sample.length for sample in samples]
         self.terms = [sample.label_count for sample in samples]
@@ -75,10 +78,12 @@ class PathRows:
         ids_BT = pad_sequence(ids, batch_first=True, padding_value=self._pad)
         present_BT = pad_sequence([torch.ones_like(ids_T) for ids_T in ids], batch_first=True)
         inputs = {"input_ids": ids_BT, "attention_mask": present_BT}
-        inputs |= self._pixels([image for sample in chosen for image in sample.solution.problem.images])
+        images = self._pixels([image for sample in chosen for image in sample.solution.problem.images])
+        inputs |= images.tensors
         if "mm_token_type_ids" in self._processor.model_input_names:
             inputs["mm_token_type_ids"] = (ids_BT == self._processor.image_token_id).int()
-        return PrmBatch(inputs, marker_N, target_M[marker_N], weight_M[marker_N])
+        image_sets = sets_of_images(*images) if self._caches else ()
+        return PrmBatch(inputs, marker_N, target_M[marker_N], weight_M[marker_N], image_sets=image_sets)
 
 
 class PackedRows:
@@ -86,7 +91,7 @@ class PackedRows:
 
     With `shared`, all samples of a problem form one tree, which is cut if it is longer than `max_tokens`. Otherwise,
     each sample has its own tree. Labels belong to samples: if two samples of a tree have a label at the same node, both
-    count, as they would unpacked.
+    count, as they would unpacked. `caches` tells whether the model caches image features.
     """
 
     def __init__(
@@ -97,8 +102,9 @@ class PackedRows:
         max_tokens: int,
         width: int | None,
         shared: bool,
+        caches: bool = False,
     ) -> None:
-        self._samples, self._inputs = samples, TreeInputs(form, model)
+        self._samples, self._inputs, self._caches = samples, TreeInputs(form, model), caches
         solutions = [sample.solution for sample in samples]
         marked = [(sample.ids, sample.positions) for sample in samples]
         trees = pack_solutions(solutions, marked, max_tokens, shared)
@@ -121,7 +127,8 @@ class PackedRows:
                 steps = zip(positions.tolist(), sample.targets, sample.weights, strict=True)
                 labels += [(marker, target, weight) for marker, target, weight in steps if not math.isnan(target)]
         marker_N, target_N, weight_N = map(torch.tensor, zip(*labels, strict=True))
-        return PrmBatch(packed.inputs, marker_N, target_N, weight_N, packed.end_BT)
+        image_sets = sets_of_images(*packed.images) if self._caches else ()
+        return PrmBatch(packed.inputs, marker_N, target_N, weight_N, packed.end_BT, image_sets)
 
 
 def make_rows(
@@ -138,12 +145,13 @@ def make_rows(
     short enough for each pair to get one, but not shorter than the longest sample. One third is added because rows are
     not completely full, and because cut trees repeat their shared tokens.
     """
+    caches = why_not_cached(backbone) is None
     if packing == "none":
-        return PathRows(samples, form)
+        return PathRows(samples, form, caches)
     use_block_masks(backbone)
 
     def rows_of(max_tokens: int) -> PackedRows:
-        return PackedRows(samples, form, backbone.model, max_tokens, None, packing == "trees")
+        return PackedRows(samples, form, backbone.model, max_tokens, None, packing == "trees", caches)
 
     rows = rows_of(micro_batch_tokens)
     share = 4 * sum(rows.lengths) // (3 * shares)
@@ -202,7 +210,7 @@ class PrmTask:
         inputs = {name: tensor.to(self._device) for name, tensor in batch.inputs.items()}
         if batch.end_BT is not None:
             inputs["attention_mask"] = packed_mask(batch.end_BT.to(self._device))
-        return model(**inputs)[batch.marker_N.to(self._device)]
+        return model(**inputs, image_sets=batch.image_sets)[batch.marker_N.to(self._device)]
 
 
 def _auc(pairs: Sequence[tuple[float, float]]) -> float:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from pydantic import Field
 
+from mmprm.backbone.image_features import feature_cache
 from mmprm.backbone.masks import why_not_packed
 from mmprm.backbone.trainable import TrainableConfig, prepare_training
 from mmprm.config import PathText
@@ -108,6 +109,7 @@ def _train(config: TrainConfig, ranks: Ranks) -> TrainSummary:
     with loading_in_parts(config.training):
         prm = initialize_prm(config.model, config.tokens, config.add_missing_tokens, dtype)
     prepare_model(prm.model, config)
+    prm.model.image_features = feature_cache(prm.model.backbone, ranks, config.training.zero_stage)
     torch.manual_seed(config.training.seed + ranks.rank)
     (train, too_long), (held_out, _) = _samples(config, prm, examples)
     _check_images(train + held_out, config, ranks)

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
+from mmprm.backbone.image_features import ImageSet, content_key
 from mmprm.backbone.masks import on_grid
 from mmprm.backbone.positions import Positions
 from mmprm.backbone.processor import image_placeholder, reads_images, tokenizer_of
@@ -48,12 +49,16 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Represents a tokenized conversation: token ids, loss mask, position ids, and image inputs by name."""
+    """Represents a tokenized conversation: token ids, loss mask, position ids, and image inputs by name.
+
+    `image_set` describes its images if the encoder has `describes_images` set.
+    """
 
     ids_T: Tensor
     learned_T: Tensor
     position_XT: Tensor
     images: dict[str, Tensor]
+    image_set: ImageSet | None = None
 
 
 class Size(NamedTuple):
@@ -67,7 +72,8 @@ class ConversationEncoder:
     """Encodes conversations as tensors.
 
     Images with more than `max_pixels` are scaled down, and images with fewer than `min_pixels` are scaled up. `ends`
-    collects the ids of the tokens that ended the turns encoded so far.
+    collects the ids of the tokens that ended the turns encoded so far. Set `describes_images` if the model caches image
+    features.
     """
 
     def __init__(
@@ -84,6 +90,8 @@ class ConversationEncoder:
         self.processor, self.tokenizer = processor, tokenizer_of(processor)
         self.padding = self.tokenizer.pad_token_id or 0
         self.ends: set[int] = set()
+        self.describes_images = False
+        self._image_id = getattr(backbone.config, "image_token_id", None)
         self._image_options = pixel_limits(min_pixels, max_pixels)
         self._positions = Positions(backbone.model)
         self.axes = self._positions.axes
@@ -154,7 +162,14 @@ class ConversationEncoder:
             learned.append(torch.full((len(ids[-1]),), piece.learned))
         ids_T = torch.cat(ids)
         joined = {name: torch.cat(tensors) for name, tensors in images.items()}
-        return Encoded(ids_T, torch.cat(learned), self._positions.of_sequence(ids_T, joined), joined)
+        position_XT = self._positions.of_sequence(ids_T, joined)
+        return Encoded(ids_T, torch.cat(learned), position_XT, joined, self._image_set(ids_T, joined))
+
+    def _image_set(self, ids_T: Tensor, images: dict[str, Tensor]) -> ImageSet | None:
+        if not images or not self.describes_images:
+            return None
+        rows = {name: len(tensor) for name, tensor in images.items()}
+        return ImageSet(content_key(images), int((ids_T == self._image_id).sum()), rows)
 
     @property
     def stand_in(self) -> dict[str, Tensor]:
@@ -258,4 +273,5 @@ def collate_conversations(
         images=images if shown or not stand_in else encoder.stand_in,
         feature_F=None,
         shows_images=bool(shown),
+        image_sets=tuple(each.image_set for row in rows for each in row if each.image_set is not None),
     )

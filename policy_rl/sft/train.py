@@ -21,6 +21,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mmprm.backbone.experts import save_backbone
+from mmprm.backbone.image_features import feature_cache
 from mmprm.backbone.load import load_backbone, new_model_folder
 from mmprm.backbone.masks import CPU_ROW, use_block_masks, why_not_packed
 from mmprm.backbone.token_tree import fill_rows
@@ -225,6 +226,8 @@ def _train(config: SftConfig, ranks: Ranks) -> SftSummary:
     width = _width(config, backbone, sizes, ranks)
     policy = Policy(backbone)
     prepare_training(backbone, config)
+    policy.image_features = feature_cache(backbone, ranks, optimization.zero_stage)
+    encoder.describes_images = policy.image_features.enabled
     torch.manual_seed(optimization.seed + ranks.rank)  # ranks draw different dropout masks
     rows, held_out_rows = (
         ConversationRows(samples, sizes, encoder, width),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmprm.backbone.image_features import FeatureCache, ImageSet, content_key, why_not_cached
+from mmprm.backbone.image_features import FeatureCache, ImageSet, content_key, sets_of_images, why_not_cached
 
 
 class Tower:
@@ -55,6 +55,28 @@ def test_the_least_recently_used_images_are_dropped() -> None:
         cache(tower, *batch([value]))
     assert tower.seen == [[1.0], [2.0], [3.0], [2.0]]
     assert cache(tower, *batch([5.0], [6.0], [7.0])).pooler_output[0][:, 0].tolist() == [50, 60, 70]
+
+
+def test_dropped_features_free_their_memory() -> None:
+    """Features computed together do not keep one another in memory."""
+    cache = FeatureCache(enabled=True)
+    cache(Tower(), *batch([1.0, 2.0], [3.0]))
+    for features in cache._kept.values():
+        for tensor in (features.output_FH, *features.deepstack_FH):
+            assert tensor.untyped_storage().nbytes() == tensor.nbytes
+    assert cache._bytes == 3 * 48
+
+
+def test_the_rows_of_each_image() -> None:
+    """Qwen-VL has 4 patches per token and a grid per image; InternVL has tiles of 256 tokens each."""
+    patches, grid = torch.arange(36.0)[:, None], torch.tensor([[1, 2, 6], [1, 4, 6]])
+    first, second = sets_of_images({"pixel_values": patches, "image_grid_thw": grid}, [3, 6])
+    assert (first.features, first.rows) == (3, {"pixel_values": 12, "image_grid_thw": 1})
+    assert (second.features, second.rows) == (6, {"pixel_values": 24, "image_grid_thw": 1})
+    assert second.key == content_key({"pixel_values": patches[12:], "image_grid_thw": grid[1:]})
+    tiles = sets_of_images({"pixel_values": torch.zeros(4, 3, 2, 2)}, [256, 768])
+    assert [each.rows for each in tiles] == [{"pixel_values": 1}, {"pixel_values": 3}]
+    assert sets_of_images({}, []) == ()
 
 
 def test_every_rank_runs_the_tower_if_one_does() -> None:
