@@ -167,7 +167,7 @@ def _until(seconds: float, what: str, way_out: str) -> Iterator[None]:
         if time.monotonic() - noticed > NOTICE_SECONDS:
             noticed = time.monotonic()
             print(f"ray_node: waiting for {what} ({noticed - started:.0f} s)", file=sys.stderr, flush=True)
-    raise ClusterError(f"waited {seconds:g} s in vain for {what}: {way_out}")
+    raise ClusterError(f"timed out after {seconds:g} s waiting for {what}: {way_out}")
 
 
 def _run(command: Sequence[str], environment: dict[str, str]) -> int:
