@@ -82,7 +82,7 @@ def test_an_engine_that_does_not_start_says_why_and_leaves_nothing(
     sets = [f"output={tmp_path}", f"problems.path={tmp_path / 'problems.jsonl'}", "workers=1"]
     config = load(CampaignConfig, ROOT / "configs" / "annotate" / "tiny.yaml", sets)
     monkeypatch.setattr(RayWorkers, "actor_class", BrokenActor)
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         with pytest.raises(SamplingError, match="the engine did not start: no memory"):
             run_campaign(config, model_folder=str(weights_path()))

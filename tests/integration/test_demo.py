@@ -1,4 +1,4 @@
-"""The real road once, at a very small size: every figure is measured and every file is there."""
+"""Run the whole demo once, at a very small size: every metric is measured and every file is written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIZES = ("problems=24", "development=12", "test=12", "search.max_rollouts=96", "
 
 
 @pytest.mark.integration
-def test_the_road_from_problems_to_a_report(tmp_path: Path) -> None:
+def test_the_pipeline_from_problems_to_a_report(tmp_path: Path) -> None:
     out = tmp_path / "demo"
     overrides = [word for item in (f"output={out}", *SIZES) for word in ("--set", item)]
     assert main(["demo", *overrides]) == 0

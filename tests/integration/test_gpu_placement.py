@@ -25,7 +25,7 @@ pytestmark = pytest.mark.integration
 def eight_gpus() -> Iterator[None]:
     """On as few CPUs as there are anywhere: the processes book none."""
     ray.shutdown()
-    ray.init(num_gpus=8, num_cpus=1, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_gpus=8, num_cpus=1, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 

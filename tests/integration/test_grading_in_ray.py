@@ -24,7 +24,7 @@ def test_grader_runs_inside_an_actor() -> None:
 
     started = not ray.is_initialized()
     if started:
-        ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+        ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         worker = Worker.remote()
         pairs = [("2x", "x+x"), ("\\sqrt{5}", "9^{9^{9^{9}}}"), ("2x", "x+1")]

@@ -25,7 +25,7 @@ class ShortScorer:
         return [StepScores(tuple(1 / (1 + len(step)) for step in solution.steps)) for solution in solutions]
 
 
-async def test_a_step_ends_at_its_tag_and_greedy_draws_are_one(sampler: Sampler) -> None:
+async def test_a_step_ends_at_its_tag_and_greedy_samples_are_equal(sampler: Sampler) -> None:
     writer = Writer(PROBLEMS[0], sampler, "tags", 0)
     path, length = Path(), 0
     while path.state is PathState.OPEN and length < 12:

@@ -134,7 +134,7 @@ async def test_the_image_is_seen(server_url):
     assert [draw.text for draw in draws[0]] != [draw.text for draw in draws[1]]
 
 
-async def test_draw_i_of_n_has_the_seed_plus_i(server_url):
+async def test_sample_i_of_n_has_the_seed_plus_i(server_url):
     async with served(server_url) as remote:
         draws = await remote.sample(ask(TEXT_ONLY, n=6, seed=100))
         alone = [await remote.sample(ask(TEXT_ONLY, seed=100 + i)) for i in range(6)]

@@ -1,4 +1,4 @@
-"""`mmprm rl` on real engines, trainer and PRM: it runs, it stops on SIGTERM with exit code 0, it goes on."""
+"""`mmprm rl` on real engines, trainer and PRM: it runs, it stops on SIGTERM with exit code 0, it resumes."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def lines_of(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole if line.endswith("\n")]
 
 
-def test_it_stops_when_asked_and_goes_on(tmp_path: Path, sets: list[str]) -> None:
+def test_it_stops_on_sigterm_and_resumes(tmp_path: Path, sets: list[str]) -> None:
     output = tmp_path / "run"
     process = start(*sets, "--set", f"output={output}")
     end = time.monotonic() + 240

@@ -96,7 +96,7 @@ def distance(answer: tuple[float, ...], published: Published) -> float:
     return max(abs(a - b) for a, b in zip(answer, published.probe, strict=True))
 
 
-async def test_logprobs_are_those_of_the_drawn_tokens(engine, started, policy_folder):
+async def test_logprobs_are_those_of_the_sampled_tokens(engine, started, policy_folder):
     from transformers import AutoProcessor
 
     _, _, banned = started
@@ -127,7 +127,7 @@ def image_pixels(problem: Problem):
     return open_image(problem.images[0])
 
 
-async def test_vision_tokens_are_never_drawn(engine, started, policy_folder, tmp_path):
+async def test_vision_tokens_are_never_sampled(engine, started, policy_folder, tmp_path):
     """Not even by a policy that wants nothing else."""
     _, probe, banned = started
     model = load_model(policy_folder)

@@ -130,7 +130,7 @@ async def test_a_token_across_the_border_is_written_again(sampler):
         assert generated.text.startswith("step>")
 
 
-async def test_what_does_not_fit_names_the_problem_and_the_engine_goes_on(sampler):
+async def test_a_request_that_is_too_long_fails_alone(sampler):
     missing = Problem("missing", "?", "1", (ImageRef(path="nowhere.png"),))
     bad = [ask(TEXT_ONLY, "1" * 5000), ask(missing), ask(TEXT_ONLY)]
     long, unreadable, good = await asyncio.gather(*map(sampler.sample, bad), return_exceptions=True)

@@ -103,7 +103,7 @@ def test_what_a_template_writes_after_the_header_opens_the_turn(
     assert turn_beginning(Owner(template), config) == expected + "P"
 
 
-def test_an_opened_turn_goes_on_with_the_prefill_and_the_prefix() -> None:
+def test_an_opened_turn_continues_with_the_prefill_and_the_prefix() -> None:
     text = render(Owner(OPENS_STEP), problem(), "b</step>", PromptConfig(preset="plain", prefill="a"))
     assert text == "<|im_start|>user\nHow many?<|im_end|>\n<|im_start|>assistant\n<step>ab</step>"
 

@@ -95,7 +95,7 @@ def test_a_value_of_another_kind_is_named_as_it_was_written() -> None:
         set_("mode=maybe")
 
 
-def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+def test_a_duplicate_key_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"'rate' occurs twice(.|\n)*line 2"):
         written(tmp_path, "rate: 1\nrate: 2\n")
     merged = written(tmp_path, "options: {base: &base {a: 1, b: 2}, other: {<<: *base, b: 3}}")

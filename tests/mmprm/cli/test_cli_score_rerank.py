@@ -203,9 +203,7 @@ def test_without_a_scorer_nothing_is_aggregated(
     assert words in capsys.readouterr().err
 
 
-def test_stopped_while_it_samples_it_goes_on_from_what_it_has(
-    reranked: Rerank, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_stopped_while_sampling_resumes(reranked: Rerank, capsys: pytest.CaptureFixture[str]) -> None:
     reranked.stop_after = "p1"
     assert reranked() == 130
     assert "the same command resumes from what was saved" in capsys.readouterr().err

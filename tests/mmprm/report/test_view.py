@@ -86,7 +86,7 @@ def store(run: Path) -> Iterator[Store]:
     reader.close()
 
 
-def test_each_prefix_stands_under_the_longest_that_it_continues(store: Store) -> None:
+def test_each_prefix_is_under_the_longest_that_it_continues(store: Store) -> None:
     root = grow(store.tree("alpha-1"), RULE)
     found = [(branch.number, branch.steps[branch.above :], branch.counts) for branch in root.walk()]
     assert found[0][:2] == (0, ())

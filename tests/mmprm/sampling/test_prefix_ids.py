@@ -118,7 +118,7 @@ async def test_ids_of_another_text_and_prefixes_in_the_user_turn_are_no_use() ->
         ("a\n\n\n", 1, ("\n\n",), ()),
     ],
 )
-async def test_a_stop_string_ends_nothing_that_stands_already(
+async def test_a_stop_string_in_the_prefix_ends_nothing(
     prefix: str, kept: int, stop: tuple[str, ...], sent: tuple[str, ...]
 ) -> None:
     engine = Engine([[prefix[1:] + "b"]])

@@ -125,7 +125,7 @@ async def test_the_first_tokens_of_a_prefix_are_kept() -> None:
         assert again.asked == policy.asked[kept:]
 
 
-async def test_a_store_without_ids_goes_on_by_text() -> None:
+async def test_a_store_without_ids_continues_by_text() -> None:
     text = TEXTS["tags, line by line"][1]
     states = states_of(text, "tags")
     sampler = Writes(QWEN_LIKE, text)

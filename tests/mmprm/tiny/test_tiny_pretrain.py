@@ -16,7 +16,7 @@ STEPS = StepsConfig(vision=1, arithmetic=2, reading=1, solutions=1, checking=1, 
 CONFIG = TinyTrainConfig(batch=2, problems=20, held_out=2, threads=1, steps=STEPS)
 
 
-def test_a_stopped_run_goes_on_behind_its_last_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_run_resumes_after_its_last_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     metrics = pretrain.train(CONFIG, tmp_path / "whole", say=lambda line: None)
     assert metrics["problems"] == 2
     assert not (tmp_path / "whole" / "stages").exists()
