@@ -15,6 +15,7 @@ import platform
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -33,17 +34,18 @@ BARS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 def given(arguments: argparse.Namespace, details: Results) -> Results:
     """Label given solutions adaptively and with 16 rollouts per step; return medians over the rounds."""
-    from judges_given import one_round, summarize
+    from judges_given import one_round, open_completer, summarize
 
     from mmprm.metrics import bootstrap_mean
 
     if len(details.get("given_rounds", [])) >= arguments.rounds:
         del details["given_rounds"]
     rounds = details.setdefault("given_rounds", [])
-    for number in range(len(rounds), arguments.rounds):
-        with tempfile.TemporaryDirectory(prefix="mmprm-bench-") as folder:
-            rounds.append(one_round(Path(folder), number, arguments))
-        write(details_path(arguments.output), details)
+    with closing(open_completer()) as completer:
+        for number in range(len(rounds), arguments.rounds):
+            with tempfile.TemporaryDirectory(prefix="mmprm-bench-") as folder:
+                rounds.append(one_round(Path(folder), number, arguments, completer))
+            write(details_path(arguments.output), details)
     metrics: Results = {}
     for name, values in summarize(rounds).items():
         metrics[name] = round(median(values), 3)

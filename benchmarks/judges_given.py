@@ -17,13 +17,17 @@ from typing import Any
 
 from mcts.campaign import run_campaign
 from mcts.config import CampaignConfig
+from mcts.worker import LocalWorker
 from mmprm.cli.demo import DEMO_PROMPT, SAMPLING
 from mmprm.config import build
+from mmprm.grading.symbolic import SymbolicGrader
 from mmprm.problems import write_problems
+from mmprm.sampling.config import EngineConfig
+from mmprm.sampling.vllm_sampler import VllmSampler
 from mmprm.tiny.model import weights_path
 from mmprm.tiny.world import Mistakes, TinyProblem, judge_steps, make_problems, solve
 from mmprm.trees.given import label_steps
-from mmprm.trees.stopping import rule_of
+from mmprm.trees.stopping import StoppingRule, rule_of
 from mmprm.trees.store import Store
 from mmprm.types import Steps
 
@@ -39,7 +43,12 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def one_round(folder: Path, number: int, arguments: Namespace) -> dict[str, Any]:
+def open_completer() -> VllmSampler:
+    """Start one engine with the built-in policy."""
+    return VllmSampler(EngineConfig(model=str(weights_path())), SAMPLING, DEMO_PROMPT)
+
+
+def one_round(folder: Path, number: int, arguments: Namespace, completer: VllmSampler) -> dict[str, Any]:
     """Label the same solutions with both methods; return rollouts and correct first errors per solution."""
     problems = make_problems(arguments.problems, number, "annotate")
     rng = random.Random(number)
@@ -50,7 +59,7 @@ def one_round(folder: Path, number: int, arguments: Namespace) -> dict[str, Any]
         for name, (tiny, steps) in solutions.items()
     )
     (folder / "solutions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = {name: _label(folder, name, number) for name in rng.sample(list(METHODS), len(METHODS))}
+    found = {name: _label(folder, name, number, completer) for name in rng.sample(list(METHODS), len(METHODS))}
     truth = {name: _first_false(tiny, steps) for name, (tiny, steps) in solutions.items()}
     return {
         "solutions": len(solutions),
@@ -70,7 +79,7 @@ def _row(found: dict[str, dict[str, tuple[int, Any]]], name: str) -> dict[str, t
     return {method: results[name] for method, results in found.items()}
 
 
-def _label(folder: Path, method: str, seed: int) -> dict[str, tuple[int, int | str | None]]:
+def _label(folder: Path, method: str, seed: int, completer: VllmSampler) -> dict[str, tuple[int, int | str | None]]:
     """Return (rollouts, index of the first error, None or "unlabeled") of each solution."""
     output = folder / method
     config = build(
@@ -81,13 +90,20 @@ def _label(folder: Path, method: str, seed: int) -> dict[str, tuple[int, int | s
             "solutions": {"path": str(folder / "solutions.jsonl"), "mode": METHODS[method]["mode"]},
             "search": METHODS[method]["search"],
             "engine": {"model": "tiny"},
-            "workers": 1,
             "prompt": DEMO_PROMPT.model_dump(),
             "sampling": SAMPLING.model_dump(),
             "seed": seed,
         },
     )
-    run_campaign(config, model_folder=str(weights_path()))
+    grader = SymbolicGrader()
+
+    async def make(_: int) -> LocalWorker:
+        return LocalWorker(completer, grader, config.step_format, config.seed, config.search)
+
+    try:
+        run_campaign(config, make_worker=make)
+    finally:
+        grader.close()
     store = Store.read(output)
     try:
         rule = rule_of(store.config)
@@ -96,7 +112,7 @@ def _label(folder: Path, method: str, seed: int) -> dict[str, tuple[int, int | s
         store.close()
 
 
-def _located(store: Store, name: str, rule: Any) -> tuple[int, int | str | None]:
+def _located(store: Store, name: str, rule: StoppingRule) -> tuple[int, int | str | None]:
     given, tree = store.problem(name).given, store.tree(name)
     assert given is not None, "the run labels given solutions"
     # The solution's own verdict takes no rollout, and 16 rollouts per step do not include the question.

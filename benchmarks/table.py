@@ -72,6 +72,21 @@ def parts(results: dict[str, Any], details: dict[str, Any]) -> Iterator[tuple[st
         yield f"`{key}`", "<br>".join(f"{name} {_list(value)}" for name, value in (results[key] | more).items()), bar
 
 
+def judges(results: dict[str, Any], details: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield one table row per part, with the spread of each median in parentheses."""
+    for key, bar in details["bars"].items():
+        values = results[key]
+        shown = []
+        for name, value in values.items():
+            if not name.endswith("_spread"):
+                spread = values.get(f"{name}_spread")
+                shown.append(
+                    f"{name} {_list(value)}" + (f" ({_list(spread[0])} to {_list(spread[1])})" if spread else "")
+                )
+        bar = f"{bar.replace(' %', '%')}: {'met' if details['met'][key] else 'missed'}"
+        yield f"`{key}`", "<br>".join(shown), bar
+
+
 def driver(results: dict[str, Any], _: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     low, high = results["total_spread"]
     for name, seconds in results["seconds"].items():
@@ -149,6 +164,15 @@ BENCHMARKS = {
         "1.8.0 generates responses with transformers. It runs with its default settings (`ratio`) and with tuned "
         "settings (`tuned_ratio`). With tuned settings, both systems process at most 8,192 tokens at a time in the "
         "update.",
+    ),
+    "judges": (
+        judges,
+        "make bench-judges",
+        "This benchmark labels solutions of the built-in world, in which the correctness of each step is known, with "
+        "the built-in policy as the completer; 60% of the solutions have an error. `adaptive` is `mmprm annotate "
+        "--solutions` with its defaults, and `fixed` samples 16 rollouts from every prefix. `rollouts` are rollouts "
+        "per solution, `accuracy` is the share of solutions whose first error (or absence of errors) is found, and "
+        "`rollout_ratio_incorrect` counts only the solutions with an error.",
     ),
     "dtype": (
         dtype,

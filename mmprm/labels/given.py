@@ -51,7 +51,7 @@ def label_given(stores: Sequence[Store], step_format: StepFormat) -> Iterator[La
         trees = [store.tree(solution.id) for store in stores]
         each = [label_steps(tree, given, rule) for tree, rule in zip(trees, rules, strict=True)]
         steps = tuple(plain(step, step_format) for step in given.steps)
-        labels = list(combine(each, given.mode))
+        labels = list(combine_labels(each, given.mode))
         for number, key in enumerate(prefix_keys(given.problem_id, steps)):
             labels[number] = None if key in labeled else labels[number]
             if labels[number] is not None:
@@ -69,7 +69,7 @@ def label_given(stores: Sequence[Store], step_format: StepFormat) -> Iterator[La
             yield LabeledGiven(solution, path, disagreement(each) if len(stores) > 1 else None)
 
 
-def combine(labels: Sequence[StepLabels], mode: str) -> StepLabels:
+def combine_labels(labels: Sequence[StepLabels], mode: str) -> StepLabels:
     """Combine the labels of several completers, step by step; the counts are added up.
 
     values: the mean of the completers' values, which is the value of completing with a completer chosen at random;

@@ -17,7 +17,7 @@ from mmprm.cli.main import main
 from mmprm.config import build
 from mmprm.errors import ConfigError, StoreError
 from mmprm.labels.build import LabelsConfig, build_labels
-from mmprm.labels.given import combine, disagreement
+from mmprm.labels.given import combine_labels, disagreement
 from mmprm.labels.parquet import LabeledExample, read_parquet
 from mmprm.prm.targets import TargetConfig, make_targets
 from mmprm.sampling.scripted import ScriptedSampler, Write
@@ -139,9 +139,9 @@ def test_the_mean_and_the_maximum_of_two_completers() -> None:
     one = (Counts(3, 1), Counts(0, 16), None, Counts(0, 1))
     other = (Counts(1, 3), Counts(2, 2, 0, estimate=1.0), None, Counts(0, 1))
     mean = (Counts(4, 4, 0, 0.5), Counts(2, 18, 0, 0.5), None, Counts(0, 1))
-    assert combine([one, other], "values") == mean
-    assert [label.value for label in combine([one, other], "first_error") if label] == [0.75, 1, 0]
-    assert combine([one], "values") == one
+    assert combine_labels([one, other], "values") == mean
+    assert [label.value for label in combine_labels([one, other], "first_error") if label] == [0.75, 1, 0]
+    assert combine_labels([one], "values") == one
     assert disagreement([one, other]) == (0.5, 1.0, None, 0.0)
 
 

@@ -19,7 +19,7 @@ from policy_rl.early_checks import check_early
 VALUES: list[Any] = [
     *(True, False, 0, 1, 2, 3, 64, 2**26, 2**30, 0.2, 0.5, 0.9, 2.5),
     *("x", "min", "{question}", "json:loads", "http://localhost:1", __file__),
-    *(["x"], [0, 1], [0.5, 0.5], ["http://localhost:1"], {}, {"x": 1}, {"x": "x"}, {"accuracy": {"least": 0.1}}),
+    *(["x"], [0, 1], [0.5, 0.5], ["http://localhost:1"], {}, {"x": 1}, {"x": "x"}, {"accuracy": {"min": 0.1}}),
     *([{"path": "json:loads"}], [{"steps": 1, "group_size": 2, "max_tokens": 3}]),
 ]
 PRM, SERVER = {"prm": "x"}, {"backend": "server", "server": {"urls": ["http://localhost:1"]}}
@@ -31,13 +31,13 @@ ZERO_3 = {"zero_stage": 3}
 GAE = {"advantage": {"estimator": "gae"}, "process": {"scorer": PRM}, "credit": {"mode": "step_gae"}}
 FILTERED = {"filter": {}, "adora": {}, "trainer": {"loss": {"importance_cap": 2}, "lora": {}, "optimization": ZERO_3}}
 SETTINGS: dict[str, list[dict[str, Any]]] = {
-    "CampaignConfig": [POLICY, SERVED_POLICY],
+    "CampaignConfig": [POLICY, SERVED_POLICY, {"solutions": {"path": "x"}}],
     "ConsensusConfig": [{"judge": JUDGE}, {"scorer": PRM}, {"scorer": SERVER}],
     "GraderConfig": [POLICY["grader"]],
     "ExportConfig": [{"format": "trl"}],
     "ImportConfig": [{"format": "prm800k"}],
     "GuidedSearchConfig": [POLICY | {"scorer": PRM, "search": BEAM}, SERVED_POLICY | {"scorer": SERVER}],
-    "PolicyEvalConfig": [POLICY | {"sampling": {"temperature": 0.5}}, SERVED_POLICY],
+    "PolicyEvalConfig": [POLICY | {"sampling": {"temperature": 0.5}, "extractor": JUDGE}, SERVED_POLICY],
     "PrmEvalConfig": [{"scorer": PRM}, {"scorer": SERVER}],
     "RLConfig": [
         POLICY | FILTERED | {"process": {"scorer": PRM}, "held_out": {"path": "x"}},
