@@ -15,6 +15,7 @@ from typing import Protocol
 from mcts.capacity import FIRST, adapt
 from mcts.config import CampaignConfig
 from mcts.dtype import with_settled_dtype
+from mcts.first_prompt import first_prompt
 from mcts.progress import CampaignSummary, Progress, show_progress, track_progress
 from mcts.solutions import load_solutions
 from mcts.worker import Report, Worker, WorkerDiedError
@@ -62,14 +63,15 @@ def run_campaign(
     check_judge(config.grader.judge)
     folder = Path(config.output)
     problems = _problems(config)
-    check_golds(problems, config.grader, config.problems.path)
+    if config.environment is None:
+        check_golds(problems, config.grader, config.problems.path)
     is_new = not (folder / STORE_NAME).is_file()
     if is_new and make_worker is None:  # check first: a new store would record a configuration that cannot work
         _check(config, problems, model_folder)
     store = Store.create_or_open(folder / STORE_NAME, config.resume_key())
     try:
         repair(store)
-        store.add_problems(problems)
+        store.add_problems(problems, with_extra=config.environment is not None)
         progress = Progress(store.summary())
         if store.ids("open"):
             if not is_new and make_worker is None:
@@ -88,7 +90,7 @@ def run_campaign(
 def _problems(config: CampaignConfig) -> list[Problem]:
     """Return the problems to search, or those of the solutions to label."""
     if config.solutions is None:
-        return load_problems(config.problems)
+        return load_problems(config.problems, episodes=config.environment is not None)
     return load_solutions(config.solutions, config.problems, config.step_format)
 
 
@@ -110,6 +112,8 @@ def _check(config: CampaignConfig, problems: Sequence[Problem], model_folder: st
     engine = config.engine
     if model_folder is not None:
         engine = engine.model_copy(update={"model": model_folder})
+    if config.environment is not None:
+        problems = [first_prompt(config.environment, engine.images_per_prompt, problems[0], config.seed)]
     check_policy(engine, config.sampling, config.prompt, problems, config.search.rollouts, "search.rollouts")
 
 

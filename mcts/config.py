@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from mcts.search import SearchConfig
 from mcts.solutions import SolutionsConfig
 from mmprm.config import PathText
+from mmprm.environments.load import EnvironmentConfig
 from mmprm.sampling.policy import PolicyConfig
 from mmprm.trackers import TrackerName
 
@@ -21,6 +22,9 @@ class CampaignConfig(PolicyConfig):
     solutions: SolutionsConfig | None = None
     """Solutions to label instead of searching: their prefixes are completed by the engine, whoever wrote them. If
     problems.path is not given, each row also holds its problem."""
+    environment: EnvironmentConfig | None = None
+    """Environment in which the policy plays the problems, instead of answering them. A step is then an action, and a
+    rollout is correct if its episode succeeds; step_format and grader have no effect."""
     search: SearchConfig = SearchConfig()
     """Settings of the tree search."""
     workers: int | None = Field(None, ge=1)
@@ -49,10 +53,27 @@ class CampaignConfig(PolicyConfig):
         own = {"path": values["solutions"].get("path")}
         return values | {"problems": own | (values.get("problems") or {})}
 
+    @model_validator(mode="after")
+    def _environment_fits(self) -> CampaignConfig:
+        if self.environment is None:
+            return self
+        if self.solutions is not None:
+            raise ValueError("solutions cannot be labeled in an environment; remove solutions or environment")
+        if self.prompt.preset != "plain":
+            raise ValueError(
+                f"prompt.preset={self.prompt.preset} must be plain with an environment, whose observations are the "
+                "prompt; set prompt.preset=plain, and prompt.user for instructions"
+            )
+        if self.engine.servers is not None:
+            raise ValueError("engine.servers cannot play in an environment; remove it to use engines of this run")
+        return self
+
     def resume_key(self) -> dict[str, Any]:
         """Return the settings that determine the sampled batches.
 
         A store has one resume key; all other settings may change when a run is resumed.
         """
         key = super().resume_key() | {"search": self.search.model_dump(mode="json")}
+        if self.environment is not None:
+            key["environment"] = self.environment.resume_key()
         return key if self.solutions is None else key | {"solutions": {"mode": self.solutions.mode}}

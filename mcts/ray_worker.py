@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -14,29 +15,42 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from mcts.capacity import Load
 from mcts.config import CampaignConfig
-from mcts.worker import LocalWorker, Report, WorkerDiedError
+from mcts.turns import TurnWorker
+from mcts.worker import BufferedWorker, LocalWorker, Report, WorkerDiedError
 from mmprm import actors
+from mmprm.environments.episode import TurnSampler
+from mmprm.environments.load import EnvironmentConfig
 from mmprm.errors import MmprmError, SetupError
+from mmprm.sampling.config import EngineConfig
 from mmprm.types import Batch, Problem, Sampler
+
+if TYPE_CHECKING:
+    from mmprm.sampling.vllm_sampler import VllmSampler
 
 _CLOSE_SECONDS = 10.0
 
 
 class EngineActor:
-    """Runs a LocalWorker with its own vLLM engine and grader in a Ray actor."""
+    """Runs a worker with its own vLLM engine, and its grader or environments, in a Ray actor."""
 
     async def load(self, config: CampaignConfig, number: int, bind_core: bool) -> None:
-        """Start the engine and the grader.
+        """Start the engine and the grader or environments.
 
         The constructor does not do this, because Ray reports an exception in a constructor as a dead actor.
         """
+        self._opened = AsyncExitStack()
+        self._worker = await self._make_worker(config, number, bind_core)
+        self._opened.push_async_callback(self._worker.close)
+
+    async def _make_worker(self, config: CampaignConfig, number: int, bind_core: bool) -> BufferedWorker:
+        if config.environment is not None:
+            turn_sampler, load = self.open_turn_engine(config, config.environment, bind_core)
+            return TurnWorker(turn_sampler, config.environment, config.seed, config.search, load)
         from mmprm.grading.open import open_grader
 
-        self._opened = AsyncExitStack()
         grader = await self._opened.enter_async_context(open_grader(config.grader))
         sampler, load = self.open_engine(config, number, bind_core)
-        self._worker = LocalWorker(sampler, grader, config.step_format, config.seed, config.search, load)
-        self._opened.push_async_callback(self._worker.close)
+        return LocalWorker(sampler, grader, config.step_format, config.seed, config.search, load)
 
     def open_engine(
         self, config: CampaignConfig, number: int, bind_core: bool
@@ -44,15 +58,20 @@ class EngineActor:
         """Start the vLLM engine; return (sampler, function that reads the engine's load)."""
         from mmprm.sampling.vllm_sampler import VllmSampler
 
-        engine = config.engine.model_copy(update={"cores": "one"}) if bind_core else config.engine
-        sampler = VllmSampler(engine, config.sampling, config.prompt)
+        sampler = VllmSampler(_engine(config, bind_core), config.sampling, config.prompt)
         self._opened.callback(sampler.close)
+        return sampler, partial(_load_of, sampler)
 
-        def load() -> Load:
-            stats = sampler.stats()
-            return Load(stats.running, stats.waiting, stats.kv_cache_usage)
+    def open_turn_engine(
+        self, config: CampaignConfig, environment: EnvironmentConfig, bind_core: bool
+    ) -> tuple[TurnSampler, Callable[[], Load | None]]:
+        """Start the vLLM engine of a policy that plays episodes; see open_engine."""
+        from mmprm.sampling.vllm_turns import VllmTurnSampler
 
-        return sampler, load
+        engine = _engine(config, bind_core)
+        sampler = VllmTurnSampler(engine, config.sampling, config.prompt, environment)
+        self._opened.callback(sampler.close)
+        return sampler, partial(_load_of, sampler)
 
     async def start(self, problem: Problem, stored: Sequence[Batch]) -> None:
         await self._worker.start(problem, stored)
@@ -62,6 +81,15 @@ class EngineActor:
 
     async def close(self) -> None:
         await self._opened.aclose()
+
+
+def _engine(config: CampaignConfig, bind_core: bool) -> EngineConfig:
+    return config.engine.model_copy(update={"cores": "one"}) if bind_core else config.engine
+
+
+def _load_of(sampler: VllmSampler) -> Load:
+    stats = sampler.stats()
+    return Load(stats.running, stats.waiting, stats.kv_cache_usage)
 
 
 class RemoteWorker:

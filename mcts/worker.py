@@ -57,28 +57,14 @@ class Worker(Protocol):
         ...
 
 
-class LocalWorker:
+class BufferedWorker:
     """Runs searches in this process, buffering finished batches so that no search waits for the driver.
 
-    `search` is the algorithm; set another one to compare it on the same engines, grader and store.
+    Subclasses implement `_result`.
     """
 
-    search = staticmethod(search)
-
-    def __init__(
-        self,
-        sampler: Sampler,
-        grader: Grader,
-        step_format: StepFormat,
-        run_seed: int,
-        config: SearchConfig,
-        load: Callable[[], Load | None] = lambda: None,
-    ) -> None:
+    def __init__(self, config: SearchConfig, load: Callable[[], Load | None] = lambda: None) -> None:
         self._load = load
-        self._sampler = sampler
-        self._grader = grader
-        self._step_format = step_format
-        self._run_seed = run_seed
         self._config = config
         self._searches: set[asyncio.Task[None]] = set()
         self._batches: list[StoredBatch] = []
@@ -110,7 +96,7 @@ class LocalWorker:
 
     async def _search(self, problem: Problem, stored: Sequence[Batch]) -> None:
         try:
-            result, labels = await (self._label_solution if problem.given else self._search_tree)(problem, stored)
+            result, labels = await self._result(problem, stored)
             self._finished.append(Finished(problem.id, "done", result.ended, labels))
         except EngineStoppedError as error:  # not caused by the problem, which another worker resumes
             self._stopped = error
@@ -119,6 +105,42 @@ class LocalWorker:
         except Exception as error:  # one problem must not end the campaign; the store keeps the reason
             self._finished.append(Finished(problem.id, "failed", f"{type(error).__name__}: {error}"))
         self._worth_reporting.set()
+
+    async def _result(self, problem: Problem, stored: Sequence[Batch]) -> tuple[SearchResult, int]:
+        """Search the problem, calling `_emit` with each new batch; return the result and the number of labels."""
+        raise NotImplementedError
+
+    def _emit(self, batch: Batch) -> None:
+        self._batches.append(pack_batch(batch))
+        if len(self._batches) >= GROUP_BATCHES:
+            self._worth_reporting.set()
+
+
+class LocalWorker(BufferedWorker):
+    """Samples, splits and grades solutions of problems, or labels the solutions that come with them.
+
+    `search` is the algorithm; set another one to compare it on the same engines, grader and store.
+    """
+
+    search = staticmethod(search)
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        grader: Grader,
+        step_format: StepFormat,
+        run_seed: int,
+        config: SearchConfig,
+        load: Callable[[], Load | None] = lambda: None,
+    ) -> None:
+        super().__init__(config, load)
+        self._sampler = sampler
+        self._grader = grader
+        self._step_format = step_format
+        self._run_seed = run_seed
+
+    async def _result(self, problem: Problem, stored: Sequence[Batch]) -> tuple[SearchResult, int]:
+        return await (self._label_solution if problem.given else self._search_tree)(problem, stored)
 
     async def _search_tree(self, problem: Problem, stored: Sequence[Batch]) -> tuple[SearchResult, int]:
         """Search the problem; return the result and the number of labels."""
@@ -133,8 +155,3 @@ class LocalWorker:
         )
         result = await label_solution(problem, roller, self._config)
         return result, count_step_labels(problem, result.tree, self._config)
-
-    def _emit(self, batch: Batch) -> None:
-        self._batches.append(pack_batch(batch))
-        if len(self._batches) >= GROUP_BATCHES:
-            self._worth_reporting.set()

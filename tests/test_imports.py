@@ -80,6 +80,7 @@ MCTS_MAY_USE = {
     "client",
     "grading",
     "sampling",
+    "environments",
     "trackers",
     "trees",
 }

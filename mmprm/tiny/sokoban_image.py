@@ -20,6 +20,7 @@ BOX_ON_GOAL = (70, 160, 80)
 PLAYER = (60, 100, 220)
 
 
+@functools.lru_cache(maxsize=4096)  # episodes of a level pass through the same states
 def draw_state(state: SokobanState) -> ImageRef:
     """Draw the state and return the image as PNG bytes."""
     rows = [

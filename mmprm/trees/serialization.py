@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
 from typing import Any
 
+from mmprm.errors import DataError
 from mmprm.types import Batch, Counts, GivenSolution, ImageRef, Problem, Rollout, Steps, Verdict
 
 _SEAL = b"\0seal\0"
@@ -191,14 +192,31 @@ def _rollout(
 
 
 def pack_problem(problem: Problem) -> bytes:
-    """Serialize a problem, with a checksum that also covers its id."""
+    """Serialize a problem, with a checksum that also covers its id. Raises DataError if `extra` is not JSON."""
     images = [
         {"path": image.path} if image.data is None else {"data": base64.b64encode(image.data).decode()}
         for image in problem.images
     ]
-    given = () if problem.given is None else (astuple(problem.given),)
-    content = _pack([problem.question, problem.answer, images, problem.choices, problem.solution, *given])
+    optional: list[Any] = [None if problem.given is None else astuple(problem.given), _extra(problem)]
+    while optional and not optional[-1]:
+        optional.pop()
+    content = _pack([problem.question, problem.answer, images, problem.choices, problem.solution, *optional])
     return _sealed(content, problem.id)
+
+
+def _extra(problem: Problem) -> dict[str, Any]:
+    """Return the extra columns of a problem; raise DataError if JSON would not restore one of them exactly."""
+    for name, value in problem.extra.items():
+        try:
+            exact = json.loads(json.dumps(value)) == value
+        except (TypeError, ValueError):
+            exact = False
+        if not exact:
+            raise DataError(
+                f"problem {problem.id}: column {name!r} holds {type(value).__name__}, which a run cannot store; remove "
+                "the column, or write it as text"
+            )
+    return dict(problem.extra)
 
 
 def unpack_problem(problem_id: str, blob: bytes) -> Problem:
@@ -209,7 +227,7 @@ def unpack_problem(problem_id: str, blob: bytes) -> Problem:
 
 
 def _problem(problem_id: str, blob: bytes) -> Problem:
-    question, answer, images, choices, solution, *given = _unpack(blob)
+    question, answer, images, choices, solution, given, extra = (*_unpack(blob), None, None)[:7]
     return Problem(
         id=problem_id,
         question=question,
@@ -220,7 +238,8 @@ def _problem(problem_id: str, blob: bytes) -> Problem:
         ),
         choices=tuple(choices),
         solution=solution,
-        given=_given(*given[0]) if given else None,
+        extra=extra or {},
+        given=_given(*given) if given else None,
     )
 
 

@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -157,13 +157,15 @@ class Store:
         for value in (json.dumps(config, sort_keys=True), digest_of(config)):
             self._database.run("INSERT INTO config VALUES (?)", value)
 
-    def add_problems(self, problems: Iterable[Problem]) -> None:
+    def add_problems(self, problems: Iterable[Problem], with_extra: bool = False) -> None:
         """Add problems with the status "open" if the store does not have them yet.
 
-        A problem with a known id must have the same content; only its image paths may change.
+        A problem with a known id must have the same content; only its image paths may change. With `with_extra`, the
+        content includes the other columns of the problem's row, which must then be JSON values.
         """
         with self._database.transaction():
             for problem in problems:
+                problem = problem if with_extra else replace(problem, extra={})
                 content = pack_problem(problem)
                 stored = self.rows("SELECT content FROM problems WHERE id = ?", problem.id)
                 if not stored:
@@ -181,6 +183,8 @@ class Store:
             differing.append("image")
         if known.given != problem.given:
             differing.append("given solution")
+        columns = sorted(known.extra.keys() | problem.extra.keys())
+        differing += [name for name in columns if known.extra.get(name) != problem.extra.get(name)]
         if differing:
             raise StoreError(
                 f"{self.path}: problem {problem.id!r} is stored with another {differing[0]}; give the changed problem "

@@ -1,0 +1,38 @@
+"""Check an environment before the engines start, on the first problem of the campaign."""
+
+from __future__ import annotations
+
+import asyncio
+
+from mmprm.environments.interface import Observation
+from mmprm.environments.load import EnvironmentConfig
+from mmprm.environments.pool import EnvironmentThread
+from mmprm.errors import ConfigError
+from mmprm.sampling.seeds import environment_seed
+from mmprm.types import Problem
+
+
+def first_prompt(config: EnvironmentConfig, images_per_prompt: int, problem: Problem, run_seed: int) -> Problem:
+    """Reset the environment for a problem, and return a problem that asks what its first observation shows.
+
+    Raises ConfigError if a later prompt would show more images than the engine accepts, EpisodeError if the environment
+    fails, and its own errors if it cannot be made or cannot use the problem.
+    """
+    observation = asyncio.run(_reset(config, problem, environment_seed(run_seed, problem.id)))
+    shown = config.max_turns if config.images == "all" else min(config.images, config.max_turns)
+    needed = len(observation.images) * shown
+    if needed > images_per_prompt:
+        raise ConfigError(
+            f"engine.images_per_prompt={images_per_prompt} must be at least {needed}: the last prompt of an episode "
+            f"shows {shown} observations with {len(observation.images)} images each; raise it, or set "
+            "environment.images to show fewer"
+        )
+    return Problem(problem.id, observation.text, "", observation.images)
+
+
+async def _reset(config: EnvironmentConfig, problem: Problem, seed: int) -> Observation:
+    environment = EnvironmentThread(config)
+    try:
+        return await environment.call(lambda each: each.reset(problem, seed))
+    finally:
+        environment.stop()

@@ -1,0 +1,47 @@
+"""Play episodes with a policy on one vLLM engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmprm.environments.episode import Action, TurnRequest
+from mmprm.environments.load import EnvironmentConfig
+from mmprm.errors import SamplingError
+from mmprm.prompts import PromptConfig
+from mmprm.sampling.arguments import NO_ARGUMENTS
+from mmprm.sampling.config import EngineConfig, SamplingConfig
+from mmprm.sampling.conversation import EpisodeEncoder
+from mmprm.sampling.vllm_sampler import VllmSampler
+from mmprm.types import SampleRequest
+
+
+class VllmTurnSampler(VllmSampler):
+    """Samples one action per request, up to the end of the policy's turn; see TurnSampler.
+
+    A prompt begins with the ids of the previous prompt and action, so the engine's prefix cache holds most of it.
+    `environment.max_turn_tokens` replaces `sampling.max_tokens`.
+    """
+
+    def __init__(
+        self,
+        engine: EngineConfig,
+        sampling: SamplingConfig,
+        prompt: PromptConfig,
+        environment: EnvironmentConfig,
+        arguments: Mapping[str, Any] = NO_ARGUMENTS,
+    ) -> None:
+        limited = sampling.model_copy(update={"max_tokens": environment.max_turn_tokens})
+        super().__init__(engine, limited, prompt, arguments)
+        self.encoder = EpisodeEncoder(self.template_owner, prompt, environment.images)
+
+    async def act(self, request: TurnRequest) -> Action:
+        """Sample the policy's next action. Raises the same errors as `sample`."""
+        tokens = self.encoder.prompt(request.observations, request.actions)
+        asked = SampleRequest(request.problem, "", 1, request.seed)
+        output = await self.complete(asked, lambda: {"prompt_token_ids": list(tokens.ids)}, tokens.images)
+        (generated,) = output.outputs
+        if generated.finish_reason == "error":  # such as an image evicted from vLLM's cache
+            raise SamplingError(f"problem {request.problem.id}: the engine aborted a turn; request it again")
+        ids = tuple(generated.token_ids)
+        return Action(self.encoder.given + generated.text, ids, len(ids), generated.finish_reason)
