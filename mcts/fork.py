@@ -7,6 +7,7 @@ from pathlib import Path
 from mcts.config import CampaignConfig
 from mcts.dtype import with_settled_dtype
 from mmprm.config import differing_keys
+from mmprm.errors import ConfigError
 from mmprm.trees.database import STORE_NAME
 from mmprm.trees.store import Store
 
@@ -48,6 +49,11 @@ def _copy(run: Path, folder: Path, asked: dict) -> str:
     store = Store.read(run)
     try:
         differing = differing_keys(store.config, asked)
+        if "solutions.mode" in differing:
+            raise ConfigError(
+                f"solutions.mode must equal that of {run} ({differing['solutions.mode']}), because a copy keeps the "
+                "problems or solutions of the run; set output to a new folder instead of --fork"
+            )
         keep = differing.keys() <= BUDGETS and not _ends_earlier(store.config, asked)
         store.fork(folder / STORE_NAME, asked, keep_batches=keep)
     finally:

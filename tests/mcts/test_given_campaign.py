@@ -11,7 +11,9 @@ import pytest
 
 from mcts.campaign import run_campaign
 from mcts.config import CampaignConfig
+from mcts.fork import fork
 from mcts.progress import CampaignSummary
+from mcts.solutions import SolutionsConfig
 from mcts.worker import LocalWorker
 from mmprm.cli.main import main
 from mmprm.config import build
@@ -150,6 +152,16 @@ def test_runs_of_other_modes_are_not_combined(solutions: Path, tmp_path: Path) -
     annotate(solutions, tmp_path / "other", mode="values")
     with pytest.raises(ConfigError, match=r"store: .*one.* has solutions=.*first_error.* and .*other.* has solutions="):
         labels(tmp_path / "one", tmp_path / "other")
+
+
+def test_a_run_is_not_forked_to_another_mode(solutions: Path, tmp_path: Path) -> None:
+    config, _ = annotate(solutions, tmp_path / "run")
+    other = config.model_copy(update={"solutions": SolutionsConfig(path=str(solutions), mode="values")})
+    with pytest.raises(
+        ConfigError, match=r"solutions.mode must equal that of .*run \(stored 'first_error', asked 'val"
+    ):
+        fork(other)
+    assert not (tmp_path / "run-2").exists()
 
 
 def test_a_run_is_shown(solutions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
