@@ -82,12 +82,17 @@ def labeled(*labels: str) -> AnswerRule:
 
 
 def containing(gold: str, answer: str) -> Decision | None:
-    """Accept answers that contain the gold text as whole words, ignoring case, without a negation."""
+    """Accept answers that contain the gold words, ignoring case, without a negation.
+
+    A gold of three or more letters may be the beginning of a word ("Sep" in "September"). Formulas are not compared.
+    """
     wanted, given = plain_words(gold), plain_words(answer)
-    if len(answer) > MAX_ANSWER or not wanted or denies(given):
+    is_word = is_prose(wanted) or re.fullmatch(r"[^\W\d_]{3,}", wanted)
+    if len(answer) > MAX_ANSWER or not is_word or denies(given):
         return None
-    found = re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", given)
-    return _decision(True, f"contains {gold}") if found and is_prose(wanted) else None
+    end = r"(?!\w)" if len(wanted) < 3 else ""
+    found = re.search(rf"(?<!\w){re.escape(wanted)}{end}", given)
+    return _decision(True, f"contains {gold}") if found else None
 
 
 def first_of(*rules: AnswerRule) -> AnswerRule:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+from typing import Any, ClassVar
 
 import pytest
+from pydantic import Field
 
 from mmprm.config import Config, build, describe, load, with_current_names
 from mmprm.errors import ConfigError
@@ -93,3 +95,37 @@ def test_a_wrong_key_in_a_list_of_groups_is_told(group: str, key: str, said: str
 
 def test_earlier_names_in_lists_are_read() -> None:
     assert with_current_names({"a": [{"timeout_s": 1}, 2]}) == {"a": [{"timeout_seconds": 1}, 2]}
+
+
+def test_keys_of_the_users_choice_keep_their_names() -> None:
+    """A chat template may well have an option `layout`, and an environment an argument `width`."""
+    stored = {"prompt": {"template_options": {"layout": "wide"}}, "environment": {"arguments": {"width": 5}}}
+    assert with_current_names(stored) == stored
+
+
+class Limits(Config):
+    absent: ClassVar[dict[str, str]] = {"median": "a median is no limit; set min"}
+
+    min: float | None = None
+    start_timeout_seconds: float = 1.0
+
+
+class Monitored(Config):
+    alarms: dict[str, Limits] = Field(default_factory=dict)
+    timeout_seconds: float = 1.0
+    data: Limits = Limits()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"data": {"median": 1}}, r"data\.median does not exist: a median is no limit; set min$"),
+        ({"alarms": {"loss": {"median": 1}}}, r"alarms\.loss\.median does not exist: a median is no limit"),
+        ({"alarms": {"loss": {"least": 1}}}, r"alarms\.loss\.least is called alarms\.loss\.min; rename the key$"),
+        ({"data": {"timeout_s": 1}}, r"data\.timeout_s does not exist; did you mean timeout_seconds\?"),
+        ({"data": {"top_p": 1}}, r"data\.top_p does not exist; --help lists the keys$"),
+    ],
+)
+def test_an_unknown_key_names_the_way_out(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build(Monitored, values)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from benchmark_rows import MATHVISION_FREE
+from scripted_server import ScriptedServer, says
 
 from mmprm.cli import eval_policy as command
 from mmprm.cli.main import main
@@ -240,3 +241,41 @@ def test_samples_without_temperature_are_refused(
 ) -> None:
     assert own_benchmark(tmp_path, monkeypatch, "samples=4")[0] == 2
     assert "samples=4 with sampling.temperature=0 would sample the same response 4 times" in capsys.readouterr().err
+
+
+def test_aggregate_scores_and_extracted_answers_of_a_benchmark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """MME: both questions about image 1 are correct and one about image 2, whose other answer has to be extracted.
+
+    Without the extractor: accuracy 3/4 and accuracy+ 1/2, so 125 points; with it, 200.
+    """
+    pairs = [("1", "Yes"), ("1", "No"), ("2", "Yes"), ("2", "No")]
+    rows = [
+        {"question_id": image, "question": f"Q{number}", "answer": answer, "category": "color", "image": "x.png"}
+        for number, (image, answer) in enumerate(pairs)
+    ]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    talk = "I looked at the image and can say that it is yes.\nThe dog in the image makes me sure."
+    sampler = Scripted({"Q0": "Yes", "Q1": "No.", "Q2": talk, "Q3": "no"})
+
+    @asynccontextmanager
+    async def opened(*_: object) -> AsyncIterator[Scripted]:
+        yield sampler
+
+    monkeypatch.setattr(command, "open_sampler", opened)
+    monkeypatch.setattr(command, "check_config", lambda *_: None)
+    monkeypatch.setattr(command.actors, "connect", lambda address: False)
+    with ScriptedServer(says("yes")) as server:
+        values = ("benchmark=mme", "engine.model=scripted", f"output={tmp_path}", "extractor.model=m")
+        values = (*values, f"extractor.client.urls=[{server.url}]", f"extractor.cache={tmp_path / 'cache.sqlite'}")
+        assert main(["eval", "policy", str(tmp_path / "test.jsonl"), *(f"--set={value}" for value in values)]) == 0
+        assert len(server.requests) == 1
+    found = json.loads((tmp_path / "policy-mme.json").read_text())
+    totals = {stage: scores["total"] for stage, scores in found["official"].items()}
+    assert totals == {"symbolic": 125, "extracted": 200}
+    assert found["scores"]["symbolic"]["category: color"]["accuracy"]["value"] == 0.75
+    assert "perception: 200.000" in capsys.readouterr().out
+    rows = [json.loads(line) for line in (tmp_path / "responses-mme.jsonl").read_text().splitlines()[1:]]
+    assert rows[2]["verdicts"] == {"symbolic": "incorrect", "extracted": "correct"}
+    assert [row["id"] for row in rows] == ["color/1", "color/1/2", "color/2", "color/2/2"]

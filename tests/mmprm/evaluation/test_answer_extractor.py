@@ -1,0 +1,83 @@
+"""The extractor copies answers from responses, and never invents one."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from scripted_server import Act, ScriptedServer, error, says
+
+from mmprm.config import build
+from mmprm.evaluation.entries import Item
+from mmprm.evaluation.extractor import AnswerExtractor, ExtractorConfig, is_stated
+from mmprm.evaluation.policy import Graders
+from mmprm.evaluation.rules import rounded
+from mmprm.grading.symbolic import SymbolicGrader
+from mmprm.types import Grading, Problem, Verdict
+
+TALK = "Adding 6 to 8 gives the number that is missing.\nThe number missing in the sequence is 14, as I see it."
+
+
+def gradings(folder: Path, act: Act, response: str, item: Item | None = None) -> tuple[dict[str, Grading], int]:
+    """Grade a response with an extractor behind a server that answers with `act`; also count its requests."""
+    item = item or Item(Problem("1", "Which number is missing?", "14"))
+
+    async def run(url: str) -> dict[str, Grading]:
+        client = {"urls": [url], "attempts": 1, "backoff_seconds": 0.01}
+        config = build(ExtractorConfig, {"model": "m", "client": client, "cache": str(folder / "cache.sqlite")})
+        async with AnswerExtractor(config) as extractor:
+            return await Graders(grader, extractor).gradings(item, response)
+
+    with ScriptedServer(act) as server, SymbolicGrader() as grader:
+        return asyncio.run(run(server.url)), len(server.requests)
+
+
+def test_an_answer_is_copied_and_graded(tmp_path: Path) -> None:
+    found, requests = gradings(tmp_path, says("14."), TALK)
+    assert (found["symbolic"].verdict, found["symbolic"].extracted) == (Verdict.INCORRECT, None)
+    assert (found["extracted"].verdict, found["extracted"].extracted) == (Verdict.CORRECT, "14")
+    again, repeated = gradings(tmp_path, error(500), TALK)
+    assert (requests, repeated) == (1, 0), "the reply is cached"
+    assert again == found
+
+
+def test_the_benchmarks_rule_applies_to_extracted_answers(tmp_path: Path) -> None:
+    item = Item(Problem("1", "Which number is missing?", "13.6"), rule=rounded(0))
+    assert gradings(tmp_path, says("14"), TALK, item)[0]["extracted"].verdict is Verdict.CORRECT
+
+
+def test_responses_with_an_answer_are_not_sent(tmp_path: Path) -> None:
+    found, requests = gradings(tmp_path, says("14"), "<answer>15</answer>")
+    assert (requests, found["extracted"]) == (0, found["symbolic"])
+    assert gradings(tmp_path, says("14"), "")[1] == 0
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        ("None", "extractor: no answer"),
+        ("none.", "extractor: no answer"),
+        ("", "extractor: no answer"),
+        ("15", "extractor: its answer is not in the response"),
+        ("4", "extractor: its answer is not in the response"),
+    ],
+)
+def test_a_reply_that_is_not_in_the_response_is_no_answer(tmp_path: Path, reply: str, reason: str) -> None:
+    grading = gradings(tmp_path, says(reply), TALK)[0]["extracted"]
+    assert (grading.verdict, grading.extracted, grading.reason) == (Verdict.INCORRECT, None, reason)
+
+
+def test_a_failed_request_leaves_the_verdict_unknown_and_is_repeated(tmp_path: Path) -> None:
+    grading = gradings(tmp_path, error(500), TALK)[0]["extracted"]
+    assert (grading.verdict, grading.extracted) == (Verdict.UNKNOWN, None)
+    assert grading.reason == "extractor failed: status 500"
+    assert gradings(tmp_path, says("14"), TALK)[0]["extracted"].verdict is Verdict.CORRECT
+
+
+def test_an_option_may_be_named_by_its_letter(tmp_path: Path) -> None:
+    problem = Problem("1", "Which color?\nA. red\nB. blue", "B", choices=("red", "blue"))
+    response = "The sky in the image has one color.\nIt looks blue to me, not red at all."
+    assert gradings(tmp_path, says("B"), response, Item(problem))[0]["extracted"].verdict is Verdict.CORRECT
+    assert is_stated("(A)", "It is red.", 2)
+    assert not is_stated("C", "It is red.", 2)

@@ -1,0 +1,101 @@
+"""Answer rules of published benchmarks, with worked values."""
+
+from __future__ import annotations
+
+import asyncio
+from fractions import Fraction
+
+import pytest
+
+from mmprm.evaluation.rules import (
+    AnswerRule,
+    containing,
+    first_of,
+    grade_by_rule,
+    labeled,
+    rounded,
+    truncated,
+    value_of,
+    within,
+)
+from mmprm.grading.symbolic import SymbolicGrader
+from mmprm.types import Problem, Verdict
+
+CORRECT, INCORRECT, UNKNOWN = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("5 cm", 5),
+        ("about 1,234", 1234),
+        ("50%", Fraction(1, 2)),
+        ("\\frac{1}{3}", Fraction(1, 3)),
+        ("The distance is 12.5 km", Fraction(25, 2)),
+        ("-0.30", Fraction(-3, 10)),
+        ("2x", None),
+        ("2, 3", None),
+        ("Sep", None),
+        ("", None),
+    ],
+)
+def test_value_of(text: str, value: Fraction | None) -> None:
+    found = value_of(text)
+    assert (found[0] if found else None) == value
+
+
+@pytest.mark.parametrize(
+    ("rule", "gold", "answer", "verdict"),
+    [
+        (within(relative=0.05), "100", "105", CORRECT),
+        (within(relative=0.05), "100", "105.01", INCORRECT),
+        (within(relative=0.05), "-20", "-19", CORRECT),
+        (within(relative=0.05), "0", "0.001", INCORRECT),
+        (within(relative=0.05), "20%", "0.21", CORRECT),
+        (within(absolute=0.001), "2.094", "2\\pi/3", CORRECT),
+        (within(absolute=0.001), "2.094", "2.0951", INCORRECT),
+        (within(absolute=0.01, percent=True), "0.25", "25", CORRECT),
+        (within(absolute=0.01), "0.25", "25", INCORRECT),
+        (within(absolute=0.1), "5 cm", "5.05 cm", CORRECT),
+        (within(absolute=0.1), "5 cm", "5.05 m", None),
+        (within(absolute=0.1), "5", "blue", None),
+        (rounded(1), "0.6", "0.58", CORRECT),
+        (rounded(1), "0.6", "0.54", INCORRECT),
+        (rounded(2), "1.20", "1.199", CORRECT),
+        (truncated, "7", "7.9", CORRECT),
+        (truncated, "-7", "-7.9", CORRECT),
+        (truncated, "8", "7.9", INCORRECT),
+        (labeled("yes", "no"), "Yes", "Yes, there is.", CORRECT),
+        (labeled("yes", "no"), "Yes", "There is one", INCORRECT),
+        (labeled("yes", "no"), "No", "yes and no", INCORRECT),
+        (containing, "transistor", "a bipolar transistor", CORRECT),
+        (containing, "transistor", "not a transistor", None),
+        (containing, "on", "one", None),
+        (containing, "12", "125", None),
+        (containing, "2x", "2x + 1", None),
+        (first_of(rounded(2), containing), "eight volts", "about eight volts", CORRECT),
+        (first_of(rounded(2), containing), "8.35", "8.4", INCORRECT),
+    ],
+)
+def test_rules(rule: AnswerRule, gold: str, answer: str, verdict: Verdict | None) -> None:
+    decision = rule(gold, answer)
+    assert (decision[0] if decision else None) is verdict
+
+
+def graded(rule: AnswerRule | None, response: str, also: tuple[str, ...] = ()) -> tuple[Verdict, str | None]:
+    with SymbolicGrader() as grader:
+        grading = asyncio.run(grade_by_rule(Problem("1", "How far?", "2.1"), also, rule, response, grader))
+    return grading.verdict, grading.extracted
+
+
+def test_the_rule_decides_where_it_applies() -> None:
+    assert graded(within(absolute=0.001), "<answer>2.11</answer>")[0] is INCORRECT
+    assert graded(None, "<answer>2.11</answer>")[0] is CORRECT, "to the gold's decimals"
+    assert graded(within(absolute=0.001), "<answer>blue</answer>") == (INCORRECT, "blue"), "the symbolic verdict"
+    assert graded(within(absolute=9), "I think so <answer>") == (INCORRECT, None), "no answer"
+
+
+def test_the_best_verdict_over_all_golds_counts() -> None:
+    rule = within(absolute=0.001)
+    assert graded(rule, "<answer>3</answer>", ("3.0", "4"))[0] is CORRECT
+    assert graded(rule, "<answer>5</answer>", ("3.0", "4"))[0] is INCORRECT
