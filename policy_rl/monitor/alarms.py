@@ -19,7 +19,7 @@ from mmprm.metrics import roc_auc
 from mmprm.steps import StepFormat
 from policy_rl.graded import GradedGroup
 from policy_rl.monitor.samples import TEXT_FILE
-from policy_rl.rewards.process import plain_steps
+from policy_rl.rewards.cutter import plain_steps
 
 FIRST_STEPS = 5
 """Number of initial solution steps whose scores are logged separately. Later steps are logged together."""
@@ -28,17 +28,17 @@ FIRST_STEPS = 5
 class Bounds(Config):
     """Configures the allowed range of a monitored metric."""
 
-    least: float | None = None
+    min: float | None = None
     """Lower bound; a training step with a lower value counts toward the alarm."""
-    most: float | None = None
+    max: float | None = None
     """Upper bound; a training step with a higher value counts toward the alarm."""
 
     @model_validator(mode="after")
     def _a_bound(self) -> Bounds:
-        if self.least is None and self.most is None:
-            raise ValueError("an alarm needs a bound; set least, most or both")
-        if self.least is not None and self.most is not None and self.least > self.most:
-            raise ValueError(f"least={self.least} must not exceed most={self.most}; lower least or raise most")
+        if self.min is None and self.max is None:
+            raise ValueError("an alarm needs a bound; set min, max or both")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min={self.min} must not exceed max={self.max}; lower min or raise max")
         return self
 
 
@@ -46,7 +46,7 @@ class MonitorConfig(Config):
     """Configures the monitoring of a run for reward hacking."""
 
     alarms: dict[str, Bounds] = Field(default_factory=dict)
-    """Bounds of metrics, keyed by their names in metrics.jsonl, such as alarms.prm_auc.least=0.6. If a metric is out of
+    """Bounds of metrics, keyed by their names in metrics.jsonl, such as alarms.prm_auc.min=0.6. If a metric is out of
     bounds for `patience` consecutive steps, the run writes a checkpoint and ends."""
     patience: int = Field(3, ge=1)
     """Number of consecutive steps that a metric must be out of bounds to trigger an alarm."""
@@ -161,10 +161,10 @@ def check_alarms(config: MonitorConfig, names: Collection[str]) -> None:
 
 
 def _crossed(value: float, bounds: Bounds) -> str | None:
-    if bounds.least is not None and value < bounds.least:
-        return f"below least={bounds.least:g}"
-    if bounds.most is not None and value > bounds.most:
-        return f"above most={bounds.most:g}"
+    if bounds.min is not None and value < bounds.min:
+        return f"below min={bounds.min:g}"
+    if bounds.max is not None and value > bounds.max:
+        return f"above max={bounds.max:g}"
     return None
 
 

@@ -13,7 +13,7 @@ from mmprm.errors import TrainingError
 from mmprm.files import logged_rows
 from mmprm.steps import StepFormat
 from policy_rl.graded import GradedGroup, GradedResponse
-from policy_rl.rewards.process import plain_steps
+from policy_rl.rewards.cutter import plain_steps
 
 JSON_FILE, TEXT_FILE = "samples.jsonl", "samples.md"
 

@@ -16,7 +16,6 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,13 +27,11 @@ from mmprm.scoring.aggregate import Aggregator, aggregator, chosen_aggregator
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.http.queue import ScoreResult
 from mmprm.scoring.open import scorer_info
-from mmprm.steps import StepFormat, StepSplit, plain, split
-from mmprm.types import Problem, Solution, Steps
+from mmprm.steps import StepFormat, StepSplit
+from mmprm.types import Problem, Solution
 from policy_rl.graded import StepRewards
-from policy_rl.rewards.token_begins import Pieces, caching, step_of_tokens, token_begins
+from policy_rl.rewards.cutter import StepCutter
 from policy_rl.types import Response
-
-_NO_TOKENS = np.zeros(0, dtype=np.int32)
 
 
 class ProcessConfig(Config):
@@ -76,50 +73,27 @@ class Judge(Protocol):
 
 
 class ProcessReward:
-    """Scores the steps of responses, and maps each sampled token to its step.
+    """Scores the steps of responses, and maps each sampled token to its step (see StepCutter).
 
-    `prefill` is the beginning of each response that is part of the prompt; `unscored` counts the responses without
-    process reward by reason.
-
-    A token belongs to the step in which it starts: a token that spans the end of a step and the start of the next
-    belongs to the first of them, and all bytes of a character belong to the same step. A token without text (special,
-    end of turn) belongs to the step at its position or, after the last character, to the last step.
+    `unscored` counts the responses without process reward by reason.
     """
 
     def __init__(self, tokenizer: Any, step_format: StepFormat, prefill: str, prm: Judge) -> None:
         self.unscored: Counter[str] = Counter()
-        self._step_format: StepFormat = step_format
-        self._prefill, self._prm = prefill, prm
-
-        def decode(token_ids: Sequence[int]) -> str:
-            return tokenizer.decode(list(token_ids), skip_special_tokens=True)
-
-        self._decode = caching(decode)
-        self._pieces = Pieces(self._decode)
+        self._cutter, self._prm = StepCutter(tokenizer, step_format, prefill), prm
 
     async def score(self, problem: Problem, responses: Sequence[Response]) -> list[StepRewards | None]:
         """Return the step rewards of each response to a problem, or None for a response without process reward.
 
         Raises TrainingError, naming the problem, if scores are not probabilities or if the PRM fails.
         """
-        cuts = [self._cut(response) for response in responses]
+        cuts = [self._cutter.cut(response) for response in responses]
         solutions = [Solution(problem, found.steps) for found, _ in cuts if found.steps]
         answers = iter(await self._prm.judge(solutions) if solutions else ())
         return [
             self._scored(problem, found, step_of_token, next(answers)) if found.steps else self._none(found.reason)
             for found, step_of_token in cuts
         ]
-
-    def _cut(self, response: Response) -> tuple[StepSplit, np.ndarray]:
-        verbatim, found = _both_forms(response.text, self._step_format, self._prefill)
-        if not found.steps:
-            return found, _NO_TOKENS
-        begins_T = token_begins(response.token_ids, response.text, self._decode, self._pieces)
-        step_of_token = step_of_tokens(verbatim, begins_T, len(self._prefill))
-        # The reward of a step is assigned to its tokens, so each step needs at least one.
-        if not np.bincount(step_of_token, minlength=len(verbatim)).all():
-            return StepSplit((), "step without a token"), _NO_TOKENS
-        return found, step_of_token
 
     def _scored(
         self, problem: Problem, found: StepSplit, step_of_token: np.ndarray, answer: ScoreResult
@@ -152,28 +126,3 @@ class ProcessReward:
 
     def _none(self, reason: str | None) -> None:
         self.unscored[reason or ""] += 1
-
-
-def plain_steps(text: str, step_format: StepFormat, prefill: str = "") -> StepSplit:
-    """Return a response's steps without their markup, as the PRM reads them, or why it could not be split.
-
-    The reason is that of `split`, or "empty step".
-    """
-    return _both_forms(text, step_format, prefill)[1]
-
-
-def _both_forms(text: str, step_format: StepFormat, prefill: str) -> tuple[Steps, StepSplit]:
-    """Return the verbatim steps of a response, and the result of `plain_steps`."""
-    found = split(prefill + text, step_format)
-    verbatim = written_steps(found.steps, len(prefill))
-    steps = tuple(plain(step, step_format) for step in verbatim)
-    return verbatim, StepSplit(steps, found.reason) if all(steps) else StepSplit((), "empty step")
-
-
-def written_steps(steps: Steps, given: int) -> Steps:
-    """Merge steps that end within the prefill, the first `given` characters, into the step after them.
-
-    The prefill is part of the prompt, so such steps have no token to reward.
-    """
-    count = sum(end <= given for end in accumulate(map(len, steps)))
-    return ("".join(steps[: count + 1]), *steps[count + 1 :]) if count < len(steps) else steps

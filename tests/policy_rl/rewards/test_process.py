@@ -17,7 +17,8 @@ from mmprm.steps import split
 from mmprm.tiny.tokenizer import build_tokenizer
 from mmprm.types import Solution, StepScores
 from policy_rl.graded import StepRewards
-from policy_rl.rewards.process import ProcessConfig, ProcessReward, plain_steps
+from policy_rl.rewards.cutter import plain_steps
+from policy_rl.rewards.process import ProcessConfig, ProcessReward
 from policy_rl.rewards.token_begins import step_of_tokens, token_begins
 from policy_rl.types import Response
 from tests.policy_rl.byte_tokenizers import byte_level, sentence_piece
