@@ -166,6 +166,7 @@ class RLConfig(Config):
             kl_in_reward=kl.coefficient if kl.apply_to == "reward" else 0.0,
             aggregate=aggregate,
             mask_truncated=self.rewards.truncated == "mask",
+            distillation=self.trainer.distillation,
         )
 
     @property
@@ -287,10 +288,10 @@ class RLConfig(Config):
 
     @model_validator(mode="after")
     def _something_is_rewarded(self) -> RLConfig:
-        if self.rewards.is_empty and self.process is None:
+        if self.rewards.is_empty and self.process is None and self.trainer.distillation is None:
             raise ValueError(
                 "rewards.accuracy_weight=0 leaves nothing to reward; raise it, or set rewards.format, "
-                "rewards.functions, rewards.length or process"
+                "rewards.functions, rewards.length, process or trainer.distillation"
             )
         return self
 

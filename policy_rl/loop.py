@@ -80,7 +80,8 @@ class Loop:
         self._checkpoints, self._policy = checkpoints_of(config), policy_of(config)
         self._settings = config.advantage_settings(aggregate)
         self._needs_ref = config.trainer.loss.kl.coefficient > 0
-        self._needs_old = config.batch.optimizer_steps > 1 or config.has_critic or self._settings.kl_in_reward > 0
+        compares = self._settings.kl_in_reward > 0 or self._settings.distillation is not None
+        self._needs_old = config.batch.optimizer_steps > 1 or config.has_critic or compares
         self._alarms = Alarms(config.monitor)
         self._resume_key = resume_key_of(config, total, collector.fingerprint)
         self._evaluations: dict[int, Evaluation] = {}

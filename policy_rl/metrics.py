@@ -83,6 +83,7 @@ def metric_names(config: RLConfig) -> set[str]:
     names |= {"reward_truncated"} if config.rewards.truncated == "penalize" else set()
     names |= {"kl", "kl_ref", "kl_clamped"} if config.trainer.loss.kl.coefficient > 0 else set()
     names |= {"value_loss"} if config.has_critic else set()
+    names |= {"teacher_kl"} if config.trainer.distillation else set()
     names |= {"importance_masked"} if config.trainer.loss.importance_mask else set()
     return names | ({"scored", "unscored", "alone"} if config.process else set())
 

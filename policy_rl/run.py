@@ -34,6 +34,7 @@ from policy_rl.placement import ActorOptions, reserved
 from policy_rl.rollouts.evaluate import evaluate
 from policy_rl.rollouts.pool import RolloutPool
 from policy_rl.run_folder import Summary, checkpoints_of, summary_without_training
+from policy_rl.trainer.frozen import check_teacher
 from policy_rl.trainer.group import TrainerGroup
 from policy_rl.weights.config import transport_of
 from policy_rl.weights.transfer import FileTransfer, Transfer, remove_versions, shared_folder
@@ -59,6 +60,8 @@ def train_policy(config: RLConfig) -> Summary:
         check_golds(problems, config.grader, config.problems.path)
     with locked(Path(config.output), "output"):
         check_disk_space(config.output, "output", config.engine.model)
+    if config.trainer.distillation is not None:
+        check_teacher(config.engine.model, config.trainer.distillation.teacher)
     if config.process is not None:
         scorer_info(config.process.scorer)
         check_prm(config.process.scorer.prm)

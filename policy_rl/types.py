@@ -64,9 +64,9 @@ class TrainingSample:
 
     Responses of the same `group` answer the same problem and share its prompt. `prompt_tokens` is the length of the
     prompt as counted by the engine. `engine` holds the log-probabilities with which the engine sampled the tokens.
-    `old`, `ref` and `values` come from Trainer.log_probs, and are None if not needed; `old` is not needed if the
-    response was sampled from the weights that this update starts from. `mask` is False on tokens that are not trained
-    on; None means that all are.
+    `old`, `ref`, `teacher` and `values` come from Trainer.log_probs, and are None if not needed; `old` is not needed if
+    the response was sampled from the weights that this update starts from. `mask` is False on tokens that are not
+    trained on; None means that all are.
     """
 
     problem: Problem
@@ -80,6 +80,7 @@ class TrainingSample:
     advantages: np.ndarray | None = None
     returns: np.ndarray | None = None
     mask: np.ndarray | None = None
+    teacher: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "token_ids", np.asarray(self.token_ids, dtype=np.int32))
@@ -102,10 +103,11 @@ class LogProbs:
     old: np.ndarray | None = None
     ref: np.ndarray | None = None
     values: np.ndarray | None = None
+    teacher: np.ndarray | None = None
 
 
 ARRAYS = ("engine", "old", "ref", "values", "advantages", "returns")
-"""Fields of TrainingSample that hold one value per response token."""
+"""Fields of TrainingSample that hold one value per response token and that an update reads."""
 
 
 def equal_fields(left: Any, right: object) -> bool:

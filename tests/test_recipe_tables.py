@@ -44,12 +44,14 @@ OURS = {"rl/prm-rl.yaml", "rl/qwen3-vl-8b.yaml", "rl/tiny.yaml", "sft/tiny.yaml"
 SECTION = re.compile(r"^### ([^\n]+)\n`configs/([\w/.-]+)(?:, stage (\d))?`(.*?)(?=^##|\Z)", re.MULTILINE | re.DOTALL)
 LEGEND = re.compile(r"^- `(\w+)`: [\w.-]+/[\w.-]+(?:@[0-9a-f]{7}| v[\d.]+).* `[\w./-]+`", re.MULTILINE)
 ROW = re.compile(r"^\| `([\w.]+)` \| (.*) \| (.*) \| (.*) \| (.*) \| (.*) ?\|$", re.MULTILINE)
+PAPER = re.compile(r"^As in the paper: `--set ([^`]+)`\.$", re.MULTILINE)
 NOWHERE = "–"
 
 
 @dataclass(frozen=True)
 class Row:
     key: str
+    paper: str
     released: str
     places: tuple[str, ...]
     ours: Any
@@ -63,13 +65,19 @@ class Recipe:
     stage: int | None
     sources: frozenset[str]
     rows: tuple[Row, ...] = field(repr=False)
+    paper: dict[str, str] = field(default_factory=dict, repr=False)
+    """Options that restore the paper's values, by key."""
 
     @property
     def config(self) -> Config:
+        return self.with_sets({})
+
+    def with_sets(self, values: dict[str, str]) -> Config:
         path = ROOT / "configs" / self.file
         if self.stage is not None:
-            return read_stages(path)[self.stage - 1].config
-        return load(MODELS[path.parent.name], path)
+            sets = [f"{self.stage}.{key}={value}" for key, value in values.items()]
+            return read_stages(path, sets)[self.stage - 1].config
+        return load(MODELS[path.parent.name], path, [f"{key}={value}" for key, value in values.items()])
 
     @property
     def given(self) -> dict[str, Any]:
@@ -80,8 +88,10 @@ class Recipe:
 
 
 def read_row(cells: tuple[str, ...]) -> Row:
-    key, _, released, where, ours, reason = cells
-    return Row(key, released, tuple(re.findall(r"`(\w+):\d+`", where)), yaml.safe_load(ours.strip("`")), reason.strip())
+    key, paper, released, where, ours, reason = cells
+    return Row(
+        key, paper, released, tuple(re.findall(r"`(\w+):\d+`", where)), yaml.safe_load(ours.strip("`")), reason.strip()
+    )
 
 
 def recipes() -> Iterator[Recipe]:
@@ -89,7 +99,9 @@ def recipes() -> Iterator[Recipe]:
     for title, file, stage, body in SECTION.findall(text):
         rows = tuple(map(read_row, ROW.findall(body)))
         assert len(rows) == body.count("\n| `"), f"{title}: a row that cannot be read"
-        yield Recipe(title, file, int(stage) if stage else None, frozenset(LEGEND.findall(body)), rows)
+        sets = [item for found in PAPER.findall(body) for item in found.split(" --set ")]
+        paper = dict(item.removeprefix(f"{stage}.").split("=") for item in sets)
+        yield Recipe(title, file, int(stage) if stage else None, frozenset(LEGEND.findall(body)), rows, paper)
 
 
 RECIPES = list(recipes())
@@ -147,6 +159,20 @@ def test_a_released_value_has_its_place_and_a_deviation_its_reason(recipe: Recip
         assert row.places, f"{row.key}: give the place of {row.released}"
         same = agrees(yaml.safe_load(row.released.strip("`")), row.ours)
         assert same or row.reason, f"{row.key}: {row.released} became {row.ours}; say why"
+
+
+@pytest.mark.parametrize("recipe", [each for each in RECIPES if each.paper], ids=lambda recipe: recipe.title)
+def test_the_papers_values_are_those_that_the_table_shows_to_differ(recipe: Recipe) -> None:
+    rows = {row.key: row for row in recipe.rows}
+    before = recipe.config.model_dump(mode="json")
+    after = recipe.with_sets(recipe.paper).model_dump(mode="json")
+    for key, text in recipe.paper.items():
+        assert rows[key].paper not in (NOWHERE, rows[key].released.strip("`")), key
+        assert value(before, key) != value(after, key) == yaml.safe_load(text)
+
+
+def test_some_papers_differ_from_their_code() -> None:
+    assert {"CPGD-7B", "MM-Eureka-32B, stage 2", "MM-PRM, PRM"} <= {each.title for each in RECIPES if each.paper}
 
 
 def test_every_recipe_has_its_table() -> None:

@@ -39,13 +39,13 @@ def _mean(log_NT: Tensor, mask_NT: Tensor) -> Tensor:
     return mean_N1.expand_as(log_NT)
 
 
-LEVELS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"token": lambda log_NT, _: log_NT, "sequence": _mean}
+RATIO_LEVELS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"token": lambda log_NT, _: log_NT, "sequence": _mean}
 """Log-ratio that importance_mask compares, for each level."""
 
 
 def inside_range(old_NT: Tensor, engine_NT: Tensor, mask_NT: Tensor, limits: ImportanceMask) -> Tensor:
     """Return the mask of response tokens whose ratio is in [low, high]."""
-    log_NT = LEVELS[limits.level](log_importance(old_NT, engine_NT, mask_NT), mask_NT)
+    log_NT = RATIO_LEVELS[limits.level](log_importance(old_NT, engine_NT, mask_NT), mask_NT)
     return mask_NT & (log_NT >= math.log(limits.low)) & (log_NT <= math.log(limits.high))
 
 

@@ -40,6 +40,7 @@ from policy_rl.algorithms.credit import (
     scatter_to_tokens,
     spread,
 )
+from policy_rl.algorithms.distillation import DistillationConfig, distillation_advantages
 from policy_rl.graded import GradedGroup
 from policy_rl.types import TrainingSample
 
@@ -48,7 +49,7 @@ Aggregate = Callable[[Sequence[float]], float]
 
 @dataclass(frozen=True, slots=True)
 class AdvantageSettings:
-    """Configures the computation of advantages: estimator, process credit, ADORA, and KL in the reward.
+    """Configures the computation of advantages: estimator, process credit, ADORA, KL in the reward, distillation.
 
     `kl_in_reward` is the coefficient β of the per-token reward −β·k1. `aggregate` combines step scores with
     credit.mode=scalar. With `mask_truncated`, truncated responses count only in the baselines of their groups.
@@ -60,6 +61,7 @@ class AdvantageSettings:
     kl_in_reward: float = 0.0
     aggregate: Aggregate | None = None
     mask_truncated: bool = False
+    distillation: DistillationConfig | None = None
 
 
 def kept_mask(groups: Sequence[GradedGroup], least: int) -> Tensor:
@@ -123,6 +125,10 @@ def add_advantages(
             advantages_NT = advantages_NT + sequence_N[:, None]
         if credit is not None:
             advantages_NT = advantages_NT + spread(credit.returns_PKS[kept_PK], step_of_NT)
+    metrics = {}
+    if settings.distillation is not None:
+        own_NT, metrics["teacher_kl"] = _distillation(samples, mask_NT, settings.distillation)
+        advantages_NT = advantages_NT + own_NT
     advantages_NT = clamp(advantages_NT, config.clamp)
     if config.whitens:
         advantages_NT = whiten(advantages_NT, mask_NT, moments(advantages_NT, mask_NT))
@@ -131,7 +137,7 @@ def add_advantages(
         for n, each in enumerate(samples)
         if taking_N[n]
     ]
-    return made, _metrics(advantages_NT, mask_NT, credit)
+    return made, metrics | _metrics(advantages_NT, mask_NT, credit)
 
 
 def _rewards(groups: Sequence[GradedGroup]) -> tuple[Tensor, Tensor]:
@@ -184,6 +190,15 @@ def _kl_rewards(samples: Sequence[TrainingSample], coefficient: float, mask_NT: 
         return torch.zeros(mask_NT.shape)
     old_NT, ref_NT = (_padded([getattr(each, name) for each in samples]) for name in ("old", "ref"))
     return torch.where(mask_NT, -coefficient * (old_NT - ref_NT), 0)
+
+
+def _distillation(
+    samples: Sequence[TrainingSample], mask_NT: Tensor, config: DistillationConfig
+) -> tuple[Tensor, float]:
+    """Return the distillation advantages, and the mean of old − teacher per token."""
+    old_NT, teacher_NT = (_padded([getattr(each, name) for each in samples]) for name in ("old", "teacher"))
+    advantages_NT, kl_NT = distillation_advantages(old_NT, teacher_NT, mask_NT, config)
+    return advantages_NT, (kl_NT.sum(dtype=torch.float64) / mask_NT.sum().clamp(min=1)).item()
 
 
 def _padded(rows: Sequence[np.ndarray | None]) -> Tensor:

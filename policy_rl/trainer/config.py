@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from mmprm.backbone.trainable import TrainableConfig
 from mmprm.config import Config
 from mmprm.training.config import OptimizationConfig
+from policy_rl.algorithms.distillation import DistillationConfig
 from policy_rl.algorithms.losses import LossConfig
 
 CHANGEABLE: dict[str, Any] = dict.fromkeys(
@@ -51,6 +52,8 @@ class TrainerConfig(TrainableConfig):
     """Number of training processes, one per GPU. Without a GPU, they share the CPU cores."""
     loss: LossConfig = LossConfig()
     """Surrogate loss, KL penalty and loss aggregation."""
+    distillation: DistillationConfig | None = None
+    """On-policy distillation: a reverse KL penalty against a teacher, per token. By default, there is no teacher."""
     critic: CriticConfig = CriticConfig()
     """Settings of the critic, for advantage estimators that use one."""
     optimization: UpdateConfig = UpdateConfig()
@@ -59,8 +62,8 @@ class TrainerConfig(TrainableConfig):
     """Compute the logits in float32 even if the precision is bf16. Log-probabilities computed from bfloat16 logits are
     off by 0.02 nats on average and by more than 0.1 nats for some tokens."""
     offload_reference: bool = False
-    """Keep the reference model's weights in CPU memory and copy them to the GPU in each forward pass. Requires
-    optimization.zero_stage=3. optimization.offload=all implies it."""
+    """Keep the weights of the reference model and of the teacher in CPU memory and copy them to the GPU in each forward
+    pass. Requires optimization.zero_stage=3. optimization.offload=all implies it."""
     share_prompt: bool = True
     """Compute a prompt once for all responses of its group that fit into micro_batch_tokens together. Loss and
     gradients are the same. Has no effect if the model's attention implementation does not allow it."""

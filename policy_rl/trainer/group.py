@@ -91,8 +91,8 @@ class TrainerGroup:
     def log_probs(self, samples: Sequence[TrainingSample], reference_only: bool = False) -> list[TrainingSample]:
         """Return copies of the samples with the log-probabilities and values that the update needs.
 
-        `old` and, with a critic, `values` are added unless `reference_only` is set; `ref` is added if there is a
-        reference model.
+        `old` and, with a critic, `values` are added unless `reference_only` is set; `ref` and `teacher` are added if
+        there is a reference model or a teacher.
         """
         found: dict[int, LogProbs] = {}
         for share in self._call("log_probs", list(samples), reference_only):

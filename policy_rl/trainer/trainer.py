@@ -29,14 +29,13 @@ from torch import Tensor, nn
 from mmprm.backbone.experts import save_backbone
 from mmprm.backbone.image_features import feature_cache
 from mmprm.backbone.load import load_backbone, new_model_folder
-from mmprm.backbone.masks import use_block_masks
 from mmprm.backbone.processor import tokenizer_of, vision_token_ids
 from mmprm.backbone.trainable import prepare_training
 from mmprm.errors import TrainingError
 from mmprm.prompts import PromptConfig
 from mmprm.training import checkpoints
 from mmprm.training.batches import one_ahead
-from mmprm.training.engine import Engine, for_inference
+from mmprm.training.engine import Engine
 from mmprm.training.lora import plain_weights
 from mmprm.training.ranks import check_shared, join_ranks
 from mmprm.training.sharding import loading_in_parts
@@ -53,7 +52,8 @@ from policy_rl.trainer.batch import (
     plan,
     tokens_of_groups,
 )
-from policy_rl.trainer.config import CHANGEABLE, TrainerConfig, reference_sharding
+from policy_rl.trainer.config import CHANGEABLE, TrainerConfig
+from policy_rl.trainer.frozen import frozen_policy
 from policy_rl.trainer.policy import Policy, PolicyInputs, without_adapters
 from policy_rl.trainer.prompt_encoder import PromptEncoder
 from policy_rl.trainer.resume_key import current_trainer_key
@@ -72,7 +72,7 @@ class Trainer:
     `max_pixels` and `min_pixels` are the engines' limits on image size.
 
     The reference model is the model that the run starts from, loaded only if loss.kl.coefficient is above 0; with LoRA
-    it is the policy with its adapters disabled.
+    it is the policy with its adapters disabled. The teacher is loaded only if `distillation` is set.
     """
 
     def __init__(
@@ -105,16 +105,12 @@ class Trainer:
         self._policy = Policy(backbone, temperature, critic, banned, config.float32_logits)
         prepare_training(backbone, config)
         self._policy.image_features = feature_cache(backbone, self.ranks, optimization.zero_stage)
-        self._reference: nn.Module | None = None
-        if config.loss.kl.coefficient > 0 and config.lora is None:
-            sharding = reference_sharding(config)
-            with loading_in_parts(sharding):
-                reference = load_backbone(model, dtype)[0]
-            if self._share_prompt and self.ranks.device.type == "cuda":
-                use_block_masks(reference)
-            frozen = Policy(reference, temperature, False, banned, config.float32_logits)
-            frozen.image_features = self._policy.image_features  # the reference model has the same vision tower
-            self._reference = for_inference(frozen, sharding, self.ranks)
+        block_masks = self._share_prompt and self.ranks.device.type == "cuda"
+        make = partial(frozen_policy, like=self._policy, config=config, ranks=self.ranks, block_masks=block_masks)
+        has_reference = config.loss.kl.coefficient > 0 and config.lora is None
+        self._reference = make(model, shares_features=True) if has_reference else None
+        teacher = config.distillation and config.distillation.teacher
+        self._teacher = make(teacher, shares_features=False) if teacher else None
         torch.manual_seed(optimization.seed + self.ranks.rank)  # ranks draw different dropout masks
         head = () if self._policy.value_head is None else tuple(self._policy.value_head.parameters())
         self._engine = Engine(self._policy, optimization, total_updates, self.ranks, head, config.critic.learning_rate)
@@ -140,7 +136,7 @@ class Trainer:
         """Compute log-probabilities and values for this rank's share of the samples, keyed by sample index.
 
         `old` and, with a critic, `values` are computed under the current weights unless `reference_only` is set; `ref`
-        is computed if there is a reference model.
+        and `teacher` are computed if there is a reference model or a teacher.
         """
         for sample in samples:
             self.limits.check(sample)
@@ -153,6 +149,7 @@ class Trainer:
                     "old": output.logprobs_NT if output else None,
                     "values": output.values_NT if output else None,
                     "ref": self._reference_logprobs(model, inputs),
+                    "teacher": None if self._teacher is None else self._teacher(inputs).logprobs_NT,
                 }
                 arrays = {name: None if array is None else array.cpu().numpy() for name, array in arrays.items()}
                 for n, position in enumerate(position for row in micro.rows for position in row):

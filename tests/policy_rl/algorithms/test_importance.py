@@ -12,7 +12,7 @@ from torch import Tensor
 from mmprm.config import build
 from mmprm.errors import ConfigError
 from policy_rl.algorithms.importance import (
-    LEVELS,
+    RATIO_LEVELS,
     ImportanceMask,
     importance_weights,
     inside_range,
@@ -60,7 +60,7 @@ def test_the_geometric_mean_decides_over_a_whole_response(high: float, expected:
     assert inside.tolist() == [[expected[0]] * 4, [expected[1]] * 3 + [False]]
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", RATIO_LEVELS)
 def test_padding_order_and_micro_batches_change_nothing(level: str) -> None:
     limits = ImportanceMask(level=level, low=0.6, high=1.6)
     generator = torch.Generator().manual_seed(0)
