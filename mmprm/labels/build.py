@@ -16,6 +16,7 @@ from mmprm.labels.checks import Split
 from mmprm.labels.given import check_completers, label_given
 from mmprm.labels.parquet import LabeledExample, split_of, write_parquet
 from mmprm.labels.soft_labels import LabelCounts, count_labels, label_tree
+from mmprm.labels.turns import label_turns
 from mmprm.steps import StepFormat
 from mmprm.trees.repair import check_structure
 from mmprm.trees.stopping import rule_of
@@ -91,7 +92,7 @@ def build_labels(config: LabelsConfig) -> LabelsSummary:
 
 
 def _examples(stores: Sequence[Store], step_format: StepFormat, config: LabelsConfig) -> Iterator[LabeledExample]:
-    """Yield the labeled paths of the searched trees, or of the given solutions."""
+    """Yield the labeled paths of the searched trees, of the given solutions, or of the episodes."""
 
     def complete(problem: Problem) -> Problem:
         # Images are read only if the tree has labels: a problem with no labels may name a missing file.
@@ -113,6 +114,10 @@ def _examples(stores: Sequence[Store], step_format: StepFormat, config: LabelsCo
                 author=given.author,
                 disagreement=found.disagreement,
             )
+        return
+    if stores[0].config.get("environment") is not None:
+        for problem, path, observations in label_turns(stores[0], config.seed):
+            yield LabeledExample(complete(problem), path, split(problem), observations=observations)
         return
     rule = rule_of(stores[0].config)
     for tree in stores[0].trees():

@@ -15,9 +15,11 @@ from pyarrow import parquet
 from mmprm.data.cells import cut
 from mmprm.data.choices import asked_question
 from mmprm.data.images import image_digest
+from mmprm.environments.interface import Observation
 from mmprm.errors import DataError
 from mmprm.files import whole_file
 from mmprm.labels.checks import Split, check_row
+from mmprm.labels.observations import observation_cells, read_observations
 from mmprm.types import Counts, ImageRef, LabeledPath, Problem
 
 SCHEMA = pyarrow.schema(
@@ -39,17 +41,23 @@ SCHEMA = pyarrow.schema(
         ("solution_id", pyarrow.string()),
         ("author", pyarrow.string()),
         ("disagreement", pyarrow.list_(pyarrow.float32())),
+        (
+            "observations",
+            pyarrow.list_(pyarrow.list_(pyarrow.struct([("text", pyarrow.string()), ("image", pyarrow.binary())]))),
+        ),
     ]
 )
 """Arrow schema of a labels file, with one row per labeled path. `labels` are the values of the counts: correct /
 (correct + incorrect), or an estimate corrected for the bias of a stopping rule. Labels and counts are null for
 unlabeled steps. `judge` is null if there is no judge (see mmprm consensus), and for steps that it did not judge.
 `root_value` is the value of the problem before its first step, null if unknown. `solution_id` and `author` are null
-unless the path is a given solution; `disagreement` is null unless several completers labeled it."""
+unless the path is a given solution; `disagreement` is null unless several completers labeled it. `observations` is null
+unless the steps are turns of an episode; it holds what the policy saw before each turn, as parts with a text or an
+image."""
 
 EARLIER_NAMES = {"right": "correct", "wrong": "incorrect"}
 """Maps column names of version 0.1 to their current names."""
-_OPTIONAL = {"judge", "judged_by", "root_value", "solution_id", "author", "disagreement"}
+_OPTIONAL = {"judge", "judged_by", "root_value", "solution_id", "author", "disagreement", "observations"}
 """Columns that a labels file may lack."""
 
 _ROW_GROUP = 2048
@@ -63,7 +71,8 @@ class LabeledExample:
 
     For each step, `judged` holds P(no error so far) according to the judge `judged_by`, or None if it was not judged.
     If the path is a given solution, `solution_id` and `author` identify it, and `disagreement` holds the largest
-    difference between the values of several completers per step, or None.
+    difference between the values of several completers per step, or None. If the steps are turns of an episode,
+    `observations` holds what the policy saw before each of them.
     """
 
     problem: Problem
@@ -74,6 +83,7 @@ class LabeledExample:
     solution_id: str | None = None
     author: str | None = None
     disagreement: tuple[float | None, ...] | None = None
+    observations: tuple[Observation, ...] | None = None
 
 
 def split_of(problem_id: str, seed: int, dev: float, test: float) -> Split:
@@ -115,12 +125,13 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     return {name.removeprefix(_METADATA): value for name, value in named.items()}
 
 
-def read_parquet(path: str | Path, split: Split | None = None) -> list[LabeledExample]:
+def read_parquet(path: str | Path, split: Split | None = None, turns: bool = False) -> list[LabeledExample]:
     """Read the examples of one split, or of all splits, in file order. Examples of the same problem share one Problem
     object.
 
     Raises DataError, with the row number, if two different problems have the same id. This can happen in concatenated
-    files of several campaigns.
+    files of several campaigns. It is also raised for labeled turns of episodes unless `turns` is True, because their
+    steps mean nothing without the observations.
     """
     path = Path(path)
     problems: dict[str, Problem] = {}
@@ -134,6 +145,12 @@ def read_parquet(path: str | Path, split: Split | None = None) -> list[LabeledEx
         if split is None or row["split"] == split:
             location = f"{path}: row {number}"
             disagreement = row.get("disagreement")
+            observations = read_observations(row, location)
+            if observations is not None and not turns:
+                raise DataError(
+                    f"{location}: its steps are turns of an environment, which this command cannot use; give it labels "
+                    "of solutions, or read the file with read_parquet(turns=True)"
+                )
             examples.append(
                 LabeledExample(
                     problem,
@@ -143,6 +160,7 @@ def read_parquet(path: str | Path, split: Split | None = None) -> list[LabeledEx
                     solution_id=row.get("solution_id"),
                     author=row.get("author"),
                     disagreement=None if disagreement is None else tuple(disagreement),
+                    observations=observations,
                 )
             )
     return examples
@@ -214,6 +232,7 @@ def _row(example: LabeledExample) -> dict[str, Any]:
         "solution_id": example.solution_id,
         "author": example.author,
         "disagreement": None if example.disagreement is None else list(example.disagreement),
+        "observations": observation_cells(example.observations),
     }
 
 

@@ -33,15 +33,15 @@ class LabelCounts:
     terminal_correct: int
 
 
-def label_tree(tree: Tree, rule: StoppingRule, step_format: StepFormat, seed: int) -> list[LabeledPath]:
+def label_tree(tree: Tree, rule: StoppingRule, step_format: StepFormat | None, seed: int) -> list[LabeledPath]:
     """Return labeled paths that cover all leaf states of a tree, with equal numbers of correct and incorrect solutions.
 
     A path continues as a complete solution if one passes through its state. All solutions of the rarer kind are used; a
     path whose solution would upset the balance ends at its leaf state.
 
-    Among states with equal plain steps, only the first counts. Each label is stored on the first path with its prefix;
-    other paths have None there. States and solutions with a step that is empty without its markup are ignored. The
-    choices depend only on `seed` and the problem.
+    Without a step format, steps are kept word for word. Among states with equal plain steps, only the first counts.
+    Each label is stored on the first path with its prefix; other paths have None there. States and solutions with a
+    step that is empty without its markup are ignored. The choices depend only on `seed` and the problem.
     """
     counts_by_steps = evidence(tree, rule)
     root = counts_by_steps[()].value if () in counts_by_steps else None
@@ -74,17 +74,17 @@ def count_labels(paths: Iterable[LabeledPath]) -> LabelCounts:
     )
 
 
-def _states(counts_by_steps: dict[Steps, Counts], step_format: StepFormat) -> dict[Steps, Counts]:
+def _states(counts_by_steps: dict[Steps, Counts], step_format: StepFormat | None) -> dict[Steps, Counts]:
     """Map each non-empty prefix, stripped of step markup, to its verdict counts, in tree order."""
     states: dict[Steps, Counts] = {}
     for verbatim, counts in counts_by_steps.items():
-        steps = tuple(plain(step, step_format) for step in verbatim)
+        steps = _plain(verbatim, step_format)
         if steps and all(steps):
             states.setdefault(steps, counts)
     return states
 
 
-def _solutions(tree: Tree, step_format: StepFormat) -> dict[Steps, bool]:
+def _solutions(tree: Tree, step_format: StepFormat | None) -> dict[Steps, bool]:
     """Map the plain steps of each complete solution to its correctness. Solutions with conflicting verdicts are
     skipped.
 
@@ -93,10 +93,14 @@ def _solutions(tree: Tree, step_format: StepFormat) -> dict[Steps, bool]:
     """
     verdicts: dict[Steps, set[Verdict]] = {}
     for rollout in (rollout for node in tree.nodes if not node.steps for rollout in node.rollouts):
-        steps = tuple(plain(step, step_format) for step in rollout.steps)
+        steps = _plain(rollout.steps, step_format)
         if steps and all(steps) and rollout.verdict is not Verdict.UNKNOWN:
             verdicts.setdefault(steps, set()).add(rollout.verdict)
     return {steps: Verdict.CORRECT in found for steps, found in verdicts.items() if len(found) == 1}
+
+
+def _plain(steps: Steps, step_format: StepFormat | None) -> Steps:
+    return steps if step_format is None else tuple(plain(step, step_format) for step in steps)
 
 
 def _deepest(states: dict[Steps, Counts]) -> list[Steps]:

@@ -1,0 +1,49 @@
+"""Label the turns of episodes, whose observations are restored by replaying the actions in the environment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+
+from mmprm.config import build
+from mmprm.environments.episode import outcome
+from mmprm.environments.interface import Environment, Observation
+from mmprm.environments.load import EnvironmentConfig, make_environment
+from mmprm.environments.replay import replay
+from mmprm.errors import EpisodeError
+from mmprm.labels.soft_labels import label_tree
+from mmprm.sampling.seeds import environment_seed
+from mmprm.trees.stopping import rule_of
+from mmprm.trees.store import Store
+from mmprm.types import LabeledPath, Problem, Verdict
+
+
+def label_turns(store: Store, seed: int) -> Iterator[tuple[Problem, LabeledPath, tuple[Observation, ...]]]:
+    """Yield each labeled path of a run in an environment, with the observation before each of its turns.
+
+    The steps of a path are the policy's turns, word for word. Raises EpisodeError if an episode ends differently than
+    in the run.
+    """
+    config = build(EnvironmentConfig, store.config["environment"], str(store.path))
+    rule, run_seed = rule_of(store.config), store.config["seed"]
+    with closing(make_environment(config)) as environment:
+        for tree in store.trees():
+            problem = store.problem(tree.problem_id)
+            start_seed = environment_seed(run_seed, problem.id)
+            for path in label_tree(tree, rule, None, seed):
+                yield problem, path, _observations(environment, problem, start_seed, path, config)
+
+
+def _observations(
+    environment: Environment, problem: Problem, seed: int, path: LabeledPath, config: EnvironmentConfig
+) -> tuple[Observation, ...]:
+    found = replay(environment, problem, seed, path.steps)
+    verdict, _ = outcome(found.transitions, config.success_return)
+    last = path.counts[-1]
+    stored = Verdict.CORRECT if last is not None and last.correct else Verdict.INCORRECT
+    if verdict != stored if path.complete else found.ended:
+        raise EpisodeError(
+            f"problem {problem.id}: an episode of {len(path.steps)} turns ends differently than in the run; use the "
+            "environment with which the run was annotated"
+        )
+    return (found.start, *(transition.observation for transition in found.transitions[:-1]))

@@ -1,0 +1,91 @@
+"""Labels of turns: observations restored by replay, steps word for word, and files that other commands refuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from mmprm.environments.load import EnvironmentConfig, make_environment
+from mmprm.environments.replay import replay
+from mmprm.errors import DataError, EpisodeError
+from mmprm.labels.build import LabelsConfig, build_labels
+from mmprm.labels.parquet import LabeledExample, read_parquet
+from mmprm.trees.serialization import pack_batch
+from mmprm.trees.stopping import StoppingRule
+from mmprm.trees.store import Finished, Store
+from mmprm.types import Batch, Counts, Problem, Rollout, Verdict
+
+LEVEL = "######\n#    #\n# $. #\n#@   #\n######"
+PROBLEM = Problem("p", "Solve the level.", "", extra={"level": LEVEL})
+UP, RIGHT, LEFT = (f"<action>{name}</action>" for name in ("up", "right", "left"))
+WON, LOST = (UP, RIGHT), (f"Hm. {UP}\n", LEFT, LEFT)
+
+
+def rollout(steps: tuple[str, ...], verdict: Verdict) -> Rollout:
+    return Rollout(steps, verdict, len(steps), "".join(steps))
+
+
+def run(folder: Path, won: tuple[str, ...] = WON, lost: tuple[str, ...] = LOST) -> Path:
+    """Write a run with a root of three episodes, and two more after the first turn of the lost ones."""
+    environment = EnvironmentConfig(path="sokoban", max_turns=3).resume_key()
+    config = {"search": StoppingRule(rollouts=3).model_dump(), "seed": 7, "environment": environment}
+    store = Store.create_or_open(folder / "trees.sqlite", config)
+    store.add_problems([PROBLEM], with_extra=True)
+    root = (rollout(won, Verdict.CORRECT), *[rollout(lost, Verdict.INCORRECT)] * 2)
+    after = (rollout((RIGHT,), Verdict.CORRECT), rollout((LEFT, LEFT), Verdict.INCORRECT))
+    batches = [Batch("p", (), 0, root), Batch("p", lost[:1], 0, after)]
+    store.append(list(map(pack_batch, batches)), [Finished("p", "done", "no candidates left", 1)])
+    store.close()
+    return folder
+
+
+def labels(folder: Path, **steps: Any) -> list[LabeledExample]:
+    output = folder / "labels.parquet"
+    build_labels(LabelsConfig(store=str(run(folder, **steps)), output=str(output)))
+    return read_parquet(output, turns=True)
+
+
+def test_each_turn_comes_with_what_the_policy_saw(tmp_path: Path) -> None:
+    examples = {example.path.steps: example for example in labels(tmp_path)}
+    assert set(examples) == {WON, LOST}, "word for word"
+    environment = make_environment(EnvironmentConfig(path="sokoban"))
+    for steps, example in examples.items():
+        episode = replay(environment, PROBLEM, 7, steps)
+        seen = [episode.start, *(transition.observation for transition in episode.transitions[:-1])]
+        assert example.observations == tuple(seen)
+        assert example.path.complete
+    assert examples[LOST].path.counts == (Counts(1, 1), None, Counts(0, 1))
+    assert examples[WON].path.counts == (None, Counts(1, 0))
+
+
+def test_a_changed_environment_is_noticed(tmp_path: Path) -> None:
+    with pytest.raises(EpisodeError, match="problem p: an episode of 2 turns ends differently than in the run"):
+        labels(tmp_path, won=(UP, LEFT))
+
+
+def test_commands_for_solutions_refuse_turns(tmp_path: Path) -> None:
+    labels(tmp_path)
+    with pytest.raises(DataError, match="row 1: its steps are turns of an environment"):
+        read_parquet(tmp_path / "labels.parquet")
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ([[{"text": "a", "image": None}]], "has 1 observations for"),
+        ([[{"text": "a", "image": b"x"}]] * 3, "must have a text or an image"),
+        ([[{"text": None, "image": None}]] * 3, "must have a text or an image"),
+    ],
+)
+def test_observations_of_other_programs_are_checked(tmp_path: Path, cells: list, message: str) -> None:
+    labels(tmp_path)
+    table = parquet.read_table(tmp_path / "labels.parquet")
+    rows = [row for row in table.to_pylist() if len(row["steps"]) == 3]
+    changed = pyarrow.Table.from_pylist([row | {"observations": cells} for row in rows], schema=table.schema)
+    parquet.write_table(changed, tmp_path / "changed.parquet")
+    with pytest.raises(DataError, match=message):
+        read_parquet(tmp_path / "changed.parquet", turns=True)
