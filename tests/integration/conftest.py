@@ -1,4 +1,4 @@
-"""What several files read from one launch of two ranks."""
+"""Provide the results that several test files read from one launch of two ranks."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import pytest
 
 @pytest.fixture(scope="session")
 def two_rank_states(random_policy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with the results of memory_worker, reference_worker and features_worker on two ranks."""
+    """Return the folder with the results of memory_worker, reference_worker and features_worker on two ranks."""
     folder = tmp_path_factory.mktemp("states")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     worker = str(Path(__file__).with_name("states_worker.py"))
-    alone = {name: value for name, value in os.environ.items() if name != "LOCAL_RANK"}  # of an engine in here
+    # set by engines in this process
+    alone = {name: value for name, value in os.environ.items() if name != "LOCAL_RANK"}
     command = [*launcher, worker, str(random_policy_folder), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=alone)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

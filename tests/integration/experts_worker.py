@@ -1,6 +1,6 @@
-"""Train models with experts under ZeRO-3, where each rank's tokens are routed to experts of its own.
+"""Train mixture-of-experts models under ZeRO-3, with each rank's tokens routed to different experts.
 
-Arguments: a file for the results of this rank, with {rank}, and the folders of the models.
+Arguments: the results file of this rank, which contains {rank}, and the folders of the models.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class LastToken(nn.Module):
         self.backbone = backbone
 
     def forward(self, token: int) -> Tensor:
-        """Return the cross-entropy, a scalar."""
+        """Return the cross-entropy as a scalar."""
         logits_1TV = self.backbone(input_ids=torch.full((1, LENGTH), token), use_cache=False).logits
         return cross_entropy(logits_1TV[:, -1], torch.tensor([5]))
 
@@ -57,7 +57,7 @@ def routers(backbone: nn.Module) -> list[nn.Module]:
 
 
 def train(folder: str) -> dict[str, Any]:
-    """Take two steps; return the losses, gradient norms, and the experts that this rank's tokens used."""
+    """Take two steps; return losses, gradient norms, and the experts used by this rank's tokens."""
     ranks = join_ranks()
     with loading_in_parts(CONFIG):
         backbone, _ = load_backbone(folder, torch.float32)

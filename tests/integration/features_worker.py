@@ -21,7 +21,7 @@ from policy_rl.trainer.trainer import Trainer
 
 
 def measure(model: str, stage: int, enabled: bool) -> dict[str, Any]:
-    """Return this rank's log-probabilities, and the loss, the gradient norm, and the tower's calls of two updates."""
+    """Return this rank's log-probabilities, and loss, gradient norm and vision tower calls of two updates."""
     optimization = UpdateConfig(precision="fp32", zero_stage=stage, micro_batch_tokens=120)
     loss = LossConfig(kl=KlConfig(coefficient=0.1))
     config = TrainerConfig(ranks=2, loss=loss, optimization=optimization, frozen=("vision", "projector"))

@@ -22,7 +22,7 @@ SETTINGS = ("bf16/1", "bf16/2", "bf16/3", "fp32/0", "fp32/1", "fp32/2", "fp32/3"
 
 
 def nbytes(tensors: Iterable[torch.Tensor]) -> int:
-    """Of their storages, each once."""
+    """Return the total bytes of the tensors' storages, counting each storage once."""
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values())
 
@@ -62,7 +62,7 @@ def measure(base: str, precision: str, stage: int, ranks: Ranks) -> dict[str, in
 
 
 def main(base: str, file: Path) -> None:
-    """Write the bytes of every setting to a JSON file."""
+    """Write the bytes for each combination of precision and ZeRO stage to a JSON file."""
     ranks = join_ranks()
     found = {}
     for setting in SETTINGS:

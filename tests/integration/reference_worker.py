@@ -1,4 +1,4 @@
-"""Log-probabilities of the reference model of an RL trainer: whole on each rank, sharded, and sharded on the CPU.
+"""Compute the log-probabilities of an RL trainer's reference model: replicated, sharded, and sharded with CPU offload.
 
 Rank r writes `precision.r.json`.
 """
@@ -38,7 +38,7 @@ def make_samples(trainer: Trainer) -> list[TrainingSample]:
 
 
 def measure(model: str, precision: str, stage: int, offload: bool) -> dict[str, Any]:
-    """Return the log-probabilities of this rank's share, and the elements that it holds and of the whole model."""
+    """Return this rank's log-probabilities, the number of elements it holds, and the model's total."""
     optimization = UpdateConfig(precision=precision, zero_stage=stage, micro_batch_tokens=120)
     loss = LossConfig(kl=KlConfig(coefficient=0.1))
     config = TrainerConfig(ranks=2, loss=loss, optimization=optimization, offload_reference=offload)
@@ -53,7 +53,7 @@ def measure(model: str, precision: str, stage: int, offload: bool) -> dict[str, 
 
 
 def main(model: str, folder: Path) -> None:
-    """Write the results of both precisions."""
+    """Write the results for both precisions."""
     for precision in ("fp32", "bf16"):
         results = {place: measure(model, precision, *how) for place, how in PLACES.items()}
         rank = torch.distributed.get_rank()

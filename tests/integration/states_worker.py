@@ -1,4 +1,4 @@
-"""What two ranks hold of a model, in one launch, because starting ranks costs most of it.
+"""Run the workers that inspect a model on two ranks in one launch, because starting ranks takes most of the time.
 
 Arguments: the model's folder, and a folder for the results.
 """

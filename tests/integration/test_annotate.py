@@ -1,4 +1,4 @@
-"""A campaign on two real engines, one of them killed while it works."""
+"""Test a campaign on two real engines, one of which is killed while it generates."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_killed_engine_is_replaced_without_loss(tmp_path: Path, monkeypatch: p
 
     assert (len(killed), summary.workers_replaced) == (1, 1)
     assert summary.problems == {"open": 0, "done": 16, "failed": 0}
-    assert summary.rollouts == summary.new_rollouts, "what was acknowledged is not drawn again"
+    assert summary.rollouts == summary.new_rollouts, "acknowledged batches are not sampled again"
     assert summary.rollouts_correct > 0 < summary.rollouts_incorrect
     store = Store.read(tmp_path / "trees.sqlite")
     for problem in store.problems("done"):
@@ -71,9 +71,7 @@ def test_a_killed_engine_is_replaced_without_loss(tmp_path: Path, monkeypatch: p
     store.close()
 
 
-def test_an_engine_that_does_not_start_says_why_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_engine_start_is_explained_and_cleaned_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class BrokenActor(EngineActor):
         def open_engine(self, config: CampaignConfig, number: int, bind_core: bool) -> Any:
             raise SamplingError("the engine did not start: no memory")
@@ -92,7 +90,7 @@ def test_an_engine_that_does_not_start_says_why_and_leaves_nothing(
 
 
 def assert_ids_spell_their_steps(store: Store) -> None:
-    """Of what a search may continue; the tiny policy's tokens end where its steps do."""
+    """Check that the token ids stored for each step decode to the step's text."""
     decode = build_tokenizer().decode
     rollouts = [
         rollout
@@ -101,14 +99,15 @@ def assert_ids_spell_their_steps(store: Store) -> None:
         for rollout in batch.rollouts
         if rollout.verdict is Verdict.INCORRECT and len(rollout.steps) > 1
     ]
-    known = [rollout for rollout in rollouts if rollout.step_ids]  # one with a special token within has none
+    # rollouts that contain a special token have no step ids
+    known = [rollout for rollout in rollouts if rollout.step_ids]
     assert len(known) > max(100, 0.95 * len(rollouts))
     for rollout in known:
         assert tuple(map(decode, rollout.step_ids)) == rollout.steps[:-1]
 
 
 def assert_log_is_one_search(store: Store, problem_id: str, config: CampaignConfig) -> None:
-    """A search that is answered from the stored batches alone asks for each of them once, and for nothing else."""
+    """Check that a replayed search uses each stored batch exactly once and needs no others."""
     log = {(batch.steps, batch.first_sample): batch.rollouts for batch in store.batches(problem_id)}
     sampled: Counter[Steps] = Counter()
 

@@ -1,4 +1,4 @@
-"""The Python examples of README.md and docs/api.md run as printed, on what a small demo would have written."""
+"""Test that the Python examples in README.md and docs/api.md run as printed on the output of a small demo."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 @pytest.fixture(scope="module")
 def demo(policy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with runs/demo/annotate, from a scripted policy, and runs/demo/train/prm."""
+    """Return a folder with runs/demo/annotate, from a scripted policy, and runs/demo/train/prm."""
     folder = tmp_path_factory.mktemp("examples")
     prm = folder / "runs/demo/train/prm"
     save_prm(prm, initialize_prm(str(policy_folder), PrmTokens(), add_missing_tokens=True))
@@ -52,7 +52,7 @@ for name in sys.argv[1:]:
 
 @pytest.fixture(scope="module")
 def outputs(demo: Path) -> list[str]:
-    """What the example of README.md prints, then those of docs/api.md."""
+    """Return the output of the README.md example, followed by those of docs/api.md."""
     files = []
     for page in ("README.md", "docs/api.md"):
         for number, code in enumerate(PYTHON_BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))):

@@ -1,4 +1,6 @@
-"""The scripts of deploy/ on this machine: two raylets, two torchrun agents, stand-ins for ssh, srun and scontrol."""
+"""Test the scripts in deploy/ on one machine: two raylets, two torchrun agents, and stand-ins for ssh, srun and
+scontrol.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,7 @@ def write_script(path: Path, text: str) -> None:
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Path]:
-    """A repository with this one's deploy/ and configs/, and an environment whose `mmprm` a test may replace."""
+    """Create a site folder with links to deploy/ and configs/, and an environment whose `mmprm` tests may replace."""
     for name in ("deploy", "configs"):
         (tmp_path / name).symlink_to(ROOT / name)
     for name in ("python", "mmprm", "torchrun"):
@@ -80,11 +82,11 @@ def site(tmp_path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="mmprm-", dir="/tmp", ignore_cleanup_errors=True) as ray:
         (tmp_path / "ray").symlink_to(ray)  # the paths of Ray's sockets must be short
         yield tmp_path
-        assert until(lambda: not processes_of(Path(ray)), 60), "Ray is still there"
+        assert until(lambda: not processes_of(Path(ray)), 60), "Ray is still running"
 
 
 def processes_of(folder: Path) -> list[str]:
-    """The commands that name this folder."""
+    """Return the command lines that mention this folder."""
     found = []
     for command in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
@@ -102,7 +104,7 @@ def until(condition: Callable[[], bool], seconds: float) -> bool:
 
 
 def environment(site: Path, **values: str) -> dict[str, str]:
-    """One core per raylet, a token in a home folder of its own, and no trace of an engine in this process."""
+    """Return environment variables with one core per raylet, a separate home with a token, and no engine settings."""
     outside = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "LOCAL_RANK"))}
     address = get_node_ip_address()
     own = {
@@ -165,13 +167,13 @@ def test_sft_on_two_torchrun_agents_started_by_slurm(site: Path) -> None:
     rows = [json.loads(line) for line in (site / "run/metrics.jsonl").read_text().splitlines()]
     steps = [row["step"] for row in rows if row["kind"] == "train"]
     assert steps == list(range(1, len(steps) + 1))
-    assert len(steps) in (4, 5), "32 conversations, packed into rows, about 8 a step"
+    assert len(steps) in (4, 5), "32 conversations, packed into rows, about 8 per step"
     assert (site / "run/policy/config.json").is_file()
     ranks = sorted(path.parent.name for path in (site / "logs").rglob("stdout.log"))
-    assert len(ranks) == 2, "one rank of each agent"
+    assert len(ranks) == 2, "one rank per agent"
 
 
-def test_ssh_starts_one_agent_per_machine_of_which_the_first_opens_the_port(site: Path) -> None:
+def test_ssh_starts_one_agent_per_machine_and_the_first_opens_the_port(site: Path) -> None:
     write_script(site / ".venv/bin/torchrun", 'printf "%s|" "$@"\necho\n')
     done = run(site, "deploy/ssh/run.sh", "torchrun", "train", "--set", "output=a folder")
     assert done.returncode == 0, done.stderr
@@ -183,7 +185,7 @@ def test_ssh_starts_one_agent_per_machine_of_which_the_first_opens_the_port(site
     assert different == [(f"{waits},is_host=true", f"{waits},is_host=false")]
 
 
-def test_an_agent_that_is_alone_ends_with_an_error(site: Path) -> None:
+def test_an_agent_without_peers_ends_with_an_error(site: Path) -> None:
     started = time.monotonic()
     alone = {"NODES": "2", "NODE_RANK": "0", "HEAD": "localhost", "RUN_ID": "7", "WAIT": "3"}
     done = run(site, "bash", "-c", "source deploy/env.sh; exec deploy/torchrun_node.sh train", **alone)

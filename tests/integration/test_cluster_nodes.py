@@ -1,4 +1,4 @@
-"""A campaign on machines that come and go: raylets of one cluster, on this machine."""
+"""Test a campaign on a cluster whose nodes join and leave, simulated by several raylets on one machine."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ START_SECONDS = 200
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    """A head without a core, so that engines are on the nodes which a test adds."""
+    """Start a head node without cores, so that engines run only on nodes added by a test."""
     ray.shutdown()
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 100_000_000})
     yield cluster
@@ -41,7 +41,7 @@ def add_node(cluster: Cluster) -> object:
 
 
 def until_engines(campaign: subprocess.Popen[bytes], run: Path, count: int, seconds: float = START_SECONDS) -> None:
-    """Wait until the campaign has this number of engines."""
+    """Wait until the campaign runs this number of engines."""
     end = time.monotonic() + seconds
     while engines(run) != count:
         assert campaign.poll() is None, "the campaign has ended"
@@ -78,7 +78,7 @@ def test_one_raylet_is_killed_one_joins_late_and_one_leaves(cluster: Cluster, tm
             until_engines(campaign, run, 1, 60)
             add_node(cluster)
             until_engines(campaign, run, 2)
-            add_node(cluster)  # a third slot: nobody asked for it
+            add_node(cluster)  # a third slot, which the campaign did not request
             until_engines(campaign, run, 3)
             cluster.remove_node(second, allow_graceful=True)
             assert campaign.wait(2 * START_SECONDS) == 0

@@ -1,9 +1,9 @@
-"""Two raylets with GPUs that Ray only believes in: weights over nccl and ipc, sleep and wake, tensor parallelism.
+"""Test two raylets with simulated GPUs: weight transfer over nccl and ipc, sleep and wake-up, and tensor parallelism.
 
-Engines run in vLLM's own processes, as on GPUs; tests/cuda_standins replaces what needs one. A transfer in which a bit
-changes ends the run. Log-probabilities are not equal: in bfloat16, the kernels of vLLM and transformers round the same
-weights differently, by 0.03 to 0.05 nats per token of the probe, which this policy finds very unlikely (−15 nats per
-token), and by less than 0.001 on the policy's own responses.
+Engines run in vLLM's own processes, as on GPUs; tests/cuda_standins replaces the calls that need a GPU. A transfer that
+changes a bit ends the run. Log-probabilities are not equal: in bfloat16, the kernels of vLLM and transformers round the
+same weights differently. They differ by 0.03 to 0.05 nats per token of the probe, which is very unlikely under this
+policy (−15 nats per token), and by less than 0.001 on the policy's own responses.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ STEPS, ENGINES, RANKS = 3, 2, 2
 
 @pytest.fixture(scope="module")
 def events(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder of the stand-ins, which are in place in every process started from here on."""
+    """Install the stand-ins in all processes started from here on, and return the folder of their events."""
     folder = tmp_path_factory.mktemp("standins")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MMPRM_CUDA_STANDINS", str(folder))
         patch.setenv("PYTHONPATH", f"{STAND_INS}:{ROOT}")
         patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # two workers of one engine have one NUMA node here
+        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # both workers of an engine share the only NUMA node here
         yield folder
     for path in Path("/dev/shm").glob("mmprm-standin-*"):
         path.unlink()
@@ -88,7 +88,7 @@ def train(cluster: Cluster, folder: Path, *changes: str) -> list[dict[str, Any]]
 
 
 def seen(events: Path) -> list[str]:
-    """The events since the last call."""
+    """Return the events since the last call."""
     file = events / "events"
     found = file.read_text().splitlines()
     file.unlink()
@@ -102,7 +102,7 @@ def assert_steps(steps: list[dict[str, Any]]) -> None:
     assert any(step["updates"] for step in steps)
 
 
-def test_weights_by_nccl_reach_engines_on_gpus_of_their_own(cluster: Cluster, events: Path, tmp_path: Path) -> None:
+def test_nccl_weights_reach_engines_on_separate_gpus(cluster: Cluster, events: Path, tmp_path: Path) -> None:
     assert_steps(train(cluster, tmp_path))
     found = Counter(seen(events))
     world = 1 + ENGINES
@@ -112,9 +112,7 @@ def test_weights_by_nccl_reach_engines_on_gpus_of_their_own(cluster: Cluster, ev
     assert not any(name.startswith("sleep") for name in found)
 
 
-def test_weights_by_ipc_reach_engines_that_sleep_on_the_ranks_gpus(
-    cluster: Cluster, events: Path, tmp_path: Path
-) -> None:
+def test_ipc_weights_reach_engines_asleep_on_the_ranks_gpus(cluster: Cluster, events: Path, tmp_path: Path) -> None:
     assert_steps(train(cluster, tmp_path, "rollouts.colocated=true"))
     found = Counter(seen(events))
     syncs = STEPS + 1
@@ -124,7 +122,7 @@ def test_weights_by_ipc_reach_engines_that_sleep_on_the_ranks_gpus(
 
 
 def test_engines_of_two_gpus_annotate(cluster: Cluster, tmp_path: Path) -> None:
-    """Tensor parallelism in vLLM's own worker processes, inside the placement group of the engine's actor."""
+    """Tensor parallelism runs in vLLM's own worker processes, inside the placement group of the engine's actor."""
     write_problems(tmp_path / "problems.jsonl", [tiny.problem for tiny in make_problems(2, 5, "annotate")])
     keys = (
         f"output={tmp_path / 'run'}",

@@ -28,7 +28,7 @@ def test_the_pipeline_from_problems_to_a_report(tmp_path: Path) -> None:
     assert 0.2 < accuracy["random"] < accuracy["oracle"] <= 1
     assert summary["policy_blank_image_accuracy"] < 0.15
     rl = summary["rl"]
-    assert rl["accuracy_before"] == pytest.approx(accuracy["random"], abs=0.02), "the same samples, unknown ones aside"
+    assert rl["accuracy_before"] == pytest.approx(accuracy["random"], abs=0.02), "the same samples except unknown ones"
     assert rl["accuracy_after"] - rl["accuracy_before"] == pytest.approx(rl["gain"]["value"])
     assert (rl["problems"], rl["steps"]) == (12, 2)
     assert (out / "rl" / "policy" / "config.json").exists()

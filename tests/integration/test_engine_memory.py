@@ -1,4 +1,6 @@
-"""The planned bytes of weights, gradients and optimizer states are those that DeepSpeed holds, on two ranks."""
+"""Test that the planned bytes of weights, gradients and optimizer states equal those that DeepSpeed holds on
+two ranks.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +32,6 @@ def test_bytes_of_an_engine(setting: str, held: dict[str, dict[str, int]], rando
     assert shape.trained > 500_000
     planned = states(shape.trained, shape.frozen, 2, int(stage), precision, "none")
     for name in ("weights", "gradients", "optimizer"):
-        # At stage 2 the parameter at the border of two ranks' parts keeps its gradient whole on both.
+        # At stage 2, the parameter that straddles two ranks' partitions keeps its full gradient on both.
         slack = 1_000 if (name, stage) == ("gradients", "2") else 0
         assert held[setting][name] == pytest.approx(getattr(planned, name), rel=0, abs=slack), name

@@ -1,4 +1,4 @@
-"""Test image features of a frozen vision tower on two ranks: computed once, with the same updates."""
+"""Test that image features of a frozen vision tower are computed once on two ranks, with unchanged updates."""
 
 from __future__ import annotations
 

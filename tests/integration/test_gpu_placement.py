@@ -1,4 +1,4 @@
-"""Ray with GPUs that it only believes in: what the processes of a run see of them. Nothing is loaded."""
+"""Test which GPUs the processes of a run see, using Ray with simulated GPUs. No model is loaded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture(scope="module", autouse=True)
 def eight_gpus() -> Iterator[None]:
-    """On as few CPUs as there are anywhere: the processes book none."""
+    """Start Ray with eight simulated GPUs and very few CPUs, because the processes reserve no CPUs."""
     ray.shutdown()
     ray.init(address="local", num_gpus=8, num_cpus=1, include_dashboard=False, log_to_driver=False)
     yield
@@ -36,7 +36,7 @@ def config(folder: Path, **values: Any) -> RLConfig:
 
 
 def seen(options: list[dict[str, Any]]) -> list[str]:
-    class Seeing:  # here, so that it travels by value: Ray's processes cannot import this file
+    class Seeing:  # defined here so that Ray pickles it by value: its processes cannot import this file
         def gpus(self) -> str:
             return os.environ["CUDA_VISIBLE_DEVICES"]
 
@@ -44,7 +44,7 @@ def seen(options: list[dict[str, Any]]) -> list[str]:
     return ray.get([actor.gpus.remote() for actor in actors], timeout=120)
 
 
-async def test_wide_engines_on_the_gpus_of_their_ranks(tmp_path: Path) -> None:
+async def test_tensor_parallel_engines_share_the_gpus_of_ranks(tmp_path: Path) -> None:
     wide = {"model": "m", "tensor_parallel_size": 4}
     async with reserved(config(tmp_path, engine=wide, trainer={"ranks": 8}, rollouts={"colocated": True})) as options:
         assert options.prm is None
@@ -52,19 +52,19 @@ async def test_wide_engines_on_the_gpus_of_their_ranks(tmp_path: Path) -> None:
         assert ray.available_resources().get("GPU", 0) == 0
 
 
-async def test_a_prm_of_its_own_and_nothing_left_behind(tmp_path: Path) -> None:
+async def test_a_prm_has_its_own_gpu_and_all_gpus_are_released(tmp_path: Path) -> None:
     process = {"scorer": {"prm": "prm"}}
     run = config(tmp_path, engine={"model": "m"}, trainer={"ranks": 2}, rollouts={"engines": 2}, process=process)
     async with reserved(run) as options:
         assert seen([*options.engines, *options.ranks, options.prm]) == ["0", "1", "2", "3", "4"]
     until = time.monotonic() + 60
-    while ray.available_resources().get("GPU") != 8:  # Ray gives them back in its own time
-        assert time.monotonic() < until, "the GPUs are still booked"
+    while ray.available_resources().get("GPU") != 8:  # Ray releases them with a delay
+        assert time.monotonic() < until, "the GPUs are still reserved"
         time.sleep(0.2)
 
 
 async def test_engines_of_annotate_use_all_gpus_of_their_actor(random_policy_folder: Path, tmp_path: Path) -> None:
-    """By itself, vLLM would choose Ray workers, for which the bundle of the actor's placement group has no GPU."""
+    """By default, vLLM would choose Ray workers, for which the actor's placement group has no GPU left."""
 
     class Deciding(EngineActor):
         async def load(self, config: CampaignConfig, number: int, bind_core: bool) -> None:

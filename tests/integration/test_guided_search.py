@@ -1,4 +1,4 @@
-"""A step at a time from the real engine: where it stops, and a search on it."""
+"""Test step-by-step generation with a real engine, and guided search on top of it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROBLEMS = [tiny.problem for tiny in make_problems(6, 0, "test")]
 
 
 class ShortScorer:
-    """Prefers short steps."""
+    """Scores short steps higher."""
 
     def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
         return [StepScores(tuple(1 / (1 + len(step)) for step in solution.steps)) for solution in solutions]

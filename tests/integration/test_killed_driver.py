@@ -1,4 +1,4 @@
-"""A driver that is killed: Ray's processes, its actors and the files in shared memory go with it."""
+"""Test that killing a driver also ends Ray's processes and actors and removes its shared memory files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ time.sleep(600)
 
 
 def living(mark: str) -> list[int]:
-    """Processes with this mark in their environment, zombies apart."""
+    """Return the processes with this mark in their environment, except zombies."""
     found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal():
@@ -63,5 +63,5 @@ def test_nothing_outlives_a_driver_that_is_killed(tmp_path: Path, number: signal
         actor = int(driver.stdout.readline())
         assert actor in living(mark)
         driver.send_signal(number)
-    # Left alone, Ray's agents would notice after a minute.
+    # By themselves, Ray's agents would exit only after a minute.
     assert until(lambda: not living(mark) and not folder.exists(), 40), living(mark)

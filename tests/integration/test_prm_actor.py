@@ -1,4 +1,4 @@
-"""The PRM's Ray actor: the scores of a scorer in this process, deaths, refusals, time limits, a server."""
+"""Test the Ray actor that runs a PRM: scores, crashes, rejected solutions, time limits, and a remote server."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def asked() -> list[Solution]:
 
 @pytest.fixture(scope="module")
 def expected(prm_folder: str, asked: list[Solution]) -> list[Sequence[float]]:
-    """The scores of `asked` by a scorer in this process."""
+    """Return the scores of `asked` from a scorer in this process."""
     local = open_scorer(ScorerConfig(prm=prm_folder))
     scores = [each.scores for each in local.score(asked)]
     local.close()
@@ -86,7 +86,7 @@ async def prm(prm_folder: str) -> AsyncIterator[RemotePrm]:
 
 
 async def check_groups(prm: RemotePrm, asked: list[Solution], expected: list[Sequence[float]]) -> None:
-    """Score `asked` in groups of four, all at once."""
+    """Score `asked` in concurrent groups of four and compare the results."""
     groups = [asked[start : start + 4] for start in range(0, len(asked), 4)]
     answers = await asyncio.gather(*(prm.judge(group) for group in groups))
     for answer, scores in zip([each for group in answers for each in group], expected, strict=True):
@@ -98,7 +98,7 @@ async def test_many_groups_at_once(prm: RemotePrm, asked: list[Solution], expect
     assert len(prm.processes) == 1
 
 
-async def test_a_refused_solution_does_not_spoil_its_group(
+async def test_a_rejected_solution_does_not_affect_its_group(
     prm: RemotePrm, asked: list[Solution], expected: list[Sequence[float]]
 ) -> None:
     good, bad = await prm.judge([asked[0], Solution(BARE, ("a",) * 600)])
@@ -107,7 +107,7 @@ async def test_a_refused_solution_does_not_spoil_its_group(
     assert "problem bare: a solution of 600 steps has" in str(bad)
 
 
-async def test_deaths_within_the_limit_are_survived(
+async def test_restarts_within_the_limit_lose_no_scores(
     prm_folder: str, asked: list[Solution], expected: list[Sequence[float]]
 ) -> None:
     mortal = await RemotePrm.start(config(prm_folder, max_restarts=1))
@@ -147,7 +147,9 @@ async def test_responses_of_a_policy_get_scores_on_their_tokens(prm: RemotePrm, 
     assert process.unscored == {"unclosed step": 1}
 
 
-async def test_a_folder_that_is_no_prm_and_a_wait_that_is_too_long(random_policy_folder: Path, prm_folder: str) -> None:
+async def test_an_invalid_prm_folder_and_a_start_timeout_are_errors(
+    random_policy_folder: Path, prm_folder: str
+) -> None:
     with pytest.raises(CheckpointError, match=r"has no prm\.json"):
         await RemotePrm.start(config(str(random_policy_folder)))
     started = time.monotonic()
@@ -156,7 +158,7 @@ async def test_a_folder_that_is_no_prm_and_a_wait_that_is_too_long(random_policy
     assert time.monotonic() - started < 20
 
 
-async def test_scores_that_do_not_come(
+async def test_missing_scores_time_out(
     prm: RemotePrm, prm_folder: str, asked: list[Solution], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prm, "_config", config(prm_folder, score_timeout_seconds=0.001))

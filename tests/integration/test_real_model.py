@@ -1,4 +1,6 @@
-"""The pretrained model that `make real-model` converts: its tokens, its chat template, and its text in vLLM."""
+"""Test the pretrained model that `make real-model` converts: its token ids, chat template, and text generated
+by vLLM.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def vllm_sampler() -> Iterator:
-    """The model in float32, greedy; pinned to no core, because it is the only engine."""
+    """Return a greedy float32 sampler, pinned to no core because it is the only engine."""
     from mmprm.sampling.config import EngineConfig, SamplingConfig
     from mmprm.sampling.vllm_sampler import VllmSampler
 

@@ -1,8 +1,9 @@
-"""SFT, stages and the evaluation of a policy for real, and every shipped recipe on the tiny policy.
+"""Test SFT, stages and policy evaluation end to end, and each shipped recipe on the tiny policy.
 
-A recipe keeps its estimator, loss, KL, rewards, filter, schedule and what it freezes; prompt, lengths, batch and tags
-are those of the tiny world. Vision-R1 runs as its command. The others share an engine and a grader; their trainer is in
-this process; test_rl has the command, test_trainer_group the ranks, test_prm_actor the PRM, which is made up here.
+A recipe keeps its estimator, loss, KL, rewards, filter, schedule and frozen parts; prompt, lengths, batch and tags are
+those of the tiny world. Vision-R1 runs as a command. The other recipes share an engine and a grader, and their trainer
+runs in this process. test_rl covers the command, test_trainer_group several ranks, and test_prm_actor the PRM, which is
+a stand-in here.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ def metrics(folder: Path, kind: str) -> list[dict[str, float]]:
 
 
 class LocalTrainer:
-    """A Trainer in this process, with the face of a TrainerGroup."""
+    """Runs a Trainer in this process, with the interface of a TrainerGroup."""
 
     def __init__(self, config: RLConfig, total: int) -> None:
         updates = total * config.batch.updates
@@ -145,7 +146,9 @@ class MadeUpPrm:
 
 
 class World:
-    """What the recipes share. The engine has the weights of the last one until it is given those of the next."""
+    """Holds the engine and grader that the recipes share. The engine keeps its weights until the next recipe loads its
+    own.
+    """
 
     def __init__(self, runner: asyncio.Runner, pool: RolloutPool, grader: Grader) -> None:
         self._runner, self._pool, self._grader = runner, pool, grader
@@ -185,7 +188,7 @@ def world(policy_folder: Path) -> Iterator[World]:
 
 
 def moved(before: str | Path, after: Path) -> set[str]:
-    """Parts of the model (vision, projector, language) with a weight that differs; all weights are finite."""
+    """Return the parts of the model (vision, projector, language) whose weights changed; check that all are finite."""
     first, last = (load_backbone(str(folder), torch.float32)[0].state_dict() for folder in (before, after))
     assert all(tensor.isfinite().all() for tensor in last.values())
     changed = [name for name, tensor in last.items() if not torch.equal(tensor, first[name])]
@@ -193,8 +196,7 @@ def moved(before: str | Path, after: Path) -> set[str]:
 
 
 def assert_trained(name: str, config: RLConfig) -> None:
-    """Updates in each step, from responses that the engine drew with the weights of the step before; weights moved, but
-    for those that are frozen."""
+    """Check that each step updated on responses from the preceding weights, and that only unfrozen parts changed."""
     output = Path(config.output)
     steps = metrics(output, "train")
     assert len(steps) == 2
@@ -218,7 +220,7 @@ def test_rl_recipe(file: Path, world: World, data: Path, tmp_path: Path, policy_
 
 @pytest.mark.parametrize("name", ["lmm-r1", "mm-eureka-32b"])
 def test_recipe_in_two_rl_stages(name: str, world: World, data: Path, tmp_path: Path, policy_folder: Path) -> None:
-    """The second stage begins with what the first left."""
+    """The second stage starts from the checkpoint of the first."""
     own = (*SMALL_RL, f"problems.path={data / 'train.jsonl'}")
     sets = [f"{number}.{item}" for number in (1, 2) for item in own]
     file = CONFIGS / f"stages/{name}.yaml"
@@ -236,7 +238,7 @@ def test_mm_policy_recipe(data: Path, tmp_path: Path, policy_folder: Path) -> No
 
 
 def test_vision_r1_recipe_in_two_stages(data: Path, tmp_path: Path) -> None:
-    """The RL stage samples from what the cold start left; a second call finds both finished."""
+    """The RL stage starts from the cold-start policy; a second call finds both stages finished."""
     first = sets(SMALL_SFT, "model=tiny", "packing=none", f"data.path={data / 'train.jsonl'}", stage="1.")
     schedule = "schedule=[{steps: 1, group_size: 4, max_tokens: 96}, {steps: 1, group_size: 3, max_tokens: 48}]"
     second = sets(SMALL_RL, f"problems.path={data / 'train.jsonl'}", schedule, stage="2.")
@@ -259,8 +261,9 @@ def test_vision_r1_recipe_in_two_stages(data: Path, tmp_path: Path) -> None:
 
 
 def test_a_policy_learns_its_solutions_and_is_evaluated(data: Path, tmp_path: Path, random_policy_folder: Path) -> None:
-    """SFT of a random policy lowers the loss on held-out solutions, and the engine stops where they ended. The trained
-    policy answers a file in the layout of MathVision better than it."""
+    """SFT of a random policy lowers the held-out loss, and generation stops at the end of solutions. The trained policy
+    scores higher on a file in MathVision's format.
+    """
     words = [f"data.path={data / 'train.jsonl'}", f"held_out.path={data / 'test.jsonl'}", f"output={tmp_path / 'sft'}"]
     more = ["training.eval_every=1", "training.epochs=6", "training.learning_rate=3e-3"]
     call = ["--config", str(CONFIGS / "sft/tiny.yaml"), "--set", f"model={random_policy_folder}"]
@@ -285,7 +288,7 @@ def test_a_policy_learns_its_solutions_and_is_evaluated(data: Path, tmp_path: Pa
 
 
 def test_mm_prm_recipe_annotates_and_trains(data: Path, tmp_path: Path, policy_folder: Path) -> None:
-    """Every state gets its 16 rollouts; the PRM learns from what they say, with the vision tower as it was."""
+    """Every state gets 16 rollouts; the PRM learns from them with a frozen vision tower."""
     run, labels, output = (str(tmp_path / name) for name in ("annotate", "labels.parquet", "train"))
     small = ("engine={model: tiny, max_num_seqs: 256}", "prompt={preset: plain}", "sampling.max_tokens=96", "workers=1")
     own = (f"output={run}", f"problems.path={data / 'train.jsonl'}", "problems.limit=12", "search.max_rollouts=160")

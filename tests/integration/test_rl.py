@@ -1,4 +1,4 @@
-"""`mmprm rl` on real engines, trainer and PRM: it runs, it stops on SIGTERM with exit code 0, it resumes."""
+"""Test `mmprm rl` with real engines, trainer and PRM: it trains, stops on SIGTERM with exit code 0, and resumes."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ CONFIG = Path(__file__).parents[2] / "configs/rl/tiny.yaml"
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory, policy_folder: Path) -> list[str]:
-    """Small steps on the shipped configuration, with a problem whose prompt does not fit and one whose gold cannot be
-    read."""
+    """Return overrides for small steps of the shipped configuration.
+
+    One problem's prompt exceeds the context, and one gold answer cannot be parsed.
+    """
     folder = tmp_path_factory.mktemp("problems")
     train = [tiny.problem for tiny in make_problems(14, seed=0, split="train")]
     train.append(replace(make_problems(15, seed=0, split="train")[-1].problem, answer="\\frac{"))
@@ -64,7 +66,7 @@ def lines_of(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole if line.endswith("\n")]
 
 
-def test_it_stops_on_sigterm_and_resumes(tmp_path: Path, sets: list[str]) -> None:
+def test_a_run_stops_on_sigterm_and_resumes(tmp_path: Path, sets: list[str]) -> None:
     output = tmp_path / "run"
     process = start(*sets, "--set", f"output={output}")
     end = time.monotonic() + 240
@@ -88,9 +90,9 @@ def test_it_stops_on_sigterm_and_resumes(tmp_path: Path, sets: list[str]) -> Non
     assert [line["step"] for line in train] == list(range(1, 9))
     assert train[: len(first)] == first
     assert [line["step"] for line in lines_of(output) if line["kind"] == "eval"] == [0, 8]
-    # 32 draws of 16 problems: each twice.
+    # 32 draws from 16 problems: each one twice.
     assert sum(line["dropped_refused"] for line in train) == 2
-    assert sum(line["dropped_unknown"] for line in train) >= 4, "of 8; without an answer it is wrong"
+    assert sum(line["dropped_unknown"] for line in train) >= 4, "of 8; a response without an answer is incorrect"
     for line in train:
         assert line["mismatch_absolute"] < 0.05, "the engine has the trainer's weights"
         fewer = line["dropped_refused"] + line["dropped_unknown"] > 0  # 4 groups make two updates of two, 3 make one
@@ -104,7 +106,7 @@ def test_it_stops_on_sigterm_and_resumes(tmp_path: Path, sets: list[str]) -> Non
     ("incorrect", "words"),
     [("batch.group_size=1", "uses the other samples"), ("sampling.top_p=0.9", "sampling.top_p does not exist")],
 )
-def test_mistakes_of_the_user_end_with_exit_code_2(
+def test_user_errors_end_with_exit_code_2(
     incorrect: str, words: str, tmp_path: Path, sets: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["rl", "--config", str(CONFIG), *sets, "--set", f"output={tmp_path}", "--set", incorrect]) == 2

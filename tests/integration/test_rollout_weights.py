@@ -1,4 +1,4 @@
-"""Rollouts and weight transfer on real engines: in process, in vLLM's own processes, and in two Ray actors."""
+"""Test rollouts and weight transfer with real engines: in process, in vLLM's own processes, and in two Ray actors."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def load_model(folder: Path):
 
 
 def change(model, choose: Callable[[str], bool] = lambda name: True, size: float = 0.05) -> None:
-    """Another policy: every chosen parameter moved by about `size` of its own scale."""
+    """Perturb each chosen parameter by about `size` times its mean magnitude."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -52,7 +52,7 @@ def change(model, choose: Callable[[str], bool] = lambda name: True, size: float
 
 @torch.no_grad()
 def trainer_logprobs(model, processor, problem: Problem, response: Response, banned: tuple[int, ...]) -> list[float]:
-    """What the trainer makes of exactly these tokens: temperature and bans as in sampling."""
+    """Return the trainer's log-probabilities of these tokens, with the temperature and banned tokens of sampling."""
     from mmprm.problems import open_image
 
     text = [render(processor, problem, "", PLAIN)]
@@ -71,7 +71,7 @@ def trainer_logprobs(model, processor, problem: Problem, response: Response, ban
 
 @pytest.fixture(scope="module")
 def started(policy_folder: Path):
-    """An engine in this process in float32, with its own loop: futures of the engine may be awaited on any."""
+    """Start a float32 engine in this process; its own event loop lets tests on any loop await its futures."""
     engine = RolloutEngine()
     config = EngineConfig(model=str(policy_folder), dtype="float32", max_num_seqs=64, kv_cache_gib=0.1)
     probe, banned = asyncio.run(engine.start(config, SAMPLING, PLAIN, {}))
@@ -81,7 +81,7 @@ def started(policy_folder: Path):
 
 @pytest.fixture
 async def engine(started, policy_folder: Path, tmp_path: Path):
-    """`started` with the weights of the checkpoint, whatever an earlier test loaded."""
+    """Return the `started` engine with the checkpoint's weights, regardless of what earlier tests loaded."""
     engine, probe, _ = started
     model = load_model(policy_folder)
     await engine.load(publish(model, tmp_path / "original", 0, probe))
@@ -96,7 +96,7 @@ def distance(answer: tuple[float, ...], published: Published) -> float:
     return max(abs(a - b) for a, b in zip(answer, published.probe, strict=True))
 
 
-async def test_logprobs_are_those_of_the_sampled_tokens(engine, started, policy_folder):
+async def test_logprobs_belong_to_the_sampled_tokens(engine, started, policy_folder):
     from transformers import AutoProcessor
 
     _, _, banned = started
@@ -128,7 +128,7 @@ def image_pixels(problem: Problem):
 
 
 async def test_vision_tokens_are_never_sampled(engine, started, policy_folder, tmp_path):
-    """Not even by a policy that wants nothing else."""
+    """The policy assigns equal probability to all tokens, and still no vision token is sampled."""
     _, probe, banned = started
     model = load_model(policy_folder)
     assert set(banned) >= {model.config.image_token_id, model.config.video_token_id}
@@ -143,7 +143,7 @@ async def test_vision_tokens_are_never_sampled(engine, started, policy_folder, t
     assert not sampled & set(banned)
 
 
-async def test_new_weights_answer_like_the_trainer(engine, started, policy_folder, tmp_path):
+async def test_new_weights_give_the_trainers_logprobs(engine, started, policy_folder, tmp_path):
     _, probe, _ = started
     model = load_model(policy_folder)
     old = probe_logprobs(model, probe)
@@ -157,7 +157,7 @@ async def test_new_weights_answer_like_the_trainer(engine, started, policy_folde
     ("part", "size"), [("visual.merger", 3), ("visual.blocks.0", 3), ("self_attn.k_proj", 0.3), ("lm_head", 0.3)]
 )
 async def test_each_part_of_the_model_takes_effect_at_once(engine, started, policy_folder, tmp_path, part, size):
-    """Images and prompts seen before come from no cache: log-probabilities are the trainer's again."""
+    """No cached images or prompts survive an update: log-probabilities equal the trainer's again."""
     from transformers import AutoProcessor
 
     _, probe, banned = started
@@ -165,7 +165,9 @@ async def test_each_part_of_the_model_takes_effect_at_once(engine, started, poli
     before = (await engine.sample(PROBLEMS[0], 1, 1, 0)).responses[0]
     change(model, lambda name: part in name, size)
     moved = trainer_logprobs(model, processor, PROBLEMS[0], before, banned)
-    assert max(abs(a - b) for a, b in zip(moved, before.logprobs, strict=True)) > 0.02, "the test sees the part"
+    assert max(abs(a - b) for a, b in zip(moved, before.logprobs, strict=True)) > 0.02, (
+        "the change is large enough to be measured"
+    )
     await engine.load(publish(model, tmp_path / "part", 1, probe))
     after = (await engine.sample(PROBLEMS[0], 1, 1, 1)).responses[0]
     ours = trainer_logprobs(model, processor, PROBLEMS[0], after, banned)
@@ -180,7 +182,7 @@ async def test_a_tensor_that_is_not_sent_is_an_error(engine, policy_folder, tmp_
         await engine.load(published)
 
 
-async def test_a_name_of_no_layer_is_an_error(engine, policy_folder, tmp_path):
+async def test_an_unknown_tensor_name_is_an_error(engine, policy_folder, tmp_path):
     model = load_model(policy_folder)
     renamed = [(name.replace("layers.3", "layers.4"), tensor) for name, tensor in ModelWeights(model, torch.float32)]
     with pytest.raises(TrainingError, match=r"layers\.4"):
@@ -200,7 +202,7 @@ def write(tensors: list, folder: Path, version: int) -> Published:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 async def test_a_reloaded_engine_equals_a_fresh_one(policy_folder, tmp_path, dtype):
-    """Embedding and head of one tensor, of which vLLM keeps a packed copy of its own."""
+    """The embedding and the head are tied, and vLLM keeps a separate packed copy of them."""
     from transformers import AutoProcessor
 
     model = load_model(policy_folder)
@@ -249,7 +251,7 @@ async def test_every_backbone_takes_new_weights(tmp_path, name):
         engine._sampler.close()
 
 
-async def test_an_engine_in_processes_of_its_own(policy_folder, tmp_path):
+async def test_an_engine_in_separate_processes(policy_folder, tmp_path):
     engine = RolloutEngine()
     config = EngineConfig(model=str(policy_folder), dtype="float32", mode="separate", kv_cache_gib=0.1)
     probe, _ = await engine.start(config, SAMPLING, PLAIN, {})
@@ -276,7 +278,7 @@ async def ask_all(pool: RolloutPool, n: int = 8) -> list[Group]:
     return await asyncio.gather(*(pool.sample(problem, n, seeds[problem.id], version) for problem in PROBLEMS))
 
 
-async def test_pool_survives_the_death_of_an_engine(policy_folder, tmp_path, capfd):
+async def test_the_pool_replaces_a_dead_engine(policy_folder, tmp_path, capfd):
     engine = EngineConfig(model=str(policy_folder), dtype="float32", max_num_seqs=64, kv_cache_gib=0.1)
     pool = await RolloutPool.start(engine, SAMPLING, PLAIN, RolloutConfig(engines=2, max_restarts=1), WeightsConfig())
     try:
@@ -294,7 +296,7 @@ async def test_pool_survives_the_death_of_an_engine(policy_folder, tmp_path, cap
         asking = asyncio.create_task(ask_all(pool))
         await asyncio.sleep(0.1)
         os.kill(pid, signal.SIGKILL)
-        assert await asking == expected, "asked again, by the weights of version 1"
+        assert await asking == expected, "sampled again with the weights of version 1"
         assert pool.restarts == 1
         assert "starting another engine in its place" in capfd.readouterr().err
         new_pid = await pool.engines[0].__ray_call__.remote(lambda _: os.getpid())

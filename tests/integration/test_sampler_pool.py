@@ -1,4 +1,4 @@
-"""Two engines in two Ray actors."""
+"""Test a pool of two engines in two Ray actors."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ async def test_pool(policy_folder):
         await pool.sample(SampleRequest(problems[0], "", 1, 0))
 
 
-def test_why_an_engine_in_processes_of_its_own_does_not_start_is_told(policy_folder):
-    """The cause, which vLLM writes to the log of a process that it started, and the path of that log."""
+def test_a_failed_start_of_separate_engine_processes_is_explained(policy_folder):
+    """The error contains the cause, which vLLM writes to the log of a child process, and the path of that log."""
     from mmprm.sampling.pool import SamplerPool
 
     engine = EngineConfig(model=str(policy_folder), mode="separate", kv_cache_gib=0.0001)

@@ -1,4 +1,4 @@
-"""`mmprm serve` as a process: started, asked, stopped."""
+"""Test `mmprm serve` as a process: startup, requests, and shutdown."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def serving(prm: str, backend: str, log: Path) -> Iterator[tuple[subprocess.Pope
 
 
 def ready(url: str, process: subprocess.Popen[str]) -> bool:
-    assert process.poll() is None, "it has ended"
+    assert process.poll() is None, "the server has exited"
     try:
         return httpx.get(f"{url}/health").status_code == 200
     except httpx.TransportError:
@@ -70,7 +70,7 @@ def ready(url: str, process: subprocess.Popen[str]) -> bool:
         time.sleep(0.1)
 
 
-def test_sigterm_finishes_what_was_taken(prm: str, tmp_path: Path) -> None:
+def test_sigterm_finishes_accepted_requests(prm: str, tmp_path: Path) -> None:
     key = {"Authorization": "Bearer sk-secret"}
     long = ask(*["1+1=2"] * 100)
     with serving(prm, "transformers", tmp_path / "log") as (process, url), client(url, headers=key) as http:
@@ -91,7 +91,9 @@ def test_sigterm_finishes_what_was_taken(prm: str, tmp_path: Path) -> None:
     assert "Traceback" not in log
 
 
-def test_vllm_serves_what_transformers_scores(prm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_served_vllm_scores_equal_those_of_transformers(
+    prm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SERVE_KEY", "sk-secret")
     problems = make_problems(20, 0, "train")
     solutions = [Solution(tiny.problem, tuple(solve(tiny))) for tiny in problems]

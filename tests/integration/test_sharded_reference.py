@@ -1,4 +1,6 @@
-"""The reference model of RL on two ranks: sharded and offloaded, it says what the whole one says."""
+"""Test that a sharded and offloaded reference model on two ranks gives the same log-probabilities as a
+replicated one.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture(scope="module")
 def results(two_rank_states: Path) -> dict[str, list[dict[str, Any]]]:
-    """Return, by precision, the results of both ranks."""
+    """Return the results of both ranks for each precision."""
     return {
         precision: [json.loads((two_rank_states / f"{precision}.{rank}.json").read_text()) for rank in (0, 1)]
         for precision in ("fp32", "bf16")

@@ -1,4 +1,4 @@
-"""A chat template that opens the assistant's turn, and none at all, on a real engine."""
+"""Test a real engine with a chat template that opens the assistant turn, and with no template at all."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def problem():
     return make_problems(1, seed=0, split="test")[0].problem
 
 
-async def test_what_the_template_opens_is_part_of_the_response(sampler, problem) -> None:
+async def test_text_that_the_template_opens_is_part_of_the_response(sampler, problem) -> None:
     (whole,) = await sampler.sample(SampleRequest(problem, "", 1, 0))
     assert whole.text.startswith("<step>")
     assert not whole.text.startswith("<step><step>")
@@ -57,7 +57,7 @@ async def test_what_the_template_opens_is_part_of_the_response(sampler, problem)
     assert steps[0] + rest.text == whole.text
 
 
-async def test_ids_continue_where_the_text_does(sampler, problem) -> None:
+async def test_continuing_by_ids_equals_continuing_by_text(sampler, problem) -> None:
     (whole,) = await sampler.sample(SampleRequest(problem, "", 1, 0))
     steps = split(whole.text, "tags").steps
     ids = whole.tokens.ids[: whole.tokens.whole_in(len(steps[0]))]
@@ -65,7 +65,7 @@ async def test_ids_continue_where_the_text_does(sampler, problem) -> None:
     assert steps[0] + rest.text == whole.text
 
 
-async def test_without_a_template_the_prompt_is_what_is_written(sampler, problem, monkeypatch) -> None:
+async def test_without_a_template_the_prompt_is_used_verbatim(sampler, problem, monkeypatch) -> None:
     from mmprm.sampling.turn import TurnBeginning
 
     chatml = "<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"

@@ -1,4 +1,4 @@
-"""Ray actors that train together: two ranks equal one, and what happens when a rank fails or hangs."""
+"""Test Ray actors that train together: two ranks equal one, and a rank that fails or hangs ends the group."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _ray() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def samples(random_policy_folder: Path) -> list[TrainingSample]:
-    """Five groups of four responses; two of them have no image."""
+    """Return five groups of four responses; two of the groups have no image."""
     backbone, processor = load_backbone(str(random_policy_folder), torch.float32)
     encoder, rng = PromptEncoder(backbone, processor, PLAIN), np.random.default_rng(0)
     problems = [tiny.problem for tiny in make_problems(3, seed=0, split="train")]
@@ -57,7 +57,7 @@ def samples(random_policy_folder: Path) -> list[TrainingSample]:
 
 
 def settings(ranks: int, stage: int) -> TrainerConfig:
-    # So few tokens that there are micro-batches without any image beside others with some.
+    # Few enough tokens that some micro-batches have no image while others do.
     optimization = UpdateConfig(precision="fp32", zero_stage=stage, micro_batch_tokens=60, learning_rate=1e-3, seed=3)
     loss = LossConfig(clip_low=0.05, clip_high=0.05, kl=KlConfig(coefficient=0.1), aggregation="prompt_mean")
     critic = CriticConfig(learning_rate=1e-3, warmup_updates=1)
@@ -65,8 +65,7 @@ def settings(ranks: int, stage: int) -> TrainerConfig:
 
 
 def go_through(trainer: Any, samples: list[TrainingSample], folder: Path) -> tuple[list[dict[str, float]], Published]:
-    """Three updates of one rollout, the first of the critic alone, a checkpoint, the model and weights for the
-    engines."""
+    """Take three updates on one rollout, of which the first trains the critic alone; save and publish the model."""
     metrics = [trainer.update(samples, number / 3) for number in range(3)]
     trainer.save(folder / "checkpoints", {"step": 1}, 1)
     trainer.save_model(folder / "model")
@@ -75,7 +74,7 @@ def go_through(trainer: Any, samples: list[TrainingSample], folder: Path) -> tup
 
 
 def misbehaving(how: str) -> Any:
-    """Something to do on every rank, which goes wrong on rank 1 only."""
+    """Return a function to run on every rank that fails or hangs on rank 1 only."""
 
     def make(rank: int) -> None:
         if rank == 1 and how == "fails":
@@ -96,7 +95,7 @@ def filled(trainer: Trainer, samples: list[TrainingSample]) -> list[TrainingSamp
 
 @dataclass(frozen=True)
 class Trained:
-    """What a trainer returned for the samples and after three updates. `samples` have its log-probabilities."""
+    """Holds what a trainer returned for the samples and after three updates. `samples` have its log-probabilities."""
 
     trainer: Any
     stage: int
@@ -149,7 +148,7 @@ def test_two_ranks_compute_the_log_probabilities_of_one(one_rank: Trained, two_r
 def test_two_ranks_report_the_metrics_of_one(one_rank: Trained, two_ranks: Trained) -> None:
     for ours, theirs in zip(two_ranks.metrics, one_rank.metrics, strict=True):
         assert theirs.keys() - ours.keys() == ({"gradient_norm"} if two_ranks.stage == 0 else set())
-        own = {name: ours[name] for name in ("seconds", "vision_calls")}  # of rank 0, which has half of the images
+        own = {name: ours[name] for name in ("seconds", "vision_calls")}  # on rank 0, which has half of the images
         expected = {name: theirs[name] for name in ours} | own
         assert ours == pytest.approx(expected, rel=2e-3, abs=1e-5)
 
@@ -179,7 +178,7 @@ def test_two_ranks_resume(two_ranks: Trained) -> None:
 
 
 def test_a_rank_that_fails_or_hangs_ends_the_group(two_ranks: Trained, samples: list[TrainingSample]) -> None:
-    """Last in this file's order for each group, because it ends it."""
+    """It runs last for each group, because it ends the group."""
     group = two_ranks.trainer
     if two_ranks.stage == 2:
         group._timeout_seconds = 3

@@ -1,4 +1,4 @@
-"""DeepSpeed for real: one rank and two, ZeRO stages, adapters, micro-batch splits, runs interrupted and disturbed."""
+"""Test training with DeepSpeed: one and two ranks, ZeRO stages, adapters, micro-batch splits, and interrupted runs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ TRAINING = {
 
 @pytest.fixture(scope="module")
 def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 training paths and 6 held out, of different lengths, about a third of the steps without label."""
+    """Write 24 training and 6 held-out paths of different lengths; about a third of the steps have no label."""
     rng = random.Random(0)
     examples = []
     for position, tiny in enumerate(make_problems(30, seed=0, split="train")):
@@ -66,14 +66,15 @@ def settings(base: Path, labels: Path, output: Path, **training: Any) -> dict[st
 def run_jobs(
     folder: Path, configs: dict[str, dict[str, Any]], jobs: list[dict[str, Any]], ranks: int
 ) -> subprocess.CompletedProcess[str]:
-    """Run jobs of train_worker.py, whose configurations are given by name; on one rank without torchrun."""
+    """Run jobs of train_worker.py with the named configurations; one rank runs without torchrun."""
     for name, values in configs.items():
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(values))
     file = folder / "jobs.json"
     file.write_text(json.dumps([{**job, "config": str(folder / f"{job['config']}.yaml")} for job in jobs]))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
     command = [sys.executable, *launcher, str(Path(__file__).with_name("train_worker.py")), str(file)]
-    alone = {name: value for name, value in os.environ.items() if name != "LOCAL_RANK"}  # of an engine in here
+    # set by engines in this process
+    alone = {name: value for name, value in os.environ.items() if name != "LOCAL_RANK"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=560, env=alone)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done
@@ -95,7 +96,7 @@ def assert_same_model(left: Path, right: Path, atol: float) -> None:
 @pytest.fixture(scope="module")
 def one_rank(random_policy_folder: Path, labels: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("one_rank") / "run"
-    # ZeRO-1 on one rank shards nothing, but DeepSpeed tells the gradient norm.
+    # ZeRO-1 shards nothing on one rank, but DeepSpeed then reports the gradient norm.
     config = TrainConfig(**settings(random_policy_folder, labels, output, zero_stage=1, save_every=3, eval_every=3))
     summary = train_prm(config)
     assert (summary.steps, summary.samples, summary.too_long) == (STEPS, 24, 0)
@@ -103,7 +104,7 @@ def one_rank(random_policy_folder: Path, labels: Path, tmp_path_factory: pytest.
     return output
 
 
-def test_it_learns_and_leaves_what_is_promised(one_rank: Path, random_policy_folder: Path) -> None:
+def test_a_run_lowers_the_loss_and_writes_its_files(one_rank: Path, random_policy_folder: Path) -> None:
     assert losses(one_rank)[-1] < losses(one_rank)[0]
     assert len(losses(one_rank, "eval")) == 2
     assert [path.name for path in sorted((one_rank / "checkpoints").iterdir())] == ["step-00000003", "step-00000006"]
@@ -120,8 +121,9 @@ def test_it_learns_and_leaves_what_is_promised(one_rank: Path, random_policy_fol
 def test_interrupted_equals_uninterrupted(
     one_rank: Path, random_policy_folder: Path, labels: Path, tmp_path: Path
 ) -> None:
-    """The later half again, from the checkpoint in the middle of the last epoch's order, because the newest one was not
-    written to its end: the same bits."""
+    """The newest checkpoint is truncated, so the run repeats its second half from the one before and gives identical
+    bits.
+    """
     output = tmp_path / "run"
     shutil.copytree(one_rank, output, ignore=shutil.ignore_patterns("prm"))
     largest = max((output / "checkpoints/step-00000006").rglob("*.pt"), key=lambda path: path.stat().st_size)
@@ -136,7 +138,7 @@ def test_interrupted_equals_uninterrupted(
         train_prm(TrainConfig(**values))
 
 
-def test_a_finished_run_keeps_what_was_chosen_since(
+def test_a_finished_run_keeps_later_changes_to_prm_json(
     one_rank: Path, random_policy_folder: Path, labels: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "run"
@@ -147,12 +149,12 @@ def test_a_finished_run_keeps_what_was_chosen_since(
     train_prm(config)
     assert read_info(output / "prm") == chosen
     assert_same_model(output, one_rank, atol=0)
-    shutil.rmtree(output / "checkpoints/step-00000006")  # now the last steps are taken again: another model
+    shutil.rmtree(output / "checkpoints/step-00000006")  # the last steps are repeated, which gives another model
     train_prm(config)
     assert read_info(output / "prm").aggregator is None
 
 
-def test_sigterm_and_the_same_command_again(
+def test_a_run_stopped_by_sigterm_resumes(
     one_rank: Path, random_policy_folder: Path, labels: Path, tmp_path: Path
 ) -> None:
     values = settings(random_policy_folder, labels, tmp_path / "run", zero_stage=1, eval_every=3)
@@ -168,7 +170,7 @@ def test_sigterm_and_the_same_command_again(
 def test_sigterm_while_the_model_is_written(
     random_policy_folder: Path, labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No checkpoint holds it, so it is written to its end."""
+    """No checkpoint contains the final model, so the run finishes writing it."""
     save_prm = train.save_prm
 
     def asked(*arguments: Any) -> None:
@@ -196,10 +198,10 @@ def lora_rank(random_policy_folder: Path, labels: Path, tmp_path_factory: pytest
     return output
 
 
-def test_adapters_leave_a_plain_model_and_resume(
+def test_adapters_are_saved_as_a_plain_model_and_resume(
     lora_rank: Path, random_policy_folder: Path, labels: Path, tmp_path: Path
 ) -> None:
-    """Checkpoints hold what is trained only; what is frozen comes from the base again."""
+    """Checkpoints contain only trained weights; frozen ones are loaded from the base model."""
     before, after = (load_file(folder / "model.safetensors") for folder in (random_policy_folder, lora_rank / "prm"))
     assert before.keys() == after.keys()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
@@ -246,7 +248,7 @@ class TwoRanks(NamedTuple):
 
 @pytest.fixture(scope="module")
 def two_ranks(random_policy_folder: Path, labels: Path, tmp_path_factory: pytest.TempPathFactory) -> TwoRanks:
-    """All runs on two ranks, in one launch of two processes: starting them takes longer than a run."""
+    """Return the results of all two-rank runs from one launch, because starting ranks takes longer than a run."""
     folder = tmp_path_factory.mktemp("two_ranks")
     configs = {
         name: settings(random_policy_folder, labels, folder / name, **training)
@@ -275,7 +277,7 @@ def test_two_ranks_train_as_one(two_ranks: TwoRanks, one_rank: Path, name: str) 
 
 @pytest.mark.parametrize("name", ["zero2", "zero3", "offload2", "offload3"])
 def test_gradient_norms_of_two_ranks(two_ranks: TwoRanks, one_rank: Path, name: str) -> None:
-    """Adam would hide gradients of a wrong scale."""
+    """Adam would hide a wrong gradient scale."""
     norms = losses(one_rank, name="gradient_norm")
     assert losses(two_ranks.folder / name, name="gradient_norm") == pytest.approx(norms, rel=1e-2)
 
@@ -302,7 +304,7 @@ def test_a_stop_on_two_ranks(two_ranks: TwoRanks) -> None:
         assert_same_model(two_ranks.folder / name, two_ranks.folder / undisturbed, atol=0)
 
 
-def test_a_bad_gradient_on_two_ranks(two_ranks: TwoRanks) -> None:
+def test_a_nan_gradient_on_two_ranks(two_ranks: TwoRanks) -> None:
     folder = two_ranks.folder
     for name in ("nan0", "nan3"):
         undisturbed = losses(folder / name.replace("nan", "zero"))
@@ -314,9 +316,9 @@ def test_a_bad_gradient_on_two_ranks(two_ranks: TwoRanks) -> None:
     assert_same_model(folder / "nan3", folder / "nan0", atol=2e-3)
 
 
-def test_two_ranks_load_parts(two_ranks: TwoRanks) -> None:
+def test_two_ranks_load_shards(two_ranks: TwoRanks) -> None:
     check_parts(json.loads((two_ranks.folder / "parts.json").read_text()), [])
-    # New rows take a new table, whole until training begins; tied, there is one.
+    # Added rows need a new embedding table, unsharded until training starts; with tied weights, there is only one.
     tied = ["backbone.model.embed_tokens.weight"]
     check_parts(json.loads((two_ranks.folder / "llama.json").read_text()), tied)
 

@@ -1,4 +1,4 @@
-"""TRL's own trainer takes a step on the trl export. TRL stands apart from the environment: `make trl` fetches it."""
+"""Test that TRL's own trainer takes a step on the trl export. `make trl` installs TRL in a separate folder."""
 
 from __future__ import annotations
 
@@ -63,12 +63,13 @@ def test_trl_trains_a_step_on_the_export(tmp_path: Path, policy_folder: Path) ->
     write_parquet(tmp_path / "labels.parquet", examples)
     export_labels(ExportConfig(labels=str(tmp_path / "labels.parquet"), output=str(tmp_path / "export"), format="trl"))
     command = [sys.executable, "-c", TRAIN, str(tmp_path / "export" / "train.jsonl"), str(policy_folder)]
-    environment = {name: value for name, value in os.environ.items() if name != "LOCAL_RANK"}  # of an engine in here
+    # set by engines in this process
+    environment = {name: value for name, value in os.environ.items() if name != "LOCAL_RANK"}
     environment |= {"PYTHONPATH": str(TRL), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([*command, str(tmp_path / "run")], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["steps"] == 1
     assert result["targets"] == [[1, 0]] * 4, "0.9375 is 1 and not cast to 0; the merged step has one label"
-    assert 0.3 < result["loss"] < 1.5, "two classes, untrained: about ln 2"
+    assert 0.3 < result["loss"] < 1.5, "two untrained classes: about ln 2"
     assert result["moved"] > 1e-3

@@ -1,4 +1,4 @@
-"""The real engine on the tiny policy."""
+"""Test the vLLM sampler with a real engine and the tiny policy."""
 
 from __future__ import annotations
 
@@ -86,15 +86,15 @@ async def test_shared_prefixes_come_from_the_cache(sampler):
 
 
 async def written(sampler, problem: Problem) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
-    """Half a solution as text and as tokens, with all its tokens."""
+    """Return the text and token ids of half a solution, and the ids of the whole solution."""
     (whole,) = await sampler.sample(ask(problem))
     half = len(whole.tokens.ids) // 2
     return whole.text[: whole.tokens.ends[half - 1]], whole.tokens.ids[:half], whole.tokens.ids
 
 
 @pytest.mark.parametrize("problem", [TEXT_ONLY, PROBLEMS[0]], ids=["text", "image"])
-async def test_the_ids_of_a_prefix_give_the_prompt_that_its_text_gives(sampler, problem):
-    """The tiny policy's own tokens are those of its text, so both must be the same to the engine, images included."""
+async def test_prefix_ids_and_prefix_text_give_the_same_prompt(sampler, problem):
+    """In the tiny policy, text and ids of an output agree, so both must give the engine the same prompt."""
     prefix, ids, _ = await written(sampler, problem)
     request = ask(problem, prefix, n=8)
     by_text, by_ids = [await sampler.generate(each) for each in (request, replace(request, prefix_ids=ids))]
@@ -103,7 +103,7 @@ async def test_the_ids_of_a_prefix_give_the_prompt_that_its_text_gives(sampler, 
     assert [generated.text for generated in by_ids.outputs] == [generated.text for generated in by_text.outputs]
 
 
-async def test_what_a_policy_wrote_is_in_the_cache_when_its_ids_come_back(sampler):
+async def test_continuing_from_ids_hits_the_prefix_cache(sampler):
     (whole,) = await sampler.sample(ask(PROBLEMS[2]))
     ids, prefix = whole.tokens.ids[:-1], whole.text[: whole.tokens.ends[-2]]
     before = sampler.stats()
@@ -113,9 +113,10 @@ async def test_what_a_policy_wrote_is_in_the_cache_when_its_ids_come_back(sample
     assert sampler.stats().cached_tokens - before.cached_tokens == (length - 1) // 32 * 32
 
 
-async def test_a_token_across_the_border_is_written_again(sampler):
-    """The prefix ends inside the token `</step>`: all draws begin with what its ids lack, and their tokens continue
-    these ids."""
+async def test_a_token_that_straddles_the_prefix_is_sampled_again(sampler):
+    """If a prefix ends inside `</step>`, samples start with the rest of that tag, and their ids continue the prefix
+    ids.
+    """
     decode = sampler.template_owner.tokenizer.decode
     text, _, ids = await written(sampler, PROBLEMS[0])
     position = [decode([index]) for index in ids].index("</step>")
@@ -123,7 +124,7 @@ async def test_a_token_across_the_border_is_written_again(sampler):
     draws = await sampler.sample(replace(ask(PROBLEMS[0], prefix, n=8), prefix_ids=ids[:position]))
     continued = [
         generated for generated in draws if generated.tokens is not None
-    ]  # the others left the prefix whenever they were made
+    ]  # the others never matched the prefix
     assert continued
     for generated in continued:
         assert decode([*ids[:position], *generated.tokens.ids]) == prefix + generated.text
@@ -152,4 +153,4 @@ async def test_a_closed_engine_answers_everyone(sampler, policy_folder):
     assert any(isinstance(answer, EngineStoppedError) for answer in await in_flight)
     with pytest.raises(EngineStoppedError, match="closed"):
         await second.sample(ask(PROBLEMS[0]))
-    assert await sampler.sample(ask(PROBLEMS[0])), "the other engine of the process goes on"
+    assert await sampler.sample(ask(PROBLEMS[0])), "the other engine in this process keeps running"

@@ -1,4 +1,4 @@
-"""One real pooling engine: parity with transformers, and its refusals."""
+"""Test a real vLLM pooling engine: parity with transformers, and rejected inputs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def random_prm(folder: Path) -> str:
     return str(folder / "prm")
 
 
-def test_vllm_scores_as_transformers_does(tmp_path: Path) -> None:
+def test_vllm_scores_equal_those_of_transformers(tmp_path: Path) -> None:
     prm, rng = random_prm(tmp_path), random.Random(0)
     solutions = [
         Solution(tiny.problem, tuple(solve(tiny, rng, Mistakes(0.3, 0.3)))) for tiny in make_problems(40, 0, "train")
@@ -62,7 +62,7 @@ def test_vllm_scores_as_transformers_does(tmp_path: Path) -> None:
 def test_a_model_split_over_two_processes_scores_as_a_whole_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("VLLM_CPU_SIM_MULTI_NUMA", "1")  # vLLM binds each process to a memory node of its own
+    monkeypatch.setenv("VLLM_CPU_SIM_MULTI_NUMA", "1")  # vLLM binds each process to a separate NUMA node
     prm = random_prm(tmp_path)
     solutions = [Solution(tiny.problem, tuple(solve(tiny))) for tiny in make_problems(8, 0, "train")]
     local = open_scorer(ScorerConfig(prm=prm))

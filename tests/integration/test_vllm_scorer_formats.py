@@ -1,4 +1,4 @@
-"""Checkpoints of other families on real pooling engines: parity with transformers."""
+"""Test vLLM pooling engines on checkpoints of other PRM families: parity with transformers."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ def rlhflow(folder: Path) -> Path:
 def visualprm(folder: Path) -> Path:
     write_backbone("internvl", folder)
     model = spread(AutoModelForImageTextToText.from_pretrained(folder))
-    model.config.get_text_config().max_position_embeddings = 2048  # a token a character: its system prompt is long
+    # one token per character, and its system prompt is long
+    model.config.get_text_config().max_position_embeddings = 2048
     model.save_pretrained(folder)
     return folder
 
@@ -64,9 +65,10 @@ def visualprm(folder: Path) -> Path:
         ("visualprm", visualprm),
     ],
 )
-def test_vllm_scores_as_transformers_does(name: FormatName, write: Callable[[Path], Path], tmp_path: Path) -> None:
-    """Two layers, two classes with a bias, two tokens read one place before, also behind an image; what is too long is
-    refused or cut alike."""
+def test_vllm_scores_equal_those_of_transformers(
+    name: FormatName, write: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    """Parity holds with images, and both backends reject or truncate solutions that are too long."""
     config = ScorerConfig(prm=str(write(tmp_path)), format=name, too_long="cut")
     solutions = tiny_solutions("internvl" if name == "visualprm" else "llama", 20)
     long = Solution(solutions[0].problem, solutions[0].steps * 60)

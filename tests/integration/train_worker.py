@@ -1,8 +1,8 @@
-"""Runs the jobs of a JSON file one after the other, in one process per rank: starting ranks costs most of a run.
+"""Run the jobs of a JSON file in sequence in one process per rank, because starting ranks takes most of the time.
 
-A job is {"config": FILE}: `mmprm train`, with faults on its last rank: {"nan": [steps whose loss is NaN],
-"sigterm": step before which it gets SIGTERM}; or {"config": FILE, "parts": FILE to write}: what loading under ZeRO-3
-leaves on the ranks.
+A job {"config": FILE} runs `mmprm train`. Faults on its last rank are optional: "nan" lists steps whose loss is NaN,
+and "sigterm" names the step before which the rank receives SIGTERM. A job {"config": FILE, "parts": FILE} records how
+the model was loaded under ZeRO-3.
 """
 
 from __future__ import annotations
@@ -58,8 +58,11 @@ def poisoned(loss_sum: Callable[[nn.Module], Tensor], model: nn.Module) -> Tenso
 
 
 def load_parts(config: str, parts: str) -> int:
-    """Writes the largest share of all elements that one rank keeps, the largest that was whole at any time while
-    loading, and the names of weights that are not in parts, or not those of the file."""
+    """Load a model under ZeRO-3 and write how it was sharded.
+
+    `kept` is the largest share of all elements that a rank holds, `whole` the largest share gathered at once while
+    loading. `not_in_parts` names the weights that are not sharded, `different` those that differ from the checkpoint's.
+    """
     ranks, settings = join_ranks(), load(TrainConfig, Path(config))
     gathered: list[int] = []
     enter = deepspeed.zero.GatheredParameters.__enter__
