@@ -1,6 +1,6 @@
 """Label the steps of a given solution, in async code that does not depend on engines, files or Ray.
 
-first_error    bisect the solution for its first error, stopping at each prefix as soon as a rollout is correct
+first_error    bisect the solution for its first error, with few rollouts until the error is between two prefixes
 values         estimate the value of every prefix, as precisely as the search estimates the values of its states
 
 A correct answer can be reached from a recoverable prefix. Bisection assumes that a prefix of a recoverable prefix is
@@ -9,13 +9,13 @@ recoverable, which is certain, and that a completer that fails from a prefix als
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 
 from mcts.roll import Roller
-from mcts.search import Roll, SearchConfig, SearchResult, sample_state
+from mcts.search import Roll, SearchConfig, SearchResult
 from mmprm.steps import StepFormat
-from mmprm.trees.given import first_error_bounds, label_steps
+from mmprm.trees.given import first_error_bounds, label_steps, missing_rollouts
 from mmprm.trees.serialization import count_verdicts
 from mmprm.trees.stopping import FirstErrorRule, StoppingRule
 from mmprm.types import (
@@ -77,7 +77,8 @@ async def label_solution(problem: Problem, roller: GivenRoller, config: SearchCo
     """Sample what the mode of the given solution needs, and return the tree of its prefixes."""
     given = problem.given
     assert given is not None, "the problem comes with a solution"
-    nodes = [_node(given.steps, [(await roller.grade(),)])]
+    nodes: list[Node] = []
+    _add(nodes, given.steps, (await roller.grade(),))
     ended = await _MODES[given.mode](given.steps, nodes, roller, config)
     return SearchResult(Tree(problem.id, tuple(nodes)), ended)
 
@@ -89,39 +90,42 @@ def count_step_labels(problem: Problem, tree: Tree, config: SearchConfig) -> int
 
 
 async def _locate(steps: Steps, nodes: list[Node], roll: Roll, config: SearchConfig) -> str:
-    """Find the first error by bisection; see `first_error_bounds` for the invariant.
+    """Find the first error by bisection, sampling one batch at a time.
 
-    If even the first step fails, the question itself is sampled from: a completer that never solves the problem cannot
-    judge the step.
+    A prefix counts as failed for now if its first batch fails. Only when the prefix before it is recoverable is it
+    sampled from until it has enough failures; if one of these rollouts is correct, bisection goes on behind it. If the
+    first step fails, the question is sampled from too: a completer that never solves the problem cannot judge the step.
     """
     rule = FirstErrorRule(**config.model_dump(include=set(StoppingRule.model_fields)))
     if nodes[0].counts.value is None:
         return "no known verdict"
     while True:
         recoverable, failed = first_error_bounds(nodes, steps)
-        sampled = {len(node.steps) for node in nodes}
         if recoverable == len(steps):
             return "no error"
-        if failed - recoverable == 1 and (recoverable or 0 in sampled):
+        if failed - recoverable > 1:
+            length = (recoverable + failed) // 2
+        elif failed < len(steps) and missing_rollouts(nodes, failed, rule):
+            length = failed
+        elif recoverable or _counts(nodes, ()).correct:
             return "first error"
-        length = (recoverable + failed) // 2 if failed - recoverable > 1 else 0
-        node = await _sample(steps[:length], nodes, roll, rule, config.max_rollouts)
-        if node is None:
+        else:
+            length = 0
+        size = missing_rollouts(nodes, length, rule)
+        if not size:
+            return "too hard" if _counts(nodes, steps[:length]).known else "no known verdict"
+        if _sampled(nodes) + size > config.max_rollouts:
             return "rollout budget"
-        nodes.append(node)
-        if node.counts.value is None:
-            return "no known verdict"
-        if not length and not node.counts.correct:
-            return "too hard"
+        _add(nodes, steps[:length], await roll(steps[:length], size))
 
 
 async def _evaluate(steps: Steps, nodes: list[Node], roll: Roll, config: SearchConfig) -> str:
     """Estimate the value of the question and of every proper prefix of the solution, from the shortest on."""
     for length in range(len(steps)):
-        node = await _sample(steps[:length], nodes, roll, config, config.max_rollouts)
-        if node is None:
+        if _sampled(nodes) + config.rollouts > config.max_rollouts:
             return "rollout budget"
-        nodes.append(node)
+        while size := missing_rollouts(nodes, length, config):
+            _add(nodes, steps[:length], await roll(steps[:length], size))
     return "every step"
 
 
@@ -131,14 +135,20 @@ _MODES: dict[str, Callable[[Steps, list[Node], Roll, SearchConfig], Awaitable[st
 }
 
 
-async def _sample(steps: Steps, nodes: list[Node], roll: Roll, rule: StoppingRule, budget: int) -> Node | None:
-    """Sample from a prefix until the rule is satisfied, or return None if this might exceed the rollout budget."""
-    if sum(len(node.rollouts) for node in nodes[1:]) + rule.rollouts > budget:
-        return None
-    ancestors = [node for node in nodes if node.counts.correct and len(node.steps) < len(steps)]
-    nearest = max(ancestors, key=lambda node: len(node.steps), default=None)
-    return _node(steps, await sample_state(steps, nearest.counts if nearest else Counts(), roll, rule))
+def _counts(nodes: Sequence[Node], steps: Steps) -> Counts:
+    return next((node.counts for node in nodes if node.steps == steps), Counts())
 
 
-def _node(steps: Steps, batches: list[tuple[Rollout, ...]]) -> Node:
-    return Node(steps, tuple(map(count_verdicts, batches)), tuple(rollout for batch in batches for rollout in batch))
+def _sampled(nodes: Sequence[Node]) -> int:
+    """Return the number of rollouts, without the verdict of the solution itself."""
+    return sum(len(node.rollouts) for node in nodes) - 1
+
+
+def _add(nodes: list[Node], steps: Steps, rollouts: tuple[Rollout, ...]) -> None:
+    """Add a batch of rollouts to the node of a prefix."""
+    position = next((number for number, node in enumerate(nodes) if node.steps == steps), len(nodes))
+    before = nodes[position] if position < len(nodes) else Node(steps, (), ())
+    nodes[position:] = [
+        Node(steps, (*before.batches, count_verdicts(rollouts)), before.rollouts + rollouts),
+        *nodes[position + 1 :],
+    ]

@@ -128,18 +128,10 @@ async def _evidence(
             return through
     if tree.total_rollouts + config.rollouts > config.max_rollouts:
         return None
-    return tree.add(steps, await sample_state(steps, ancestor, roll, config)).counts
-
-
-async def sample_state(steps: Steps, ancestor: Counts, roll: Roll, rule: StoppingRule) -> list[tuple[Rollout, ...]]:
-    """Sample batches of rollouts from a prefix until the stopping rule is satisfied.
-
-    `ancestor` are the counts of the nearest shorter prefix that is known to be recoverable.
-    """
-    first = first_batch_size(ancestor, rule)
-    batches: list[tuple[Rollout, ...]] = []
-    sampled = Counts()
-    while size := next_batch_size(first, sampled, rule):
+    size = first = first_batch_size(ancestor, config)
+    batches, sampled = [], Counts()
+    while size:
         batches.append(await roll(steps, size))
         sampled += count_verdicts(batches[-1])
-    return batches
+        size = next_batch_size(first, sampled, config)
+    return tree.add(steps, batches).counts

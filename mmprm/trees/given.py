@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
-from mmprm.trees.stopping import StoppingRule, unbiased
+from mmprm.trees.stopping import StoppingRule, first_batch_size, next_batch_size, unbiased
 from mmprm.types import Counts, GivenSolution, Node, Steps, Tree, Verdict
 
 StepLabels = tuple[Counts | None, ...]
@@ -21,8 +21,8 @@ def first_error_bounds(nodes: Sequence[Node], steps: Steps) -> tuple[int, int]:
     """Return (r, f): the first r steps are recoverable, and f is the length of the shortest longer prefix that failed.
 
     r is the length of the longest prefix that a correct rollout begins with: correct rollouts also prove the steps that
-    they share with the solution. A prefix failed if it has known verdicts and none is correct. The first error is step
-    f if f = r + 1. Without a failed prefix, f is one more than the number of steps.
+    they share with the solution. A prefix failed if it has known verdicts and none is correct; `missing_rollouts` says
+    whether they are enough. Without a failed prefix, f is one more than the number of steps.
     """
     recoverable, failed = 0, [len(steps) + 1]
     for node in nodes:
@@ -33,12 +33,22 @@ def first_error_bounds(nodes: Sequence[Node], steps: Steps) -> tuple[int, int]:
     return recoverable, min(length for length in failed if length > recoverable)
 
 
+def missing_rollouts(nodes: Sequence[Node], length: int, rule: StoppingRule) -> int:
+    """Return the size of the next batch to sample from the prefix with `length` steps, or 0 if the rule is satisfied.
+
+    The prior is the counts of the nearest shorter prefix from which a rollout was correct.
+    """
+    counts = {len(node.steps): node.counts for node in nodes}
+    shorter = [other for other in counts if other < length and counts[other].correct]
+    ancestor = counts[max(shorter)] if shorter else Counts()
+    return next_batch_size(first_batch_size(ancestor, rule), counts.get(length, Counts()), rule)
+
+
 def label_steps(tree: Tree, given: GivenSolution, rule: StoppingRule) -> StepLabels:
     """Return the labels of a given solution's steps according to its mode; see `first_error_labels` and
     `value_labels`."""
-    if given.mode == "first_error":
-        return first_error_labels(tree.nodes, given.steps)
-    return value_labels(tree.nodes, given.steps, rule)
+    labels = first_error_labels if given.mode == "first_error" else value_labels
+    return labels(tree.nodes, given.steps, rule)
 
 
 def root_value(tree: Tree, rule: StoppingRule) -> float | None:
@@ -46,12 +56,13 @@ def root_value(tree: Tree, rule: StoppingRule) -> float | None:
     return next((unbiased(node.batches, rule).value for node in tree.nodes if not node.steps), None)
 
 
-def first_error_labels(nodes: Sequence[Node], steps: Steps) -> StepLabels:
+def first_error_labels(nodes: Sequence[Node], steps: Steps, rule: StoppingRule) -> StepLabels:
     """Return 1 for the recoverable steps, 0 for the failed prefix after them, and the verdict for the last step.
 
-    The other steps have no label. There are no labels at all if no prefix of an incorrect solution is known to be
-    recoverable, since the problem may be too hard for the completer. A label keeps the counts of its prefix; a step
-    that only rollouts from other prefixes prove counts as one correct rollout.
+    The other steps have no label, nor has a failed prefix with too few rollouts. There are no labels at all if no
+    prefix of an incorrect solution is known to be recoverable, since the problem may be too hard for the completer. A
+    label keeps the counts of its prefix; a step that only rollouts from other prefixes prove counts as one correct
+    rollout.
     """
     counts = {len(node.steps): node.counts for node in nodes}
     recoverable, failed = first_error_bounds(nodes, steps)
@@ -62,9 +73,10 @@ def first_error_labels(nodes: Sequence[Node], steps: Steps) -> StepLabels:
         own = counts.get(length, Counts())
         own = own if own.correct else Counts(correct=1)
         labels[length - 1] = replace(own, estimate=1.0) if own.incorrect else own
-    for length in {failed, len(steps)} - {len(steps) + 1}:
-        if length > recoverable and counts[length].known:
-            labels[length - 1] = counts[length]
+    if failed < len(steps) and not missing_rollouts(nodes, failed, rule):
+        labels[failed - 1] = counts[failed]
+    if counts[len(steps)].known:
+        labels[-1] = counts[len(steps)]
     return tuple(labels)
 
 

@@ -46,15 +46,16 @@ async def run(
     """Return why the labeling ended, the requests as (prefix, n), and the label of each step."""
     script, given = Script(verdict, table), GivenSolution("p", tuple(solution), "author", mode)
     result = await label_solution(Problem("s", "question", "1", given=given), script, config)
-    rule = FirstErrorRule() if mode == "first_error" else config
+    rule = FirstErrorRule(rollouts=2, batch=1, false_negative_rate=0) if mode == "first_error" else config
     labels = label_steps(result.tree, given, rule)
     return result.ended, script.asked, tuple(None if counts is None else counts.value for counts in labels)
 
 
 async def test_bisection_by_hand() -> None:
-    """abc is recoverable at the second rollout, so the third is not sampled; both rollouts from abcd fail."""
-    ended, asked, labels = await run("abcdef", W, {"abc": [("z", W), ("z", R)], "abcd": [("z", W), ("z", W)]})
-    assert asked == [("abc", 1), ("abc", 1), ("abcd", 1), ("abcd", 1)]
+    """abc fails once, so its shorter prefixes are tried; it is recoverable at its second rollout, and abcd is not."""
+    table = {"abc": [("z", W), ("z", R)], "a": [("z", R)], "ab": [("z", R)], "abcd": [("z", W), ("z", W)]}
+    ended, asked, labels = await run("abcdef", W, table)
+    assert asked == [("abc", 1), ("a", 1), ("ab", 1), ("abc", 1), ("abcd", 1), ("abcd", 1)]
     assert (ended, labels) == ("first error", (1, 1, 1, 0, None, 0))
 
 
@@ -80,10 +81,10 @@ async def test_an_error_in_the_first_step_needs_a_problem_that_is_solved() -> No
 
 
 async def test_a_late_proof_overrules_a_failure() -> None:
-    """Both rollouts from ab fail by chance; a correct one from the question begins with ab and proves it."""
-    table = {"ab": [("z", W)] * 2, "a": [("z", W)] * 2, "": [("abz", R)], "abc": [("z", W)] * 2}
+    """A rollout from ab fails by chance; a correct one from the question begins with ab and proves it."""
+    table = {"ab": [("z", W)], "a": [("z", W)] * 2, "": [("abz", R)], "abc": [("z", W)] * 2}
     ended, asked, labels = await run("abcd", W, table)
-    assert [prefix for prefix, _ in asked] == ["ab", "ab", "a", "a", "", "abc", "abc"]
+    assert [prefix for prefix, _ in asked] == ["ab", "a", "a", "", "abc", "abc"]
     assert (ended, labels) == ("first error", (1, 1, 0, 0))
 
 
@@ -94,9 +95,15 @@ async def test_every_value_by_hand() -> None:
 
 
 async def test_the_budget_ends_the_labeling() -> None:
+    """One failure is too few for a label of abc."""
     config = CONFIG.model_copy(update={"max_rollouts": 3})
-    ended, asked, labels = await run("abcdef", W, {"abc": [("z", W), ("z", R)]}, config=config)
-    assert (ended, len(asked), labels) == ("rollout budget", 2, (1, 1, 1, None, None, 0))
+    table = {"abc": [("z", W)], "a": [("z", R)], "ab": [("z", R)]}
+    ended, asked, labels = await run("abcdef", W, table, config=config)
+    assert (ended, len(asked), labels) == ("rollout budget", 3, (1, 1, None, None, None, 0))
+
+
+async def test_rollouts_without_a_known_verdict_are_replaced_and_end_the_labeling() -> None:
+    assert await run("ab", W, {"a": [("z", U), ("z", U)]}) == ("no known verdict", [("a", 1)] * 2, (None, None))
 
 
 def write(problem: Problem, prefix: str, rng: random.Random) -> str:
@@ -163,4 +170,8 @@ def test_a_proven_step_counts_as_one_correct_rollout() -> None:
         Node(tuple("abc"), (Counts(0, 1),), (Rollout((), W, 0, ""),)),
         Node(tuple("ab"), (Counts(3, 1),), (Rollout((), R, 0, ""),)),
     ]
-    assert first_error_labels(nodes, tuple("abc")) == (Counts(1), Counts(3, 1, estimate=1.0), Counts(0, 1))
+    assert first_error_labels(nodes, tuple("abc"), FirstErrorRule()) == (
+        Counts(1),
+        Counts(3, 1, estimate=1.0),
+        Counts(0, 1),
+    )
