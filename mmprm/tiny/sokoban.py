@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import random
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from mmprm.errors import DataError
@@ -158,11 +158,17 @@ def _before(layout: LevelLayout, player: Cell, boxes: frozenset[Cell]) -> Iterat
             yield back, boxes - {pushed} | {player}
 
 
-def make_level(rng: random.Random, size: int, boxes: int, moves: range) -> SokobanState:
+def make_level(
+    rng: random.Random,
+    size: int,
+    boxes: int,
+    moves: range,
+    accept: Callable[[LevelLayout], bool] = lambda layout: True,
+) -> SokobanState:
     """Generate a level of size × size cells, including walls, whose shortest solution length is in the range `moves`.
 
     Walls are drawn at random, boxes start on their goals, and the level is played backwards. Raises DataError if no
-    such level is found in 1,000 drawings.
+    such level with an accepted layout is found in 1,000 drawings.
     """
     cells = [(row, column) for row in range(1, size - 1) for column in range(1, size - 1)]
     border = {(row, column) for row in range(size) for column in range(size)} - set(cells)
@@ -172,6 +178,8 @@ def make_level(rng: random.Random, size: int, boxes: int, moves: range) -> Sokob
         if len(free) < boxes + 2:
             continue
         layout = LevelLayout(size, size, frozenset(border | inner), frozenset(rng.sample(free, boxes)))
+        if not accept(layout):
+            continue
         starts = [state for state, distance in _distances(layout).items() if distance in moves]
         # A level is interesting if no box is on its goal yet, but small levels may have no such start.
         starts = [each for each in starts if not each[1] & layout.goals] or starts
