@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
@@ -23,7 +23,9 @@ RENAMED = {
     "heldout": "held_out",
     "images_root": "image_root",
     "layout": "benchmark",
+    "least": "min",
     "markup": "step_format",
+    "most": "max",
     "most_restarts": "max_restarts",
     "normalise_steps": "normalize_steps",
     "optimisation": "optimization",
@@ -46,6 +48,9 @@ RENAMED = {
 }
 """Maps version 0.1 keys to their current names, for error messages and for reading stored settings."""
 
+FREE_MAPPINGS = frozenset({"arguments", "shapes", "template_options"})
+"""Keys whose values are mappings with keys of the user's choice, which are not renamed."""
+
 PathText = Annotated[str, AfterValidator(os.path.expanduser)]
 """A file or folder path. A leading ~ is expanded here because shells do not expand it inside `--set key=~/x`."""
 
@@ -61,6 +66,9 @@ class Config(BaseModel):
         validate_default=True,
         allow_inf_nan=False,
     )
+
+    absent: ClassVar[dict[str, str]] = {}
+    """Maps keys that this group deliberately lacks to an explanation for the error message."""
 
     @model_validator(mode="before")
     @classmethod
@@ -115,7 +123,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = read_text(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give --config an existing YAML file") from error
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give an existing YAML file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: is not valid YAML: {error}; correct the file") from error
     if values is None:
@@ -168,12 +176,15 @@ def differing_keys(stored: dict[str, Any], asked: dict[str, Any]) -> dict[str, s
 
 
 def with_current_names(stored: Any) -> Any:
-    """Rename the version 0.1 keys of stored settings to their current names."""
+    """Rename the version 0.1 keys of stored settings to their current names, except in FREE_MAPPINGS."""
     if isinstance(stored, list):
         return [with_current_names(value) for value in stored]
     if not isinstance(stored, dict):
         return stored
-    return {RENAMED.get(key, key): with_current_names(value) for key, value in stored.items()}
+    return {
+        RENAMED.get(key, key): value if key in FREE_MAPPINGS else with_current_names(value)
+        for key, value in stored.items()
+    }
 
 
 def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
@@ -202,16 +213,11 @@ def _assign(values: dict[str, Any], path: list[str], value: Any, key: str) -> No
 
 
 def _explain(model: type[Config], item: Any, source: str) -> str:
-    key = ".".join(str(part) for part in item["loc"]) or "(top)"
+    # Among the alternatives of a key, pydantic adds the type, such as tuple[str, ...], to the path.
+    location = [part for part in item["loc"] if "[" not in str(part)]
+    key = ".".join(map(str, location)) or "(top)"
     if item["type"] == "extra_forbidden":
-        *path, name = item["loc"]
-        beside = _fields(model, path)
-        if RENAMED.get(name) in beside:
-            return f"{source}: {key} is called {'.'.join([*map(str, path), RENAMED[name]])}; rename the key"
-        known = [*(row[0] for row in describe(model)), *(".".join([*map(str, path), each]) for each in sorted(beside))]
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]}?" if near else "; --help lists the keys"
-        return f"{source}: {key} does not exist{hint}"
+        return f"{source}: {_explain_unknown(model, location)}"
     if item["type"] == "missing":
         return f"{source}: {key} is required; set it in the file or with --set {key}=…"
     # The value of a group is not shown: it is long, and the message names the invalid key.
@@ -222,17 +228,47 @@ def _explain(model: type[Config], item: Any, source: str) -> str:
     return f"{source}: {prefix.removeprefix('(top): ')}{message}; correct the value"
 
 
-def _fields(model: type[Config], path: Sequence[str | int]) -> set[str]:
-    """Return the keys of the configuration group at `path`, or an empty set if there is no group at that path.
+def _explain_unknown(model: type[Config], location: Sequence[str | int]) -> str:
+    *path, name = location
+    key = ".".join(map(str, location))
+    groups = _groups_at(model, path)
+    for group in groups:
+        if name in group.absent:
+            return f"{key} does not exist: {group.absent[name]}"
+    beside = {field for group in groups for field in group.model_fields}
+    if RENAMED.get(name) in beside:
+        return f"{key} is called {'.'.join([*map(str, path), RENAMED[name]])}; rename the key"
+    known = [*(row[0] for row in describe(model)), *(".".join([*map(str, path), each]) for each in sorted(beside))]
+    near = _nearest(key, known)
+    return f"{key} does not exist" + (f"; did you mean {near}?" if near else "; --help lists the keys")
 
-    Groups may be in lists, whose indices are part of the path.
+
+def _nearest(key: str, known: Sequence[str]) -> str | None:
+    """Return the known key most similar to `key`, or None if no last component is similar.
+
+    A version 0.1 name matches only its current name.
     """
-    groups = [model]
+    name = key.rpartition(".")[2]
+    names = {each.rpartition(".")[2] for each in known}
+    similar = {RENAMED[name]} & names if name in RENAMED else difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    near = difflib.get_close_matches(key, [each for each in known if each.rpartition(".")[2] in similar], 1, cutoff=0.0)
+    return near[0] if near else None
+
+
+def _groups_at(model: type[Config], path: Sequence[str | int]) -> list[type[Config]]:
+    """Return the configuration groups at `path`, or an empty list if it is not the path of a group.
+
+    Groups may be in lists and mappings, whose indices and keys are part of the path.
+    """
+    groups, is_key = [model], False
     for name in path:
-        if isinstance(name, str):
-            fields = [group.model_fields[name] for group in groups if name in group.model_fields]
-            groups = [group for field in fields for group in _groups(field.annotation)]
-    return {name for group in groups for name in group.model_fields}
+        if isinstance(name, int) or is_key:
+            is_key = False
+            continue
+        fields = [group.model_fields[name] for group in groups if name in group.model_fields]
+        groups = [group for field in fields for group in _groups(field.annotation)]
+        is_key = any(get_origin(field.annotation) is dict for field in fields)
+    return groups
 
 
 def _groups(annotation: Any) -> list[type[Config]]:

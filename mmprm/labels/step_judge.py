@@ -35,7 +35,7 @@ conclusions? It does not matter that the solution may be unfinished. Reply with 
 
 _PROMPT_HASH = hashlib.sha256((_BEFORE + _AFTER).encode()).hexdigest()[:16]
 
-LEAST_MASS = 0.5
+MIN_MASS = 0.5
 """Minimum value of P(Yes) + P(No); with less, the reply counts as neither Yes nor No."""
 TOP_LOGPROBS = 20
 """Number of log-probabilities to request; the maximum in OpenAI's API and vLLM's default limit."""
@@ -146,13 +146,13 @@ class StepJudge:
 
 
 def yes_probability(first_token: Sequence[tuple[str, float]]) -> float | None:
-    """Return P(Yes) / (P(Yes) + P(No)) over all spellings, or None if the sum is below LEAST_MASS."""
+    """Return P(Yes) / (P(Yes) + P(No)) over all spellings, or None if the sum is below MIN_MASS."""
     mass = {True: 0.0, False: 0.0}
     for token, logprob in first_token:
         if (word := yes_or_no(token)) is not None:
             mass[word] += math.exp(logprob)
     total = mass[True] + mass[False]
-    return mass[True] / total if total >= LEAST_MASS else None
+    return mass[True] / total if total >= MIN_MASS else None
 
 
 def _read_text(reply: str) -> float | None:

@@ -96,8 +96,9 @@ def read_info(path: str | Path, format: FormatName | Literal["auto"] = "auto") -
         if format != "auto":
             return PrmInfo(format=format)
         raise CheckpointError(
-            f"{path}: has no {INFO_FILE}, so it is not a process reward model; train one with mmprm train, or "
-            f"for a PRM of another family set scorer.format to one of {', '.join(get_args(FormatName)[1:])}"
+            f"{path}: has no {INFO_FILE}, so it is not a process reward model; train one with mmprm train, or, "
+            "for a PRM of another family, set its format (scorer.format) to one of "
+            f"{', '.join(get_args(FormatName)[1:])}"
         )
     try:
         values = parse_json(file.read_bytes(), "it", ConfigError)
@@ -109,9 +110,7 @@ def read_info(path: str | Path, format: FormatName | Literal["auto"] = "auto") -
             f"{file}: was not written by mmprm ({error}); correct it, or convert the model again"
         ) from error
     if format not in ("auto", info.format):
-        raise CheckpointError(
-            f"{file}: has format {info.format}, but scorer.format={format}; set scorer.format to auto"
-        )
+        raise CheckpointError(f"{file}: has format {info.format}, but scorer.format={format}; set format to auto")
     return info
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -29,6 +29,11 @@ class ServersConfig(ClientConfig):
 
 class LocalEngineConfig(Config):
     """Configures a vLLM engine that the run starts itself: model, memory, parallelism and image limits."""
+
+    absent: ClassVar[dict[str, str]] = {
+        "servers": "this command loads new weights into its engines, which servers do not allow; remove the key",
+        "cores": "this command assigns CPU cores to its engines itself; remove the key",
+    }
 
     model: PathText
     """Folder of a Hugging Face checkpoint, or a hub id such as owner/name."""
@@ -96,6 +101,11 @@ class EngineConfig(LocalEngineConfig):
 
 class WholeDistributionConfig(Config):
     """Configures sampling from the policy's full distribution: no top-p, top-k or repetition penalty."""
+
+    absent: ClassVar[dict[str, str]] = dict.fromkeys(
+        ("top_p", "top_k", "min_p", "repetition_penalty"),
+        "the ratio of new to old probabilities needs the full distribution; remove the key",
+    )
 
     temperature: float = Field(1.0, ge=0)
     """Sampling temperature; 0 selects the most likely token."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -24,6 +24,8 @@ class ServerConfig(ClientConfig):
 
 class LocalScorerConfig(Config):
     """Configures a scorer that loads a process reward model on this machine."""
+
+    absent: ClassVar[dict[str, str]] = {"server": "this command loads the model itself; set prm to its folder"}
 
     prm: PathText = ""
     """Folder of a process reward model written by `mmprm train`, or a checkpoint of another family."""

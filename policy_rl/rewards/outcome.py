@@ -29,9 +29,9 @@ UserFunction = Callable[..., float | None]
 class LengthLimits(Config):
     """Configures the length penalty for responses that are too short or too long."""
 
-    least: int = Field(0, ge=0)
+    min: int = Field(0, ge=0)
     """Minimum number of tokens per response. Shorter responses are penalized."""
-    most: int | None = Field(None, gt=0)
+    max: int | None = Field(None, gt=0)
     """Maximum number of tokens per response. Longer responses are penalized. There is no maximum by default."""
     margin: int = Field(0, ge=0)
     """Number of tokens beyond a limit over which the penalty grows linearly; 0 applies the full penalty at once."""
@@ -40,8 +40,8 @@ class LengthLimits(Config):
 
     @model_validator(mode="after")
     def _in_order(self) -> LengthLimits:
-        if self.most is not None and self.least > self.most:
-            raise ValueError(f"least={self.least} must not exceed most={self.most}; lower least or raise most")
+        if self.max is not None and self.min > self.max:
+            raise ValueError(f"min={self.min} must not exceed max={self.max}; lower min or raise max")
         return self
 
 
@@ -94,7 +94,7 @@ class RewardConfig(Config):
     @property
     def is_empty(self) -> bool:
         """Return whether the configuration rewards nothing, so that every reward would be 0."""
-        limited = self.length.weight and (self.length.least or self.length.most is not None)
+        limited = self.length.weight and (self.length.min or self.length.max is not None)
         limited = limited or self.truncated == "penalize"
         formed = self.format is not None and self.format_weight
         return self.combination == "sum" and not (self.accuracy_weight or formed or limited or self.functions)
@@ -269,9 +269,9 @@ def format_reward(text: str, name: str, text_outside: bool = False, min_thought_
 
 
 def length_penalty(token_count: int, limits: LengthLimits) -> float:
-    """Return −min(1, d/margin) if a length is d > 0 tokens outside [least, most], else 0 (DAPO's overlong penalty)."""
-    most = math.inf if limits.most is None else limits.most
-    outside = max(limits.least - token_count, token_count - most, 0)
+    """Return −min(1, d/margin) if a length is d > 0 tokens outside [min, max], else 0 (DAPO's overlong penalty)."""
+    longest = math.inf if limits.max is None else limits.max
+    outside = max(limits.min - token_count, token_count - longest, 0)
     return -min(1.0, outside / limits.margin if limits.margin else float(outside > 0)) if outside else 0.0
 
 

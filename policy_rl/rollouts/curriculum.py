@@ -15,8 +15,8 @@ from mmprm.config import Config
 from mmprm.types import Problem
 from policy_rl.graded import GradedGroup
 
-LEAST_RATE = 0.25
-"""Lower bound on the estimated filter pass rate: a round samples at most 1/LEAST_RATE times the missing groups."""
+MIN_RATE = 0.25
+"""Lower bound on the estimated filter pass rate: a round samples at most 1/MIN_RATE times the missing groups."""
 
 
 class FilterConfig(Config):
@@ -44,9 +44,9 @@ class FilterConfig(Config):
 def groups_to_ask(missing: int, passed: int, seen: int, most: int) -> int:
     """Return how many groups to sample in the next round: ceil(missing / rate), capped at `most`.
 
-    rate = passed / seen is the pass rate so far, at least LEAST_RATE; it is 1 in the first round.
+    rate = passed / seen is the pass rate so far, at least MIN_RATE; it is 1 in the first round.
     """
-    rate = max(LEAST_RATE, passed / seen) if seen else 1.0
+    rate = max(MIN_RATE, passed / seen) if seen else 1.0
     return min(most, math.ceil(missing / rate))
 
 

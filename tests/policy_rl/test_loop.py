@@ -163,8 +163,8 @@ def replace_steps(config: RLConfig, steps: int) -> RLConfig:
 
 def test_an_alarm_saves_and_ends_the_run(tmp_path: Path) -> None:
     trainer = ScriptedTrainer()
-    monitor = {"alarms": {"accuracy": {"least": 0.99}}, "patience": 2, "samples": 1}
+    monitor = {"alarms": {"accuracy": {"min": 0.99}}, "patience": 2, "samples": 1}
     config = make_config(tmp_path / "run", monitor=monitor)
-    with pytest.raises(TrainingError, match=r"step 2: accuracy=.* below least=0.99 .*step-00000002"):
+    with pytest.raises(TrainingError, match=r"step 2: accuracy=.* below min=0.99 .*step-00000002"):
         asyncio.run(make_loop(config, trainer=trainer).run())
     assert trainer.calls[-1] == "save 2"

@@ -249,7 +249,7 @@ def test_episodes_count_what_a_filter_asked_for(tmp_path: Path, ahead: bool, cap
 
 
 def test_a_run_that_ends_with_an_error_has_a_report(tmp_path: Path) -> None:
-    monitor = {"alarms": {"accuracy": {"least": 0.99}}, "patience": 2}
+    monitor = {"alarms": {"accuracy": {"min": 0.99}}, "patience": 2}
     with pytest.raises(TrainingError, match="step 2: accuracy="):
         asyncio.run(make_loop(make_config(tmp_path / "alarm", monitor=monitor)).run())
     assert "2 steps of reinforcement learning" in (tmp_path / "alarm/report.html").read_text()
@@ -264,14 +264,14 @@ EARLY = [
     ({"rewards": {"functions": [{"path": "raises_on_import:f"}]}}, r"raises_on_import:f': ZeroDivisionError on import"),
     ({"rewards": {"functions": [{"path": "json:no_such"}]}}, r"functions.path='json:no_such'"),
     (
-        {"monitor": {"alarms": {"prm_acu": {"least": 0.6}}}},
+        {"monitor": {"alarms": {"prm_acu": {"min": 0.6}}}},
         r"monitor.alarms.prm_acu: this run does not log",
     ),
     (
-        {"monitor": {"alarms": {"prm_auc": {"least": 0.6}}}},
+        {"monitor": {"alarms": {"prm_auc": {"min": 0.6}}}},
         r"monitor.alarms.prm_auc: this run does not log",
     ),
-    ({"monitor": {"alarms": {"kl_ref": {"most": 1}}}}, r"monitor.alarms.kl_ref: this run does not log this metric"),
+    ({"monitor": {"alarms": {"kl_ref": {"max": 1}}}}, r"monitor.alarms.kl_ref: this run does not log this metric"),
     ({"sampling": {"temperature": 0}}, r"sampling.temperature=0 must be above 0 in RL"),
 ]
 
@@ -288,7 +288,7 @@ def test_refused_before_anything_is_read_or_loaded(
 
 def test_alarms_on_what_this_run_measures(tmp_path: Path) -> None:
     """The early checks pass, and the run fails later because there are no problems."""
-    alarms = {name: {"most": 1} for name in ("kl_ref", "value_loss", "reward_json:loads", "seconds_sync", "prm_step_1")}
+    alarms = {name: {"max": 1} for name in ("kl_ref", "value_loss", "reward_json:loads", "seconds_sync", "prm_step_1")}
     config = make_config(
         tmp_path,
         process=PROCESS,

@@ -76,7 +76,7 @@ def test_a_finished_stage_with_other_keys_is_not_taken_for_this_one(tmp_path: Pa
 def test_all_stages_are_checked_before_the_first_one_runs(tmp_path: Path) -> None:
     launch = Launcher()
     bad = {"rl": {**RL, "batch": {"group_size": 1}}}
-    function, alarm = {"functions": [{"path": "no_such:f"}]}, {"alarms": {"prm_acu": {"least": 0.6}}}
+    function, alarm = {"functions": [{"path": "no_such:f"}]}, {"alarms": {"prm_acu": {"min": 0.6}}}
     cases: list[tuple[list[Any], list[str], str]] = [
         ([{"sft": SFT}, bad], [], "stage 2.*group_size=1"),
         ([{"sft": SFT}, {"rl": {**RL, "engine": {"model": "x"}}}], [], "stage 2: leave engine.model out"),

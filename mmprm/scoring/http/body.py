@@ -51,9 +51,18 @@ def parse_body(body: bytes, max_values: int) -> Any:
             text, object_pairs_hook=_object, parse_constant=_constant, parse_int=_number, parse_float=_number
         )
     except json.JSONDecodeError as error:
-        raise Refused(422, "invalid_request", f"the body is not JSON: {error.msg} (character {error.pos:,})") from None
+        raise Refused(
+            422,
+            "invalid_request",
+            f"the body is not JSON: {error.msg} (character {error.pos:,}); send the JSON of one request",
+        ) from None
     except (UnicodeDecodeError, RecursionError) as error:
-        why = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else "it is nested too deeply"
+        is_text = not isinstance(error, UnicodeDecodeError)
+        why = (
+            "it is nested too deeply; send the objects that /docs shows"
+            if is_text
+            else "it is not UTF-8; encode it in UTF-8"
+        )
         raise Refused(400, "invalid_request", f"the body cannot be read as JSON: {why}") from None
 
 
@@ -67,16 +76,20 @@ def _too_many(body: bytes, most: int) -> bool:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(pairs) > _MAX_KEYS:
-        raise Refused(422, "invalid_request", f"an object has {len(pairs):,} keys; the API's have at most {_MAX_KEYS}")
+        raise Refused(
+            422,
+            "invalid_request",
+            f"an object has {len(pairs):,} keys, but at most {_MAX_KEYS} are accepted; remove unknown ones",
+        )
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise Refused(422, "invalid_request", f"the key {twice[:50]!a} occurs twice in one object")
+        raise Refused(422, "invalid_request", f"the key {twice[:50]!a} occurs twice in one object; remove one of them")
     return values
 
 
 def _constant(name: str) -> Any:
-    raise Refused(422, "invalid_request", f"the body is not JSON: {name} is not a number of JSON")
+    raise Refused(422, "invalid_request", f"the body is not JSON: {name} is not a JSON number; send a finite one")
 
 
 def _number(_: str) -> int:

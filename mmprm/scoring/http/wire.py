@@ -246,7 +246,7 @@ def _read(path: str, field: str, root: Path | None, most: int) -> bytes:
             )
         with open(target, "rb", opener=_no_link) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise Refused(422, "invalid_request", "path is not a file", field)
+                raise Refused(422, "invalid_request", "path is not a regular file; name one, or send data", field)
             return file.read(most + 1)
     except (OSError, ValueError, RuntimeError) as error:  # a missing file, a null byte, or a loop of links
         reason = getattr(error, "strerror", None) or "not a path"

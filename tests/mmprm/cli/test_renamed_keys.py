@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from test_every_key_can_be_set import ENTRIES, configurations
 
-from mmprm.config import RENAMED, Config, build, describe
+from mmprm.config import FREE_MAPPINGS, RENAMED, Config, _groups, build, describe
 from mmprm.errors import ConfigError
 
 
@@ -40,3 +40,18 @@ def test_the_error_names_the_current_key(old: str) -> None:
 def test_no_current_key_has_a_former_name() -> None:
     """Stored settings are read under current names, which would rename it."""
     assert not [key for _, key in keys() if set(key.split(".")) & RENAMED.keys()]
+
+
+def mappings(model: type[Config]) -> set[str]:
+    """Return the names of the keys below `model` whose values are mappings, and not groups or mappings to groups."""
+    found = set()
+    for name, field in model.model_fields.items():
+        groups = _groups(field.annotation)
+        if not groups and "dict[" in str(field.annotation):
+            found.add(name)
+        found |= {each for group in groups for each in mappings(group)}
+    return found
+
+
+def test_keys_below_a_mapping_of_the_user_are_not_renamed() -> None:
+    assert {name for model in configurations() for name in mappings(model)} == FREE_MAPPINGS

@@ -159,7 +159,7 @@ BAD: dict[str, tuple[Callable[[Tiny], Any], int, str, str | None, str]] = {
     ),
     "link": (lambda t: t.request(0, images=[{"path": "link.png"}]), 422, "invalid_request", "images[0]", "leads out"),
     "loop": (lambda t: t.request(0, images=[{"path": "loop.png"}]), 422, "invalid_request", "images[0]", "be read"),
-    "pipe": (lambda t: t.request(0, images=[{"path": "pipe.png"}]), 422, "invalid_request", "images[0]", "not a file"),
+    "pipe": (lambda t: t.request(0, images=[{"path": "pipe.png"}]), 422, "invalid_request", "images[0]", "regular"),
     "folder": (lambda t: t.request(0, images=[{"path": "."}]), 422, "invalid_request", "images[0]", "be read"),
     "missing": (lambda t: t.request(0, images=[{"path": "x.png"}]), 422, "invalid_request", "images[0]", "be read"),
     "null byte": (lambda t: t.request(0, images=[{"path": "\0"}]), 422, "invalid_request", "images[0]", "be read"),

@@ -56,8 +56,8 @@ def test_text_full_of_commas_and_braces_is_no_crowd_of_values() -> None:
 @pytest.mark.parametrize(
     ("body", "status", "message"),
     [
-        (b'{"question": NaN}', 422, "NaN is not a number of JSON"),
-        (b'{"question": -Infinity}', 422, "-Infinity is not a number"),
+        (b'{"question": NaN}', 422, "NaN is not a JSON number"),
+        (b'{"question": -Infinity}', 422, "-Infinity is not a JSON number"),
         (b'{"question": "a", "question": "b"}', 422, "the key 'question' occurs twice"),
         (b'{"a": {"\\u0062": 1, "b": 2}}', 422, "the key 'b' occurs twice"),
         (b"{" + b",".join(b'"%d": 1' % number for number in range(17)) + b"}", 422, "an object has 17 keys"),

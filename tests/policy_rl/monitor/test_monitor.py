@@ -132,43 +132,43 @@ class TestAlarms:
         return Alarms(build(MonitorConfig, {"alarms": bounds, "patience": patience}))
 
     def test_only_consecutive_steps_count(self) -> None:
-        alarms = self.alarms(prm_auc={"least": 0.6})
+        alarms = self.alarms(prm_auc={"min": 0.6})
         values = [0.5, 0.7, 0.5, 0.6, 0.5]
         assert [alarms.see({"prm_auc": value}) for value in values] == [None] * 5
-        assert alarms.see({"prm_auc": 0.4}) == "prm_auc=0.4 is below least=0.6 (monitor.alarms) for 2 steps"
+        assert alarms.see({"prm_auc": 0.4}) == "prm_auc=0.4 is below min=0.6 (monitor.alarms) for 2 steps"
 
     def test_both_sides_and_several(self) -> None:
-        alarms = self.alarms(1, steps={"least": 2, "most": 10}, unsplit={"most": 0.5})
+        alarms = self.alarms(1, steps={"min": 2, "max": 10}, unsplit={"max": 0.5})
         assert alarms.see({"steps": 10.0, "unsplit": 0.5}) is None
         found = alarms.see({"steps": math.inf, "unsplit": 0.51})
-        assert "steps=inf is above most=10" in found
-        assert "unsplit=0.51 is above most=0.5" in found
+        assert "steps=inf is above max=10" in found
+        assert "unsplit=0.51 is above max=0.5" in found
 
     def test_nan_neither_counts_nor_clears(self) -> None:
-        alarms = self.alarms(prm_auc={"least": 0.6})
+        alarms = self.alarms(prm_auc={"min": 0.6})
         assert [alarms.see({"prm_auc": value}) for value in (0.5, math.nan, math.nan)] == [None] * 3
         assert alarms.see({"prm_auc": 0.5}) is not None
 
     def test_counts_are_the_state(self) -> None:
-        first, second = (self.alarms(prm_auc={"least": 0.6}) for _ in range(2))
+        first, second = (self.alarms(prm_auc={"min": 0.6}) for _ in range(2))
         first.see({"prm_auc": 0.5})
         second.counts |= json.loads(json.dumps(first.counts))
         assert second.see({"prm_auc": 0.5}) is not None
 
     def test_a_metric_that_is_not_measured(self) -> None:
-        alarms = self.alarms(prm_acu={"least": 0.6})
+        alarms = self.alarms(prm_acu={"min": 0.6})
         with pytest.raises(ConfigError, match=r"monitor\.alarms\.prm_acu: .* not log this metric; use one of prm_auc"):
             alarms.see({"prm_auc": 0.5})
 
     def test_the_error_names_metric_value_threshold_and_checkpoint(self) -> None:
-        crossed = self.alarms(1, entropy={"least": 0.1}).see({"entropy": 0.01})
+        crossed = self.alarms(1, entropy={"min": 0.1}).see({"entropy": 0.01})
         error = alarm_error(7, crossed, Path("run/checkpoints/step-7"))
         assert isinstance(error, TrainingError)
-        for part in ("step 7", "entropy=0.01", "least=0.1", "run/checkpoints/step-7", "samples.md"):
+        for part in ("step 7", "entropy=0.01", "min=0.1", "run/checkpoints/step-7", "samples.md"):
             assert part in str(error)
         assert "there is no checkpoint" in str(alarm_error(7, crossed, None))
 
-    @pytest.mark.parametrize("bounds", [{}, {"least": 2, "most": 1}, {"min": 1}])
+    @pytest.mark.parametrize("bounds", [{}, {"min": 2, "max": 1}, {"minimum": 1}])
     def test_bounds_that_are_none(self, bounds: dict) -> None:
         with pytest.raises(ConfigError, match=r"alarms\.steps"):
             self.alarms(steps=bounds)

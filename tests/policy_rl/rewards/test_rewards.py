@@ -188,22 +188,22 @@ class TestLength:
         ],
     )
     def test_soft_limits(self, tokens: int, penalty: float) -> None:
-        assert length_penalty(tokens, LengthLimits(least=20, most=100, margin=20)) == pytest.approx(penalty)
+        assert length_penalty(tokens, LengthLimits(min=20, max=100, margin=20)) == pytest.approx(penalty)
 
     @pytest.mark.parametrize(("tokens", "penalty"), [(19, -1.0), (20, 0.0), (100, 0.0), (101, -1.0)])
     def test_hard_limits(self, tokens: int, penalty: float) -> None:
-        assert length_penalty(tokens, LengthLimits(least=20, most=100)) == penalty
+        assert length_penalty(tokens, LengthLimits(min=20, max=100)) == penalty
 
     def test_no_limits_by_default(self) -> None:
         assert length_penalty(0, LengthLimits()) == length_penalty(10**6, LengthLimits()) == 0.0
 
     def test_weight(self) -> None:
-        limits = {"most": 100, "margin": 20, "weight": 0.4}
+        limits = {"max": 100, "margin": 20, "weight": 0.4}
         assert total(THOUGHT, RIGHT, 110, format="think", length=limits) == pytest.approx(1.3)
 
     def test_limits_in_reverse_order_are_refused(self) -> None:
-        with pytest.raises(ConfigError, match="least=30 must not exceed most=20"):
-            build(RewardConfig, {"length": {"least": 30, "most": 20}})
+        with pytest.raises(ConfigError, match="min=30 must not exceed max=20"):
+            build(RewardConfig, {"length": {"min": 30, "max": 20}})
 
 
 class TestTruncated:
