@@ -19,6 +19,9 @@ from mmprm.types import ImageRef, Problem
 _C = TypeVar("C", bound=Config)
 AnyPath = str | os.PathLike[str]
 
+_PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"})
+"""Pillow's modes that PNG can store; others, such as CMYK, are converted to RGB."""
+
 
 def check_argument(value: Any, kinds: type | UnionType, caller: str, name: str, expected: str) -> None:
     """Raise ConfigError unless `value` is an instance of `kinds`; the error names the argument and the value's type."""
@@ -42,7 +45,11 @@ def configured(model: type[_C], caller: str, settings: Mapping[str, Any], file: 
     if file is not None:
         check_path(file, caller, "config")
     values = {} if file is None else read_yaml(Path(file))
-    return build(model, merged(values, _without_paths(settings)), source=f"mmprm.{caller}")
+    try:
+        return build(model, merged(values, _without_paths(settings)), source=f"mmprm.{caller}")
+    except ConfigError as error:
+        hint = f"help(mmprm.{caller}) names the command whose --help lists the keys"
+        raise ConfigError(str(error).replace("--help lists the keys", hint)) from error
 
 
 def asked_problem(question: str, images: Any, choices: Sequence[str], caller: str) -> Problem:
@@ -54,7 +61,7 @@ def asked_problem(question: str, images: Any, choices: Sequence[str], caller: st
     check_argument(choices, list | tuple, caller, "choices", "a list with the text of each choice")
     for index, choice in enumerate(choices):
         check_argument(choice, str, caller, f"choices[{index}]", "the text of the choice")
-    row = {"question": question, "images": cell_value(images), "choices": list(choices)}
+    row = {"question": question, "images": cell_value(images, f"mmprm.{caller}: images"), "choices": list(choices)}
     asked = ProblemReader(Columns(), Path.cwd()).asked(row, f"mmprm.{caller}")
     return Problem(f"mmprm.{caller}", asked.question, "", asked.images, asked.choices)
 
@@ -68,7 +75,8 @@ def read_problems(given: Iterable[Problem | Row], config: ProblemsConfig) -> Ite
         if isinstance(item, Problem):
             yield item
         elif isinstance(item, Mapping):
-            yield reader.problem({name: cell_value(value) for name, value in item.items()}, location)
+            row = {name: cell_value(value, f"{location}: {name}") for name, value in item.items()}
+            yield reader.problem(row, location)
         else:
             raise DataError(
                 f"{location}={cut(repr(item))} must be a Problem or a dict; pass one with question and answer"
@@ -76,24 +84,34 @@ def read_problems(given: Iterable[Problem | Row], config: ProblemsConfig) -> Ite
     reader.tell()
 
 
-def cell_value(value: Any) -> Any:
+def cell_value(value: Any, location: str) -> Any:
     """Convert a value to the form that it would have in a data file: images become paths or encoded bytes."""
     if isinstance(value, ImageRef):
         return value.path if value.data is None else value.data
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, list | tuple):
-        return [cell_value(item) for item in value]
+        return [cell_value(item, location) for item in value]
     if hasattr(value, "getexif"):  # a Pillow image, as `datasets` decodes them
-        return _png(value)
+        return _png(value, location)
+    if len(getattr(value, "shape", ())) > 1:
+        raise DataError(
+            f"{location}: an array of shape {tuple(value.shape)} is not an image; convert it with PIL.Image.fromarray"
+        )
     return value
 
 
-def _png(image: Any) -> bytes:
+def _png(image: Any, location: str) -> bytes:
     from PIL import ImageOps
 
+    width, height = image.size
+    if not width or not height:
+        raise DataError(f"{location}: the image has {width} × {height} pixels; give one that is not empty")
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode not in _PNG_MODES:
+        upright = upright.convert("RGB")
     buffer = io.BytesIO()
-    ImageOps.exif_transpose(image).save(buffer, "PNG")
+    upright.save(buffer, "PNG")
     return buffer.getvalue()
 
 

@@ -118,6 +118,7 @@ def rerank(
     scored.
     """
     _check_scorer(scorer, "rerank")
+    check_argument(aggregator, str | None, "rerank", "aggregator", "the name of an aggregator, such as min")
     if step_format not in get_args(StepFormat):
         raise ConfigError(f"mmprm.rerank: step_format={step_format!r} must be one of {', '.join(get_args(StepFormat))}")
     problem = asked_problem(question, images, choices, "rerank")
@@ -146,10 +147,29 @@ def _check_scorer(scorer: Any, caller: str) -> None:
 def _opened(scorer: Scorer | AnyPath) -> Iterator[Scorer]:
     """Yield the given scorer, or a scorer loaded from the given path for the duration of the `with` block."""
     if not isinstance(scorer, str | os.PathLike):
-        yield scorer
+        yield scorer if isinstance(scorer, LoadedScorer) else _CheckedScorer(scorer)
         return
     with load_scorer(scorer) as loaded:
         yield loaded
+
+
+class _CheckedScorer:
+    """Wraps a user's scorer, and checks how many scores it returns."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self._scorer = scorer
+
+    def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
+        scored = list(self._scorer.score(solutions))
+        if len(scored) != len(solutions):
+            raise DataError(
+                f"the scorer returned {len(scored)} results for {len(solutions)} solutions; return one StepScores each"
+            )
+        for solution, each in zip(solutions, scored, strict=True):
+            if not 1 <= len(each.scores) <= len(solution.steps):
+                count = f"{len(each.scores)} scores for {len(solution.steps)} steps"
+                raise DataError(f"the scorer returned {count}; return one per step")
+        return scored
 
 
 def _candidate(text: str, step_format: StepFormat) -> Candidate:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import mmprm
 
@@ -41,6 +44,16 @@ CALLS: dict[str, Callable[[Path], Any]] = {
     r"load_labels: path=None is of type NoneType; pass a path": lambda _: mmprm.load_labels(None),
     r"load_scorer: prm=5": lambda _: mmprm.load_scorer(5),
     r"write_labels: store=5": lambda _: mmprm.write_labels(5, "x"),
+    r"rerank: aggregator=\['min'\] is of type list; pass the name": lambda _: mmprm.rerank(
+        Scores(), "q", [RESPONSE], aggregator=["min"]
+    ),
+    r"score_steps: images: the image has 0 × 3 pixels; give": lambda _: mmprm.score_steps(
+        Scores(), "q", ["a"], images=[Image.new("RGB", (0, 3))]
+    ),
+    r"score_steps: images: an array of shape \(2, 3, 3\) is not an image; convert": lambda _: mmprm.score_steps(
+        Scores(), "q", ["a"], images=[np.zeros((2, 3, 3))]
+    ),
+    r"load_scorer: bogus does not exist; help\(mmprm\.load_scorer\) names": lambda _: mmprm.load_scorer("p", bogus=1),
     r"LoadedScorer\.score: solutions='ab' is of type str; pass a list": lambda _: mmprm.LoadedScorer(
         Scores(), None
     ).score("ab"),
@@ -60,3 +73,33 @@ def test_any_iterable_of_problems_is_taken(tmp_path: Path) -> None:
     """It gets as far as the missing engine."""
     with pytest.raises(mmprm.MmprmError, match="engine is required"):
         mmprm.annotate(iter([]), tmp_path)
+
+
+class Fixed:
+    """Returns the same results for any solutions, and keeps the images that it saw."""
+
+    def __init__(self, *results: tuple[float, ...]) -> None:
+        self.results, self.images = results, []
+
+    def score(self, solutions: Any) -> list[mmprm.StepScores]:
+        self.images += [image.data for solution in solutions for image in solution.problem.images]
+        return [mmprm.StepScores(scores) for scores in self.results]
+
+
+@pytest.mark.parametrize(
+    ("results", "message"),
+    [((), "returned 0 results for 1 solutions; return"), (((),), "returned 0 scores for 1 steps; return one per step")],
+)
+def test_a_scorer_with_too_few_results_is_told(results: tuple[tuple[float, ...], ...], message: str) -> None:
+    with pytest.raises(mmprm.MmprmError, match=message):
+        mmprm.score_steps(Fixed(*results), "q", ["a"])
+    with pytest.raises(mmprm.MmprmError, match=message):
+        mmprm.rerank(Fixed(*results), "q", [RESPONSE], aggregator="min")
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "F", "YCbCr", "LA", "I;16"])
+def test_an_image_of_any_mode_of_pillow_is_taken(mode: str) -> None:
+    scorer = Fixed((0.5,))
+    assert mmprm.score_steps(scorer, "q", ["a"], images=Image.new(mode, (30, 20))) == (0.5,)
+    (data,) = scorer.images
+    assert Image.open(io.BytesIO(data)).size == (30, 20)
