@@ -53,7 +53,7 @@ def test_any_tree(paths: list[list[int]]) -> None:
 
 @given(SEQUENCES, st.integers(1, 20))
 def test_any_cut(paths: list[list[int]], most: int) -> None:
-    """Every sequence once, no group over the budget but a single sequence, and no two neighbours that would fit."""
+    """Every sequence once, no group over the budget but a single sequence, and no two neighbors that would fit."""
     groups = cut_at_subtrees(arrays(paths), most)
     assert sorted(path for group in groups for path in group) == list(range(len(paths)))
     sizes = [len(token_tree(arrays([paths[path] for path in group]))) for group in groups]

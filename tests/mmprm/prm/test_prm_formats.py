@@ -118,7 +118,7 @@ def test_visualprm_without_image() -> None:
 
 
 def test_skywork() -> None:
-    """Tokenised apart: the line breaks in and behind a step stay two tokens."""
+    """The line breaks in a step and after it are tokenized separately, so they stay two tokens."""
     found = form("skywork", byte_level(bos="<|bos|>"))
     assert ids_and_places(found, solution()) == (
         [11, 0, 3, 0, 6, 8, 0, 3, 0, 5, 1, 8, 1, 4, 0, 5, 0, 8],

@@ -57,7 +57,7 @@ def test_two_rows_equal_the_full_logits(prm: Prm, solutions: list[Solution]) -> 
 
 
 @torch.no_grad()
-def test_neighbours_and_padding_change_nothing(prm: Prm, solutions: list[Solution]) -> None:
+def test_neighbors_and_padding_change_nothing(prm: Prm, solutions: list[Solution]) -> None:
     together_M2 = prm.model(**prm.renderer.encode(solutions))
     alone_M2 = torch.cat([prm.model(**prm.renderer.encode([solution])) for solution in solutions])
     torch.testing.assert_close(together_M2, alone_M2, rtol=1e-4, atol=1e-5)

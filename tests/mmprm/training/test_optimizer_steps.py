@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import deepspeed
 import pytest
 import torch
 from torch import Tensor, nn
@@ -71,8 +72,6 @@ def test_a_bad_step_leaves_no_trace(stage: int, offload: str, precision: str) ->
 @pytest.mark.parametrize("stage", [0, 3])
 def test_matrices_decay_and_vectors_do_not(stage: int) -> None:
     """w − rate · decay · w where the gradient is 0. Under ZeRO-3 as it is loaded: in parts, each weight of no shape."""
-    import deepspeed
-
     config = TrainingConfig(zero_stage=stage, precision="fp32", learning_rate=0.5, warmup=0, weight_decay=0.2)
     ranks = join_ranks()
     with deepspeed.zero.Init(config_dict_or_path=deepspeed_config(config), enabled=stage == 3):

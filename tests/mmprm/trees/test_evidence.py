@@ -31,7 +31,7 @@ def found(rule: StoppingRule, *nodes: Node) -> dict[str, Counts]:
 def test_by_hand() -> None:
     root = node("", ("abc", R), ("abd", R), ("axy", W), ("abz", U), ("q", R))
     assert found(SHARED, root) == {"a": Counts(2, 1, 1)}, "ab has two known verdicts, and q was a last step"
-    # axy was searched: ax and a became states. ax is labelled by its own rollouts alone, a as it was before.
+    # axy was searched: ax and a became states. ax is labeled by its own rollouts alone, a as it was before.
     ax, a = node("ax", ("y", W), ("u", W)), node("a", ("xyz", R), ("bcd", R), ("bd!", W), ("bc", U), ("cc", R))
     assert found(SHARED, root, ax) == {"ax": Counts(0, 2), "a": Counts(2, 1, 1)}
     assert found(SHARED, root, ax, a) == {"ax": Counts(0, 2), "a": Counts(2, 1, 1)}

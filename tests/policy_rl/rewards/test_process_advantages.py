@@ -158,7 +158,7 @@ class TestWholeWay:
         assert apart[0][0] == pytest.approx(merged[0][0] + 0.9, abs=1e-6)
 
     @pytest.mark.parametrize("mode", ["scalar", "return_to_go", "soft_min", "strict_min"])
-    def test_order_and_longer_neighbours_change_nothing(self, mode: str) -> None:
+    def test_order_and_longer_neighbors_change_nothing(self, mode: str) -> None:
         scores = P | {"h": 0.5, "ii": 0.3, "jjj": 0.7, "k" * 40: 0.2}
         texts = [[TEXT, "h", "ii\n\njjj"], ["jjj", "h\n\nii"]]
         rewards = [[1.0, 0.0, 0.0], [1.0, 0.0]]
