@@ -213,7 +213,7 @@ class Client:
             answer = await asyncio.wait_for(read_response(self._http, request, self._config.max_answer_mib), seconds)
         except httpx.ConnectTimeout as error:
             raise Failure("no connection", f"within {CONNECT_SECONDS:g} s", busy=True) from error
-        except (asyncio.TimeoutError, httpx.TimeoutException) as error:
+        except (TimeoutError, httpx.TimeoutException) as error:
             raise Failure(f"no answer within {seconds:g} s") from error
         except httpx.ConnectError as error:
             raise Failure("no connection", str(error), busy=True) from error

@@ -16,10 +16,9 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
-
-import tomllib
 
 from mmprm.files import digests, whole_folder
 
