@@ -6,7 +6,7 @@ BIN := .venv/bin
 SHIM := .ci/torchvision-cpu
 SHIM_FILES := $(addprefix $(SHIM)/,pyproject.toml setup.py torchvision_cpu.py torchvision_cpu.pth)
 
-.PHONY: setup demo test test-cluster check trl real-model gpu-check bench-grading bench-annotate bench-borders bench-prm bench-rl bench-real docs clean
+.PHONY: setup demo test test-engines test-units test-rl test-pipelines test-cluster check trl real-model gpu-check bench-grading bench-annotate bench-borders bench-prm bench-rl bench-real docs clean
 
 setup: .venv/.installed-$(EXTRA)
 
@@ -30,11 +30,24 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest --quiet tests/test_imports.py
 
-# In processes of their own: vLLM and DeepSpeed keep process groups that outlive the engines of a test.
+# The groups run as separate processes, because vLLM and DeepSpeed keep process groups that outlive the engines of a
+# test, and two at a time, because most of them keep one core busy. `make test-units` runs one of them.
+PIPELINES := $(addprefix tests/integration/test_,demo.py recipes.py rl.py)
+
 test: setup
+	$(MAKE) --jobs 2 --keep-going --output-sync=target test-engines test-units test-rl test-pipelines
+
+test-engines: setup
+	$(BIN)/pytest tests/integration --ignore-glob "*/test_cluster*" $(addprefix --ignore ,$(PIPELINES))
+
+test-units: setup
 	$(BIN)/pytest --ignore tests/integration --ignore tests/policy_rl
+
+test-rl: setup
 	$(BIN)/pytest tests/policy_rl
-	$(BIN)/pytest tests/integration --ignore-glob "*/test_cluster*"
+
+test-pipelines: setup
+	$(BIN)/pytest $(PIPELINES)
 
 # What can be checked of several machines on one; slow, so not part of `make test`.
 test-cluster: setup
