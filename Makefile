@@ -31,11 +31,12 @@ check: setup
 	$(BIN)/pytest --quiet tests/test_imports.py
 
 # The groups run as separate processes, because vLLM and DeepSpeed keep process groups that outlive the engines of a
-# test, and two at a time, because most of them keep one core busy. `make test-units` runs one of them.
+# test. On CPU, two run at a time, because most tests keep one core busy; on a GPU, an engine takes most of the memory.
+TEST_JOBS ?= $(if $(filter cpu,$(EXTRA)),2,1)
 PIPELINES := $(addprefix tests/integration/test_,demo.py recipes.py rl.py)
 
 test: setup
-	$(MAKE) --jobs 2 --keep-going --output-sync=target test-engines test-units test-rl test-pipelines
+	$(MAKE) --jobs $(TEST_JOBS) --keep-going --output-sync=target test-engines test-units test-rl test-pipelines
 
 test-engines: setup
 	$(BIN)/pytest tests/integration --ignore-glob "*/test_cluster*" $(addprefix --ignore ,$(PIPELINES))
