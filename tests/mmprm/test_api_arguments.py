@@ -88,7 +88,10 @@ class Fixed:
 
 @pytest.mark.parametrize(
     ("results", "message"),
-    [((), "returned 0 results for 1 solutions; return"), (((),), "returned 0 scores for 1 steps; return one per step")],
+    [
+        ((), "returned 0 results for 1 solutions; return"),
+        (((),), r"returned 0 scores for \d steps; return one per step"),
+    ],
 )
 def test_a_scorer_with_too_few_results_is_told(results: tuple[tuple[float, ...], ...], message: str) -> None:
     with pytest.raises(mmprm.MmprmError, match=message):
