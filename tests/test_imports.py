@@ -1,4 +1,6 @@
-"""Who may import whom, read from the source: data flows one way and the edge stays at the edge."""
+"""Test the import layers, read from the source: data flows one way, and Ray, vLLM and DeepSpeed are imported at the
+edge.
+"""
 
 from __future__ import annotations
 
@@ -47,6 +49,7 @@ LAYERS = [
     {"sampling", "preflight", "environments"},
     {"trees"},
     {"labels"},
+    {"bridge"},
     {"training"},
     {"backbone"},
     {"prm"},
@@ -125,7 +128,7 @@ def test_imports_point_left(path: Path) -> None:
                 continue
             assert other == "mmprm", f"mmprm.{own} imports {name}"
             if room(name):
-                assert layer(room(name)) <= layer(own), f"mmprm.{own} imports {name}, a room to its right"
+                assert layer(room(name)) <= layer(own), f"mmprm.{own} imports {name}, a package to its right"
         elif other == "mmprm" and room(name):
             allowed = room(name) in MCTS_MAY_USE if package == "mcts" else room(name) not in POLICY_RL_MAY_NOT_USE
             assert allowed, f"{package} imports {name}"
@@ -134,7 +137,7 @@ def test_imports_point_left(path: Path) -> None:
 
 
 def edges() -> dict[str, set[str]]:
-    """room → rooms imported at module level or below, within mmprm."""
+    """Map each package of mmprm to the packages it imports, at module level or inside functions."""
     graph: dict[str, set[str]] = {}
     for path in (ROOT / "mmprm").rglob("*.py"):
         own = path.relative_to(ROOT).with_suffix("").parts[1]
@@ -184,7 +187,7 @@ def modules() -> dict[str, Path]:
 
 
 def imported_at_start(path: Path) -> Iterator[str]:
-    """What is imported when the module itself is: not inside of functions, nor for type checkers alone."""
+    """Return the modules imported on load, excluding imports inside functions and under TYPE_CHECKING."""
     known = modules()
 
     def statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:

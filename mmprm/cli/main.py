@@ -27,6 +27,7 @@ COMMANDS = {
     "consensus": "add a judge's opinion on every labeled step to the labels",
     "convert": "convert a checkpoint to another format",
     "push": "push a PRM, a policy or labels to the Hugging Face Hub, with a card",
+    "bridge": "make cold-start data: describe images, and solve with a text-only reasoning model",
     "train": "train a process reward model from labeled paths",
     "sft": "train a policy on conversations or step-tagged solutions",
     "rl": "train a policy by reinforcement learning with outcome and process rewards",
@@ -37,12 +38,12 @@ COMMANDS = {
     "search": "search for solutions step by step, guided by step scores",
     "eval": "evaluate a PRM (first errors, steps, best-of-N, labels) or a policy's accuracy",
     "grade": "compare responses with gold answers",
-    "tiny": "write problems of the built-in toy world, or train its policy",
+    "tiny": "write problems of the built-in toy world or Sokoban levels, or train its policy",
     "doctor": "report what this machine can run and what to install",
     "demo": "run the whole pipeline on the built-in toy world",
 }
 
-RESUMABLE = {"annotate", "filter", "rerank", "train", "sft", "rl", "stages"}
+RESUMABLE = {"annotate", "bridge", "filter", "rerank", "train", "sft", "rl", "stages"}
 """Commands that resume an interrupted run."""
 
 

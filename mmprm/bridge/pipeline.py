@@ -1,0 +1,194 @@
+"""Turn problems with images into rows of thoughts and answers, by the method of Vision-R1's cold-start data.
+
+A vision-language model (the seer) explains the known answer, and from its explanation describes the image. A reasoning
+model that sees only the description (the reasoner) solves the problem. A solution is kept if its graded answer is
+correct and no wording betrays that the image was never seen.
+
+1. The description never reaches the training data; only thoughts and answer do.
+2. Every reply is cached by content, so a stopped run asks only what is missing.
+3. A failed request, an unknown verdict or a reply that was cut off is never kept, and is counted by its reason.
+
+Source: Huang et al., Vision-R1, section on cold-start initialization. Its prompts and code are not published; these
+prompts are our own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from mmprm.bridge.config import BridgeConfig
+from mmprm.bridge.prompts import describe_messages, explain_messages, solve_messages
+from mmprm.bridge.role import Said
+from mmprm.bridge.wording import Wording, leaks
+from mmprm.client import Failure
+from mmprm.data.images import open_image
+from mmprm.data.marks import check_text, count_marks
+from mmprm.errors import DataError, EngineStoppedError, SamplingError
+from mmprm.labels.duplicates import near_duplicates
+from mmprm.types import Grader, ImageRef, Problem, Verdict
+
+KEPT = "kept"
+IN_FLIGHT = 512
+"""Maximum number of problems in progress; the clients limit the number of requests."""
+
+
+class Asks(Protocol):
+    """Protocol for asking a model; see Role."""
+
+    async def ask(self, messages: Sequence[dict[str, Any]], images: Sequence[ImageRef], seed: int) -> Said: ...
+
+
+@dataclass(frozen=True, slots=True)
+class BridgedProblem:
+    """Holds what became of a problem: the reason is KEPT, or why there is no row.
+
+    `thoughts` are repaired; `repairs` counts the replacements, and `detail` is the text that caused a refusal.
+    """
+
+    problem: Problem
+    reason: str
+    description: str = ""
+    thoughts: str = ""
+    answer: str = ""
+    repairs: int = 0
+    detail: str = ""
+
+    @property
+    def solution(self) -> str:
+        """Return the response to train on, in the form of the prompt preset `think`."""
+        return f"<think>\n{self.thoughts}\n</think>\n<answer>{self.answer}</answer>"
+
+
+@dataclass(frozen=True, slots=True)
+class Bridge:
+    """Runs the stages for single problems."""
+
+    seer: Asks
+    reasoner: Asks
+    grader: Grader
+    wording: Wording
+    config: BridgeConfig
+
+    async def run(self, problem: Problem) -> BridgedProblem:
+        """Describe the image and solve the problem. Raises EngineStoppedError if the servers are gone."""
+        try:
+            described = await self._described(problem)
+            return described if described.reason != KEPT else await self._solved(described)
+        except EngineStoppedError:
+            raise
+        except SamplingError as error:
+            kind = error.__cause__.kind if isinstance(error.__cause__, Failure) else type(error).__name__
+            return BridgedProblem(problem, f"request failed: {kind}", detail=str(error))
+        except DataError as error:
+            return BridgedProblem(problem, "unreadable image", detail=str(error))
+
+    async def _described(self, problem: Problem) -> BridgedProblem:
+        notes = await self.seer.ask(explain_messages(problem), problem.images, self.config.seed)
+        if reason := _unusable(notes):
+            return BridgedProblem(problem, f"explanation {reason}")
+        described = await self.seer.ask(describe_messages(problem, notes.text), problem.images, self.config.seed)
+        if reason := _unusable(described):
+            return BridgedProblem(problem, f"description {reason}")
+        leaked = leaks(described.text, problem.answer)
+        return BridgedProblem(problem, "description leaks the answer" if leaked else KEPT, described.text)
+
+    async def _solved(self, described: BridgedProblem) -> BridgedProblem:
+        asked = solve_messages(described.problem, described.description)
+        for attempt in range(self.config.attempts):
+            found = await self._checked(described, await self.reasoner.ask(asked, (), self.config.seed + attempt))
+            if found.reason == KEPT:
+                break
+        return found
+
+    async def _checked(self, described: BridgedProblem, said: Said) -> BridgedProblem:
+        """Apply all checks to a solution."""
+        problem = described.problem
+        if said.cut:
+            return replace(described, reason="solution cut off")
+        if not said.thoughts:
+            return replace(described, reason="no thoughts", detail=said.text)
+        grading = await self.grader.grade(problem, said.text)
+        thoughts, repairs = self.wording.repaired(said.thoughts)
+        found = replace(described, thoughts=thoughts, answer=grading.extracted or "", repairs=repairs)
+        if grading.verdict is not Verdict.CORRECT:
+            reason = "incorrect answer" if grading.verdict is Verdict.INCORRECT else "unknown verdict"
+            return replace(found, reason=reason, detail=grading.reason)
+        reason, detail = self._fault(thoughts, found.answer)
+        if reason != KEPT:
+            return replace(found, reason=reason, detail=detail)
+        # The row is graded as it will be trained on: thoughts and answer in one text.
+        whole = await self.grader.grade(problem, found.solution)
+        return found if whole.verdict is Verdict.CORRECT else replace(found, reason="incorrect as a row")
+
+    def _fault(self, thoughts: str, answer: str) -> tuple[str, str]:
+        """Return why the thoughts cannot be kept, with the text at fault, or KEPT."""
+        words = len(thoughts.split())
+        if words < self.config.min_words:
+            return "thoughts too short", f"{words} words"
+        if words > self.config.max_words:
+            return "thoughts too long", f"{words} words"
+        tag = next((tag for tag in _TAGS if tag in (thoughts + answer).lower()), None)
+        if tag is not None or count_marks(thoughts + answer):
+            return "tags in the solution", tag or "an image mark"
+        try:
+            check_text(thoughts + answer, "solution", "reply")
+        except DataError as error:
+            return "special tokens in the solution", str(error)
+        betrayal = self.wording.betrayal(thoughts)
+        return (KEPT, "") if betrayal is None else ("betrays a text", betrayal)
+
+
+_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+
+
+async def bridge_problems(
+    problems: Sequence[Problem], bridge: Bridge, done: Callable[[BridgedProblem], None] = lambda found: None
+) -> list[BridgedProblem]:
+    """Run all problems, in any order, and return them in file order. `done` is called with each as it ends.
+
+    Problems without images and near-duplicates of earlier problems are not asked.
+    """
+    refused = await asyncio.to_thread(_refused, problems)
+    free = asyncio.Semaphore(IN_FLIGHT)
+
+    async def one(index: int, problem: Problem) -> BridgedProblem:
+        if index in refused:
+            found = refused[index]
+        else:
+            async with free:
+                found = await bridge.run(problem)
+        done(found)
+        return found
+
+    return list(await asyncio.gather(*(one(index, problem) for index, problem in enumerate(problems))))
+
+
+def _refused(problems: Sequence[Problem]) -> dict[int, BridgedProblem]:
+    """Return the problems without images and the near-duplicates of earlier problems, by index."""
+    found = {i: BridgedProblem(problem, "no image") for i, problem in enumerate(problems) if not problem.images}
+    pictured = [index for index in range(len(problems)) if index not in found]
+    try:
+        twins = near_duplicates([problems[index] for index in pictured])
+    except DataError:  # an unreadable image, which is refused later
+        pictured = [index for index in pictured if _is_readable(problems[index])]
+        twins = near_duplicates([problems[index] for index in pictured])
+    for later, first in twins.items():
+        problem, original = problems[pictured[later]], problems[pictured[first]]
+        found[pictured[later]] = BridgedProblem(problem, "near-duplicate", detail=f"of {original.id}")
+    return found
+
+
+def _is_readable(problem: Problem) -> bool:
+    try:
+        return all(open_image(image) for image in problem.images)
+    except DataError:
+        return False
+
+
+def _unusable(said: Said) -> str:
+    if said.cut:
+        return "cut off"
+    return "" if said.text else "empty"

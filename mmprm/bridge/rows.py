@@ -1,0 +1,81 @@
+"""Write kept solutions as training rows, refused ones with their reasons, and the counts."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mmprm.bridge.config import BridgeConfig
+from mmprm.bridge.pipeline import KEPT, BridgedProblem
+from mmprm.data.images import write_image
+from mmprm.data.marks import IMAGE
+from mmprm.files import whole_file
+from mmprm.problems import write_problems
+from mmprm.prompts import PromptConfig, messages
+from mmprm.types import Problem
+
+_THINK = PromptConfig(preset="think")
+
+
+def write_rows_of(found: Sequence[BridgedProblem], config: BridgeConfig) -> dict[str, Any]:
+    """Write kept.jsonl, refused.jsonl and summary.json to the output folder, and return the summary."""
+    folder = Path(config.output)
+    kept = [each for each in found if each.reason == KEPT]
+    if config.form == "think":
+        problems = [replace(each.problem, solution=each.solution) for each in kept]
+        write_problems(folder / "kept.jsonl", problems, {each.problem.id: _columns(each, config) for each in kept})
+    else:
+        _write(folder / "kept.jsonl", [conversation(each, folder) | _columns(each, config) for each in kept])
+    _write(folder / "refused.jsonl", [_refused(each) for each in found if each.reason != KEPT])
+    summary = {
+        "problems": len(found),
+        "kept": len(kept),
+        "repaired": sum(each.repairs > 0 for each in kept),
+        "refused": dict(Counter(each.reason for each in found if each.reason != KEPT).most_common()),
+    }
+    with whole_file(folder / "summary.json") as file:
+        file.write(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    return summary
+
+
+def conversation(found: BridgedProblem, folder: Path) -> dict[str, Any]:
+    """Return the ShareGPT form of a row; the human turn is the problem as the prompt preset `think` asks it."""
+    problem = found.problem
+    turns = [("human", _human_turn(problem)), ("gpt", found.solution)]
+    return {
+        "id": problem.id,
+        "conversations": [{"from": role, "value": text} for role, text in turns],
+        "images": [write_image(image, folder) for image in problem.images],
+    }
+
+
+def _human_turn(problem: Problem) -> str:
+    (turn,) = messages(problem, _THINK)
+    return "".join(IMAGE if part["type"] == "image" else part["text"] for part in turn["content"])
+
+
+def _columns(found: BridgedProblem, config: BridgeConfig) -> dict[str, Any]:
+    """Return the columns that say how a row was made; mmprm sft does not read them."""
+    return {
+        "bridge": {
+            "description": found.description,
+            "seer": config.seer.model,
+            "reasoner": config.reasoner.model,
+            "repairs": found.repairs,
+        }
+    }
+
+
+def _refused(found: BridgedProblem) -> dict[str, Any]:
+    texts = {"description": found.description, "thoughts": found.thoughts, "answer": found.answer}
+    gold = {"id": found.problem.id, "question": found.problem.question, "gold": found.problem.answer}
+    return {**gold, "reason": found.reason, "detail": found.detail, **texts}
+
+
+def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    with whole_file(path) as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -1,0 +1,111 @@
+"""Repair wordings by which thoughts betray that a text was read instead of an image, and find those that remain."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from mmprm.errors import ConfigError
+
+_TEXT = r"(?:(?:image|visual|picture|textual|text|detailed|given|provided|above) )*(?:description|caption)"
+
+_IMAGE = r"(image|picture|figure|diagram)"
+
+REPAIRS = {
+    rf"\b(?:the|this|that|your|their|its) {_TEXT}(?: of (?:the|this) (?:image|picture|figure|diagram))?\b": "the image",
+    rf"\bthe {_IMAGE} (?:says|states|mentions|tells (?:us|me)|specifies|describes)\b": r"the \1 shows",
+    r"\bas (?:described|stated|mentioned)\b": "as shown",
+    r"\b(is|are) described as\b": r"\1 shown as",
+    r"\b(we|I)(?:'re| are|'m| am) told\b": r"\1 see",
+}
+"""Replacements of wordings, applied in this order and without regard to case."""
+
+BETRAYALS = (
+    r"\bdescriptions?\b",
+    r"\bcaptions?\b",
+    r"\bdescribed\b",
+    r"\b(?:we|I)(?:'re| are|'m| am) told\b",
+    r"\bthe (?:user|prompt) (?:says|said|states|stated|mentions|mentioned|gave|provided|wrote)\b",
+    r"\b(?:can't|cannot|can not|couldn't|unable to|without) (?:actually |directly )?see(?:ing)? the\b",
+    r"\b(?:given|known|provided|reference) (?:correct )?answer\b",
+    r"\bthe (?:notes?|text) (?:says?|states?|mentions?|tells?)\b",
+)
+"""Wordings that must not occur in repaired thoughts."""
+
+_LEAKS = re.compile(
+    r"\\boxed|</?answer>|\b(?:final|correct|right)\s+(?:answer|option|choice|result)\b"
+    r"|\banswer\s*(?:is|would be|must be|:)|\b(?:option|choice)\s+\(?[A-J]\)?\s+is\s+(?:correct|right)\b",
+    re.IGNORECASE,
+)
+_CONCLUSION = re.compile(
+    r"(?:^|(?<=[.;:\n]))\s*(?:therefore|thus|hence|so|consequently)\b[^.\n]*(?:\.\d[^.\n]*)*", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """Holds the repairs and betrayals to apply, as compiled patterns."""
+
+    repairs: tuple[tuple[re.Pattern[str], str], ...]
+    betrayals: tuple[re.Pattern[str], ...]
+
+    def repaired(self, thoughts: str) -> tuple[str, int]:
+        """Apply all repairs, keeping the case of the first letter; return the text and the number of replacements."""
+        total = 0
+        for pattern, replacement in self.repairs:
+            thoughts, count = pattern.subn(lambda match, r=replacement: _like(match[0], match.expand(r)), thoughts)
+            total += count
+        return thoughts, total
+
+    def betrayal(self, thoughts: str) -> str | None:
+        """Return the first wording that betrays a text, or None if there is none."""
+        return next((match[0] for pattern in self.betrayals if (match := pattern.search(thoughts))), None)
+
+
+def read_wording(path: str | None) -> Wording:
+    """Read the wordings of a YAML file, or return the built-in ones if the path is None. Raises ConfigError."""
+    values: Any = {}
+    if path is not None:
+        try:
+            with open(path, encoding="utf-8") as file:
+                values = yaml.safe_load(file)
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"wording={path}: cannot be read ({error}); write a YAML file") from error
+        if not isinstance(values, dict) or set(values) - {"repairs", "betrayals"}:
+            raise ConfigError(f"wording={path}: must hold only the keys repairs and betrayals; remove all others")
+    return build_wording(values.get("repairs", REPAIRS), values.get("betrayals", BETRAYALS), f"wording={path}")
+
+
+def build_wording(
+    repairs: Mapping[str, str] = REPAIRS, betrayals: Sequence[str] = BETRAYALS, location: str = "wording"
+) -> Wording:
+    """Compile the patterns. Raises ConfigError, with `location`, for an invalid pattern or replacement."""
+    if not isinstance(repairs, Mapping) or not isinstance(betrayals, list | tuple):
+        raise ConfigError(f"{location}: repairs must be a mapping and betrayals a list; see docs/bridge.md")
+    try:
+        pairs = [(re.compile(str(pattern), re.IGNORECASE), str(text)) for pattern, text in repairs.items()]
+        for pattern, text in pairs:
+            re.compile(f"{pattern.pattern}|", re.IGNORECASE).sub(text, "")  # checks the groups that `text` refers to
+        return Wording(tuple(pairs), tuple(re.compile(str(pattern), re.IGNORECASE) for pattern in betrayals))
+    except (re.error, IndexError) as error:
+        raise ConfigError(f"{location}: is not a valid regular expression ({error}); correct it") from error
+
+
+def leaks(description: str, answer: str) -> bool:
+    """Return whether a description announces an answer, or draws a conclusion that contains the gold answer.
+
+    The gold answer itself may occur: a description must be able to state a value that the problem asks to read.
+    """
+    if _LEAKS.search(description):
+        return True
+    gold = re.compile(rf"(?<!\w){re.escape(answer.strip())}(?!\w)")
+    return any(gold.search(match[0]) for match in _CONCLUSION.finditer(description))
+
+
+def _like(before: str, after: str) -> str:
+    """Give the replacement the case of the first letter of what it replaces."""
+    return after[:1].upper() + after[1:] if before[:1].isupper() else after
