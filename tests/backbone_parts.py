@@ -1,4 +1,4 @@
-"""Parts of the tiny random models: sizes, tokenizers, and the configuration of text and vision."""
+"""Provide the parts of the tiny random models: sizes, tokenizers, and text and vision configurations."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video
 
 
 def image_shape() -> dict[str, Any]:
-    """Return the settings of an image processor: one token per cell of the toy world."""
+    """Return image processor settings with one token per cell of the toy world's images."""
     pixels = {"shortest_edge": CELL * CELL, "longest_edge": 64 * CELL * CELL}
     return {"size": pixels, "patch_size": CELL // 2, "merge_size": 2, "temporal_patch_size": 2}
 
@@ -52,9 +52,9 @@ def vision_token_config(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
 
 
 def byte_level_tokenizer(kind: Any = Qwen2Tokenizer, special: Sequence[str] = ()) -> Any:
-    """Qwen text and Qwen3.5 folders are read with a byte-level tokenizer, whatever class wrote them.
+    """Train a byte-level tokenizer on a few words.
 
-    Its merges come from a few words.
+    transformers reads Qwen text and Qwen3.5 folders with a byte-level tokenizer, whatever class wrote them.
     """
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

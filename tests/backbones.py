@@ -1,6 +1,7 @@
-"""A tiny random model of every backbone, with a processor of its own class: hidden 64, two layers, heads of 32.
+"""Write a tiny random model of every backbone, with its own processor class: hidden size 64, two layers, head size 32.
 
-Vision-language ones take images of the tiny world, 28 pixels a token (InternVL: tiles of 56, four tokens each).
+Vision-language models take images of the tiny world, with 28 pixels per token (InternVL: tiles of 56 pixels and four
+tokens).
 """
 
 from __future__ import annotations
@@ -53,11 +54,12 @@ TILE = 2 * CELL
 
 
 def write_backbone(name: str, folder: Path) -> Path:
-    """Model and processor of BACKBONES[name] or RECENT[name] as a folder; the same weights each time."""
+    """Write the model and processor of BACKBONES[name] or RECENT[name] to a folder, with the same weights each time."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model, processor = (BACKBONES | RECENT)[name]()
-        for parameter in model.parameters():  # biases and position tables begin as zeros, which hides mistakes
+        # biases and position tables are initialized to zero, which would hide errors
+        for parameter in model.parameters():
             if not parameter.any():
                 torch.nn.init.normal_(parameter, std=0.02)
     save_backbone(model, folder)
@@ -66,7 +68,7 @@ def write_backbone(name: str, folder: Path) -> Path:
 
 
 def tiny_solutions(name: str, count: int, seed: int = 0) -> list[Solution]:
-    """Solutions with mistakes, of different lengths; without the image for a backbone that reads text only."""
+    """Return solutions of different lengths with mistakes, without images for text-only backbones."""
     rng = random.Random(seed)
     found = []
     for tiny in make_problems(count, seed=seed, split="train"):
@@ -108,7 +110,7 @@ def _qwen2_5_vl() -> tuple[PreTrainedModel, Any]:
 
 
 def _internvl() -> tuple[PreTrainedModel, Any]:
-    """Its language model is a Qwen2, as in InternVL2.5 and 3; images are cut into tiles."""
+    """Build an InternVL whose language model is a Qwen2, as in InternVL2.5 and 3. Images are split into tiles."""
     names = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
     names |= {"video_token": "<video>"}
     template = CHAT_TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", "<IMG_CONTEXT>\n")
@@ -147,7 +149,7 @@ def _qwen2() -> tuple[PreTrainedModel, Any]:
 
 
 def _llama() -> tuple[PreTrainedModel, Any]:
-    """Tied embeddings, and exactly as many rows as tokens."""
+    """Build a Llama with tied embeddings and exactly as many rows as tokens."""
     tokenizer = build_tokenizer()
     config = LlamaConfig(**text_config(tokenizer, vocab_size=len(tokenizer), tie_word_embeddings=True))
     return LlamaForCausalLM(config), tokenizer

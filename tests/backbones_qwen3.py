@@ -1,4 +1,4 @@
-"""Tiny random models of the Qwen3 and Qwen3.5 families, dense and with experts."""
+"""Build tiny random models of the Qwen3 and Qwen3.5 families, dense and mixture-of-experts."""
 
 from __future__ import annotations
 
@@ -56,12 +56,14 @@ VISION = {
 
 
 def qwen3_vl() -> tuple[PreTrainedModel, Any]:
-    """Features of one vision layer enter the language model again (deepstack)."""
+    """Build a Qwen3-VL. Features of one vision layer are added to the language model again (deepstack)."""
     return _vision_language(Qwen3VLConfig, Qwen3VLForConditionalGeneration, build_tokenizer())
 
 
 def qwen3_vl_moe() -> tuple[PreTrainedModel, Any]:
-    """Published configurations name norm_topk_prob, which vLLM reads and transformers does not."""
+    """Build a Qwen3-VL-MoE. Published configurations have norm_topk_prob, which vLLM reads and transformers
+    does not.
+    """
     experts = {**EXPERTS, "norm_topk_prob": True}
     return _vision_language(Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration, build_tokenizer(), **experts)
 
@@ -77,7 +79,7 @@ def _vision_language(config: Any, model: Any, tokenizer: Any, **text: Any) -> tu
 
 
 def qwen3_5() -> tuple[PreTrainedModel, Any]:
-    """The first layer is a gated delta-net, the second one attends."""
+    """Build a Qwen3.5 with a gated delta-net layer and an attention layer."""
     return _hybrid(Qwen3_5Config, Qwen3_5ForConditionalGeneration)
 
 

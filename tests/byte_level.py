@@ -1,4 +1,4 @@
-"""A small byte-level vocabulary that is cut like Qwen's, and texts of all step forms for it."""
+"""Provide a small byte-level tokenizer that splits text like Qwen's, and texts in every step format."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ TEXTS = {
 
 
 def qwen_like() -> PreTrainedTokenizerFast:
-    """Every run that the pattern leaves whole is one token, such as `><`, `>\\n`, `.\\n\\n` and ` -`."""
+    r"""Return a tokenizer in which every piece of the pre-tokenizer is one token, such as `><`, `>\n`, `.\n\n` and `
+    -`.
+    """
     tokenizer = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(PATTERN), behavior="isolated")
     by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

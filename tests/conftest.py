@@ -1,4 +1,4 @@
-"""Fixtures that cost seconds, made once for all tests: a policy on disk and a running engine."""
+"""Provide fixtures that take seconds to create and are shared by all tests: a policy on disk and a running engine."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from pathlib import Path
 
 import pytest
 
-# Tests share two cores with each other's engines and actors; more threads only get into each other's way.
+# Tests share two cores with engines and actors, so more threads would only compete for them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_finish() -> None:
-    """Exempt imported modules from garbage collection: DeepSpeed collects several times per engine, 0.7 s each time."""
+    """Exempt imported modules from garbage collection, because DeepSpeed runs several 0.7 s collections per engine."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(scope="session")
 def random_policy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny policy's architecture and processor with random weights."""
+    """Return a folder with the tiny policy's architecture and processor, and random weights."""
     import torch
 
     from mmprm.tiny.model import build_model
@@ -38,7 +38,7 @@ def random_policy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def policy_folder(random_policy_folder: Path) -> Path:
-    """The trained policy that ships with the package; in a checkout without weights, the random one."""
+    """Return the trained policy that ships with the package, or the random one in a checkout without weights."""
     from mmprm.tiny.model import weights_path
 
     return weights_path() if (weights_path() / "config.json").is_file() else random_policy_folder
@@ -46,7 +46,7 @@ def policy_folder(random_policy_folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def sampler(policy_folder: Path) -> Iterator:
-    """A VllmSampler on the tiny policy, asked with the plain preset at temperature 1; in process on CPU."""
+    """Return an in-process CPU VllmSampler for the tiny policy, with the plain preset at temperature 1."""
     from mmprm.prompts import PromptConfig
     from mmprm.sampling.config import EngineConfig, SamplingConfig
     from mmprm.sampling.vllm_sampler import VllmSampler

@@ -1,4 +1,4 @@
-"""A Hugging Face Hub on loopback: creates repositories, takes files through LFS or inside a commit, and commits."""
+"""Provide a Hugging Face Hub on loopback that creates repositories and accepts LFS and inline uploads and commits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TOKEN = "hf_" + "x" * 34
 
 
 class FakeHub:
-    """Use in a `with` block. `repos` maps "models/owner/name" to the files of its last commit."""
+    """Serves the fake Hub inside a `with` block. `repos` maps "models/owner/name" to the files of its last commit."""
 
     def __init__(self) -> None:
         self.repos: dict[str, dict[str, bytes]] = {}

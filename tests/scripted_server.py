@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server on loopback that does as it is told: each request takes the next act of the script."""
+"""Provide an OpenAI-compatible server on loopback that follows a script: each request gets the script's next act."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Act:
-    """What happens to one request: wait, then drop the connection or answer."""
+    """Describes the response to one request: wait, then drop the connection or answer."""
 
     status: int = 200
     body: bytes = b""
@@ -23,7 +23,7 @@ class Act:
 
 
 def says(*texts: str, **extra: Any) -> Act:
-    """A chat completion with these choices; `choice` and `top` (keyword) go into each choice and the whole."""
+    """Return a chat completion with these texts. Keywords are added to each choice; `top` holds top-level fields."""
     choices = [
         {"index": i, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
         | extra.get("choice", {})
@@ -37,7 +37,7 @@ def error(status: int, message: str = "no", **headers: str) -> Act:
 
 
 class ScriptedServer:
-    """Use in a `with` block. After the script's end its last act is repeated; a function answers from the request."""
+    """Serves inside a `with` block. The last act repeats; a function computes the answer from the request."""
 
     def __init__(self, *script: Act | Callable[[dict[str, Any]], Act]) -> None:
         self._script: Sequence[Act | Callable[[dict[str, Any]], Act]] = script

@@ -1,4 +1,4 @@
-"""A scoring service on loopback, in a thread, and a scorer for it that does as the steps say."""
+"""Run a scoring service on loopback in a thread, with a scorer whose scores are the steps themselves."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ server_of: dict[str, Server] = {}
 
 
 class StepScorer:
-    """A step that is a number gets it as its score. `batches` holds those of each call but a probe's."""
+    """Scores a numeric step by its own value. `batches` records the solutions of each call except probes."""
 
     def __init__(self) -> None:
         self.batches: list[list[Solution]] = []
@@ -65,7 +65,7 @@ def make_service(load: Callable[[], ClosableScorer], limits: ServiceLimits | Non
 
 @contextmanager
 def running(service: Service, listener: socket.socket | None = None, wait: bool = True) -> Iterator[str]:
-    """The service's URL; by default once it is ready."""
+    """Run the service and yield its URL, by default once it is ready."""
     listener = listener or socket.create_server(("127.0.0.1", 0), backlog=256)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     server = server_of[url] = Server(service, shutdown_seconds=5)

@@ -1,4 +1,4 @@
-"""`import mmprm`: what it costs, and what its functions return on the tiny models."""
+"""Test `import mmprm`: its import cost, and what its functions return on the tiny models."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CORRECT, INCORRECT = "<step>1+2=3</step>\n<answer>3</answer>", "<step>1+2=4</ste
 
 @pytest.fixture(scope="module")
 def prm(policy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny policy with the marker token of a PRM; its aggregator is `min`."""
+    """Return a folder with the tiny policy and a PRM's marker token; its aggregator is `min`."""
     from mmprm.prm.model import initialize_prm, save_prm
 
     folder = tmp_path_factory.mktemp("api") / "prm"
@@ -66,7 +66,7 @@ def test_every_exported_name_exists() -> None:
 
 
 def test_every_exported_name_is_known_to_editors() -> None:
-    """They read the imports under TYPE_CHECKING, not `__getattr__`."""
+    """Editors read the imports under TYPE_CHECKING, not `__getattr__`."""
     source = inspect.getsource(mmprm)
     imports = source[source.index("if TYPE_CHECKING") : source.index("__version__: str")]
     assert [name for name in mmprm.__all__ if name not in imports.replace(",", " ").split()] == []
@@ -79,7 +79,7 @@ def test_step_scores_are_those_of_the_scorer(scorer: mmprm.LoadedScorer, prm: Pa
     assert mmprm.score_steps(prm, QUESTION, list(steps)) == pytest.approx(expected.scores)
 
 
-def test_images_of_every_kind_give_the_same_scores(scorer: mmprm.LoadedScorer, tmp_path: Path) -> None:
+def test_all_image_types_give_the_same_scores(scorer: mmprm.LoadedScorer, tmp_path: Path) -> None:
     image = Image.effect_noise((84, 56), 80).convert("RGB")
     image.save(tmp_path / "noise.png")
     data = (tmp_path / "noise.png").read_bytes()
@@ -147,7 +147,7 @@ def test_the_aggregator_decides_the_order(scorer: mmprm.LoadedScorer) -> None:
         ),
     ],
 )
-def test_a_mistake_is_named(
+def test_invalid_arguments_are_named(
     scorer: mmprm.LoadedScorer,
     call: Callable[[mmprm.LoadedScorer], object],
     message: str,
@@ -159,14 +159,14 @@ def test_a_mistake_is_named(
         call(scorer)
 
 
-async def test_a_notebook_is_told_to_use_a_thread() -> None:
+async def test_a_running_event_loop_is_an_error_that_proposes_a_thread() -> None:
     with pytest.raises(mmprm.MmprmError, match=r"await asyncio.to_thread\(mmprm.annotate"):
         mmprm.annotate([], "run", engine={"model": "tiny"})
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A campaign on a scripted policy."""
+    """Return the folder of a campaign with a scripted policy."""
     folder = tmp_path_factory.mktemp("api") / "run"
     settings = config(str(write_problems(folder.parent, 8)), str(folder), workers=1)
 
@@ -250,7 +250,7 @@ def test_a_split_without_rows_is_named(run: Path, tmp_path: Path) -> None:
 
 
 def flip_a_bit(path: Path) -> None:
-    """Change a bit of the first page of the first column."""
+    """Flip a bit in the first page of the first column."""
     data = bytearray(path.read_bytes())
     data[60] ^= 1
     path.write_bytes(data)

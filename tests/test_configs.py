@@ -1,4 +1,4 @@
-"""Every shipped configuration loads with the model of its command."""
+"""Test that every shipped configuration loads with its command's model."""
 
 from __future__ import annotations
 
@@ -39,8 +39,10 @@ def test_loads(file: Path) -> None:
     assert load(MODELS[command], file, REQUIRED[command])
 
 
-def test_the_filter_before_mm_eureka_8b_asks_as_its_training_does() -> None:
-    """The command in the head of the file: accuracy under another prompt or distribution says nothing."""
+def test_the_filter_of_mm_eureka_8b_samples_as_its_training_does() -> None:
+    """The command in the file's header must sample as training does; accuracy under another prompt would not
+    transfer.
+    """
     file = CONFIGS / "rl/mm-eureka-8b.yaml"
     head = file.read_text().partition("mmprm filter ")[2].partition("mmprm rl")[0]
     words = shlex.split(head.replace("\\\n#", " ").rstrip("# \n"))

@@ -1,4 +1,4 @@
-"""Files for several machines and containers: what they say is what mmprm, torchrun and other tools accept."""
+"""Test that the files for clusters and containers match what mmprm, torchrun and other tools accept."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ IMAGE_ROOT = "/opt/mmprm/"
 
 
 def text_of(path: Path) -> str:
-    """The text without comment marks, with continued lines joined."""
+    """Return the text without comment marks and with continued lines joined."""
     text = re.sub(r"^# ?", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
     return re.sub(r"^ +", "", re.sub(r"\\\n\s*(?:# *)?", "", text), flags=re.MULTILINE)
 
@@ -87,7 +87,7 @@ def test_commands_are_accepted_and_their_configurations_load(file: str, line: st
 
 
 def test_the_commands_are_found() -> None:
-    """A pattern that matches nothing would let everything pass."""
+    """A pattern without matches would make the other tests pass trivially."""
     files = {file for file, _ in EXAMPLES}
     scripts = {"ray.sbatch", "torchrun.sbatch", "run.sh", "rayjob.yaml", "torchrun-job.yaml", "skypilot.yaml"}
     assert scripts | {"Dockerfile", "Dockerfile.cpu", "cluster.md"} <= {Path(file).name for file in files}
@@ -95,7 +95,7 @@ def test_the_commands_are_found() -> None:
 
 
 def with_values(line: str) -> str:
-    """The line as the shell passes it on: the defaults, and values for what the caller sets."""
+    """Return the line as the shell expands it, using defaults and sample values for variables set by the caller."""
     line = (
         line.replace("$NODES", "2")
         .replace("$HEAD", "10.0.0.1")
@@ -116,11 +116,11 @@ def test_torchrun_on_several_machines_has_a_rendezvous_and_a_limit(file: str, li
     if arguments.nnodes in ("1", "1:1"):
         return
     config, *_ = config_from_args(arguments)
-    assert config.rdzv_backend == "c10d", f"{file}: each machine would wait for a second one alone"
+    assert config.rdzv_backend == "c10d", f"{file}: each machine would wait for a second one on its own"
     host, port = parse_rendezvous_endpoint(config.rdzv_endpoint, default_port=0)
     assert host not in ("localhost", "127.0.0.1")
     assert port
-    assert config.run_id != "none", f"{file}: --rdzv-id keeps two runs apart"
+    assert config.run_id != "none", f"{file}: --rdzv-id must distinguish two runs"
     assert config.rdzv_configs.keys() >= {"join_timeout", "read_timeout"}
 
 
@@ -132,7 +132,7 @@ def test_the_torchrun_lines_are_found() -> None:
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_scripts_are_valid_and_stop_at_the_first_error(script: Path) -> None:
     subprocess.run(["bash", "-n", script], check=True)
-    if script.name != "env.sh":  # which is read by the others
+    if script.name != "env.sh":  # the other scripts source it
         assert script.read_text().startswith("#!/usr/bin/env bash\n")
         assert "\nset -euo pipefail\n" in script.read_text()
         assert script.stat().st_mode & 0o111, "must be executable"
@@ -152,7 +152,7 @@ def ray_node() -> ModuleType:
     return module
 
 
-def test_the_head_is_reached_by_others_even_if_its_name_means_loopback(
+def test_the_head_is_reachable_even_if_its_name_resolves_to_loopback(
     ray_node: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = {"debian": "127.0.1.1", "other": "10.0.0.2"}
@@ -170,7 +170,7 @@ def test_options_of_ray_start_and_the_command_are_told_apart(ray_node: ModuleTyp
         ray_node.parse([*own, "--num-gpus=4"])
 
 
-def test_the_pods_of_torchrun_are_as_many_as_it_waits_for() -> None:
+def test_torchrun_waits_for_exactly_its_pods() -> None:
     path = DEPLOY / "kuberay/torchrun-job.yaml"
     service, job = yaml.safe_load_all(path.read_text())
     spec, pod, container = job["spec"], job["spec"]["template"]["spec"], torchrun_pod(path)
@@ -229,7 +229,7 @@ def test_dockerfiles_have_a_pinned_base_and_small_layers(path: Path) -> None:
 
 
 @pytest.mark.parametrize(("path", "extra"), [(DOCKERFILES[0], " EXTRA=gpu"), (DOCKERFILES[1], "")], ids=["gpu", "cpu"])
-def test_dockerfiles_install_by_the_command_of_the_readme(path: Path, extra: str) -> None:
+def test_dockerfiles_use_the_install_command_of_the_readme(path: Path, extra: str) -> None:
     (setup,) = (rest for word, rest in instructions(path) if rest.startswith("make setup"))
     command, _, python = setup.partition(" && ")[0].partition(" PYTHON=")
     assert command == f"make setup{extra}"

@@ -1,4 +1,6 @@
-"""The documentation names commands, files, keys, and defaults that exist, and the site has a page for each."""
+"""Test that the documentation names only existing commands, files, keys and defaults, and that the site lists each
+page.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser_and_models(command: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Parser, list[type[Config]]]:
-    """A command's parser, and the configurations whose keys it lists under --help."""
+    """Return a command's parser and the configuration classes whose keys its --help lists."""
     models: list[type[Config]] = []
 
     def record(model: type[Config]) -> str:
@@ -55,7 +57,7 @@ def parser_and_models(command: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Pa
 
 
 def keys_of(models: list[type[Config]]) -> dict[str, str]:
-    """Every key, groups included, with its default as --help shows it (a group's is empty)."""
+    """Return every key, including groups, with its default as --help shows it (empty for a group)."""
     defaults: dict[str, str] = {}
     for key, default, _ in (row for model in models for row in describe(model)):
         defaults.setdefault(key, default)
@@ -76,7 +78,7 @@ def test_every_command_is_in_the_readme_and_has_a_page() -> None:
     listed = dict(README_COMMAND.findall(PAGES[0].read_text(encoding="utf-8")))
     assert sorted({*COMMANDS} - listed.keys()) == [], "commands that the README does not list"
     known = {*COMMANDS, "labels export", "labels import"}
-    assert sorted(listed.keys() - known) == [], "the README lists what is no command"
+    assert sorted(listed.keys() - known) == [], "the README lists unknown commands"
     for command, page in listed.items():
         assert f"mmprm {command}" in (ROOT / page).read_text(encoding="utf-8"), f"{page} does not name {command}"
 
@@ -128,7 +130,7 @@ def test_the_reference_shows_type_default_and_description() -> None:
 
 
 def messages() -> str:
-    """Return every string of the code, with … for what an f-string fills in, and the Makefile."""
+    """Return all string literals of the code, with … for f-string placeholders, and the Makefile."""
     trees = [ast.parse(file.read_text(encoding="utf-8")) for name in PACKAGES for file in (ROOT / name).rglob("*.py")]
     nodes = [node for tree in trees for node in ast.walk(tree)]
     texts = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
@@ -139,7 +141,7 @@ def messages() -> str:
 
 
 def test_troubleshooting_quotes_messages_as_they_are() -> None:
-    """Cells that are one quotation; tables headed "message of another package" quote others."""
+    """Checks cells that are a single quotation, except in tables of other packages' messages."""
     page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
     quoted = [
         quote for table in OWN_MESSAGES.findall(page) for quote in re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)
@@ -194,7 +196,7 @@ def test_key_tables_have_the_real_defaults(page: Path, monkeypatch: pytest.Monke
 
 
 def test_the_table_of_training_has_every_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or the group that it is in, as `lora`."""
+    """A key counts as listed if its group, such as `lora`, is."""
     (_, rows), *_ = KEY_TABLE.findall((DOCS / "train.md").read_text(encoding="utf-8"))
     shown = dict(KEY_ROW.findall(rows)).keys()
     (model,) = parser_and_models("train", monkeypatch)[1]
@@ -202,7 +204,7 @@ def test_the_table_of_training_has_every_key(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_examples_and_tables_are_found() -> None:
-    """A pattern that matches nothing would let everything pass."""
+    """A pattern without matches would make the other tests pass trivially."""
     pages = {page for page, _ in EXAMPLES}
     assert {"README.md", "annotate.md", "train.md", "export.md"} <= pages
     tables = [command for page in PAGES for command, _ in KEY_TABLE.findall(page.read_text(encoding="utf-8"))]

@@ -1,4 +1,4 @@
-"""A public name is defined in one file only, so that a reader who meets it knows what it is."""
+"""Test that each public name is defined in only one file, so that readers know what it refers to."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_public_name_is_defined_once() -> None:
             for name in public_names(ast.parse(path.read_text(encoding="utf-8"))) - SHARED:
                 files[name].append(str(path.relative_to(ROOT)))
     twice = {name: where for name, where in sorted(files.items()) if len(where) > 1}
-    assert not twice, f"give each a name of its own, a leading underscore, or one home: {twice}"
+    assert not twice, f"rename them, add a leading underscore, or merge the definitions: {twice}"
 
 
 def test_public_names_are_found() -> None:

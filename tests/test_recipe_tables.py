@@ -1,4 +1,4 @@
-"""The tables of docs/recipes.md against the shipped configurations: key by key, and key for key."""
+"""Test that the tables in docs/recipes.md and the shipped configurations have the same keys and values."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def value(config: Any, key: str) -> Any:
 
 
 def agrees(shown: Any, real: Any) -> bool:
-    """Lists item by item; of a group, the keys that are shown."""
+    """Return whether a table value equals a configuration value; groups are compared by their listed keys."""
     if isinstance(shown, dict):
         return all(agrees(item, real[key]) for key, item in shown.items())
     if isinstance(shown, list):
@@ -150,7 +150,7 @@ def test_the_table_has_every_key_that_the_file_sets(recipe: Recipe) -> None:
 
 
 @each_recipe
-def test_a_released_value_has_its_place_and_a_deviation_its_reason(recipe: Recipe) -> None:
+def test_released_values_have_a_source_and_deviations_a_reason(recipe: Recipe) -> None:
     for row in recipe.rows:
         assert set(row.places) <= recipe.sources, f"{row.key}: {row.places} has no source"
         if row.released == NOWHERE:
@@ -162,7 +162,7 @@ def test_a_released_value_has_its_place_and_a_deviation_its_reason(recipe: Recip
 
 
 @pytest.mark.parametrize("recipe", [each for each in RECIPES if each.paper], ids=lambda recipe: recipe.title)
-def test_the_papers_values_are_those_that_the_table_shows_to_differ(recipe: Recipe) -> None:
+def test_the_table_shows_where_paper_and_code_differ(recipe: Recipe) -> None:
     rows = {row.key: row for row in recipe.rows}
     before = recipe.config.model_dump(mode="json")
     after = recipe.with_sets(recipe.paper).model_dump(mode="json")

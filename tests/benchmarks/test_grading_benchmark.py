@@ -57,7 +57,7 @@ def test_writes_rates_counts_and_denominators(benchmark, tmp_path: Path, monkeyp
     benchmark.main()
     results = json.loads(out.read_text())
     assert (results["repeat"], results["rewritten"], results["shuffled"], results["perturbed"]) == (1.0, 1.0, 0, 0)
-    # 1/2 and 0.5 are another problem's equal gold: those two of the twelve pairs do not count.
+    # 1/2 and 0.5 are equal gold answers of two problems, so two of the twelve pairs do not count.
     assert results["n"]["shuffled"] == 10
     assert results["n"]["perturbed"] == 2 + 1 + 2
     assert results["unknown"]["repeat"] == 0

@@ -1,4 +1,4 @@
-"""The comparison with MM-PRM's code: what counts as one of its labels, and the figures of a row."""
+"""Test the comparison with MM-PRM's code: which states count as its labels, and the metrics of a row."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mmprm.tiny.world import make_problems, solve
 
 
 def state(steps: tuple[str, ...], correct: int, incorrect: int, *children: Any) -> Any:
-    """A state of the checkout's tree; `steps` is its whole prefix, which begins with the question."""
+    """Build a state of the checkout's tree. `steps` is its whole prefix, which begins with the question."""
     return SimpleNamespace(
         num_correct_rollouts=correct,
         num_incorrect_rollouts=incorrect,
@@ -27,7 +27,7 @@ def state(steps: tuple[str, ...], correct: int, incorrect: int, *children: Any) 
     )
 
 
-def test_states_without_rollouts_are_no_labels_and_equal_prefixes_are_one() -> None:
+def test_only_states_with_rollouts_count_once_per_prefix() -> None:
     complete = state(("a=1", "1"), 0, 0)
     root = state((), 3, 1, state(("a=1",), 2, 2, complete, state(("a=1", "b=2"), 0, 4)), state(("a=1",), 1, 3))
     assert mm_prm_worker.distinct_labels(root) == [

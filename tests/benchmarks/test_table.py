@@ -1,4 +1,4 @@
-"""The page of benchmarks says what the last results say."""
+"""Test that docs/benchmarks.md shows the stored results."""
 
 from __future__ import annotations
 

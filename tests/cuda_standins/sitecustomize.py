@@ -1,14 +1,14 @@
-"""Stand-ins for CUDA, NCCL and vLLM's sleep mode, so that the control flow of GPU runs executes on CPU.
+"""Replace CUDA, NCCL and vLLM's sleep mode by stand-ins, so that the control flow of GPU runs executes on CPU.
 
-Put this folder on PYTHONPATH and set MMPRM_CUDA_STANDINS to a folder: every Python process then replaces, as vLLM's
-modules are imported, what needs a GPU, and writes what it did to `events` in that folder.
+Put this folder on PYTHONPATH and set MMPRM_CUDA_STANDINS to a folder. Every Python process then patches vLLM's modules
+on import where they need a GPU, and appends what happened to `events` in that folder.
 
 - NCCL: vLLM's StatelessProcessGroup broadcasts the same bytes over its TCP store.
-- CUDA IPC: the packed buffer is a shared file in /dev/shm, and its handle the path.
+- CUDA IPC: the packed buffer is a shared file in /dev/shm, and its handle is the path.
 - Sleep mode: level 2 fills weights and cache with NaN, and a step before both are awake is an error. Buffers keep their
-  values, as in vLLM.
+values, as in vLLM.
 
-Everything else (the protocol, packing, loading, its order) is vLLM's and this project's own code.
+All else (protocol, packing, loading and their order) is the code of vLLM and of this project.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ SHARED = "/dev/shm/mmprm-standin-"
 
 
 def note(event: str) -> None:
-    """Append an event, which one write keeps whole."""
+    """Append an event in a single write, so that concurrent events do not mix."""
     with Path(FOLDER, "events").open("a") as file:
         file.write(f"{event}\n")
 
 
 class Facade:
-    """Show a module with some of its attributes replaced."""
+    """Wraps a module and replaces some of its attributes."""
 
     def __init__(self, module: Any, **own: Any) -> None:
         self.__dict__.update(own, _module=module)
@@ -45,13 +45,13 @@ class Facade:
 
 
 class Stream:
-    """A stream on which all is done at once."""
+    """Stands in for a CUDA stream and completes all work at once."""
 
     def synchronize(self) -> None: ...
 
 
 def gpu() -> str:
-    """Return the id of the GPU that this process would see first: two raylets have different ones."""
+    """Return the id of the first GPU visible to this process; the two raylets have different ones."""
     return f"GPU-{os.environ.get('RAY_RAYLET_PID', '')}-{os.environ.get('CUDA_VISIBLE_DEVICES', '')}"
 
 
@@ -75,7 +75,7 @@ def replace_accelerator() -> None:
 
 
 class StoreCommunicator:
-    """Broadcast as PyNcclCommunicator does, over the store of the group."""
+    """Broadcasts like PyNcclCommunicator, but over the group's TCP store."""
 
     def __init__(self, group: Any) -> None:
         self.group, self.device = group, "cpu"
@@ -138,7 +138,7 @@ def cpu_platform(module: ModuleType) -> None:
 
 
 def cpu_worker(module: ModuleType) -> None:
-    """Let the worker of vLLM's CPU backend sleep."""
+    """Add sleep mode to the worker of vLLM's CPU backend."""
     worker, asleep = module.CPUWorker, set()
     real_step = worker.execute_model
 
@@ -177,7 +177,7 @@ STAND_INS: dict[str, Callable[[ModuleType], None]] = {
 
 
 class Finder(importlib.abc.MetaPathFinder):
-    """Find the modules to change as usual, and change them once they have run."""
+    """Finds the modules to patch and patches them after they are executed."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if name not in STAND_INS:

@@ -1,4 +1,4 @@
-"""Provide what the tests of the search share."""
+"""Provide fixtures shared by the tests of the search."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ from tests.mcts.scripted_campaign import PROBLEMS, write_problems
 
 @pytest.fixture
 def problems(tmp_path: Path) -> Path:
-    """The problems of a scripted campaign."""
+    """Return the problems of a scripted campaign."""
     return write_problems(tmp_path, PROBLEMS)

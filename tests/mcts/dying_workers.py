@@ -1,4 +1,4 @@
-"""Workers that die, and the engine time that a run has stored."""
+"""Provide workers that die, and read the engine time that a run has stored."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mmprm.trees.tallies import Session, sessions
 
 
 class DyingWorker(LocalWorker):
-    """Report twice, then die with everything not yet reported."""
+    """Reports twice, then dies and loses all unreported results."""
 
     reports = 0
 
@@ -23,7 +23,7 @@ class DyingWorker(LocalWorker):
 
 
 class DeadWorker(LocalWorker):
-    """Die before the first report."""
+    """Dies before its first report."""
 
     seconds = 0.0
 

@@ -21,7 +21,7 @@ PROBLEMS = 24
 
 
 def write(problem: Problem, prefix: str, rng: random.Random) -> str:
-    """Return six steps, each bad with probability 1/8; no step after a bad one leads to a correct answer."""
+    """Return six steps. Each is bad with probability 1/8, and no answer after a bad step is correct."""
     good = "bad" not in prefix
     text = ""
     for _ in range(prefix.count("<step>"), STEPS):
@@ -31,7 +31,7 @@ def write(problem: Problem, prefix: str, rng: random.Random) -> str:
 
 
 class Sampler(ScriptedSampler):
-    """Refuses problems whose question speaks of an image that is missing."""
+    """Rejects problems whose question mentions a missing image."""
 
     async def sample(self, request: SampleRequest) -> tuple[Completion, ...]:
         if "missing" in request.problem.question:

@@ -65,7 +65,7 @@ def test_a_finished_run_asks_for_nothing_again(problems: Path, tmp_path: Path) -
     assert (again.rollouts, again.labels, again.ended) == (first.rollouts, first.labels, first.ended)
 
 
-def test_how_many_trees_fly_together_changes_no_batch(problems: Path, tmp_path: Path) -> None:
+def test_the_number_of_concurrent_trees_changes_no_batch(problems: Path, tmp_path: Path) -> None:
     annotate(problems, tmp_path / "many")
     annotate(problems, tmp_path / "one", workers=1, trees_in_flight=1)
     assert batches(tmp_path / "many") == batches(tmp_path / "one")
@@ -108,7 +108,7 @@ def test_a_problem_that_fails_is_listed_and_the_others_continue(problems: Path, 
     assert summary.failures == {"bad": "missing.png: the image cannot be read"}
 
 
-def test_another_configuration_is_refused_and_more_workers_are_not(problems: Path, tmp_path: Path) -> None:
+def test_a_different_configuration_is_rejected_but_more_workers_are_allowed(problems: Path, tmp_path: Path) -> None:
     annotate(problems, tmp_path / "run")
     with pytest.raises(StoreError, match=r"search\.rollouts \(stored 4, asked 8\)"):
         annotate(problems, tmp_path / "run", search={"rollouts": 8, "max_rollouts": 80})
@@ -133,7 +133,7 @@ def test_problems_of_a_dead_worker_move_to_another_one(problems: Path, tmp_path:
 
 
 class PoisonedSampler(scripted.Sampler):
-    """Stop the engine, with all requests in flight, when p3 is requested."""
+    """Stops the engine, with all requests in flight, when p3 is requested."""
 
     gone = False
 
@@ -171,7 +171,7 @@ def test_a_problem_that_kills_engines_fails_and_the_others_continue(
     assert batches(run) == batches(tmp_path / "undisturbed") | {"p3": []}
 
 
-def test_a_worker_that_keeps_dying_is_given_up_beside_a_healthy_one(
+def test_a_worker_that_keeps_dying_is_given_up_while_others_continue(
     problems: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     chosen = scripted.config(str(problems), str(tmp_path / "run"))
@@ -222,7 +222,7 @@ def test_an_engine_that_never_starts_is_not_waited_for_at_the_end(problems: Path
     assert summary.problems == {"open": 0, "done": PROBLEMS, "failed": 0}
     assert summary.workers == 1
     (session,) = engine_times(tmp_path / "run")
-    assert session.engine_seconds == session.seconds > 0, "one engine worked, of the two that were asked for"
+    assert session.engine_seconds == session.seconds > 0, "only one of the two requested engines worked"
 
 
 def test_an_engine_that_hangs_is_announced_and_commits_nothing(

@@ -1,4 +1,4 @@
-"""Engines of a campaign: their time, machines that join later, a full cluster, and idle workers."""
+"""Test the engines of a campaign: their time, machines that join later, a full cluster, and idle workers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_a_dead_engine_is_not_counted_until_it_is_replaced(problems: Path, tmp_p
     async def make(number: int) -> LocalWorker:
         made.append(number)
         if len(made) == 2:
-            await asyncio.sleep(1.0)  # nothing runs meanwhile
+            await asyncio.sleep(1.0)  # no engine runs in between
         kind = LocalWorker if len(made) > 1 else DyingWorker
         sampler = scripted.Sampler(scripted.write, 0.002)
         return kind(sampler, scripted.Grader(), chosen.step_format, chosen.seed, chosen.search)
@@ -66,7 +66,7 @@ def test_engines_start_on_machines_that_join_later(
 
 
 class FullCluster(contextlib.nullcontext):
-    """A cluster without a free machine, unless one is `loading` an engine."""
+    """Has no free machine. An engine starts only if `loading_engines` is set; otherwise the start hangs."""
 
     count, loading_engines = 1, 0
 

@@ -1,4 +1,4 @@
-"""Test that a store begun by version 0.1, in which p2 is open, is read, resumed and forked."""
+"""Test that a store started by version 0.1, with p2 unfinished, can be read, resumed and forked."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def small(problems: Path, run: Path, **search: object) -> CampaignConfig:
 
 
 def test_a_larger_budget_continues_from_the_batches(problems: Path, tmp_path: Path) -> None:
-    """The fork ends like a run with the larger budget from the start, and samples only what is missing."""
+    """The fork equals a run that had the larger budget from the start, and samples only the missing rollouts."""
     run_scripted(small(problems, tmp_path / "run"))
     before = batches(tmp_path / "run")
     config, message = fork(small(problems, tmp_path / "run", max_rollouts=60))
@@ -44,11 +44,11 @@ def test_a_larger_budget_continues_from_the_batches(problems: Path, tmp_path: Pa
     sampled = sum(len(batch.rollouts) for log in before.values() for batch in log)
     assert (summary.new_rollouts, fresh.new_rollouts) == (fresh.rollouts - sampled, fresh.rollouts)
     assert sampled > 0 < summary.new_rollouts
-    assert batches(tmp_path / "run") == before, "the old run is as it was"
+    assert batches(tmp_path / "run") == before, "the old run is unchanged"
 
 
 def test_a_smaller_budget_keeps_no_batch(problems: Path, tmp_path: Path) -> None:
-    """Its search ends before some stored batches, which must not count as labels."""
+    """With the smaller budget, the search would stop before some stored batches, which must not count as labels."""
     run_scripted(small(problems, tmp_path / "run", max_rollouts=60))
     config, message = fork(small(problems, tmp_path / "run", max_rollouts=24, max_searches=300))
     assert "without batches" in message
@@ -102,7 +102,7 @@ def test_filter_keeps_a_range_of_accuracy(
     assert main([*asked, "--low", "0.4", "--high", "0.7"]) == 0
     said = capsys.readouterr().out
     logs = batches(tmp_path / "run")
-    assert {len(log) for log in logs.values()} == {1}, "nothing but the question is sampled from"
+    assert {len(log) for log in logs.values()} == {1}, "only the question is sampled from"
     accuracy = {name: sum(r.verdict == 1 for r in log[0].rollouts) / 6 for name, log in logs.items()}
     kept = {name: share for name, share in accuracy.items() if 0.4 <= share <= 0.7}
     rows = [json.loads(line) for line in (tmp_path / "kept.jsonl").read_text().splitlines()]
@@ -115,7 +115,7 @@ def test_filter_keeps_a_range_of_accuracy(
     assert f"{len(kept)} problems kept; left out: {hard} too hard, {easy} too easy, 0 without" in said
 
     monkeypatch.setattr(filter, "run_campaign", lambda config, model_folder: run_campaign(config, make_worker=None))
-    assert main([*asked, "--low", "0", "--high", "1"]) == 0, "another range of a finished run starts no engine"
+    assert main([*asked, "--low", "0", "--high", "1"]) == 0, "another range on a finished run starts no engine"
     assert f"{PROBLEMS} problems kept" in capsys.readouterr().out
 
 

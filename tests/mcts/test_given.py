@@ -19,7 +19,9 @@ CONFIG = SearchConfig(rollouts=2, batch=1, false_negative_rate=0)
 
 
 class Script:
-    """Answers from a table of prefix → (steps, verdict) of its rollouts in order, and records the requests."""
+    """Answers from a table that maps a prefix to (steps, verdict) of its rollouts in order, and records the
+    requests.
+    """
 
     def __init__(self, solution: Verdict, table: dict[str, Sequence[tuple[str, Verdict]]]) -> None:
         self.solution = solution
@@ -43,7 +45,7 @@ async def run(
     mode: str = "first_error",
     config: SearchConfig = CONFIG,
 ) -> tuple[str, list[tuple[str, int]], tuple[float | None, ...]]:
-    """Return why the labeling ended, the requests as (prefix, n), and the label of each step."""
+    """Return why labeling stopped, the requests as (prefix, n), and the label of each step."""
     script, given = Script(verdict, table), GivenSolution("p", tuple(solution), "author", mode)
     result = await label_solution(Problem("s", "question", "1", given=given), script, config)
     rule = FirstErrorRule(rollouts=2, batch=1, false_negative_rate=0) if mode == "first_error" else config
@@ -68,7 +70,7 @@ async def test_a_solution_without_a_known_verdict_has_no_label() -> None:
 
 
 async def test_a_correct_rollout_proves_the_steps_that_it_shares() -> None:
-    """A rollout from ab that writes c and d proves abcd, so that only abcde is left to sample."""
+    """A correct rollout from ab that contains c and d proves abcd, so only abcde remains to be sampled."""
     ended, asked, labels = await run("abcdef", W, {"abc": [("dz", R)], "abcde": [("z", W)] * 2})
     assert asked == [("abc", 1), ("abcde", 1), ("abcde", 1)]
     assert (ended, labels) == ("first error", (1, 1, 1, 1, 0, 0))
@@ -81,7 +83,9 @@ async def test_an_error_in_the_first_step_needs_a_problem_that_is_solved() -> No
 
 
 async def test_a_late_proof_overrules_a_failure() -> None:
-    """A rollout from ab fails by chance; a correct one from the question begins with ab and proves it."""
+    """Both rollouts from ab fail by chance; a correct rollout from the question starts with ab and proves it
+    correct.
+    """
     table = {"ab": [("z", W)], "a": [("z", W)] * 2, "": [("abz", R)], "abc": [("z", W)] * 2}
     ended, asked, labels = await run("abcd", W, table)
     assert [prefix for prefix, _ in asked] == ["ab", "a", "a", "", "abc", "abc"]
@@ -107,7 +111,9 @@ async def test_rollouts_without_a_known_verdict_are_replaced_and_end_the_labelin
 
 
 def write(problem: Problem, prefix: str, rng: random.Random) -> str:
-    """Return up to eight steps and the answer; a bad step cannot be repaired, and each is bad with probability 1/12."""
+    """Return up to eight steps and the answer. Each step is bad with probability 1/12, and bad steps cannot be
+    repaired.
+    """
     good, text = "bad" not in prefix, ""
     for _ in range(prefix.count("<step>"), 8):
         good = good and rng.random() > 1 / 12
@@ -121,7 +127,7 @@ class AnswerGrader:
 
 
 def given_problem(bad: int, mode: str = "first_error") -> Problem:
-    """Return a problem with a solution of eight steps, the first bad one at index `bad`."""
+    """Return a problem with an eight-step solution whose first bad step is at index `bad`."""
     steps = [f"<step>{'good' if number < bad else 'bad'} 9</step>" for number in range(8)]
     given = GivenSolution("p", (*steps, f"<answer>{'right' if bad == 8 else 'wrong'}</answer>"), None, mode)
     return Problem(f"s{bad}", "question", "right", given=given)

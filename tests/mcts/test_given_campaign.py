@@ -1,4 +1,4 @@
-"""Test campaigns over given solutions: the store, resuming, the labels of one and of two completers, and displays."""
+"""Test campaigns over given solutions: the store, resuming, labels from one and two completers, and status output."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ STEPS = scripted.STEPS
 
 
 def weak(problem: Problem, prefix: str, rng: random.Random) -> str:
-    """Write like the scripted policy, but fail whenever four steps or more are missing."""
+    """Sample like the scripted policy, but fail whenever four or more steps are missing."""
     given = prefix.count("<step>")
     return scripted.write(problem, prefix if given > STEPS - 4 else f"{prefix}bad", rng)
 
 
 def solution(number: int, bad: int, **columns: Any) -> dict[str, Any]:
-    """Return a solution of problem `number` whose first bad step is `bad`; there is none if it is STEPS."""
+    """Return a solution of problem `number` whose first bad step is `bad`; STEPS means that no step is bad."""
     steps = [f"{'good' if step < bad else 'bad'} {step}" for step in range(STEPS)]
     steps.append(f"<answer>{number if bad == STEPS else 'nothing'}</answer>")
     problem = {"problem_id": f"p{number}", "question": f"question {number}", "answer": str(number)}
@@ -98,7 +98,7 @@ def test_first_errors_are_targets_of_the_same_steps(solutions: Path, tmp_path: P
 
 
 def test_values_are_those_of_the_completer(solutions: Path, tmp_path: Path) -> None:
-    """From a bad prefix no rollout succeeds; from all six good steps, every rollout does."""
+    """No rollout from a bad prefix succeeds; every rollout from all six good steps does."""
     annotate(solutions, tmp_path / "run", mode="values")
     found = {example.solution_id: example for example in labels(tmp_path / "run")}
     *_, last, verdict = values(found[f"s0-{STEPS}"])
@@ -120,7 +120,7 @@ def test_an_added_solution_is_labeled_by_the_next_run(solutions: Path, tmp_path:
 
 
 def test_two_completers_are_combined_and_disagree(solutions: Path, tmp_path: Path) -> None:
-    """The weak completer fails from fewer than three steps, where the strong one sometimes succeeds."""
+    """With fewer than three steps given, the weak completer always fails and the strong one sometimes succeeds."""
     annotate(solutions, tmp_path / "strong", mode="values")
     annotate(solutions, tmp_path / "weak", weak, mode="values")
     strong, one, both = (

@@ -23,7 +23,7 @@ def tally(labels: int, status: ProblemStatus = "done") -> ProblemTally:
 
 
 def test_means_times_problems_by_hand() -> None:
-    # 120 labels in 12,000 tokens and 100 engine-seconds: 120 tokens per second per engine.
+    # 120 labels took 12,000 tokens and 100 engine-seconds: 120 tokens per second per engine.
     expected = estimate_campaign([tally(20), tally(40), tally(60)], engine_seconds=100, store_bytes=12_000, problems=30)
     assert (expected.labels.value, expected.rollouts.value, expected.tokens.value) == (1200, 12_000, 120_000)
     assert expected.tokens_per_engine_second == 120
@@ -61,7 +61,7 @@ def test_failed_problems_cost_and_give_little() -> None:
     assert estimate_campaign([tally(20), tally(0, "failed")], 1, 1, problems=10).labels.value == 100
 
 
-def test_too_small_a_pilot() -> None:
+def test_a_pilot_that_is_too_small_is_rejected() -> None:
     with pytest.raises(DataError, match="1 problems of the pilot have ended, must be at least 2"):
         estimate_campaign([tally(20), tally(20, "open")], 1, 1, problems=10)
 
@@ -74,7 +74,9 @@ def test_a_pilot_without_time_gives_no_hours() -> None:
 
 @pytest.fixture
 def pilot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two problems, each with a state below the root and a prefix b that all the root's correct rollouts share."""
+    """Return a run of two problems. Each has a state below the root, and a prefix b that all correct root rollouts
+    share.
+    """
     now = SimpleNamespace(seconds=0.0)
     clock = SimpleNamespace(time=lambda: now.seconds, monotonic=lambda: now.seconds)
     monkeypatch.setattr("mmprm.trees.store.time", clock)

@@ -32,7 +32,7 @@ def test_line_by_hand() -> None:
     progress.started("p", [known])
     progress.started("q", [])
     new = batch(("b",), Verdict.INCORRECT, Verdict.UNKNOWN)
-    # So far only b is a new label: a was already one, the root never is, c has no known verdict. At its end p has four.
+    # Only b is a new label so far: a already was one, the root never is, and c has no known verdict. p will have four.
     reported = [known, new, batch((), Verdict.CORRECT), batch(("c",), Verdict.UNKNOWN)]
     progress.reported(list(map(pack_batch, reported)), [])
     progress.reported([], [Finished("p", "done", "search budget", 4), Finished("q", "failed", "no image")])
@@ -52,5 +52,5 @@ def test_time_left_takes_a_tree_in_flight_as_half_done() -> None:
     assert progress.first_start is not None
     assert progress.line(now=progress.first_start + 60).endswith("left unknown")
     progress.reported([pack_batch(batch(("a",), Verdict.CORRECT))], [])
-    # Two half trees took 60 s; two half trees and a complete one are left.
+    # Two half trees took 60 s; two half trees and one whole tree remain.
     assert progress.line(now=progress.first_start + 60).endswith("left 2:00")

@@ -13,7 +13,7 @@ from mcts.worker import WorkerDiedError
 
 @pytest.mark.parametrize("error", [RayActorError(), NodeDiedError("gone"), OutOfMemoryError("gone")])
 async def test_an_engine_that_is_gone_is_a_dead_worker(error: RayError) -> None:
-    """Ray raises an error other than RayActorError for an actor that its memory monitor killed."""
+    """For an actor killed by its memory monitor, Ray raises an error other than RayActorError."""
 
     async def gone(seconds: float) -> None:
         raise error

@@ -24,7 +24,7 @@ def rollout(text: str, verdict: Verdict) -> Rollout:
 
 
 class Script:
-    """Answer from a table of prefix → rollouts, and record the order of the requests."""
+    """Answers from a table that maps each prefix to rollouts, and records the order of the requests."""
 
     def __init__(self, table: dict[str, list[tuple[str, Verdict]]]) -> None:
         self.table = table
@@ -137,8 +137,9 @@ def roller(problem: Problem, stored: list[Batch], emit: list[Batch]) -> tuple[Ro
 
 @pytest.mark.parametrize("number", range(5))
 async def test_finds_the_true_first_error(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each state gets its true value, which is 0 exactly after a bad step. (All sixteen rollouts of a recoverable state
-    fail with probability (1 − (11/12)^8)^16 = 3e-5.) The first bad step of each searched rollout is located.
+    """Each state gets its true value, which is 0 exactly after a bad step, and each first bad step is located.
+
+    All sixteen rollouts of a recoverable state fail with probability (1 − (11/12)^8)^16 = 3e-5.
     """
     searched: list[Steps] = []
     select = SearchTree.select
@@ -175,7 +176,7 @@ async def test_finds_the_true_first_error(number: int, monkeypatch: pytest.Monke
     ids=["fixed", "adaptive"],
 )
 async def test_replay_equals_the_undisturbed_run(config: SearchConfig) -> None:
-    """Stopped after any number of batches, a search resumes to the same tree and samples only what is missing."""
+    """A search stopped after any number of batches resumes to the same tree and samples only the missing batches."""
     log: list[Batch] = []
     roll, _ = roller(PROBLEM, [], log)
     whole = await search(PROBLEM, roll, config)

@@ -21,7 +21,7 @@ PROBLEMS = 6
 
 
 def policy(request: dict[str, Any]) -> Act:
-    """Serve the scripted policy over HTTP."""
+    """Serve the scripted policy over HTTP and yield its URL."""
     question, *prefix = [turn["content"] for turn in request["messages"]]
     problem = Problem("", question, question.split()[-1])
     generators = [random.Random(request["seed"] + i) for i in range(request["n"])]
@@ -42,14 +42,14 @@ def served(problems: str, run: Path, *servers: ScriptedServer, **values: Any):
 
 
 def scripted_problem(problems: str, folder: Path, number: int) -> str:
-    """Return a file with one of the problems."""
+    """Return a problem file with one of the problems."""
     path = folder / "one.jsonl"
     path.write_text(Path(problems).read_text().splitlines()[number] + "\n")
     return str(path)
 
 
 def batches(run: Path) -> dict[str, list[tuple[Any, ...]]]:
-    """Return the batches without token counts, which a server reports per request, not per sample."""
+    """Return the batches without token counts, which a server reports per request and not per sample."""
 
     def seen(batch: Batch) -> tuple[Any, ...]:
         return batch.steps, batch.first_sample, [(rollout.text, rollout.verdict) for rollout in batch.rollouts]
@@ -65,7 +65,7 @@ def test_two_servers_give_the_trees_of_an_engine(problems: str, tmp_path: Path) 
     assert first.requests
     assert second.requests
     by_problem = [{request["messages"][0]["content"] for request in server.requests} for server in (first, second)]
-    assert not by_problem[0] & by_problem[1], "a problem keeps to one server"
+    assert not by_problem[0] & by_problem[1], "a problem always uses the same server"
 
     local = served(problems, tmp_path / "local", first)
 
@@ -98,7 +98,7 @@ def test_an_outage_fails_no_problem_and_the_run_continues(problems: str, tmp_pat
         assert sorted(batches(tmp_path / "run")[problem_id], key=str) == sorted(log, key=str)
 
 
-def test_an_outage_is_not_the_fault_of_the_one_problem_that_is_left(problems: str, tmp_path: Path) -> None:
+def test_an_outage_does_not_fail_the_last_open_problem(problems: str, tmp_path: Path) -> None:
     Path(problems).write_text(Path(problems).read_text().splitlines()[0])
     with ScriptedServer(*[policy] * 3, error(503, "gone")) as server, pytest.raises(SamplingError, match="503: gone"):
         run_campaign(served(problems, tmp_path / "run", server))
@@ -108,7 +108,7 @@ def test_an_outage_is_not_the_fault_of_the_one_problem_that_is_left(problems: st
     store.close()
 
 
-def test_what_the_server_refuses_fails_its_problem_alone(problems: str, tmp_path: Path) -> None:
+def test_a_rejected_request_fails_only_its_problem(problems: str, tmp_path: Path) -> None:
     def refusing(request: dict[str, Any]) -> Act:
         return error(400, "too long") if request["messages"][0]["content"] == "question 2" else policy(request)
 
@@ -120,7 +120,7 @@ def test_what_the_server_refuses_fails_its_problem_alone(problems: str, tmp_path
 
 
 def test_the_last_open_problem_fails_alone_too(problems: str, tmp_path: Path) -> None:
-    """No other request is answered meanwhile, so the server is probed with one token before the problem is blamed."""
+    """With no other request in flight, the server is probed with one token before the problem is blamed."""
 
     def failing(request: dict[str, Any]) -> Act:
         return error(500, "bad image") if request["messages"][0]["content"] == "question 2" else policy(request)
@@ -145,7 +145,7 @@ def test_a_judge_without_calibration_stops_the_campaign_before_it_begins(problem
     assert not (tmp_path / "run").exists()
 
 
-def test_the_judge_is_part_of_what_a_store_holds(problems: str, tmp_path: Path) -> None:
+def test_the_store_records_the_judge(problems: str, tmp_path: Path) -> None:
     without = served(problems, tmp_path, ScriptedServerStub())
     judge = {"model": "judge", "client": {"urls": ["http://127.0.0.1:9/v1"]}}
     with_judge = served(problems, tmp_path, ScriptedServerStub(), grader={"judge": judge})

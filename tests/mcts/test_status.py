@@ -27,7 +27,9 @@ def batch(problem: str, steps: Steps, first_sample: int, *verdicts: Verdict) -> 
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    """Six problems: one searched, one too easy, two failed, one begun and one untouched, on two engines for 10 s."""
+    """Return a store of six problems: searched, too easy, two failed, started and untouched, on two engines for
+    10 s.
+    """
     now = SimpleNamespace(seconds=1000.0)
     monkeypatch.setattr(
         "mmprm.trees.store.time", SimpleNamespace(time=lambda: now.seconds, monotonic=lambda: now.seconds)
@@ -68,11 +70,11 @@ def test_metrics_by_hand(store: Store) -> None:
     assert status.labels_per_engine_hour == pytest.approx(180)
     # 4.5 problems took 20 engine-seconds; 1.5 are left for 2 engines.
     assert status.seconds_left == pytest.approx(1.5 * 20 / 4.5 / 2)
-    assert status.projected_end is None, "nobody works on it"
+    assert status.projected_end is None, "no process is running it"
 
 
 def test_the_projected_end_is_relative_to_the_current_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Engines that are starting again have committed nothing since the last session."""
+    """Restarting engines have committed nothing since the last session."""
     monkeypatch.setattr("mcts.status.is_being_written", lambda store: True)
     monkeypatch.setattr("mcts.status.time", SimpleNamespace(time=lambda: 90_000.0))
     assert read_status(store).projected_end == pytest.approx(90_000 + 1.5 * 20 / 4.5 / 2)
@@ -96,7 +98,9 @@ def test_text(store: Store) -> None:
 
 
 def test_labels_from_rollouts_of_other_states_are_named(tmp_path: Path) -> None:
-    """Of the four labels of p0, one is that of its state a; p1 is not finished, so its label is that of its state."""
+    """Of p0's four labels, one comes from its state's own rollouts. p1 is unfinished, so only its state's own label
+    counts.
+    """
     writer = Store.create_or_open(tmp_path / "trees.sqlite", {})
     writer.add_problems([Problem(name, "?", "1") for name in ("p0", "p1")])
     batches = [batch(name, steps, 0, R, W) for name in ("p0", "p1") for steps in ((), ("a",))]
@@ -120,14 +124,14 @@ def test_wrapped_rows_are_indented_under_their_text(store: Store) -> None:
     assert max(map(len, narrow)) <= 60
 
 
-def test_text_while_it_runs_says_until_when(store: Store) -> None:
+def test_text_of_a_running_campaign_shows_the_projected_end(store: Store) -> None:
     running = replace(read_status(store), running=True, projected_end=1013.3)
     lines = status_text(running, "runs/x", now=1011).splitlines()
     assert lines[0] == "runs/x: running on 2 engines, last commit 0:01 ago"
     assert any(line.startswith("left          0:03, until ") for line in lines)
 
 
-def test_many_failures_are_cut(store: Store) -> None:
+def test_a_long_list_of_failures_is_truncated(store: Store) -> None:
     status = replace(read_status(store), failures={f"q{i}": "no image" for i in range(25)})
     assert "              … and 15 more (--json has all)" in status_text(status, "runs/x").splitlines()
 
@@ -157,7 +161,7 @@ def test_no_store_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize("lines", [0, 1, 1000])
-def test_another_file_is_said_to_be_no_run_store(
+def test_a_file_that_is_not_a_run_store_is_rejected(
     lines: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "some.jsonl").write_text('{"id": "p"}\n' * lines)

@@ -1,4 +1,4 @@
-"""Test what a campaign sends to a tracker."""
+"""Test which metrics a campaign sends to a tracker."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Entry = tuple[int, dict[str, float]]
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[Entry]]]:
-    """Return the id and the entries of each run of the tracker."""
+    """Return the id and entries of each tracker run."""
     found: list[tuple[str, list[Entry]]] = []
 
     def open_tracker(run: Any) -> trackers.Sink:

@@ -25,7 +25,7 @@ def tree() -> SearchTree:
     return SearchTree(ALPHA, BETA, LENGTH, C_PUCT)
 
 
-def test_only_split_incorrect_rollouts_of_states_above_zero_wait() -> None:
+def test_only_split_incorrect_rollouts_of_recoverable_states_are_candidates() -> None:
     correct = rollout("a ", "b", verdict=Verdict.CORRECT)
     searched = tree()
     add(searched, (), correct, rollout("a ", "c"), rollout("a ", "c"), rollout("d"), rollout(), rollout("x", "y"))
@@ -38,8 +38,10 @@ def test_only_split_incorrect_rollouts_of_states_above_zero_wait() -> None:
 
 
 def test_selection_order_by_hand() -> None:
-    """Root (value 1/2): Q = 0.7071·0.9^(1/8·words). State s (value 3/4): Q = 0.8409·… State s is preferred until its
-    second visit has lowered its U; the comments work out the order for c = 1.
+    """The comments work out the order for c = 1.
+
+    Root (value 1/2): Q = 0.7071·0.9^(1/8·words). State s (value 3/4): Q = 0.8409·… State s is preferred until its
+    second visit has lowered its U.
     """
     searched = SearchTree(0.5, 0.9, 1000, 1.0)
     correct = rollout("k", "l", verdict=Verdict.CORRECT)
@@ -64,7 +66,7 @@ rollouts = st.lists(
 
 @given(st.lists(st.tuples(rollouts, st.integers(0, 4)), min_size=1, max_size=6), st.sampled_from([0.0, 0.125, 1.0]))
 def test_heaps_equal_brute_force(script: list[tuple[list[Rollout], int]], c_puct: float) -> None:
-    """States are added and candidates taken in any order, and compared with a full scan."""
+    """States are added and candidates taken in random order; each choice is compared with a full scan."""
     searched = SearchTree(ALPHA, BETA, LENGTH, c_puct)
     waiting: dict[int, list[tuple[float, int, Steps]]] = {}
     visits: dict[int, int] = {}

@@ -1,4 +1,4 @@
-"""Test the priorities Q and U of the search: worked numbers."""
+"""Test the Q and U terms of the search with worked numbers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_u_by_hand(total: int, visits: int, expected: float) -> None:
 
 
 def test_order_of_two_states_swaps_with_the_total() -> None:
-    """Q = 0.5, N = 0 and Q = 0.6, N = 1 are equal if c·sqrt(Σ N)/2 = 0.1, that is, at Σ N = 2.56 with c = 1/8."""
+    """States with Q = 0.5, N = 0 and Q = 0.6, N = 1 tie if c·sqrt(Σ N)/2 = 0.1, which is at Σ N = 2.56 for c = 1/8."""
 
     def fresh_wins(total: float) -> bool:
         return 0.5 + u(total, 0, 0.125) > 0.6 + u(total, 1, 0.125)

@@ -1,4 +1,4 @@
-"""Problems of the real-model benchmark: splits, wordings, answers and solutions."""
+"""Test the generated problems of the real-model benchmark: splits, wordings, answers and solutions."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def test_the_seed_determines_the_problems(problems):
     assert make_problems("annotate", COUNT, seed=1) != problems["annotate"]
 
 
-def test_more_problems_begin_with_the_same_ones(problems):
+def test_a_larger_set_starts_with_the_same_problems(problems):
     assert make_problems("dev", 10) == problems["dev"][:10]
 
 
-def test_splits_share_no_problem_even_in_other_words(problems):
+def test_splits_share_no_problem_even_reworded(problems):
     calculations = {split: {made.steps for made in found} for split, found in problems.items()}
     for one in SPLITS:
         for other in SPLITS:

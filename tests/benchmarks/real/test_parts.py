@@ -1,4 +1,4 @@
-"""Arithmetic of the parts of the real-model benchmark, on worked numbers."""
+"""Test the calculations of the real-model benchmark on worked numbers."""
 
 from __future__ import annotations
 

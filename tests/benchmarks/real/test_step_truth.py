@@ -1,4 +1,4 @@
-"""Truth of single steps of a generated problem."""
+"""Test how single steps of a generated problem are judged true or false."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def known(values, givens, answer, distractors=()) -> Known:
     return Known(Fraction(answer), *sets)
 
 
-# 18 pens, 4 boxes of 6 more, 10 given away; Omar is 31 years old: 18 + 4 * 6 - 10 = 32.
+# 18 pens plus 4 boxes of 6, minus 10 given away; Omar's age, 31, is a distractor: 18 + 4 * 6 - 10 = 32.
 PENS = apply(apply(number(18), "+", apply(number(4), "*", number(6))), "-", number(10))
 KNOWN = known(legitimate_values(PENS), (18, 4, 6, 10), 32, distractors=(31,))
 
@@ -94,7 +94,7 @@ def test_the_first_false_step_is_the_first_error():
 
 
 def test_partial_sums_and_products_are_legitimate():
-    # (7 + 5) * 3 - 4: also 7 * 3, 5 * 3, and 36 - 4 in parts.
+    # (7 + 5) * 3 - 4 may also be computed from 7 * 3 and 5 * 3.
     expression = apply(apply(apply(number(7), "+", number(5)), "*", number(3)), "-", number(4))
     assert {12, 36, 32, 21, 15} <= legitimate_values(expression)
     assert not {8, 11, 10} & legitimate_values(expression)
