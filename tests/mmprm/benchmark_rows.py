@@ -1,4 +1,4 @@
-"""Rows of published benchmarks for policies, as their files hold them."""
+"""Provide rows of published policy benchmarks in their original format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A world for guided search in which every value is known by hand: three digits to write, of which 1 is right."""
+"""Provide a world for guided search in which every value is known: write three digits, each of which should be 1."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ PROBLEM = Problem("p", "q", "111")
 
 
 class DigitSampler:
-    """Draw i from any prefix begins with the digit i % 3, and all its later digits are 0; the answer are the digits.
+    """Samples solutions whose next digit is i % 3 for sample i and whose later digits are 0; the answer is the digits.
 
-    A token a step, the answer included. Ignores `stop` where `stops` is False.
+    Each step and the answer count as one token. `stop` is ignored if `stops` is False.
     """
 
     def __init__(self, stops: bool = True) -> None:
@@ -36,7 +36,7 @@ class DigitSampler:
 
 
 class OnesScorer:
-    """A step is right when it is 1, or the answer 111."""
+    """Scores a step as correct if it is 1, or if the answer is 111."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, ...]] = []
@@ -55,7 +55,7 @@ class TagGrader:
 
 
 def world(problem: Problem, prefix: str, rng: random.Random) -> str:
-    """Three random letters a to h, one a step, then they are the answer."""
+    """Complete a solution of three random letters a to h, one per step, and answer with the letters."""
     letters = re.findall(r"<step>(\w)", prefix)
     written = len(letters)
     letters += rng.choices("abcdefgh", k=3 - written)

@@ -1,4 +1,4 @@
-"""Every backbone as a process reward model: read at its markers, trained, frozen in parts, saved and loaded."""
+"""Test every backbone as a process reward model: marker logits, training, frozen parts, saving and loading."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def prm(folder: Path) -> Prm:
 
 
 def loss_of(prm: Prm, solutions: list[Solution]) -> Tensor:
-    """Soft cross-entropy a step; targets go from 0.9 to 0.1 along the steps of each solution."""
+    """Return the soft cross-entropy over all steps; the targets of each solution fall from 0.9 to 0.1."""
     logits_M2 = prm.model(**prm.renderer.encode(solutions))
     y_M = torch.cat([torch.linspace(0.9, 0.1, len(solution.steps)) for solution in solutions])
     return cross_entropy(logits_M2, torch.stack([y_M, 1 - y_M], dim=1))
 
 
 @torch.no_grad()
-def test_two_rows_equal_the_full_logits(prm: Prm, solutions: list[Solution]) -> None:
+def test_judgment_logits_equal_the_full_logits(prm: Prm, solutions: list[Solution]) -> None:
     inputs = prm.renderer.encode(solutions)
     logits_BTV = prm.model.backbone(**inputs).logits
     at_marker_M2 = logits_BTV[inputs["input_ids"] == prm.renderer.marker_id][:, prm.model.judgment_ids]
@@ -99,7 +99,7 @@ def test_gradient_checkpointing_changes_no_gradient(folder: Path, prm: Prm, solu
 
 
 def test_parts_are_frozen_by_name(backbone: str, folder: Path) -> None:
-    """Together the parts are the whole model, and each parameter is in one of them."""
+    """The parts cover the whole model, and each parameter belongs to exactly one part."""
     counts = {}
     for part in PARTS if backbone in WITH_IMAGE else ["language"]:
         others = [other for other in PARTS if other != part] if backbone in WITH_IMAGE else []

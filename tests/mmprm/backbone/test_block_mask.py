@@ -1,4 +1,4 @@
-"""The block mask of FlexAttention, made without its T² pairs: equal to torch's own, which evaluates all of them."""
+"""Test FlexAttention's block mask, built without T² pairs, against torch's own, which evaluates all pairs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmprm.backbone.masks import ancestors, attention_mask, block_mask
 
 
 def subtree_ends(width: int, seed: int) -> list[int]:
-    """Return end[j] of random trees: a token's subtree ends within that of each of its ancestors."""
+    """Return end_T of random trees: the subtree of a token ends within the subtree of each ancestor."""
     rng = random.Random(seed)
     ends = [0] * width
 
@@ -44,7 +44,7 @@ def test_full_blocks_hold_only_pairs_that_see_each_other() -> None:
     width = 1500
     end_BT = torch.tensor([subtree_ends(width, seed) for seed in range(4)])
     ours, theirs = block_mask(end_BT), create_block_mask(ancestors(end_BT), 4, None, width, width, device="cpu")
-    whole = width // 128  # torch counts a last block that is not filled as partial
+    whole = width // 128  # torch counts an incomplete last block as partial
     assert torch.equal(ours.full_kv_num_blocks[:, :, :whole], theirs.full_kv_num_blocks[:, :, :whole])
     assert ours.full_kv_num_blocks.sum() > 10
 

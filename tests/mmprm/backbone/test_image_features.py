@@ -13,7 +13,7 @@ from mmprm.backbone.image_features import FeatureCache, ImageSet, content_key, s
 
 
 class Tower:
-    """Return ten times the first pixel of each row, and record the pixels of each call."""
+    """Returns ten times the first pixel of each row, and records the pixels of each call."""
 
     def __init__(self) -> None:
         self.seen: list[list[float]] = []
@@ -24,7 +24,7 @@ class Tower:
 
 
 def batch(*values: Sequence[float]) -> tuple[dict[str, Tensor], list[ImageSet]]:
-    """Return image tensors and sets: one set per argument, with one feature per value."""
+    """Return image tensors and image sets: one set per argument, with one feature per value."""
     tensors = [torch.tensor([[value] * 4 for value in each]) for each in values]
     sets = [ImageSet(content_key({"pixels": each}), len(each), {"pixels": len(each)}) for each in tensors]
     return {"pixels": torch.cat(tensors)}, sets
@@ -49,7 +49,7 @@ def test_a_disabled_cache_always_runs_the_tower() -> None:
 
 
 def test_the_least_recently_used_images_are_dropped() -> None:
-    """A set of one feature with two layers takes 3 · 4 values of 4 bytes, so two sets fit."""
+    """One feature with two layers takes 3 · 4 values of 4 bytes, so two sets fit into the cache."""
     tower, cache = Tower(), FeatureCache(enabled=True, capacity=2 * 48)
     for value in (1.0, 2.0, 1.0, 3.0, 1.0, 2.0):
         cache(tower, *batch([value]))
@@ -58,7 +58,7 @@ def test_the_least_recently_used_images_are_dropped() -> None:
 
 
 def test_dropped_features_free_their_memory() -> None:
-    """Features computed together do not keep one another in memory."""
+    """Features that were computed together do not keep each other in memory."""
     cache = FeatureCache(enabled=True)
     cache(Tower(), *batch([1.0, 2.0], [3.0]))
     for features in cache._kept.values():

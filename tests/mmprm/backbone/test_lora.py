@@ -1,4 +1,6 @@
-"""Adapters beside frozen weights: what is trained, and the plain checkpoint that gives the same scores."""
+"""Test adapters on frozen weights: which parameters are trained, and the merged checkpoint, which gives the same
+scores.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,7 @@ def train_few_steps(prm: Prm, inputs: Any, target_M: torch.Tensor) -> None:
 
 
 def check_moved(prm: Prm, backbone: str, before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> None:
-    """Only the adapted projections and the rows of the PRM's own tokens have changed."""
+    """Check that only the adapted projections and the PRM's own token rows changed."""
     assert after.keys() == before.keys()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     tables = {name for name in moved if "embed_tokens" in name or "lm_head" in name}
@@ -66,7 +68,7 @@ def check_moved(prm: Prm, backbone: str, before: dict[str, torch.Tensor], after:
     assert len(tables) == 2
     for name in tables:
         rows = (before[name] != after[name]).any(dim=1).nonzero().flatten().tolist()
-        if backbone == "llama":  # tied
+        if backbone == "llama":  # tied embeddings
             assert set(rows) == {prm.renderer.marker_id, *prm.model.judgment_ids}, name
         else:
             assert set(rows) == ({prm.renderer.marker_id} if "embed" in name else set(prm.model.judgment_ids)), name
@@ -93,7 +95,7 @@ def test_trained_adapters_become_a_plain_checkpoint(backbone: str, folder: Path,
 
 
 def test_the_scale_by_hand() -> None:
-    """W = 0, B A = [[1·2, 1·3], [0, 0]], alpha / rank = 8 / 1."""
+    """With W = 0, B A = [[1·2, 1·3], [0, 0]] is scaled by alpha / rank = 8 / 1."""
     import peft
 
     model = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False))
@@ -110,7 +112,7 @@ def test_the_scale_by_hand() -> None:
 
 @pytest.mark.parametrize("backbone", ["qwen2_5_vl"], indirect=True)
 def test_targets_and_frozen_parts(folder: Path) -> None:
-    """Its vision tower has layers of the same names; those stay unless they are asked for."""
+    """The vision tower has layers of the same names, which are adapted only if the targets name them."""
     assert not any("visual" in name for name in trained(adapted(folder)))
     names = trained(adapted(folder, r"lora.targets=['visual.*_proj$', 'q_proj$']"))
     assert any("visual" in name for name in names)

@@ -1,4 +1,4 @@
-"""Token trees: which tokens are shared, cut and seen, by hand and for any sequences."""
+"""Test token trees: which tokens are shared, where trees are split, and what each token attends to."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def arrays(paths: list[list[int]]) -> list[np.ndarray]:
 
 
 def test_a_tree_by_hand() -> None:
-    """7 8 9, 7 8 5 6 and 7 4: 7 is shared by all, 8 by two; depth-first, in the order of the tokens.
+    """7 is shared by 7 8 9, 7 8 5 6 and 7 4, and 8 by two of them; nodes are in depth-first order, sorted by token.
 
     7 ─┬─ 4
        └─ 8 ─┬─ 5 ─ 6
@@ -39,8 +39,7 @@ def test_a_tree_by_hand() -> None:
 
 @given(SEQUENCES)
 def test_any_tree(paths: list[list[int]]) -> None:
-    """As many tokens as distinct prefixes; each sequence stands in it, at its depths, and each token sees its own
-    sequence up to itself and nothing else."""
+    """There is one token per distinct prefix, and each token attends to exactly its own prefix."""
     tree = token_tree(arrays(paths))
     assert len(tree) == len({tuple(path[:length]) for path in paths for length in range(1, len(path) + 1)})
     mask_TT = attention_mask(torch.from_numpy(tree.end_T)[None])[0, 0]
@@ -52,8 +51,10 @@ def test_any_tree(paths: list[list[int]]) -> None:
 
 
 @given(SEQUENCES, st.integers(1, 20))
-def test_any_cut(paths: list[list[int]], most: int) -> None:
-    """Every sequence once, no group over the budget but a single sequence, and no two neighbors that would fit."""
+def test_any_split_into_groups(paths: list[list[int]], most: int) -> None:
+    """Each sequence appears once, only single sequences exceed the budget, and no two adjacent groups could be
+    merged.
+    """
     groups = cut_at_subtrees(arrays(paths), most)
     assert sorted(path for group in groups for path in group) == list(range(len(paths)))
     sizes = [len(token_tree(arrays([paths[path] for path in group]))) for group in groups]
@@ -63,8 +64,8 @@ def test_any_cut(paths: list[list[int]], most: int) -> None:
         assert len(token_tree(arrays(more))) > most
 
 
-def test_a_cut_by_hand() -> None:
-    """1 2 3, 1 2 4 and 1 5: 5 tokens together, 4 for the first two; the third one repeats 1."""
+def test_a_split_by_hand() -> None:
+    """1 2 3, 1 2 4 and 1 5 take 5 tokens as one tree; the first two take 4, and the third repeats the 1."""
     paths = arrays([[1, 5], [1, 2, 3], [1, 2, 4]])
     assert cut_at_subtrees(paths, 5) == [[1, 2, 0]]
     assert cut_at_subtrees(paths, 4) == [[1, 2], [0]]
@@ -72,7 +73,7 @@ def test_a_cut_by_hand() -> None:
 
 
 def test_rows_by_hand() -> None:
-    """Width 10: 7 takes 3 rather than 5 does, 5 takes 4; 12 stands alone."""
+    """At width 10, 7 is joined by 3 and not by 5, 5 is joined by 4, and 12 has its own row."""
     assert fill_rows([5, 3, 12, 7, 4], 10) == [[2], [3, 1], [0, 4]]
 
 
@@ -86,7 +87,7 @@ def test_any_rows(lengths: list[int], width: int) -> None:
 
 
 def test_block_masks_follow_the_same_rule() -> None:
-    """Two trees in a row and two padding tokens, and one long tree: FlexAttention asks what the dense mask holds."""
+    """FlexAttention's mask equals the dense one for two trees and padding in a row, and for one long tree."""
     from torch.nn.attention.flex_attention import create_mask
 
     end_BT = torch.tensor([[2, 1, 2, 4, 4, 5, 6], [6, 1, 6, 6, 5, 5, 6]])
@@ -100,7 +101,7 @@ def test_block_masks_follow_the_same_rule() -> None:
 
 
 def test_packed_paths_lose_nothing_but_padding() -> None:
-    """Sequences without a common token are a tree of separate branches: plain sample packing."""
+    """Sequences without common tokens form separate branches, which is plain sample packing."""
     paths = arrays([[1, 2, 3], [4, 5], [6]])
     tree = token_tree(paths)
     assert len(tree) == sum(map(len, paths))
@@ -110,5 +111,5 @@ def test_packed_paths_lose_nothing_but_padding() -> None:
 
 
 @pytest.mark.parametrize("width", [3, 100])
-def test_one_width_for_all(width: int) -> None:
+def test_all_rows_have_one_width(width: int) -> None:
     assert fill_rows([], width) == []

@@ -1,4 +1,4 @@
-"""Test recent model types as process reward models: experts, recurrent layers, and what is refused early."""
+"""Test recent model types as process reward models: experts, recurrent layers, and settings that are rejected early."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def prm_of(folders: dict[str, Path], name: str) -> Prm:
 @torch.no_grad()
 @pytest.mark.parametrize("name", RECENT)
 def test_padding_changes_no_score_and_saving_keeps_them(folders: dict[str, Path], name: str, tmp_path: Path) -> None:
-    """Rows are padded on the right, so padding comes after everything that a recurrent layer remembers."""
+    """Rows are padded on the right, so recurrent layers see the padding last."""
     prm, solutions = prm_of(folders, name), tiny_solutions(name, 3)
     assert len({len(solution.steps) for solution in solutions}) > 1
     prm.model.eval()
@@ -105,7 +105,7 @@ def test_adapters_leave_experts_and_router_alone(folders: dict[str, Path], name:
 def test_experts_of_qwen3_vl_are_stored_transposed(
     folders: dict[str, Path], sharded: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """transformers itself transposes them only if the model's own tensors are empty, as they are under ZeRO-3."""
+    """transformers transposes them only if the model's tensors are empty, as under ZeRO-3."""
     prm = prm_of(folders, "qwen3_vl_moe")
     weights = {key: tensor.clone() for key, tensor in prm.model.backbone.state_dict().items()}
     if sharded:
@@ -119,10 +119,10 @@ def test_experts_of_qwen3_vl_are_stored_transposed(
 
 
 @pytest.mark.parametrize("name", HYBRID)
-def test_packing_is_refused_before_weights_are_loaded(
+def test_packing_is_rejected_before_weights_are_loaded(
     folders: dict[str, Path], name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """By PRM training and SFT; with packing=none, both go on to the data."""
+    """Both PRM training and SFT reject it; with packing=none, both go on to read the data."""
     assert "recurrent" in why_not_packed(prm_of(folders, name).model.backbone)
     check_packing(str(folders[name]), "none")
     for module, config, packing in ((train, TrainConfig, "trees"), (sft, sft.SftConfig, "samples")):
@@ -137,12 +137,12 @@ def test_packing_is_refused_before_weights_are_loaded(
 
 
 @pytest.mark.parametrize("name", HYBRID)
-def test_a_plan_is_refused_with_a_way_out(folders: dict[str, Path], name: str) -> None:
+def test_a_plan_is_rejected_with_a_suggestion(folders: dict[str, Path], name: str) -> None:
     with pytest.raises(ConfigError, match=rf"model={folders[name]}: must not be of type {name} .*hardware.shapes"):
         shape_of(str(folders[name]))
 
 
-def test_limits_are_of_types_that_transformers_knows() -> None:
+def test_limits_name_model_types_known_to_transformers() -> None:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     assert set(HYBRID) <= LIMITS.keys() <= set(CONFIG_MAPPING.keys())
@@ -150,7 +150,7 @@ def test_limits_are_of_types_that_transformers_knows() -> None:
 
 @pytest.mark.parametrize("name", HYBRID)
 def test_engines_on_cpu_are_refused(folders: dict[str, Path], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """vLLM refuses them too, but only after minutes, and without a way out."""
+    """vLLM rejects them too, but only after minutes and without a suggestion."""
     monkeypatch.setattr(vllm_sampler, "this_device", lambda: Device("CPU", bf16=True))
     monkeypatch.setattr(vllm_sampler, "start_engine", lambda *_: pytest.fail("an engine starts"))
     with pytest.raises(ConfigError, match=rf"must not be of type {name} on CPU, because .*; use a GPU, or name a serv"):
@@ -161,7 +161,7 @@ def test_engines_on_cpu_are_refused(folders: dict[str, Path], name: str, monkeyp
 async def test_rl_of_experts_on_cpu_is_refused(
     folders: dict[str, Path], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An engine that loads its own weights again differs from the trainer by 0.03 nats, and by 5e-7 before."""
+    """An engine that reloads weights differs from the trainer by 0.03 nats, compared with 5e-7 before reloading."""
     monkeypatch.setattr(rollout_engine, "this_device", lambda: Device("CPU", bf16=True))
     with pytest.raises(ConfigError, match=rf"must not be of type {name} on CPU, because .*misreads.*; use a GPU"):
         await rollout_engine.RolloutEngine().start(

@@ -1,4 +1,4 @@
-"""Attention in blocks: what a block sees by hand, and the same output and gradients as with a dense mask."""
+"""Test attention in blocks: what each block attends to, and equal outputs and gradients with a dense mask."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SEQUENCES = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=9), min_si
 
 
 def ends(trees: list[list[list[int]]]) -> torch.Tensor:
-    """end_BT of one tree a row, padded by tokens that see themselves."""
+    """Return end_BT of one tree per row; padding tokens attend only to themselves."""
     found = [token_tree([np.asarray(path, dtype=np.int32) for path in paths]).end_T for paths in trees]
     width = max(map(len, found))
     rows = [np.concatenate([end_T, np.arange(len(end_T), width)]) for end_T in found]
@@ -27,7 +27,7 @@ def ends(trees: list[list[list[int]]]) -> torch.Tensor:
 
 @pytest.mark.parametrize("block", [2, 4])
 def test_blocks_by_hand(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tree 7 ─ (4 | 8 ─ (5 ─ 6 | 9)), whose tokens are 7 4 8 5 6 9, and a row of one path of two tokens."""
+    """The tree 7 ─ (4 | 8 ─ (5 ─ 6 | 9)) has the tokens 7 4 8 5 6 9; the second row is one path of two tokens."""
     monkeypatch.setattr(tree_attention, "BLOCK", block)
     blocks_of.cache_clear()
     end_BT = ends([[[7, 8, 9], [7, 8, 5, 6], [7, 4]], [[1, 2]]])
@@ -37,14 +37,14 @@ def test_blocks_by_hand(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     trails = [row[:number] for row, number in zip(trail_NA.tolist(), number_N, strict=True)]
     above = {2: [[], [0], [0, 2, 3], [], [], []], 4: [[], [0, 2, 3], []]}  # the second row begins at index 6
     assert trails == above[block]
-    token_6 = mask_N1CK[4 // block, 0, 4 % block]  # sees 7, 8, 5 and itself
+    token_6 = mask_N1CK[4 // block, 0, 4 % block]  # attends to 7, 8, 5 and itself
     assert int((token_6 == 0).sum()) == 4
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(SEQUENCES, min_size=1, max_size=3), st.sampled_from([1, 3, 8, 64]), st.integers(0, 2**30))
-def test_as_with_a_dense_mask(trees: list[list[list[int]]], block: int, seed: int) -> None:
-    """Several rows, padding, two query heads a key head; blocks within a tree, across rows and longer than all."""
+def test_output_and_gradients_equal_a_dense_mask(trees: list[list[list[int]]], block: int, seed: int) -> None:
+    """Rows have padding and two query heads per key head; blocks lie within a tree, span rows, or exceed them all."""
     end_BT = ends(trees)
     rows, width = end_BT.shape
     generator = torch.Generator().manual_seed(seed)

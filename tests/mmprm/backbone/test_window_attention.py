@@ -74,9 +74,9 @@ def run(model: nn.Module, grids: list[list[int]], monkeypatch: pytest.MonkeyPatc
     ("make", "grids", "before", "after"),
     [
         (qwen2_5_vl, [[1, 16, 16]], 2 * 4 + 1, 3),  # four windows of 8 × 8 patches
-        (qwen2_5_vl, [[1, 20, 18]], 2 * 9 + 1, 3),  # the last windows of rows and columns are smaller
+        (qwen2_5_vl, [[1, 20, 18]], 2 * 9 + 1, 3),  # the last windows in rows and columns are smaller
         (qwen2_5_vl, [[1, 20, 18], [1, 18, 20]], 2 * 18 + 2, 3),
-        (qwen2_5_vl, [[1, 24, 24], [1, 2, 4]], 2 * 10 + 2, 2 * 1 + 2),  # images too different to pad
+        (qwen2_5_vl, [[1, 24, 24], [1, 2, 4]], 2 * 10 + 2, 2 * 1 + 2),  # images too different in size to pad
         (qwen2_vl, [[1, 4, 6], [1, 6, 4], [1, 4, 4]], 3 * 3, 3),
         (qwen2_vl, [[1, 4, 6], [1, 16, 16], [1, 4, 6]], 3 * 3, 3 * 2),
     ],
@@ -93,7 +93,7 @@ def test_one_call_per_layer_with_equal_result(make, grids, before, after, monkey
 
 
 def test_one_call_per_length_on_cpu_with_identical_features(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Windows of 64, 32, 16 and 8 patches in two layers, and the whole image in the third."""
+    """Two layers have windows of 64, 32, 16 and 8 patches; the third attends to the whole image."""
     model, grids = tower(qwen2_5_vl), [[1, 20, 18]]
     features, _, calls = run(model, grids, monkeypatch)
     use_window_batches(model)
@@ -103,7 +103,7 @@ def test_one_call_per_length_on_cpu_with_identical_features(monkeypatch: pytest.
 
 
 def test_window_batches_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Windows of 3, 2 and 3: one batch with a padded slot; windows of 1 and 300: a batch per length."""
+    """Windows of 3, 2 and 3 form one batch with a padded slot; windows of 1 and 300 form one batch each."""
     monkeypatch.setitem(MAX_PADDING, "cpu", MAX_PADDING["cuda"])
     (batch,) = window_batches(torch.tensor([0, 3, 5, 8]))
     assert batch.shape_WL == (3, 3)

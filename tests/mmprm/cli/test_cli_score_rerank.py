@@ -17,7 +17,7 @@ from mmprm.types import Problem, Solution, StepScores, Verdict
 
 
 class LengthScorer:
-    """Scores a step by its length; a step "bad" gets 0."""
+    """Scores a step by its length; the step "bad" scores 0."""
 
     closed = 0
 
@@ -69,7 +69,7 @@ def test_a_bad_line_is_named_and_nothing_is_written(
     assert not out.exists()
 
 
-def test_no_aggregator_is_no_silent_default(
+def test_a_missing_aggregator_is_an_error(
     tmp_path: Path, scorer: LengthScorer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(score, "scorer_info", lambda config: PrmInfo())
@@ -92,8 +92,9 @@ CANDIDATES = {
 
 
 class Rerank:
-    """The command on the problems p1, p2 and p3, of which no more than `candidates` can be sampled; `asked` lists the
-    problems that every call sampled."""
+    """Runs the command on problems p1, p2 and p3. Only those in `candidates` can be sampled; `asked` lists the problems
+    of each call.
+    """
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
@@ -115,7 +116,7 @@ class Rerank:
             return SampledGroups(groups, {p.id: "image is missing" for p in problems if p.id not in self.candidates})
 
         monkeypatch.setattr(rerank, "_sample", sample)
-        for check in ("check_prm", "check_config"):  # neither model is there
+        for check in ("check_prm", "check_config"):  # neither model exists
             monkeypatch.setattr(rerank, check, lambda *_: None, raising=False)
 
     def __call__(self, *arguments: str, **sets: object) -> int:
@@ -150,7 +151,7 @@ def test_rerank_writes_candidates_and_summary(reranked: Rerank, capsys: pytest.C
     assert (rows[2]["unsplit"], rows[2]["scores"], rows[2]["reward"]) == ("no step", None, None)
     assert rows[3]["verdict"] == "unknown"
 
-    # p1 is chosen right; in p2 the only scored candidate is not known to be right, and both votes weigh nothing.
+    # p1's choice is correct. In p2 the only scored candidate has no known verdict, and both votes have weight 0.
     assert summary["accuracy"] == pytest.approx(
         {"random": 0.5, "first": 0.5, "majority": 0.5, "prm": 0.5, "weighted": 0.75, "oracle": 1.0}
     )
@@ -164,7 +165,7 @@ def test_rerank_writes_candidates_and_summary(reranked: Rerank, capsys: pytest.C
     assert max(map(len, printed.splitlines()[:-2])) <= 80
 
 
-def test_rerank_without_a_scorer_reports_what_needs_no_scores(
+def test_rerank_without_a_scorer_reports_score_free_metrics(
     reranked: Rerank, scorer: LengthScorer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert reranked(**{"scorer": "null", "scorer.prm": None}) == 0
@@ -214,7 +215,7 @@ def test_a_run_stopped_while_sampling_resumes(reranked: Rerank, capsys: pytest.C
 
 
 @pytest.mark.parametrize("fault", ["garbage\n", "", '{"problem_id": "p1"}\n', "[" * 100_000 + "\n"])
-def test_a_damaged_line_of_the_samples_costs_its_problem_alone(reranked: Rerank, fault: str) -> None:
+def test_a_damaged_sample_line_resamples_only_its_problem(reranked: Rerank, fault: str) -> None:
     assert reranked() == 0
     path = reranked.folder / "out" / "samples.jsonl"
     lines = path.read_text().splitlines(keepends=True)
@@ -258,7 +259,7 @@ def test_samples_outlive_a_prm_that_does_not_load(
     assert [row.get("scores") for row in reranked.rows("samples.jsonl")] == [None] * 5
     reranked.candidates = {"p3": CANDIDATES["p1"]}
     assert reranked() == 0
-    assert reranked.asked == [["p1", "p2", "p3"], ["p3"]], "what failed is tried again, and nothing else"
+    assert reranked.asked == [["p1", "p2", "p3"], ["p3"]], "only failed problems are sampled again"
     assert "2 of 3 problems are sampled already" in capsys.readouterr().err
     assert [row["problem_id"] for row in reranked.rows("candidates.jsonl")] == ["p1"] * 2 + ["p2"] * 2 + ["p3"] * 2
     before = reranked.rows("candidates.jsonl")
@@ -270,7 +271,7 @@ def test_samples_outlive_a_prm_that_does_not_load(
     ]
 
 
-def test_other_samples_are_not_taken_for_these(reranked: Rerank, capsys: pytest.CaptureFixture[str]) -> None:
+def test_samples_of_other_settings_are_not_reused(reranked: Rerank, capsys: pytest.CaptureFixture[str]) -> None:
     reranked.candidates["p3"] = CANDIDATES["p1"]
     assert reranked() == 0
     assert reranked(seed=1) == 0
@@ -293,7 +294,7 @@ def test_images_are_relative_to_the_file() -> None:
 def test_rerank_chooses_an_aggregator_and_stores_it(
     reranked: Rerank, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Scores are 1 / length: the right solution has the lower minimum and the higher maximum."""
+    """Scores are 1 / length, so the correct solution has the lower minimum and the higher maximum."""
     correct = Candidate("", ("a", "abcd"), "1", Verdict.CORRECT, 4, None)
     incorrect = Candidate("", ("ab", "ab"), "2", Verdict.INCORRECT, 4, None)
     reranked.candidates = dict.fromkeys(("p1", "p2", "p3"), (incorrect, correct))
@@ -301,13 +302,13 @@ def test_rerank_chooses_an_aggregator_and_stores_it(
     monkeypatch.setattr(rerank, "scorer_info", lambda config: read_info(config.prm))
     assert reranked("--choose-aggregator") == 0
     stored = read_info(reranked.folder)
-    assert stored.aggregator == "mean", "the first of those that choose right"
+    assert stored.aggregator == "mean", "the first aggregator that chooses correctly"
     assert stored.aggregator_evidence == AggregatorEvidence(problems=3, samples=2, value=1.0, low=1.0, high=1.0)
     printed = capsys.readouterr()
     assert "aggregator mean, chosen on 3 problems: best-of-2 1.000 [1.000, 1.000]" in printed.out
     assert "note: aggregator mean uses the scores of steps after the first error" in printed.err
     assert reranked.summary["accuracy"]["prm"] == 1
     assert reranked() == 0
-    assert "note:" not in capsys.readouterr().err, "what evidence chose is not doubted again"
+    assert "note:" not in capsys.readouterr().err, "an aggregator chosen on evidence raises no warning"
     assert reranked("--choose-aggregator", **{"scorer.prm": "owner/name"}) == 2
     assert "must be a local folder" in capsys.readouterr().err

@@ -5,7 +5,7 @@ from mmprm.cli.main import main
 from mmprm.errors import SetupError
 
 
-def test_a_package_that_is_missing_or_broken_is_found_out(tmp_path, monkeypatch):
+def test_a_missing_or_broken_package_is_reported(tmp_path, monkeypatch):
     (tmp_path / "broken_wheel.py").write_text("raise OSError('libcudart.so.13: cannot open shared object file')")
     monkeypatch.syspath_prepend(tmp_path)
     missing = doctor.package("never", "never-made-distribution")
@@ -27,7 +27,7 @@ def test_too_little_memory_stops_the_demo(monkeypatch, capsys):
     assert "GiB" in printed.out
 
 
-def test_what_the_demo_does_not_need_stops_nothing(monkeypatch):
+def test_packages_that_the_demo_does_not_need_are_optional(monkeypatch):
     monkeypatch.setattr(doctor, "package", lambda name, *_: doctor.Finding(name, "1.0"))
     monkeypatch.setattr(doctor, "memory", lambda: doctor.Finding("free memory", "64 GiB"))
     monkeypatch.setattr(

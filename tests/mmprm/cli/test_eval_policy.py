@@ -1,4 +1,4 @@
-"""`mmprm eval policy` with a scripted policy: reports, the judge, resuming, and refusals."""
+"""Test `mmprm eval policy` with a scripted policy: reports, the judge, resuming, and invalid settings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mmprm.types import Completion, Grading, Problem, SampleRequest, Verdict
 
 
 class Scripted:
-    """Answers by question; a text that begins with ! is an error."""
+    """Answers each question with a fixed text; a text that starts with ! is raised as an error."""
 
     def __init__(self, answers: dict[str, str]) -> None:
         self.answers = answers
@@ -42,7 +42,7 @@ class Scripted:
 def run(
     folder: Path, monkeypatch: pytest.MonkeyPatch, answers: dict[str, str], judged: Any = None, more: Sequence[str] = ()
 ) -> tuple[int, Scripted, dict[str, Any]]:
-    """`mmprm eval policy` on six rows of MathVision, with a scripted policy and judge."""
+    """Run `mmprm eval policy` on six rows in MathVision's format, with a scripted policy and judge."""
     rows = [{**MATHVISION_FREE, "id": str(n), "question": f"Q{n}", "answer": "7", "image": "x.png"} for n in range(6)]
     for row, subject in zip(rows, "aabbbb", strict=True):
         row["subject"] = subject
@@ -100,7 +100,9 @@ def test_the_command_reports_by_subject(
     symbolic = found["scores"]["symbolic"]
     counts = {name: (s["correct"], s["incorrect"], s["unknown"]) for name, s in symbolic.items()}
     assert counts == {"all": (2, 2, 1), "level: 2": (2, 2, 1), "subject: a": (1, 1, 0), "subject: b": (1, 1, 1)}
-    assert symbolic["all"]["accuracy"]["value"] == pytest.approx(2 / 6), "what could not be sampled counts"
+    assert symbolic["all"]["accuracy"]["value"] == pytest.approx(2 / 6), (
+        "problems that could not be sampled count as incorrect"
+    )
     assert (symbolic["all"]["of_known"]["value"], symbolic["all"]["failed"]) == (0.5, 1)
     assert symbolic["all"]["accuracy"]["low"] < 2 / 6 < symbolic["all"]["accuracy"]["high"]
     assert list(found["failed"]) == ["3"]
@@ -121,7 +123,7 @@ def test_the_command_reports_by_subject(
     assert "1 cut at the limit" in printed
 
 
-def test_the_judge_is_asked_for_what_is_unknown_and_scored_apart(
+def test_the_judge_decides_unknown_verdicts_in_a_separate_score(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
@@ -139,7 +141,7 @@ def test_the_judge_is_asked_for_what_is_unknown_and_scored_apart(
     assert pairs == {"symbolic": (2, 2, 1), "judged": (3, 2, 0)}
 
 
-def test_the_same_command_asks_only_what_is_missing(
+def test_the_same_command_samples_only_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def asked(answers: dict[str, str], *more: str) -> list[str]:
@@ -152,10 +154,10 @@ def test_the_same_command_asks_only_what_is_missing(
     assert asked(ANSWERS) == ["2", "3"]
     assert "4 of 6 responses are stored already" in capsys.readouterr().err
     first = json.loads((tmp_path / "policy-mathvision.json").read_text())
-    assert asked(ANSWERS) == ["3"], "what could not be asked is tried again"
+    assert asked(ANSWERS) == ["3"], "failed questions are tried again"
     assert json.loads((tmp_path / "policy-mathvision.json").read_text()) == first
     assert asked(ANSWERS, "limit=1") == []
-    assert len(responses(tmp_path)) == 6, "what is not asked for today stays"
+    assert len(responses(tmp_path)) == 6, "results of questions outside this call are kept"
     capsys.readouterr()
     assert asked(ANSWERS, "sampling.max_tokens=99") == list("012345")
     assert "will be replaced: sampling.max_tokens (stored 4096, asked 99)" in capsys.readouterr().err
@@ -186,7 +188,7 @@ def test_another_policy_or_question_is_sampled_again(tmp_path: Path) -> None:
     assert (kept().missing, kept("other").missing) == (0, 1)
     responses._rows.clear()
     responses.add(Problem("1", "Q", "A"), [Completion("A", 1, "abort")])
-    assert responses.missing == 1, "what was broken off is asked again"
+    assert responses.missing == 1, "interrupted questions are asked again"
     responses.add(Problem("1", "Q", "A"), [Completion("A", 1, "stop")])
     assert kept(weights=b"another").missing == 1
 
@@ -203,7 +205,7 @@ def test_a_stopped_engine_and_questions_that_all_fail_end_the_command(
 
 
 def own_benchmark(folder: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> tuple[int, Scripted, dict[str, Any]]:
-    """`mmprm eval policy` on a problem file of one's own: benchmark=problems, which is the default."""
+    """Run `mmprm eval policy` on a custom problem file: benchmark=problems, which is the default."""
     rows = [{"id": name, "question": f"Q{name}", "answer": "7"} for name in "ab"]
     file = folder / "own.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -222,7 +224,7 @@ def own_benchmark(folder: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> 
     return code, sampler, json.loads(result.read_text()) if result.exists() else {}
 
 
-def test_a_problem_file_of_ones_own_with_samples(
+def test_a_custom_problem_file_with_several_samples(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     more = ("sampling.temperature=1", "samples=4")
@@ -233,7 +235,7 @@ def test_a_problem_file_of_ones_own_with_samples(
     printed = capsys.readouterr().out
     assert all(name in printed for name in ("avg@4", "pass@2", "pass@4", "majority", "2 questions × 4"))
     sampler = own_benchmark(tmp_path, monkeypatch, "sampling.temperature=1", "samples=6")[1]
-    assert [request.n for request in sampler.requests] == [2, 2], "only what is missing"
+    assert [request.n for request in sampler.requests] == [2, 2], "only the missing questions"
 
 
 def test_samples_without_temperature_are_refused(
@@ -246,7 +248,7 @@ def test_samples_without_temperature_are_refused(
 def test_aggregate_scores_and_extracted_answers_of_a_benchmark(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """MME: both questions about image 1 are correct and one about image 2, whose other answer has to be extracted.
+    """In MME, both questions about image 1 and one of two about image 2 are correct; the fourth needs the extractor.
 
     Without the extractor: accuracy 3/4 and accuracy+ 1/2, so 125 points; with it, 200.
     """

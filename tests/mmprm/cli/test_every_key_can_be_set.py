@@ -1,4 +1,4 @@
-"""Every key that `--help` lists accepts some value other than its default."""
+"""Test that every key listed by `--help` accepts some value other than its default."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def value_at(values: Any, key: str) -> Any:
 
 
 def literals(model: type[Config], key: str) -> list[Any]:
-    """Return the values that the annotation of a key lists."""
+    """Return the values listed by a key's annotation."""
     *path, last = key.split(".")
     for name in path:
         kind = model.model_fields[name].annotation
@@ -123,7 +123,7 @@ def accepts(model: type[Config], settings: dict[str, Any], key: str, value: Any,
 
 
 def settings_of(model: type[Config]) -> list[dict[str, Any]]:
-    """Return valid settings of a configuration: its required keys, and those of SETTINGS."""
+    """Return valid settings for a configuration: its required keys plus those in SETTINGS."""
     fields = model.model_fields.items()
     required = [name for name, field in fields if field.is_required()]
     known = {"engine": {"model": "x"}, "problems": {"path": "x"}, "data": {"path": "x"}}

@@ -1,4 +1,4 @@
-"""A key of version 0.1 in a configuration gives an error that names the current key."""
+"""Test that using a key of version 0.1 gives an error that names the current key."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mmprm.errors import ConfigError
 
 @cache
 def keys() -> list[tuple[type[Config], str]]:
-    """Return (configuration of a command, dotted key) of every key that can be set by itself."""
+    """Return (configuration class, dotted key) for every key that can be set on its own."""
     return [(model, key) for model in configurations() for key, _, _ in describe(model) if not key.startswith(ENTRIES)]
 
 
@@ -38,7 +38,7 @@ def test_the_error_names_the_current_key(old: str) -> None:
 
 
 def test_no_current_key_has_a_former_name() -> None:
-    """Stored settings are read under current names, which would rename it."""
+    """Reading stored settings would rename such a key."""
     assert not [key for _, key in keys() if set(key.split(".")) & RENAMED.keys()]
 
 

@@ -27,8 +27,8 @@ def test_equal_tokens_by_hand() -> None:
         )
         return CandidateGroup(Problem(name, "q", "1"), tuple(candidates))
 
-    # Best-of-N picks the right candidate in every subset that holds it: 1/4, 2/4, 3/4, 1 for N = 1 to 4 in a,
-    # never in b. 50 tokens for two problems are 25 each: two samples and a half, (2/4 + 3/4) / 2 in a, half over both.
+    # Best-of-N picks the correct candidate in every subset that contains it: 1/4, 2/4, 3/4, 1 for N = 1 to 4 in a,
+    # never in b. 50 tokens for two problems are 25 each, or 2.5 samples: (2/4 + 3/4) / 2 in a, half of that over both.
     samples = [group("a", 0.1, 0.9, 0.1, 0.1), group("b", 0.9, 0.1, 0.1, 0.1, correct=9)]
     guided = [group("a", 0.5, 0.9), group("b", 0.5, 0.9, 0.1)]
     equal = at_equal_tokens(guided, 50, samples, "min")
@@ -37,7 +37,7 @@ def test_equal_tokens_by_hand() -> None:
     assert equal.accuracy["random"].value == pytest.approx(0.125)
     assert equal.difference["prm"].value == pytest.approx(1.0 - 0.3125)
     assert equal.difference["random"].value == pytest.approx((1 / 2 + 1 / 3) / 2 - 0.125)
-    few = at_equal_tokens(guided, 500, samples, "min")  # more than were sampled: all of them, and their tokens
+    few = at_equal_tokens(guided, 500, samples, "min")  # a budget above all samples: all of them, and their tokens
     assert (few.n, few.tokens, few.accuracy["prm"].value) == (4.0, 40.0, 0.5)
 
 

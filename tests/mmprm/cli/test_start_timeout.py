@@ -1,4 +1,4 @@
-"""Test that each command passes its limit on the wait for machines to the engines."""
+"""Test that each command passes its time limit for finding machines on to the engines."""
 
 from __future__ import annotations
 

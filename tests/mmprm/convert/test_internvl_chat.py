@@ -1,4 +1,4 @@
-"""Older InternVL checkpoints become native ones: logits equal those of the older architecture in older_internvl.py.
+"""Test that older InternVL checkpoints are converted to native ones with equal logits (see older_internvl.py).
 
 Shapes: B solution or tile, T token, P patch, H hidden, N head, D head size, G key-value head.
 """
@@ -33,7 +33,7 @@ def test_logits_equal_those_of_the_older_architecture(language: str, six_billion
     processor = AutoProcessor.from_pretrained(tmp_path / "new")
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "new", attn_implementation="eager").eval()
     image = Image.effect_noise((3 * TILE, TILE), 90).convert("RGB")
-    for text in ("<IMG_CONTEXT>Yes", f"<IMG_CONTEXT>\n{TEXT}"):  # within the trained length of 32, and beyond it
+    for text in ("<IMG_CONTEXT>Yes", f"<IMG_CONTEXT>\n{TEXT}"):  # within the trained length of 32, and beyond
         inputs = processor(text=[text], images=[image], return_tensors="pt")
         assert len(inputs["pixel_values"]) == 4, "three tiles and the thumbnail"
         assert (inputs["input_ids"] == config["image_token_id"]).sum() == 16
@@ -43,7 +43,7 @@ def test_logits_equal_those_of_the_older_architecture(language: str, six_billion
         torch.testing.assert_close(model(**inputs).logits[0], expected_TV, rtol=0, atol=1e-5)
 
 
-def test_tiles_are_pieces_of_the_image(tmp_path: Path) -> None:
+def test_tiles_are_crops_of_the_image(tmp_path: Path) -> None:
     write_old(tmp_path / "old", "Qwen2ForCausalLM", False)
     convert_internvl_chat(tmp_path / "old", tmp_path / "new")
     processor = AutoProcessor.from_pretrained(tmp_path / "new")
@@ -71,8 +71,10 @@ def test_a_sentencepiece_tokenizer_keeps_its_tokens(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("language", "start"), [("InternLM2ForCausalLM", "<s>"), ("Qwen2ForCausalLM", "")])
-def test_a_tokenizer_with_prm_gives_a_prm_in_the_older_prompt(language: str, start: str, tmp_path: Path) -> None:
-    """The prompt of MM-PRM's evaluation: an empty user turn has no end; InternLM2 begins with its start token."""
+def test_a_tokenizer_with_a_prm_token_gives_a_prm_with_the_older_prompt(
+    language: str, start: str, tmp_path: Path
+) -> None:
+    """In MM-PRM's evaluation prompt, an empty user turn has no end token; InternLM2 starts with its start token."""
     write_old(tmp_path / "old", language, False)
     assert main(["convert", str(tmp_path / "old"), str(tmp_path / "new")]) == 0
     prm = load_prm(tmp_path / "new")
@@ -100,7 +102,7 @@ def test_tied_embeddings_stay_tied(tmp_path: Path) -> None:
 
 
 def test_fused_heads_by_hand() -> None:
-    """Two groups of two query heads, head size 1: rows q q k v | q q k v."""
+    """Two groups of two query heads with head size 1 are stored as rows q q k v | q q k v."""
     config = LlamaConfig(hidden_size=4, num_attention_heads=4, num_key_value_heads=2)
     query, key, value = split_wqkv(torch.arange(8.0)[:, None], config)
     assert [part.flatten().tolist() for part in (query, key, value)] == [[0, 1, 4, 5], [2, 6], [3, 7]]
@@ -119,11 +121,11 @@ def test_fused_heads_by_hand() -> None:
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
     ],
 )
-def test_what_the_native_class_cannot_hold_is_refused(changes: dict[str, Any], reason: str, tmp_path: Path) -> None:
+def test_features_without_native_equivalent_are_rejected(changes: dict[str, Any], reason: str, tmp_path: Path) -> None:
     write_old(tmp_path / "old", "Qwen2ForCausalLM", False, **changes)
     with pytest.raises(CheckpointError, match=reason):
         convert_internvl_chat(tmp_path / "old", tmp_path / "new")
-    assert not [path for path in tmp_path.iterdir() if "new" in path.name], "nothing is left behind"
+    assert not [path for path in tmp_path.iterdir() if "new" in path.name], "no partial output remains"
 
 
 def test_broken_folders_are_refused(tmp_path: Path) -> None:
@@ -168,7 +170,7 @@ def test_a_foreign_configuration_is_named(text: str, tmp_path: Path) -> None:
         convert_internvl_chat(tmp_path, tmp_path / "new")
 
 
-def test_an_existing_target_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_existing_target_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_old(tmp_path / "old", "Qwen2ForCausalLM", False)
     (tmp_path / "new").mkdir()
     assert main(["convert", str(tmp_path / "old"), str(tmp_path / "new")]) == 2
@@ -176,7 +178,7 @@ def test_an_existing_target_stays(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_a_prm_in_another_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A converted MM-PRM checkpoint is one of ours, and can be written again as one of MM-PRM's tokens only."""
+    """A converted MM-PRM checkpoint can be exported again to the mm-prm format only."""
     write_old(tmp_path / "old", "InternLM2ForCausalLM", False)
     convert_internvl_chat(tmp_path / "old", tmp_path / "new")
     assert main(["convert", str(tmp_path / "new"), str(tmp_path / "own"), "--format", "mm-prm"]) == 0

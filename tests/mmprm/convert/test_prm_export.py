@@ -1,4 +1,4 @@
-"""Our checkpoint in other forms: what their own readers make of it, and what stays the same."""
+"""Test exporting a PRM to other formats: their own readers give the same scores."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SOLUTIONS = [
 
 
 def trained(folder: Path, backbone: str, tokens: PrmTokens | None = None, dtype: torch.dtype = torch.float32) -> Path:
-    """As after training: random weights, an aggregator and a threshold."""
+    """Write a PRM as it is after training, with random weights, an aggregator and a threshold."""
     write_backbone(backbone, folder / "base")
     prm = initialize_prm(str(folder / "base"), tokens or PrmTokens(), add_missing_tokens=True, dtype=dtype)
     with torch.no_grad():
@@ -55,7 +55,7 @@ def close(got: list[tuple[float, ...]], wanted: list[tuple[float, ...]]) -> None
 
 
 def test_two_layers_make_any_two_rows_exactly() -> None:
-    """(3, -2) · (1, 2, 0, 0) = -1 and (0.5, 1) · … = 2.5."""
+    """(3, -2) · (1, 2, 0, 0) = -1 and (0.5, 1) · (1, 2, 0, 0) = 2.5."""
     rows_CH = torch.tensor([[3.0, -2.0, 0.0, 0.0], [0.5, 1.0, 0.0, 0.0]])
     head = two_layer_head(rows_CH)
     assert head(torch.tensor([1.0, 2.0, 0.0, 0.0])).tolist() == [-1.0, 2.5]
@@ -74,7 +74,7 @@ def test_qwen_form_keeps_the_scores(qwen2: Path, tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_qwen_form_with_the_published_protocol(qwen2: Path, tmp_path: Path) -> None:
-    """Chat template with a system prompt, <extra_0> found by its id, softmax of the two classes there, second."""
+    """Scores are the softmax probability of the second class at <extra_0>, after a system prompt."""
     export_prm(qwen2, tmp_path / "qwen", "qwen")
     assert Qwen2Config.from_pretrained(tmp_path / "qwen").architectures == ["Qwen2ForProcessRewardModel"]
     model, loading = Qwen2ForProcessRewardModel.from_pretrained(tmp_path / "qwen", output_loading_info=True)
@@ -98,7 +98,9 @@ def test_qwen_form_with_the_published_protocol(qwen2: Path, tmp_path: Path) -> N
 @torch.no_grad()
 @pytest.mark.parametrize("backbone", ["qwen2", "llama"])
 def test_trl_form(backbone: str, tmp_path: Path) -> None:
-    """TRL's pieces through the original's output rows; no aggregator, since its rendering is another one."""
+    """TRL's encoding with the original's output rows gives the same scores; no aggregator is stored, as the prompt
+    differs.
+    """
     prm = trained(tmp_path, backbone)
     info = export_prm(prm, tmp_path / "trl", "trl")
     assert (info.format, info.tokens.marker, info.base) == ("trl", "<prm>", "some/base")
@@ -120,7 +122,7 @@ def test_trl_form(backbone: str, tmp_path: Path) -> None:
     close(scores(tmp_path / "trl", SOLUTIONS), expected)
 
 
-def test_mm_prm_form_with_a_image(tmp_path: Path) -> None:
+def test_mm_prm_form_with_an_image(tmp_path: Path) -> None:
     prm = trained(tmp_path, "internvl")
     assert export_prm(prm, tmp_path / "copy", "mm-prm") == read_info(prm)
     buffer = io.BytesIO()
@@ -129,7 +131,7 @@ def test_mm_prm_form_with_a_image(tmp_path: Path) -> None:
     close(scores(tmp_path / "copy", [with_image]), scores(prm, [with_image]))
 
 
-def test_number_format_stays(tmp_path: Path) -> None:
+def test_the_data_type_is_kept(tmp_path: Path) -> None:
     prm = trained(tmp_path, "qwen2", dtype=torch.bfloat16)
     for form in ("mm-prm", "qwen", "trl"):
         export_prm(prm, tmp_path / form, form)
@@ -140,7 +142,7 @@ def test_number_format_stays(tmp_path: Path) -> None:
     assert torch.equal(model.score[0].weight[0], rows_CH[no])
 
 
-def test_what_has_no_such_form(qwen2: Path, tmp_path: Path) -> None:
+def test_models_that_cannot_be_exported(qwen2: Path, tmp_path: Path) -> None:
     llama = trained(tmp_path / "llama", "llama", PrmTokens(yes="=", no="+"))
     with pytest.raises(CheckpointError, match=r"LlamaForCausalLM: format=qwen supports only Qwen2 .*use format=trl"):
         export_prm(llama, tmp_path / "x", "qwen")

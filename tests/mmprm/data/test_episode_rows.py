@@ -1,4 +1,4 @@
-"""Problems that are played in an environment: without an answer, and told apart by all of their columns."""
+"""Test problems played in an environment: they need no answer, and all columns distinguish them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_levels_of_the_same_question_are_different_problems(tmp_path: Path) -> N
     one, two = load(tmp_path, *({"question": "Solve it.", "level": level} for level in ("a", "b")))
     assert one.id != two.id
     assert (one.answer, one.extra, two.extra) == ("", {"level": "a"}, {"level": "b"})
-    assert load(tmp_path, {"question": "Solve it.", "level": "a"})[0].id == one.id, "ids depend on content alone"
+    assert load(tmp_path, {"question": "Solve it.", "level": "a"})[0].id == one.id, "ids depend only on content"
 
 
 def test_an_id_of_two_levels_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Images: what a cell may hold, upright 8-bit RGB whatever the file, and files that are not opened."""
+"""Test images: accepted cell types, conversion to upright 8-bit RGB, and files that are not opened."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TEXT = "row 1"
 
 
 def two_colors(width: int = 40, height: int = 20) -> Image.Image:
-    """Red on the left, blue on the right."""
+    """Return an image that is red on the left and blue on the right."""
     image = Image.new("RGB", (width, height), RED)
     image.paste(BLUE, (width // 2, 0, width, height))
     return image
@@ -61,7 +61,7 @@ B64 = base64.b64encode(PNG).decode()
         "no-suffix",
     ],
 )
-def test_what_a_cell_may_hold(tmp_path: Path, value: Any) -> None:
+def test_accepted_cell_types(tmp_path: Path, value: Any) -> None:
     for name in ("a.png", "with space.png", "no-suffix"):
         (tmp_path / name).write_bytes(PNG)
     image = open_image(read_image(value, tmp_path, TEXT))
@@ -89,7 +89,7 @@ def test_file_urls_and_percent_signs(tmp_path: Path) -> None:
         ({"src": "a.png"}, r"must be a path or bytes, got \"{'src': 'a.png'}\""),
     ],
 )
-def test_what_is_no_image_is_told_at_its_line(tmp_path: Path, value: Any, message: str) -> None:
+def test_an_invalid_image_names_its_line(tmp_path: Path, value: Any, message: str) -> None:
     with pytest.raises(DataError, match=message) as raised:
         read_image(value, tmp_path, TEXT, "image")
     assert len(str(raised.value)) < 300
@@ -119,7 +119,7 @@ def test_empty_cells_and_lists(value: Any, count: int) -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_photographs_stand_upright(form: str, orientation: int) -> None:
-    """Pillow's own transposition is the reference, pixel for pixel."""
+    """Pillow's own transposition is the reference, pixel by pixel."""
     from PIL import ImageOps
 
     exif = Image.Exif()
@@ -199,7 +199,7 @@ def test_only_images_are_copied(tmp_path: Path) -> None:
 
 
 def test_every_image_is_decoded_to_find_the_broken_ones(tmp_path: Path) -> None:
-    """A header alone is whole in a file that breaks off."""
+    """In a truncated file, the header alone looks intact."""
     jpeg = encoded(Image.effect_noise((64, 64), 50), "JPEG")
     torn = ImageRef(data=jpeg[: len(jpeg) // 2])
     assert image_size(torn) == (64, 64)
@@ -228,5 +228,5 @@ def test_every_image_is_decoded_to_find_the_broken_ones(tmp_path: Path) -> None:
         (None, False),
     ],
 )
-def test_what_looks_like_an_image(value: Any, expected: bool) -> None:
+def test_detecting_image_values(value: Any, expected: bool) -> None:
     assert looks_like_image(value) is expected

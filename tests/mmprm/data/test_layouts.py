@@ -1,4 +1,4 @@
-"""Rows of GSM8K, SVAMP and MATH as published: question, answer and solution, and what stays in the other columns."""
+"""Test rows of GSM8K, SVAMP and MATH as published: question, answer, solution, and which columns are kept."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def load(folder: Path, row: dict[str, Any], **columns: Any) -> Problem:
     return problem
 
 
-def test_the_answer_of_gsm8k_follows_four_marks(tmp_path: Path) -> None:
+def test_the_answer_of_gsm8k_follows_four_hashes(tmp_path: Path) -> None:
     problem = load(tmp_path, {"question": "How many clips?", "answer": GSM8K_SOLUTION})
     assert (problem.question, problem.answer, problem.solution) == ("How many clips?", "72", GSM8K_SOLUTION)
     thousands = load(tmp_path, {"question": "How much?", "answer": "It is 1,000.\n#### 1,000 \n"})

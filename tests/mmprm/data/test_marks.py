@@ -1,4 +1,4 @@
-"""One rule for the places of images and for special tokens in questions."""
+"""Test the shared rule for image positions and special tokens in questions."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def placed(question: str, images: int, otherwise: str = "refuse", choices: tuple
         ("$|x| < 2$ and $<|x|>$", 0, "$|x| < 2$ and $<|x|>$"),
     ],
 )
-def test_places_of_images(question: str, images: int, expected: str) -> None:
+def test_image_positions(question: str, images: int, expected: str) -> None:
     assert placed(question, images) == [expected]
 
 
-def test_numbers_go_on_in_the_options() -> None:
+def test_image_numbers_continue_in_the_options() -> None:
     assert placed("<image 1> is like", 3, choices=("<image 2>", "<image 3>")) == [
         "<image> is like",
         "<image>",
@@ -81,7 +81,7 @@ def test_numbers_go_on_in_the_options() -> None:
         ("a</img>", 0, "'</img>'"),
     ],
 )
-def test_what_no_question_may_hold(question: str, images: int, message: str) -> None:
+def test_invalid_questions_are_rejected(question: str, images: int, message: str) -> None:
     with pytest.raises(DataError, match=message):
         placed(question, images)
 
@@ -91,13 +91,13 @@ def test_options_are_read_by_the_same_rule() -> None:
         placed("Which?", 0, choices=("a", "b<|endoftext|>"))
 
 
-def test_one_mark_at_the_front_may_stand_for_all() -> None:
+def test_one_leading_mark_may_stand_for_all_images() -> None:
     assert placed("<image>\nWhat?", 2, "front") == ["What?"]
     with pytest.raises(DataError, match="1 <image> marks"):
         placed("What is <image>?", 2, "front")
 
 
-def test_published_benchmarks_are_asked_as_they_are() -> None:
+def test_published_benchmarks_are_asked_verbatim() -> None:
     assert placed("<image1> and <image1>", 1, "drop") == ["picture 1 and picture 1"]
     assert placed("Only <image> here", 2, "drop") == ["Only   here"]
     with pytest.raises(DataError, match="special token"):

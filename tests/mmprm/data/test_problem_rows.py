@@ -1,4 +1,6 @@
-"""Problems from rows of other projects: fields in structs, given twice, unread, or of another type."""
+"""Test problems from rows in other projects' formats: fields in structs, duplicate fields, unread columns,
+other types.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,7 @@ def names(problem: Problem) -> list[str]:
 
 
 def message(*parts: Any) -> str:
-    """LMM-R1's column: chat messages as JSON text."""
+    """Return LMM-R1's column, which holds chat messages as JSON text."""
     content = [part if isinstance(part, dict) else {"type": "text", "text": part} for part in parts]
     return json.dumps([{"role": "user", "content": content}])
 
@@ -88,7 +90,9 @@ def shown(name: str) -> Row:
         ({"question": "Q", "image": '{"path": "red.png"}'}, "Q", ["red.png"]),
     ],
 )
-def test_a_field_given_twice_is_read_where_it_is(folder: Path, row: Row, question: str, images: list[str]) -> None:
+def test_a_duplicate_field_with_equal_values_is_accepted(
+    folder: Path, row: Row, question: str, images: list[str]
+) -> None:
     (problem,) = load(folder, row | {"answer": "3"})
     assert (problem.question, names(problem)) == (question, images)
 
@@ -109,7 +113,7 @@ def test_a_field_given_twice_is_read_where_it_is(folder: Path, row: Row, questio
         ),
     ],
 )
-def test_contradictions_are_refused(folder: Path, row: Row, words: str) -> None:
+def test_contradictory_fields_are_rejected(folder: Path, row: Row, words: str) -> None:
     with pytest.raises(DataError, match=rf"p\.jsonl:1: .*{words}"):
         load(folder, {"answer": "3"} | row)
 
@@ -129,7 +133,7 @@ VERL = {
 }
 
 
-def test_verl_is_known_by_itself_and_names_reach_into_structs(folder: Path) -> None:
+def test_verl_rows_are_detected_and_dotted_names_read_structs(folder: Path) -> None:
     for columns in ({}, {"chat": "prompt", "answer": "reward_model.ground_truth"}):
         (problem,) = load(folder, VERL, **columns)
         assert (problem.question, problem.answer, names(problem)) == ("How many?", "3", ["red.png"])
@@ -153,11 +157,11 @@ def test_verl_is_known_by_itself_and_names_reach_into_structs(folder: Path) -> N
         ("[1, 2]", "[1, 2]"),
     ],
 )
-def test_answers_that_are_no_text(folder: Path, answer: Any, expected: str) -> None:
+def test_answers_of_other_types_become_text(folder: Path, answer: Any, expected: str) -> None:
     assert load(folder, {"question": "Q", "answer": answer})[0].answer == expected
 
 
-def test_the_assistants_turn_is_the_answer_where_no_column_is(folder: Path) -> None:
+def test_the_assistant_turn_is_the_default_answer(folder: Path) -> None:
     user, said = {"role": "user", "content": "<image>How many?"}, {"role": "assistant", "content": "So 2.\n#### 2"}
     row = {"messages": [user, said], "images": ["red.png"]}
     (problem,) = load(folder, row)
@@ -209,7 +213,7 @@ def test_an_image_in_an_unread_column_is_refused_by_name(folder: Path, column: s
     assert column not in problem.extra
 
 
-def test_the_address_of_an_image_is_no_image_that_is_read(folder: Path) -> None:
+def test_an_image_url_is_not_downloaded(folder: Path) -> None:
     row = {"question": "How many?", "answer": "3", "link": "https://host/red.png?size=2"}
     with pytest.raises(DataError, match=r"p\.jsonl:1: column 'link' looks like images .*columns\.images=false"):
         load(folder, row)
@@ -226,7 +230,7 @@ def test_an_image_inside_an_unread_struct_is_refused_by_name(folder: Path) -> No
     assert names(load(folder, row, images="extra_info.shown")[0]) == ["red.png"]
 
 
-def test_an_image_beside_a_path_to_nowhere_is_told(folder: Path) -> None:
+def test_an_image_next_to_a_missing_path_is_reported(folder: Path) -> None:
     held = {"bytes": base64.b64encode(png("red")).decode(), "path": None}
     row = {"question": "Q", "answer": "3", "image": "images/1.png", "decoded_image": held}
     with pytest.raises(DataError, match=r"column 'decoded_image' looks like images .*columns\.images=decoded_image"):
@@ -235,7 +239,7 @@ def test_an_image_beside_a_path_to_nowhere_is_told(folder: Path) -> None:
     assert names(load(folder, row | {"image": "red.png"})[0]) == ["red.png"]
 
 
-def test_a_column_that_may_be_an_image_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_column_that_may_hold_images_is_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     load(folder, {"question": "What is shown in the figure?", "answer": "3", "figure": "geo/17", "image_width": 3})
     assert "p.jsonl:1: column 'figure' may hold images and is not read" in capsys.readouterr().err
     load(folder, {"question": "1 + 2?", "answer": "3", "figure": "geo/17"})
@@ -257,12 +261,12 @@ def test_media_that_are_not_read_are_refused_by_name(folder: Path, column: str) 
     "value",
     ["a.mp4", ["a.WAV"], {"path": "a.webm", "bytes": None}, "data:audio/wav;base64,UklGRg==", "https://h/a.mp3?x=1"],
 )
-def test_media_are_known_by_their_files_too(folder: Path, value: Any) -> None:
+def test_media_are_detected_by_file_name(folder: Path, value: Any) -> None:
     with pytest.raises(DataError, match=r"p\.jsonl:1: column 'input' holds .* video and audio are not supported"):
         load(folder, {"question": "Q", "answer": "3", "input": value})
 
 
-def test_messages_keep_nothing_to_themselves(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unread_parts_of_messages_are_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     system, user = {"role": "system", "content": "Answer with a letter."}, {"role": "user", "content": "How many?"}
     rows = [{"messages": [system, user], "answer": "3"}, {"messages": [system, user], "answer": "4"}]
     assert [problem.question for problem in load(folder, *rows)] == ["How many?"] * 2
@@ -279,7 +283,7 @@ def test_messages_keep_nothing_to_themselves(folder: Path, capsys: pytest.Captur
         load(folder, {"messages": json.loads(message({"type": "video_url", "video_url": "a.mp4"})), "answer": "3"})
 
 
-def test_other_columns_are_at_hand_and_written_again(folder: Path) -> None:
+def test_other_columns_are_kept_and_written_again(folder: Path) -> None:
     row = {"id": 7, "question": "Q", "answer": "3", "level": 5, "meta": {"a": [1]}, "solution": "s", "image": "red.png"}
     (problem,) = load(folder, row)
     assert problem.extra == {"level": 5, "meta": {"a": [1]}}
@@ -333,7 +337,7 @@ def test_an_answer_by_label_becomes_the_letter(folder: Path, cell: Row) -> None:
     assert (problem.choices, problem.answer) == (("3 cm", "5 cm"), "B")
 
 
-def test_a_list_that_may_be_options_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_list_that_may_be_options_is_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     row = {"question": "How long?", "correct_answer": "5 cm", "answers": ["3 cm", "5 cm"]}
     assert load(folder, row, answer="correct_answer")[0].choices == ()
     assert (
@@ -345,25 +349,25 @@ def test_a_list_that_may_be_options_is_told(folder: Path, capsys: pytest.Capture
 
 
 @pytest.mark.parametrize("cell", ["A. 3 B. 4", {"A": "3", "C": "4"}, [None, "3"], ["3"], [{"x": 1}, "2"]])
-def test_options_that_cannot_be_told_are_refused(folder: Path, cell: Any) -> None:
+def test_ambiguous_options_are_rejected(folder: Path, cell: Any) -> None:
     with pytest.raises(DataError, match=r"p\.jsonl:1: choices must be"):
         load(folder, {"question": "How long?", "answer": "B", "options": cell})
 
 
-def test_half_a_character_in_a_text_of_a_list_is_refused(folder: Path) -> None:
+def test_a_lone_surrogate_in_a_list_is_rejected(folder: Path) -> None:
     for options in ('["a", "\\ud83d"]', r"['a', '\udc00']"):
         with pytest.raises(DataError, match=r"p\.jsonl:1: choices holds half of a surrogate pair"):
             load(folder, {"question": "Q", "answer": "A", "options": options})
 
 
-def test_a_position_is_no_answer_to_options(folder: Path) -> None:
+def test_an_option_index_is_not_an_answer(folder: Path) -> None:
     row = {"question": "How long?", "choices": [3, 5]}
     assert load(folder, row | {"answer": 5})[0].answer == "5"
     with pytest.raises(DataError, match=r"p\.jsonl:1: answer 1 is none of the choices .* write the letter"):
         load(folder, row | {"answer": 1})
 
 
-def test_missing_images_are_told_together(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_images_are_reported_together(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"question": f"Q{name}", "answer": "3", "image": name} for name in ("red.png", "gone.png", "no.png")]
     assert len(load(folder, *rows)) == 3
     assert "2 of 3 problems name images that do not exist, " in capsys.readouterr().err
@@ -386,7 +390,7 @@ LINES = "\nChoices:\nA. 3 cm\nB. 5 cm"
         ("How long?", (), "5", "How long?"),
     ],
 )
-def test_options_are_asked_unless_all_stand_there(
+def test_options_are_appended_unless_the_question_lists_them(
     question: str, choices: tuple[str, ...], answer: str, expected: str
 ) -> None:
     assert with_choices(question, choices, answer) == expected

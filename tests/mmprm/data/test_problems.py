@@ -104,7 +104,7 @@ def test_column_map_choices_and_limit(tmp_path: Path) -> None:
     ]
 
 
-def test_hub_data_sets_are_read_without_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_datasets_are_read_without_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
     rows = {"question": ["Q"], "answer": ["3"], "image": [{"bytes": png(), "path": None}]}
@@ -149,8 +149,8 @@ def test_bad_lines_are_named(tmp_path: Path, lines: list[str], message: str) -> 
         load(tmp_path / "bad.jsonl")
 
 
-def test_a_problem_that_occurs_again_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As in published sets, one of whose rows would otherwise make the whole of no use."""
+def test_a_duplicate_problem_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Published datasets contain duplicates, which must not make the whole file unusable."""
     (tmp_path / "twice.jsonl").write_text(
         "".join(f'{{"question": "{question}", "answer": "1"}}\n' for question in ("Q", "R", "Q"))
     )
@@ -174,7 +174,7 @@ def chat(*parts: dict[str, object]) -> str:
         ([{"type": "image_url", "image_url": "b.png"}], ["a.png", "b.png"]),
     ],
 )
-def test_parts_of_messages_show_images_or_mark_their_places(
+def test_message_parts_contain_images_or_placeholders(
     tmp_path: Path, parts: list[dict[str, object]], paths: list[str]
 ) -> None:
     (tmp_path / "chat.jsonl").write_text(chat(*parts))
@@ -190,9 +190,7 @@ def test_parts_of_messages_show_images_or_mark_their_places(
         ([{"type": "image", "img": "b"}], "known form"),
     ],
 )
-def test_places_without_a_image_are_not_passed_over(
-    tmp_path: Path, parts: list[dict[str, object]], message: str
-) -> None:
+def test_placeholders_without_images_are_rejected(tmp_path: Path, parts: list[dict[str, object]], message: str) -> None:
     (tmp_path / "chat.jsonl").write_text(chat(*parts))
     with pytest.raises(DataError, match=message):
         load(tmp_path / "chat.jsonl")
@@ -267,7 +265,7 @@ def test_transparency_becomes_white_and_data_urls_open(tmp_path: Path) -> None:
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A valid PNG header that promises more pixels than it holds."""
+    """Return a PNG whose valid header declares more pixels than the file contains."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
 
     def chunk(kind: bytes, data: bytes) -> bytes:

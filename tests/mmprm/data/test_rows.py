@@ -1,4 +1,4 @@
-"""One reader of rows: the forms of files and folders, and what a damaged one is told by."""
+"""Test the row reader: file and folder formats, and how errors describe damaged files."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_a_subset_is_chosen_or_refused(tmp_path: Path) -> None:
         rows_of(tmp_path / "set" / "main", subset="..")
 
 
-def test_a_single_file_says_what_it_cannot_choose(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_single_file_rejects_other_splits_and_subsets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("train.jsonl", "problems.jsonl"):
         (tmp_path / name).write_bytes(LINES)
     assert rows_of(tmp_path / "train.jsonl", split="train") == ROWS
@@ -179,12 +179,12 @@ def test_a_whole_pair_of_surrogates_is_a_character(tmp_path: Path) -> None:
     assert rows_of(tmp_path / "a.jsonl") == [{"a": "😀"}]
 
 
-def test_places_name_file_and_line(tmp_path: Path) -> None:
+def test_locations_name_file_and_line(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b'q,a\n"x\ny",1\nz,2\n')
     assert [position for position, _ in read_file(tmp_path / "a.csv")] == [f"{tmp_path}/a.csv:3", f"{tmp_path}/a.csv:4"]
 
 
 @pytest.mark.parametrize("path", ["a" * 5000, "x/" * 400 + "a.jsonl", "a\0b.jsonl", "a\0b", "no/such/thing/here"])
-def test_what_cannot_be_a_path_is_refused(path: str) -> None:
+def test_invalid_paths_are_rejected(path: str) -> None:
     with pytest.raises(DataError, match="does not exist"):
         list(read_rows(RowsConfig(path=path)))

@@ -1,4 +1,4 @@
-"""Episodes: turns and their order, restored starts, limits, outcomes, and environments that break or hang."""
+"""Test episodes: order of turns, restored starts, limits, outcomes, and environments that fail or hang."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ UP, RIGHT, LEFT = (f"<action>{name}</action>" for name in ("up", "right", "left"
 
 
 class Script:
-    """Plays the given texts; an exception in their place is raised."""
+    """Plays the given texts; an exception among them is raised."""
 
     def __init__(self, *texts: str | Exception) -> None:
         self._texts = texts
@@ -37,7 +37,7 @@ class Script:
 
 
 class Fragile:
-    """Raises on "break", hangs on "hang", and ends with the reward that the text names otherwise."""
+    """Raises on "break", hangs on "hang", and otherwise ends with the reward that the text names."""
 
     closed = 0
 
@@ -169,5 +169,5 @@ async def test_a_problem_that_the_environment_cannot_use_is_an_error() -> None:
     ],
 )
 def test_outcomes_with_and_without_a_report_of_success(last: Transition, found: tuple[Verdict, str]) -> None:
-    """The first turn earns 0.5, and a successful return is 1.2."""
+    """The first turn earns 0.5, and a return of at least 1.2 counts as success."""
     assert outcome([Transition(Observation(()), 0.5, False), last], 1.2) == found

@@ -1,4 +1,4 @@
-"""gymnasium's own environments through the adapter."""
+"""Test environments from gymnasium through the adapter."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def test_a_hole_ends_the_episode_without_success() -> None:
     assert (episode.ended, episode.transitions[-1].success) == (True, False)
 
 
-def test_each_problem_can_have_a_level_of_its_own() -> None:
+def test_each_problem_can_have_its_own_level() -> None:
     environment = make_environment(EnvironmentConfig(**LAKE))
     small = Problem("s", "Go.", "", extra={"arguments": {"desc": ["SG", "FF"]}})
     assert replay(environment, small, 0, act("right")).transitions[-1].success
     assert not replay(environment, PROBLEM, 0, act("right")).ended
 
 
-def test_cliff_walking_needs_its_own_bound_of_success() -> None:
+def test_cliff_walking_needs_its_own_success_threshold() -> None:
     environment = make_environment(EnvironmentConfig(**CLIFF, success_return=-13.0))
     episode = replay(environment, PROBLEM, 0, act("up", *["right"] * 11, "down"))
     assert (episode.episode_return, episode.transitions[-1].success) == (-13.0, True)
@@ -80,6 +80,6 @@ def test_a_turn_without_an_action_changes_nothing() -> None:
         (LAKE | {"arguments": {"no_such": 1}}, "cannot be made"),
     ],
 )
-def test_a_wrong_environment_says_what_to_change(keys: dict, message: str) -> None:
+def test_an_invalid_environment_says_what_to_change(keys: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make_environment(EnvironmentConfig(**keys))

@@ -1,4 +1,4 @@
-"""Sokoban as an environment: rewards, invalid turns, restoring a state by replay, and the check of determinism."""
+"""Test Sokoban as an environment: rewards, invalid turns, restoring a state by replay, and the determinism check."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_failure_names_its_turn() -> None:
 
 
 @pytest.mark.parametrize(("part", "name"), [("reward", "reward"), ("observation", "observation")])
-def test_a_random_environment_is_found(part: str, name: str) -> None:
+def test_a_nondeterministic_environment_is_detected(part: str, name: str) -> None:
     class Counting:
         count = 0
 
@@ -114,6 +114,6 @@ def test_a_random_environment_is_found(part: str, name: str) -> None:
         ({"path": "sokoban", "arguments": {"pattern": "move"}}, "must have a group"),
     ],
 )
-def test_a_wrong_configuration_says_what_to_change(keys: dict, message: str) -> None:
+def test_an_invalid_configuration_says_what_to_change(keys: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make_environment(EnvironmentConfig(**keys))

@@ -1,4 +1,4 @@
-"""Published layouts of policy benchmarks: each is read, asked, and graded."""
+"""Test that rows of published policy benchmarks are read, prompted and graded."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_mmk12(tmp_path: Path) -> None:
     ((item,), _) = read(tmp_path, "mmk12", MMK12, form="parquet")
     assert item.problem.choices == ("30°", "40°", "50°", "60°")
     assert (item.problem.id, item.problem.answer, item.groups) == ("math-1", "B", {"subject": ("math",)})
-    assert item.problem.question == MMK12["question"], "the choices stand in it already"
+    assert item.problem.question == MMK12["question"], "the question already contains the choices"
     assert item.problem.images[0].data == png()
 
 
@@ -124,7 +124,7 @@ def test_inline_choices(text: str, choices: tuple[str, ...]) -> None:
 
 
 def test_the_answer_forms_are_graded(tmp_path: Path) -> None:
-    """Letters and texts of choices, numbers and several answers, by the grader as it is."""
+    """The grader accepts letters and texts of choices, numbers, and several answers."""
     found = [
         *read(tmp_path, "mmk12", MMK12, form="parquet")[0],
         *read(tmp_path, "mathvista", MATHVISTA, MATHVISTA_CHOICE, form="parquet")[0],
@@ -143,7 +143,7 @@ def test_the_answer_forms_are_graded(tmp_path: Path) -> None:
 
 
 def test_options_may_be_letters_themselves(tmp_path: Path) -> None:
-    """As in We-Math, where "D. I" is the right one of four."""
+    """In We-Math, "D. I" can be the correct one of four options."""
     row = {**WE_MATH, "question": "Which one?", "option": "A. F; B. D; C. B; D. I", "answer": "D"}
     (item,) = read(tmp_path, "we-math", row)[0]
     with SymbolicGrader(GraderConfig()) as grader:
@@ -153,7 +153,7 @@ def test_options_may_be_letters_themselves(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("choices", "gold"), [(["D", "F", "G", "H"], "A"), (["larger than", "equal to"], "B")])
-def test_mathvista_names_the_right_option_by_its_text(tmp_path: Path, choices: list[str], gold: str) -> None:
+def test_mathvista_gives_the_correct_option_by_its_text(tmp_path: Path, choices: list[str], gold: str) -> None:
     row = {**MATHVISTA_CHOICE, "choices": choices, "answer": choices[ord(gold) - ord("A")]}
     (item,) = read(tmp_path, "mathvista", row, form="parquet")[0]
     with SymbolicGrader(GraderConfig()) as grader:

@@ -47,11 +47,11 @@ def test_threshold_and_f1_by_hand() -> None:
     assert (result.pooled.solutions, result.threshold) == (4, threshold)
 
 
-def test_the_aggregator_that_picks_right_solutions_is_chosen() -> None:
+def test_the_aggregator_that_picks_correct_solutions_is_chosen() -> None:
     def candidate(correct: bool, *scores: float) -> Candidate:
         return Candidate("", ("s",), "7", Verdict(correct), 1, scores=StepScores(scores))
 
-    # Only the last score tells right from wrong: min, mean, products and sums prefer the wrong one, max ties.
+    # Only the last score separates correct from incorrect: min, mean, products and sums prefer the incorrect one, max ties.
     groups = [
         CandidateGroup(Problem(str(i), "q", "7"), (candidate(False, 0.9, 0.6), candidate(True, 0.1, 0.9)))
         for i in range(4)
@@ -74,8 +74,8 @@ def test_an_aggregator_is_described_by_its_evidence() -> None:
     assert "records no evidence" in described("min", PrmInfo(aggregator="min"))
 
 
-def test_what_no_label_taught_raises_these_aggregators_alone() -> None:
-    """One more score behind an error, whatever it is, can raise just the aggregators that are warned of."""
+def test_scores_after_an_error_raise_only_flagged_aggregators() -> None:
+    """Only the aggregators with a warning can increase when one more score follows an error."""
     scores, noise = (0.9, 0.2), [step / 20 for step in range(21)]
     raised = {name for name, of in AGGREGATORS.items() if any(of((*scores, late)) > of(scores) for late in noise)}
     assert raised == RAISED_LATE

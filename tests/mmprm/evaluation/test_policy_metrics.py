@@ -1,4 +1,4 @@
-"""Metrics of a policy evaluation by hand: pass@k, majority, and We-Math's four-way metrics."""
+"""Test the metrics of a policy evaluation by hand: pass@k, majority, and We-Math's four-way metrics."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def test_unknown_is_left_out_and_families_are_resampled_together() -> None:
     assert (found.correct, found.incorrect, found.unknown) == (2, 1, 1)
     assert found.accuracy.value == pytest.approx(2 / 4)
     assert found.of_known.value == pytest.approx(2 / 3)
-    assert (found.of_known.low, found.of_known.high) == (0, 1), "one of two families may be drawn alone"
+    assert (found.of_known.low, found.of_known.high) == (0, 1), "a resample may contain only one of two families"
     nothing = score([[unknown]], [[None]], ["a"], 1, 0)
     assert (nothing.accuracy.value, nothing.of_known, nothing.majority) == (0, None, None)
 
 
 def test_samples_give_pass_at_k_and_the_majority() -> None:
-    """Two questions of four samples, 2 and 0 of them correct: pass@2 = (1 - 1/6 + 0) / 2, pass@4 = 1/2."""
+    """Two questions have 2 and 0 correct of four samples: pass@2 = (1 - 1/6 + 0) / 2, pass@4 = 1/2."""
     correct, incorrect, unknown = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNKNOWN
     verdicts = [[correct, incorrect, correct, incorrect], [incorrect, unknown, incorrect, incorrect]]
     answers = [["7", "8", "7", "9"], ["1", None, "1", "2"]]
@@ -48,7 +48,9 @@ def test_the_majority_of_a_tie_is_shared() -> None:
 
 
 def test_questions_that_could_not_be_sampled_count_as_incorrect() -> None:
-    """Two samples of three questions: 2 and 1 correct, and one question without responses: 3/6, pass@2 2/3."""
+    """Of three questions with two samples, one has 2 correct, one has 1 and one no responses: accuracy 3/6,
+    pass@2 2/3.
+    """
     correct, incorrect = Verdict.CORRECT, Verdict.INCORRECT
     found = score([[correct] * 2, [correct, incorrect], []], [["7"] * 2, ["7", "8"], []], ["a", "b", "c"], 2, 0)
     assert (found.correct, found.incorrect, found.unknown, found.failed) == (3, 1, 0, 2)
@@ -58,7 +60,9 @@ def test_questions_that_could_not_be_sampled_count_as_incorrect() -> None:
 
 
 def test_four_way_metrics_by_hand() -> None:
-    """Six composite problems: each kind once, all of loose and strict. Rote is a share of the three solved ones."""
+    """Six composite problems cover each kind under the strict and the loose rule. Rote is a fraction of the three
+    solved ones.
+    """
     table = {
         "mastery": "RRR",
         "rote, strict only": "RWR",

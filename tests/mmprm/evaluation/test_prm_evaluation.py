@@ -24,7 +24,7 @@ from mmprm.types import Counts, LabeledPath, Problem, Solution, StepScores
 
 
 def test_macro_f1_by_hand() -> None:
-    # right: 2 hits of 3 claims and 3 members, 4/6; wrong: 1 hit of 2 claims and 2 members, 2/4.
+    # correct: 2 hits of 3 predictions and 3 members, F1 4/6; incorrect: 1 hit of 2 predictions and 2 members, 2/4.
     result = macro_f1([1, 1, 1, 0, 0], [1, 1, 0, 1, 0])
     assert (result.on_correct, result.on_incorrect, result.correct, result.incorrect) == (
         pytest.approx(2 / 3),
@@ -33,14 +33,14 @@ def test_macro_f1_by_hand() -> None:
         2,
     )
     assert result.f1 == pytest.approx(7 / 12)
-    assert macro_f1([0, 0], [1, 0]).f1 == pytest.approx(1 / 3)  # no step claimed right: 0 and 2/3
-    assert math.isnan(macro_f1([1, 0], [1, 1]).f1)  # not defined with one class
+    assert macro_f1([0, 0], [1, 0]).f1 == pytest.approx(1 / 3)  # no step predicted correct: 0 and 2/3
+    assert math.isnan(macro_f1([1, 0], [1, 1]).f1)  # undefined for a single class
 
 
 def test_step_threshold_is_the_middle_of_the_best_gap() -> None:
     threshold, best = choose_step_threshold([0.1, 0.2, 0.6, 0.8], [0, 0, 1, 1])
     assert (threshold, best.f1) == (pytest.approx(0.4), 1.0)
-    # No threshold separates these: (4/5 + 2/3) / 2 between 0.2 and 0.5, and as much in the wider gap to 0.9.
+    # No threshold separates these: macro-F1 is (4/5 + 2/3) / 2 between 0.2 and 0.5, and equal in the wider gap up to 0.9.
     scores, correct = [0.2, 0.5, 0.5, 0.9], [0, 1, 0, 1]
     threshold, best = choose_step_threshold(scores, correct)
     assert (threshold, best.f1) == (pytest.approx(0.7), pytest.approx(11 / 15))
@@ -54,7 +54,7 @@ def read(name: str, *records: dict[str, Any], options: Options = Options()) -> l
     return read_labeled(name, ((f"f:{i}", record) for i, record in enumerate(records)), Path("root"), "f", options)
 
 
-def test_processbench_knows_nothing_of_the_steps_after_the_first_error() -> None:
+def test_processbench_has_no_truth_after_the_first_error() -> None:
     record = {"id": "gsm8k-0", "problem": "q", "steps": ["a", "b", "c"], "final_answer_correct": True, "label": 1}
     incorrect, correct = read("processbench", record, {**record, "label": -1})
     assert (incorrect.correct, incorrect.first_error) == ((True, False, None), 1)
@@ -129,7 +129,7 @@ def judged(problem: str, source: str, scores: tuple[float, ...], correct: tuple[
     return LabeledSolution(solution, correct, problem, source), StepScores(scores)
 
 
-# Source a: both kinds judged rightly at 0.5. Source b: the wrong step is claimed late, the good solution rightly.
+# Source a: both kinds are judged correctly at 0.5. Source b: the error is located too late, the correct solution is accepted.
 JUDGED = [
     judged("a1", "a", (0.9, 0.2, 0.9), (True, False, None)),
     judged("a2", "a", (0.8, 0.7), (True, True)),
@@ -142,13 +142,13 @@ def test_first_error_f1_by_source_and_average() -> None:
     result = judge("processbench", "first_error_f1", JUDGED, threshold=0.5)
     assert {name: metrics.f1.value for name, metrics in result.sources.items()} == {"a": 1.0, "b": 0.0}
     assert result.average.value == 0.5
-    assert result.pooled.f1.value == pytest.approx(2 / 3)  # 1 of 2 first errors, 2 of 2 good solutions
+    assert result.pooled.f1.value == pytest.approx(2 / 3)  # 1 of 2 first errors, 2 of 2 correct solutions
     assert (result.pooled.parts["on_bad"].value, result.pooled.parts["on_good"].value) == (0.5, 1.0)
     assert (result.pooled.solutions, result.pooled.steps, result.sources["a"].steps) == (4, 7, 4)
     assert (result.threshold, result.threshold_from) == (0.5, "given")
-    # Right: .9 .8 .7 .9 .6; wrong: .2 .6. Pairs won 5 + 4 and one tie, of 10.
+    # Correct: .9 .8 .7 .9 .6; incorrect: .2 .6. Of 10 pairs, 5 + 4 are won, with one tie among them.
     assert result.auc == pytest.approx(0.95)
-    # Bins of a tenth: 0.2 (0 right of 1), 0.6 (1 of 2), 0.7, 0.8, 0.9 (all of 1, 1, 2).
+    # Bins of width 0.1: 0.2 (0 of 1 correct), 0.6 (1 of 2), 0.7, 0.8, 0.9 (all of 1, 1, 2).
     assert [(entry.count, entry.observed) for entry in result.curve] == [(1, 0), (2, 0.5), (1, 1), (1, 1), (2, 1)]
     assert result.ece == pytest.approx((0.2 + 2 * 0.1 + 0.3 + 0.2 + 2 * 0.1) / 7)
 
@@ -156,7 +156,7 @@ def test_first_error_f1_by_source_and_average() -> None:
 def test_macro_f1_counts_steps_and_an_undefined_source_is_none() -> None:
     items = [*JUDGED, judged("c1", "c", (0.9, 0.1), (True, True))]
     result = judge("visualprocessbench", "macro_f1", items, threshold=0.5)
-    # Right: claimed .9 .8 .7 .9 .6 .6 .9, 6 of them hits, of 7 members; wrong: claimed .2 .1, one hit, of 2 members.
+    # Correct: predicted for .9 .8 .7 .9 .6 .6 .9, 6 hits of 7 members; incorrect: predicted for .2 .1, one hit of 2 members.
     assert result.pooled.f1.value == pytest.approx((12 / 14 + 2 / 4) / 2)
     assert result.sources["c"].f1 is None
     assert result.average is None
@@ -180,13 +180,13 @@ def test_the_development_split_takes_problems_whole_by_content() -> None:
 
 def test_a_named_source_chooses_the_threshold_and_is_measured() -> None:
     result = judge("processbench", "first_error_f1", JUDGED, development="a")
-    assert result.threshold == pytest.approx(0.45)  # between 0.2, which is wrong, and 0.7
+    assert result.threshold == pytest.approx(0.45)  # between 0.2, which is incorrect, and 0.7
     assert result.threshold_from == "a, 2 solutions"
     assert set(result.sources) == {"a", "b"}
 
 
 class TextScorer:
-    """Steps are written as their scores."""
+    """Scores each step by the number that it contains."""
 
     closed = 0
 
@@ -241,7 +241,7 @@ def test_the_threshold_comes_from_a_development_file(
 
 
 def measure_everything(folder: Path) -> Path:
-    """Run each evaluation of PRMs and labels into one folder, and return it."""
+    """Run every PRM and label evaluation into one folder and return it."""
     out = folder / "out"
     sets = ["--set", "scorer.prm=p", "--set", f"output={out}"]
     assert run("processbench", *processbench_files(folder), *sets, "--set", "development=0") == 0
@@ -259,7 +259,7 @@ def measure_everything(folder: Path) -> Path:
 
 
 def test_the_threshold_of_the_prm(tmp_path: Path, scorer: TextScorer) -> None:
-    """prm.json has 0.75, so that a correct step of score 0.7 is claimed incorrect."""
+    """prm.json sets 0.75, so a correct step with score 0.7 is predicted to be incorrect."""
     out = measure_everything(tmp_path)
     assert json.loads((out / "processbench.json").read_text())["sources"]["math"]["f1"]["value"] == pytest.approx(2 / 3)
     assert json.loads((out / "labels.json").read_text())["pooled"]["f1"]["value"] == 1.0
@@ -307,10 +307,10 @@ def test_threshold_and_format_must_be_known(
     assert "one.json: must hold a list of objects" in capsys.readouterr().err
 
 
-def test_solutions_that_were_cut_are_left_out(
+def test_truncated_solutions_are_left_out(
     tmp_path: Path, scorer: TextScorer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A scorer that cuts long solutions has no score for their last steps, be they right or wrong."""
+    """A scorer that truncates long solutions gives no scores for their last steps, correct or not."""
 
     class Cutting(TextScorer):
         def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
@@ -340,7 +340,7 @@ def line(problem: str, sample: int, correct: bool, scores: list[float] | None) -
     }
 
 
-# The lowest score finds the right one of p, the last score that of q.
+# The minimum score finds the correct solution of p, the last score that of q.
 CANDIDATES = [
     line("p", 0, True, [0.5, 0.4]),
     line("p", 1, False, [0.1, 0.9]),
@@ -349,7 +349,7 @@ CANDIDATES = [
 ]
 
 
-def test_best_of_n_by_aggregator_from_what_rerank_left() -> None:
+def test_best_of_n_by_aggregator_from_rerank_output() -> None:
     groups = read_groups(enumerate(CANDIDATES))
     assert [(group.problem.id, len(group.candidates)) for group in groups] == [("p", 2), ("q", 2)]
     result = evaluate_best_of_n(groups, ["min", "last"])
@@ -369,7 +369,7 @@ def test_two_runs_with_the_same_ids_are_not_mixed() -> None:
         read_groups(rows)
 
 
-def test_published_sets_where_they_are() -> None:
+def test_published_datasets_if_available() -> None:
     folder = Path(__file__).parents[4] / "shared" / "data"
     files = [*folder.glob("[Pp]rocess[Bb]ench/*.json*"), *folder.glob("[Vv]isual[Pp]rocess[Bb]ench/*.jsonl")]
     if not files:

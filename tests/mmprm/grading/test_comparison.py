@@ -1,4 +1,4 @@
-"""Pairs of golds and answers as they occur in K12 and MATH style sets, with the outcome a careful teacher gives."""
+"""Test pairs of gold and answer from K12 and MATH style datasets, with the verdict a careful teacher would give."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_outcome(pair: tuple[str, str], outcome: Outcome) -> None:
 
 
 @pytest.mark.parametrize("gold", sorted({text for pair, _ in CASES for text in pair}))
-def test_every_answer_is_the_same_as_itself(gold: str) -> None:
+def test_every_answer_equals_itself(gold: str) -> None:
     def never(_gold: str, _given: str) -> Outcome:
         raise AssertionError("an exact match needs no symbols")
 
@@ -172,7 +172,7 @@ def test_number(text: str, value: Fraction | None) -> None:
     assert number(text) == value
 
 
-def test_key_joins_spellings_and_keeps_digits_apart() -> None:
+def test_a_key_merges_spellings_but_not_digits() -> None:
     assert key("$\\dfrac12 x$.") == key("\\frac{1}{2}x")
     assert key("6 6") != key("66")
     assert key("2K") != key("2k")

@@ -45,5 +45,5 @@ def test_extract(response: str, answer: str | None) -> None:
         ("</think>", "</think>"),
     ],
 )
-def test_a_gold_is_opened_as_a_response_is(gold: str, opened: str) -> None:
+def test_a_gold_is_unwrapped_like_a_response(gold: str, opened: str) -> None:
     assert open_gold(gold) == opened

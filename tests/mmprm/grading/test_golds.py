@@ -22,11 +22,11 @@ SENTENCE = "Because the wind blows from the north, the boat drifts away from the
         (SENTENCE, False),
     ],
 )
-def test_what_symbols_can_decide(gold: str, decidable: bool) -> None:
+def test_which_golds_symbolic_grading_can_decide(gold: str, decidable: bool) -> None:
     assert is_decidable(Problem("p", "Q", gold), GraderConfig()) is decidable
 
 
-def test_a_file_without_any_such_answer_is_refused_with_one_of_them() -> None:
+def test_a_file_without_gradable_golds_is_rejected_with_an_example() -> None:
     problems = [Problem(str(n), "Q", SENTENCE) for n in range(3)]
     with pytest.raises(DataError, match="none of the 3 answers can be graded, for example 'Because the wind"):
         check_golds(problems, GraderConfig(), "own.jsonl")

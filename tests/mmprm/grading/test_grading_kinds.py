@@ -1,4 +1,4 @@
-"""Gradings by kind: a gold, answers that are right and answers that are wrong, as a careful reader judges them."""
+"""Test the grader by kind of answer: each gold with answers that a careful reader accepts or rejects."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROWS = [
     (r"\{10^{-20},1\}", r"\{1,10^{-20}\}", r"\{10^{-21},1\}"),
     # several letters
     ("B", r"B ¦ (B) ¦ B. ¦ **B** ¦ \boxed{B} ¦ option B ¦ The answer is (B) ¦ B)", "A, B ¦ A and B ¦ (A) and (B)"),
-    # two blanks are no product
+    # two blanks are not a product
     ("$$3$$ $$4$$", "3, 4 ¦ 3 and 4 ¦ 3; 4 ¦ 3、4", "12 ¦ 7 ¦ 34 ¦ 4, 3"),
     (r"$$\frac{1}{2}$$ $$\frac{2}{3}$$", r"\frac12, \frac23 ¦ 0.5, 2/3 ¦ (1) \frac12 (2) \frac23", r"\frac13 ¦ 1/2"),
     (r"(1)$$5$$ (2)$$-\sqrt{3}$$", r"5, -\sqrt{3} ¦ (1)5;(2)-\sqrt3 ¦ 5 and -\sqrt3", r"-5\sqrt3 ¦ 5-\sqrt3 ¦ 5"),
@@ -34,7 +34,7 @@ ROWS = [
     ("Yes", "yes ¦ Yes. ¦ Yes, it does ¦ YES ¦ yes, because both are equal", "No ¦ Yes and no ¦ no, yes"),
     ("False", "false ¦ False. ¦ FALSE ¦ It is false", "true ¦ True or false"),
     ("No", "no ¦ No, it is not ¦ NO", "Yes ¦ yes ¦ Neither"),
-    # and for or
+    # "and" instead of "or"
     ("x<-1 or x>4", r"x>4 or x<-1 ¦ (-\infty,-1)\cup(4,\infty) ¦ x<-1 \text{ or } x>4", "x<-1 and x>4 ¦ -1<x<4 ¦ x>4"),
     # another equation
     ("9", "x=9 ¦ S=9 ¦ 9=x ¦ AB=9 ¦ x = 3^2 = 9", r"\sqrt{x}=9 ¦ x^2=9 ¦ x+1=9"),
@@ -193,7 +193,7 @@ ROWS = [
     ("(2,-1)", "x=2, y=-1 ¦ x=2 and y=-1", "x=-1,y=2 ¦ (2,1)"),
     ("x=3, y=5", r"(3,5) ¦ y=5, x=3 ¦ \begin{cases}x=3\\y=5\end{cases}", "(5,3)"),
     ("a=1, b=2, c=3", "(1,2,3) ¦ 1,2,3 ¦ c=3,b=2,a=1", "a=1,b=3,c=2"),
-    # no letter or several
+    # no letter, or several
     ("B", "B, not A ¦ B because A is wrong", "Not B ¦ A or B"),
     # other words
     ("isosceles", "Isosceles ¦ an isosceles triangle ¦ It is isosceles", "scalene ¦ equilateral"),
@@ -210,7 +210,7 @@ ROWS = [
     (r"(3,\infty)", "x>3", r"[3,\infty) ¦ x\ge3"),
     ("[2,5]", r"2\le x\le5", "(2,5) ¦ 2,5 ¦ [2,5)"),
     ("x<0 or x>2", r"(-\infty,0)\cup(2,\infty)", "x>2 ¦ 0<x<2 ¦ x<0"),
-    # others
+    # other answers
     (r"\{3,4\}", r"\{4,3\}", "(3,4) ¦ [3,4]"),
     ("<5", "x<5", r">5 ¦ \le5"),
     ("b_n=3n", "3n", "a_n=3n"),

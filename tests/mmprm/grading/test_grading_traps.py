@@ -1,4 +1,4 @@
-"""Answers that come close to a gold: the same value in an unusual form, or another value in the same words."""
+"""Test answers that come close to a gold: the same value in an unusual form, or another value in the same words."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROWS = [
     # exponents of one digit before a number
     ("5^{1}2", "10", "5^{12}"),
     ("24", "4!=24 ¦ 4! = 24", "4!=25"),
-    # words that join conditions
+    # conjunctions between conditions
     ("x<2 or x>7", r"x<2或x>7 ¦ x>7 or x<2", r"x<2\land x>7 ¦ x<2且x>7"),
     ("4;\nx>3 or x<-3", "4; x<-3 or x>3", "4; x>3 and x<-3"),
     # negation in Chinese
@@ -25,16 +25,16 @@ ROWS = [
     ("对", "对", "不对"),
     ("11", "x=11 ¦ 约11", "大于11 ¦ 不是11 ¦ 超过11"),
     ("C", "选C ¦ 应选C项 ¦ 选择C", "不选C ¦ 不是C"),
-    # other letters beside the announced one
+    # other letters besides the announced one
     ("C", "C", "Options C and D are both correct"),
     ("C", "I would pick C ¦ I choose C; D is too small", "I would pick C, but D is also correct ¦ anything but C"),
-    # the value of a sentence
+    # a value stated in a sentence
     ("48", "Each side is 12, so the perimeter is 48 ¦ The sum of 20 and 28 is 48",
      "The sum of 48 and 2 is 50"),
     ("12", "The minimum is 12, attained at x=3 ¦ The maximum is 12 at x=3", "Each side is 12, so the perimeter is 48"),
     ("7 cm", "It measures 7 cm ¦ It measures 7 centimeters", "It measures 7 m ¦ It measures 7 s"),
     ("(2,-6)", "The vertex is at (2,-6).", "The vertex is at (-6,2)"),
-    # equations that are no value
+    # equations that give no value
     ("9", "AB=9 ¦ |AB|=9 ¦ f(2)=9", "8=9 ¦ x^2=9"),
     # directed vectors
     (r"\overrightarrow{PQ}", r"-\overrightarrow{QP} ¦ \vec{PR}+\vec{RQ}", r"\overrightarrow{QP} ¦ \overrightarrow{PR}"),
@@ -65,7 +65,7 @@ ROWS = [
      r"f(x)=\begin{cases}x & \text{if } x<0\\ 3x & \text{if } x\ge0\end{cases}", "x"),
     ("(6, -2)", r"\left\{\begin{array}{l}x=6\\y=-2\end{array}\right.",
      r"\left\{\begin{array}{l}x=-2\\y=6\end{array}\right."),
-    # conditions behind an answer
+    # conditions after an answer
     ("y=x^3 (x>0)", r"y=x^3,\ x>0 ¦ y=x^3 (x>0)", ""),
     (r"\frac{2}{x}", r"\frac2x, x\ne 0", r"\frac3x, x\ne 0"),
     # quantities in two units
@@ -123,7 +123,7 @@ def test_an_unfinished_later_answer_leaves_none(grader, response):
     assert grader.grade_many([(Problem("p", "", "7"), response)])[0].verdict is Verdict.INCORRECT
 
 
-def test_boxes_behind_part_numbers_are_several_answers(grader):
+def test_boxes_after_part_numbers_are_several_answers(grader):
     response = r"(1) \boxed{6} (2) \boxed{-2}"
     assert grader.grade_many([(Problem("p", "", "6, -2"), response)])[0].verdict is Verdict.CORRECT
 
@@ -141,8 +141,8 @@ def test_boxes_behind_part_numbers_are_several_answers(grader):
         r"\sqrt{1+" * 55 + "2" + "}" * 55,
     ],
 )
-def test_costly_answers_do_not_hold_the_caller(monkeypatch, answer):
-    """What takes long is left to a worker, which the caller does not wait for."""
+def test_expensive_answers_do_not_block_the_caller(monkeypatch, answer):
+    """Expensive comparisons are left to a worker, and the caller does not wait for it."""
 
     class Waiting:
         def compare(self, *_):

@@ -1,4 +1,4 @@
-"""Workers of the grader: whatever happens to one, the next comparison is decided."""
+"""Test the grader's worker processes: if one dies or fails, the next comparison is still decided."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_worker_that_cannot_start_is_an_error() -> None:
         verdict(grader, "8")
 
 
-def test_a_closed_grader_leaves_no_worker() -> None:
+def test_a_closed_grader_leaves_no_worker_running() -> None:
     with SymbolicGrader() as grader:
         verdict(grader, "8")
         pids = grader._pool.pids()

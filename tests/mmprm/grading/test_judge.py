@@ -1,4 +1,4 @@
-"""The judge behind the symbolic grader, its cache, and its calibration by numbers worked by hand."""
+"""Test the LLM judge used after the symbolic grader: its cache, and its calibration on worked numbers."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ async def test_a_failure_is_unknown_and_asked_again_later(tmp_path: Path, troubl
             assert (await grader.grade(PROSE, RESPONSE)).verdict is CORRECT
 
 
-async def test_symbols_decide_first(tmp_path: Path) -> None:
+async def test_the_symbolic_grader_decides_first(tmp_path: Path) -> None:
     with ScriptedServer(says("Yes")) as server:
         async with open_grader(grader_config(server, tmp_path)) as grader:
             number = Problem("p", "?", "24")
@@ -111,7 +111,7 @@ async def test_symbols_decide_first(tmp_path: Path) -> None:
     assert server.requests == []
 
 
-async def test_asked_once_on_disk_and_in_flight(tmp_path: Path) -> None:
+async def test_equal_questions_are_asked_once(tmp_path: Path) -> None:
     with ScriptedServer(says("Yes")) as server:
         config = build(AnswerJudgeConfig, values(server, tmp_path))
         async with AnswerJudge(config) as judge:
@@ -129,7 +129,7 @@ async def test_asked_once_on_disk_and_in_flight(tmp_path: Path) -> None:
     assert len(server.requests) == 5
 
 
-def test_a_cache_that_another_process_is_making_can_be_opened(tmp_path: Path) -> None:
+def test_a_cache_can_be_opened_while_another_process_creates_it(tmp_path: Path) -> None:
     other = sqlite3.connect(tmp_path / "cache.sqlite", isolation_level=None)
     other.execute("CREATE TABLE replies (key BLOB PRIMARY KEY, reply TEXT NOT NULL) WITHOUT ROWID")
     other.execute("BEGIN IMMEDIATE")
@@ -141,7 +141,7 @@ def test_a_cache_that_another_process_is_making_can_be_opened(tmp_path: Path) ->
     other.close()
 
 
-async def test_talk_is_kept_too_but_not_when_more_tokens_may_end_it(tmp_path: Path) -> None:
+async def test_a_reply_without_verdict_is_cached_for_its_token_limit(tmp_path: Path) -> None:
     with ScriptedServer(says("Well, …"), says("Yes")) as server:
         for _ in range(2):
             async with AnswerJudge(build(AnswerJudgeConfig, values(server, tmp_path))) as judge:
@@ -152,7 +152,7 @@ async def test_talk_is_kept_too_but_not_when_more_tokens_may_end_it(tmp_path: Pa
     assert [request["max_tokens"] for request in server.requests] == [16, 512]
 
 
-async def test_a_caller_that_gives_up_leaves_the_question(tmp_path: Path) -> None:
+async def test_a_canceled_caller_does_not_cancel_the_question(tmp_path: Path) -> None:
     with ScriptedServer(Act(wait=0.2, body=says("Yes").body)) as server:
         async with AnswerJudge(build(AnswerJudgeConfig, values(server, tmp_path))) as judge:
             first, second = (asyncio.create_task(judge.decide(PROSE, "x")) for _ in range(2))
@@ -162,14 +162,14 @@ async def test_a_caller_that_gives_up_leaves_the_question(tmp_path: Path) -> Non
     assert len(server.requests) == 1
 
 
-def test_a_cache_that_is_none(tmp_path: Path) -> None:
+def test_an_invalid_cache_file_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "cache.sqlite").write_text("not a database, and longer than the header of one" * 10)
     with ScriptedServer(says("Yes")) as server, pytest.raises(GradingError, match="choose another file"):
         AnswerJudge(build(AnswerJudgeConfig, values(server, tmp_path)))
 
 
 def test_wilson_by_hand() -> None:
-    """k = 8 of n = 10, z² = 3.841459: ((0.8 + 0.192073) ± 1.959964 · sqrt(0.016 + 0.009604)) / 1.384146."""
+    """For k = 8 of n = 10 and z² = 3.841459: ((0.8 + 0.192073) ± 1.959964 · sqrt(0.016 + 0.009604)) / 1.384146."""
     interval = wilson(8, 10)
     assert (interval.value, interval.low, interval.high) == pytest.approx((0.8, 0.490162, 0.943318), abs=1e-6)
     assert (wilson(0, 10).low, wilson(10, 10).high) == pytest.approx((0, 1), abs=1e-12)
@@ -198,7 +198,7 @@ def calibrated(
 
 
 def test_a_calibration_that_meets_the_bars(tmp_path: Path) -> None:
-    # 60 of 60 accepts are right: the interval begins at 60 / (60 + 3.8415) = 0.9398. 118 of 120 agree: at 0.9413.
+    # 60 of 60 accepts are correct: the interval starts at 60 / (60 + 3.8415) = 0.9398. 118 of 120 agree: at 0.9413.
     config = calibrated(tmp_path, VerdictCounts(60, 0, 58, 2, 5))
     check_judge(config)
     assert read_calibration(config.calibration).judge == VerdictCounts(60, 0, 58, 2, 5)
@@ -233,7 +233,7 @@ def test_a_calibration_of_another_judge(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"model": 1}', "nonsense"])
-def test_what_is_no_calibration(tmp_path: Path, text: str) -> None:
+def test_invalid_calibration_files_are_rejected(tmp_path: Path, text: str) -> None:
     config = calibrated(tmp_path, VerdictCounts())
     Path(config.calibration).write_text(text)
     with pytest.raises(GradingError, match=r"is not the calibration of a judge.*mmprm grade --calibrate"):
@@ -257,7 +257,7 @@ def arguments(server: ScriptedServer, folder: Path) -> list[str]:
 
 
 def by_content(request: dict[str, Any]) -> Act:
-    """A judge that accepts what speaks of an acute angle, and talks about riddles."""
+    """Answer like a judge that accepts mentions of an acute angle and gives no verdict on riddles."""
     answer = request["messages"][0]["content"].split("Student's answer:\n")[1]
     return says("Hmm, well" if "riddle" in answer else "Yes" if "acute" in answer else "No")
 
@@ -269,7 +269,7 @@ def test_calibrate_then_grade(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     lines = [{"gold": "acute angle", "response": f"<answer>{text}</answer>", "correct": right} for text, right in rows]
     lines += [{"gold": "24", "response": f"<answer>{n}</answer>", "correct": n == 24} for n in (24, 25)]
     file = tmp_path / "labeled.jsonl"
-    file.write_text("\n".join(map(json.dumps, lines + lines[:3])))  # a line that is there twice says nothing new
+    file.write_text("\n".join(map(json.dumps, lines + lines[:3])))  # a duplicate line adds no information
     with ScriptedServer(by_content) as server:
         assert main(["grade", str(file), *arguments(server, tmp_path)]) == 2
         assert "judge.json: cannot be read (No such file or directory)" in capsys.readouterr().err
@@ -290,7 +290,7 @@ def test_calibrate_then_grade(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         verdicts = [json.loads(line)["verdict"] for line in output.out.splitlines()]
         assert verdicts == ["correct"] * 6 + ["incorrect"] * 5 + ["unknown", "correct", "incorrect"] + ["correct"] * 3
         assert output.err == f"17 graded: 10 correct, 6 incorrect, 1 unknown (1 {TALKED})\n"
-        assert len(server.requests) == asked, "the cache knows them all"
+        assert len(server.requests) == asked, "all answers come from the cache"
 
         higher = [*arguments(server, tmp_path), "--set", "judge.min_precision=0.9"]
         assert main(["grade", str(file), *higher]) == 2
@@ -318,7 +318,7 @@ def test_calibration_does_not_count_a_server_that_is_down(tmp_path: Path, capsys
         ('{"gold": "24", "response": "24", "correct": true}', False, "judge is not set"),
     ],
 )
-def test_what_cannot_calibrate(tmp_path, capsys, line: str, sets: bool, message: str) -> None:
+def test_invalid_calibration_inputs_are_rejected(tmp_path, capsys, line: str, sets: bool, message: str) -> None:
     file = tmp_path / "labeled.jsonl"
     file.write_text(line)
     with ScriptedServer(says("Yes")) as server:
@@ -332,7 +332,7 @@ def test_grade_needs_one_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert "FILE.jsonl or --calibrate LABELED.jsonl: exactly one of them" in capsys.readouterr().err
 
 
-def test_help_and_hints_know_the_keys_of_a_judge_that_is_left_out() -> None:
+def test_help_and_suggestions_include_the_keys_of_an_unset_judge() -> None:
     assert {"judge", "judge.model", "judge.client.urls"} <= {key for key, _, _ in describe(GraderConfig)}
     with pytest.raises(ConfigError, match=r"did you mean judge\.calibration\?"):
         load(GraderConfig, sets=["judge.calibrate=x", "judge.model=m", "judge.client.urls=[http://host/v1]"])

@@ -1,4 +1,4 @@
-"""Whole responses with their golds: where the answer is, and whether it is right."""
+"""Test whole responses against their golds: where the answer is found, and whether it is correct."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_verdict(grader: SymbolicGrader, gold: str, response: str, expected: Ver
 
 
 @pytest.mark.parametrize("piece", [r"\boxed{", "<think>", "the answer is ", "{", " ", "*", "$$", "<answer>"])
-def test_finding_an_answer_takes_time_in_proportion_to_the_response(piece: str) -> None:
+def test_extraction_time_is_linear_in_the_response(piece: str) -> None:
     begun = time.process_time()
     extract(piece * (4 * MAX_LENGTH // len(piece)))
     assert time.process_time() - begun < 2
@@ -138,7 +138,7 @@ def test_options_of_the_question_decide_a_value(grader: SymbolicGrader) -> None:
     assert verdict(grader, "B", "The answer is 7") is OPEN
 
 
-def test_every_other_answer_than_a_label_of_the_closed_set_is_incorrect() -> None:
+def test_answers_outside_a_closed_label_set_are_incorrect() -> None:
     with SymbolicGrader(GraderConfig(labels=("gneiss", "slate", "marble"))) as grader:
         answers = ("Gneiss", "slate", "a green stone", "It is gneiss", "gneiss or slate")
         found = [verdict(grader, "gneiss", f"<answer>{answer}</answer>") for answer in answers]

@@ -75,7 +75,7 @@ def test_choices_by_letter_or_text(grader: SymbolicGrader, gold: str, answer: st
     assert grading.verdict is verdict
 
 
-async def test_hanging_answer_costs_one_unknown_and_leaves_the_loop_free(grader: SymbolicGrader) -> None:
+async def test_a_hanging_answer_is_unknown_and_does_not_block_the_loop(grader: SymbolicGrader) -> None:
     task = asyncio.ensure_future(grader.grade(problem("\\sqrt{5}"), tagged(HANGS)))
     ticks = 0
     while not task.done():
@@ -96,7 +96,7 @@ async def test_same_answer_is_compared_once(grader: SymbolicGrader, monkeypatch:
     assert len(starts) == 1
 
 
-async def test_giving_up_does_not_cancel_for_others(grader: SymbolicGrader) -> None:
+async def test_a_canceled_caller_does_not_cancel_for_others(grader: SymbolicGrader) -> None:
     first, second = (asyncio.ensure_future(grader.grade(problem("2w"), tagged("w + w"))) for _ in range(2))
     await asyncio.sleep(0)
     first.cancel()

@@ -1,4 +1,4 @@
-"""Pushing to a Hub on loopback, as huggingface_hub itself calls it."""
+"""Test pushing to a fake Hub on loopback through huggingface_hub itself."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """The folder of a finished run of mmprm train, with a checkpoint and logs."""
+    """Return the folder of a finished `mmprm train` run with a checkpoint and logs."""
     folder = tmp_path / "secret-project" / "train"
     shutil.copytree(weights_path(), folder / "prm")
     config = json.loads((folder / "prm/config.json").read_text())
@@ -76,10 +76,10 @@ def test_a_prm_is_pushed_with_its_card(hub: FakeHub, run: Path) -> None:
         "| labels | k12.parquet |",
     ):
         assert line in card.text
-    assert "0123456789abcdef" not in card.text, "a hash says nothing to a reader"
+    assert "0123456789abcdef" not in card.text, "a hash tells readers nothing"
 
 
-def test_a_license_that_is_not_known_is_left_out(hub: FakeHub, run: Path) -> None:
+def test_an_unknown_license_is_left_out(hub: FakeHub, run: Path) -> None:
     push(run, "me/k12-prm")
     assert "license" not in hub.repos["models/me/k12-prm"]["README.md"].decode()
 
@@ -203,7 +203,7 @@ def test_a_dry_run_uses_no_network(run: Path, monkeypatch: pytest.MonkeyPatch) -
         ("train/checkpoints", "me/prm", "holds a checkpoint .*mmprm convert"),
     ],
 )
-def test_what_cannot_be_pushed(source: str, repo: str, message: str, run: Path) -> None:
+def test_invalid_folders_are_not_pushed(source: str, repo: str, message: str, run: Path) -> None:
     (run.parent / "empty").mkdir()
     with pytest.raises(ConfigError, match=message):
         push(run.parent / source, repo, dry_run=True)
