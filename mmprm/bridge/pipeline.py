@@ -30,20 +30,20 @@ from mmprm.errors import DataError, EngineStoppedError, SamplingError
 from mmprm.labels.duplicates import near_duplicates
 from mmprm.types import Grader, ImageRef, Problem, Verdict
 
-KEPT = "kept"
-IN_FLIGHT = 512
+KEPT_REASON = "kept"
+PROBLEMS_IN_FLIGHT = 512
 """Maximum number of problems in progress; the clients limit the number of requests."""
 
 
 class Asks(Protocol):
-    """Protocol for asking a model; see Role."""
+    """Protocol for asking a model; see ModelRole."""
 
     async def ask(self, messages: Sequence[dict[str, Any]], images: Sequence[ImageRef], seed: int) -> Said: ...
 
 
 @dataclass(frozen=True, slots=True)
 class BridgedProblem:
-    """Holds what became of a problem: the reason is KEPT, or why there is no row.
+    """Holds what became of a problem: the reason is KEPT_REASON, or why there is no row.
 
     `thoughts` are repaired; `repairs` counts the replacements, and `detail` is the text that caused a refusal.
     """
@@ -76,7 +76,7 @@ class Bridge:
         """Describe the image and solve the problem. Raises EngineStoppedError if the servers are gone."""
         try:
             described = await self._described(problem)
-            return described if described.reason != KEPT else await self._solved(described)
+            return described if described.reason != KEPT_REASON else await self._solved(described)
         except EngineStoppedError:
             raise
         except SamplingError as error:
@@ -93,13 +93,13 @@ class Bridge:
         if reason := _unusable(described):
             return BridgedProblem(problem, f"description {reason}")
         leaked = leaks(described.text, problem.answer)
-        return BridgedProblem(problem, "description leaks the answer" if leaked else KEPT, described.text)
+        return BridgedProblem(problem, "description leaks the answer" if leaked else KEPT_REASON, described.text)
 
     async def _solved(self, described: BridgedProblem) -> BridgedProblem:
         asked = solve_messages(described.problem, described.description)
         for attempt in range(self.config.attempts):
             found = await self._checked(described, await self.reasoner.ask(asked, (), self.config.seed + attempt))
-            if found.reason == KEPT:
+            if found.reason == KEPT_REASON:
                 break
         return found
 
@@ -117,14 +117,14 @@ class Bridge:
             reason = "incorrect answer" if grading.verdict is Verdict.INCORRECT else "unknown verdict"
             return replace(found, reason=reason, detail=grading.reason)
         reason, detail = self._fault(thoughts, found.answer)
-        if reason != KEPT:
+        if reason != KEPT_REASON:
             return replace(found, reason=reason, detail=detail)
         # The row is graded as it will be trained on: thoughts and answer in one text.
         whole = await self.grader.grade(problem, found.solution)
         return found if whole.verdict is Verdict.CORRECT else replace(found, reason="incorrect as a row")
 
     def _fault(self, thoughts: str, answer: str) -> tuple[str, str]:
-        """Return why the thoughts cannot be kept, with the text at fault, or KEPT."""
+        """Return why the thoughts cannot be kept, with the text at fault, or KEPT_REASON."""
         words = len(thoughts.split())
         if words < self.config.min_words:
             return "thoughts too short", f"{words} words"
@@ -138,7 +138,7 @@ class Bridge:
         except DataError as error:
             return "special tokens in the solution", str(error)
         betrayal = self.wording.betrayal(thoughts)
-        return (KEPT, "") if betrayal is None else ("betrays a text", betrayal)
+        return (KEPT_REASON, "") if betrayal is None else ("betrays a text", betrayal)
 
 
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
@@ -152,7 +152,7 @@ async def bridge_problems(
     Problems without images and near-duplicates of earlier problems are not asked.
     """
     refused = await asyncio.to_thread(_refused, problems)
-    free = asyncio.Semaphore(IN_FLIGHT)
+    free = asyncio.Semaphore(PROBLEMS_IN_FLIGHT)
 
     async def one(index: int, problem: Problem) -> BridgedProblem:
         if index in refused:

@@ -25,7 +25,7 @@ class Said:
     cut: bool = False
 
 
-class Role:
+class ModelRole:
     """Asks one model. Each reply is stored in the cache as soon as it arrives, before anything else happens to it."""
 
     def __init__(self, config: RoleConfig, cache: ReplyCache) -> None:
@@ -62,7 +62,7 @@ class Role:
         """Close the client."""
         await self._client.close()
 
-    async def __aenter__(self) -> Role:
+    async def __aenter__(self) -> ModelRole:
         return self
 
     async def __aexit__(self, *_: object) -> None:

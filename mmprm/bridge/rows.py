@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmprm.bridge.config import BridgeConfig
-from mmprm.bridge.pipeline import KEPT, BridgedProblem
+from mmprm.bridge.pipeline import KEPT_REASON, BridgedProblem
 from mmprm.data.images import write_image
 from mmprm.data.marks import IMAGE
 from mmprm.files import whole_file
@@ -24,18 +24,18 @@ _THINK = PromptConfig(preset="think")
 def write_rows_of(found: Sequence[BridgedProblem], config: BridgeConfig) -> dict[str, Any]:
     """Write kept.jsonl, refused.jsonl and summary.json to the output folder, and return the summary."""
     folder = Path(config.output)
-    kept = [each for each in found if each.reason == KEPT]
+    kept = [each for each in found if each.reason == KEPT_REASON]
     if config.form == "think":
         problems = [replace(each.problem, solution=each.solution) for each in kept]
         write_problems(folder / "kept.jsonl", problems, {each.problem.id: _columns(each, config) for each in kept})
     else:
         _write(folder / "kept.jsonl", [conversation(each, folder) | _columns(each, config) for each in kept])
-    _write(folder / "refused.jsonl", [_refused(each) for each in found if each.reason != KEPT])
+    _write(folder / "refused.jsonl", [_refused(each) for each in found if each.reason != KEPT_REASON])
     summary = {
         "problems": len(found),
         "kept": len(kept),
         "repaired": sum(each.repairs > 0 for each in kept),
-        "refused": dict(Counter(each.reason for each in found if each.reason != KEPT).most_common()),
+        "refused": dict(Counter(each.reason for each in found if each.reason != KEPT_REASON).most_common()),
     }
     with whole_file(folder / "summary.json") as file:
         file.write(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")

@@ -22,8 +22,8 @@ from pathlib import Path
 
 from mmprm import actors
 from mmprm.bridge.config import BridgeConfig
-from mmprm.bridge.pipeline import KEPT, Bridge, BridgedProblem, bridge_problems
-from mmprm.bridge.role import Role
+from mmprm.bridge.pipeline import KEPT_REASON, Bridge, BridgedProblem, bridge_problems
+from mmprm.bridge.role import ModelRole
 from mmprm.bridge.rows import write_rows_of
 from mmprm.bridge.wording import Wording, read_wording
 from mmprm.cli.shared.options import add_config_options, load_config
@@ -71,8 +71,8 @@ async def _bridged(problems: Sequence[Problem], wording: Wording, config: Bridge
     try:
         async with AsyncExitStack() as stack:
             grader = await stack.enter_async_context(open_grader(config.grader))
-            seer = await stack.enter_async_context(Role(config.seer, cache))
-            reasoner = await stack.enter_async_context(Role(config.reasoner, cache))
+            seer = await stack.enter_async_context(ModelRole(config.seer, cache))
+            reasoner = await stack.enter_async_context(ModelRole(config.reasoner, cache))
             bridge = Bridge(seer, reasoner, grader, wording, config)
             progress = _Progress(len(problems))
             found = await bridge_problems(problems, bridge, progress.add)
@@ -92,7 +92,7 @@ class _Progress:
     def add(self, found: BridgedProblem) -> None:
         """Count a finished problem."""
         self._finished += 1
-        self._kept += found.reason == KEPT
+        self._kept += found.reason == KEPT_REASON
         if time.monotonic() - self._printed > PROGRESS_SECONDS:
             print(f"{self._finished:,} of {self._total:,} problems, {self._kept:,} kept", file=sys.stderr)
             self._printed = time.monotonic()

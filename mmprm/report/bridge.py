@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmprm.bridge.pipeline import KEPT, BridgedProblem
+from mmprm.bridge.pipeline import KEPT_REASON, BridgedProblem
 from mmprm.errors import DataError
 from mmprm.report.images import inlined
 from mmprm.report.page import document, escaped, table
@@ -14,7 +14,7 @@ from mmprm.types import ImageRef
 
 def bridge_page(found: Sequence[BridgedProblem], summary: Mapping[str, Any], limit: int) -> str:
     """Build a page with the counts and at most `limit` kept rows, spread evenly over the file."""
-    kept = [each for each in found if each.reason == KEPT]
+    kept = [each for each in found if each.reason == KEPT_REASON]
     count = min(limit, len(kept))
     shown = [kept[index * len(kept) // count] for index in range(count)]
     counts = [("kept", summary["kept"]), *summary["refused"].items()]

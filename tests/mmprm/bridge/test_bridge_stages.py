@@ -12,7 +12,7 @@ import pytest
 from benchmark_rows import png
 
 from mmprm.bridge.config import BridgeConfig
-from mmprm.bridge.pipeline import KEPT, Bridge, BridgedProblem, bridge_problems
+from mmprm.bridge.pipeline import KEPT_REASON, Bridge, BridgedProblem, bridge_problems
 from mmprm.bridge.role import Said, split_thoughts
 from mmprm.bridge.wording import build_wording
 from mmprm.client import Failure
@@ -59,7 +59,7 @@ def bridged(
 
 def test_a_correct_solution_is_repaired_and_kept() -> None:
     found, seer, reasoner = bridged(Said("It is <answer>7</answer>.", THOUGHTS))
-    assert (found.reason, found.repairs, found.answer) == (KEPT, 2, "7")
+    assert (found.reason, found.repairs, found.answer) == (KEPT_REASON, 2, "7")
     assert found.solution == f"<think>\n{SHOWN}\n</think>\n<answer>7</answer>"
     assert [images for _, images, _ in seer.asked] == [1, 1]
     explain, describe = (str(messages) for messages, _, _ in seer.asked)
@@ -124,7 +124,7 @@ def test_an_undecided_answer_is_not_kept() -> None:
 def test_further_attempts_end_with_the_first_success() -> None:
     wrong, right = Said("<answer>8</answer>", THOUGHTS), Said("<answer>7</answer>", THOUGHTS)
     found, _, reasoner = bridged(wrong, right, attempts=3, seed=5)
-    assert (found.reason, [seed for _, _, seed in reasoner.asked]) == (KEPT, [5, 6])
+    assert (found.reason, [seed for _, _, seed in reasoner.asked]) == (KEPT_REASON, [5, 6])
     assert bridged(wrong, right, attempts=1)[0].reason == "incorrect answer"
 
 
@@ -143,7 +143,7 @@ def test_problems_that_need_not_be_asked(tmp_path: Path) -> None:
     with SymbolicGrader() as grader:
         bridge = Bridge(seer, reasoner, grader, build_wording(), config)
         found = asyncio.run(bridge_problems(problems, bridge))
-    assert [each.reason for each in found[:3]] == [KEPT, "near-duplicate", "no image"]
+    assert [each.reason for each in found[:3]] == [KEPT_REASON, "near-duplicate", "no image"]
     assert found[1].detail == "of p"
 
 
@@ -206,7 +206,7 @@ def test_a_thousand_random_replies_never_crash_and_nothing_wrong_is_kept() -> No
         bridge = Bridge(Random(), Random(), grader, wording, config)
         for _ in range(1000):
             found = await bridge.run(PROBLEM)
-            if found.reason != KEPT:
+            if found.reason != KEPT_REASON:
                 continue
             kept += 1
             assert (await grader.grade(PROBLEM, found.solution)).verdict is Verdict.CORRECT

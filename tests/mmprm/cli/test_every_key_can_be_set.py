@@ -20,6 +20,7 @@ VALUES: list[Any] = [
     *(True, False, 0, 1, 2, 3, 64, 2**26, 2**30, 0.2, 0.5, 0.9, 2.5),
     *("x", "min", "{question}", "json:loads", "http://localhost:1", __file__),
     *(["x"], [0, 1], [0.5, 0.5], ["http://localhost:1"], {}, {"x": 1}, {"x": "x"}, {"accuracy": {"min": 0.1}}),
+    *({"teacher": "x"}, {"low": 0.5, "high": 2}),
     *([{"path": "json:loads"}], [{"steps": 1, "group_size": 2, "max_tokens": 3}]),
 ]
 PRM, SERVER = {"prm": "x"}, {"backend": "server", "server": {"urls": ["http://localhost:1"]}}
@@ -43,7 +44,8 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         POLICY | FILTERED | {"process": {"scorer": PRM}, "held_out": {"path": "x"}},
         GAE,
         {"process": {"scorer": SERVER}, "trainer": {"loss": {"importance_cap": 2}}},
-        {"rewards": {"format": "think"}},
+        {"rewards": {"format": "think", "truncated": "penalize"}},
+        {"trainer": {"loss": {"importance_mask": {"low": 0.5, "high": 5}}, "distillation": {"teacher": "y"}}},
         {"process": {"scorer": PRM}, "credit": {"mode": "scalar"}},
         {"process": {"scorer": PRM}, "credit": {"mode": "return_to_go", "transform": "clip"}},
     ],
