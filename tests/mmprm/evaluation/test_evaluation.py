@@ -51,7 +51,7 @@ def test_the_aggregator_that_picks_correct_solutions_is_chosen() -> None:
     def candidate(correct: bool, *scores: float) -> Candidate:
         return Candidate("", ("s",), "7", Verdict(correct), 1, scores=StepScores(scores))
 
-    # Only the last score separates correct from incorrect: min, mean, products and sums prefer the incorrect one, max ties.
+    # Only the last score prefers the correct one: min, mean, products and sums prefer the incorrect one, max ties.
     groups = [
         CandidateGroup(Problem(str(i), "q", "7"), (candidate(False, 0.9, 0.6), candidate(True, 0.1, 0.9)))
         for i in range(4)

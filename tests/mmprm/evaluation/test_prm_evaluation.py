@@ -40,7 +40,7 @@ def test_macro_f1_by_hand() -> None:
 def test_step_threshold_is_the_middle_of_the_best_gap() -> None:
     threshold, best = choose_step_threshold([0.1, 0.2, 0.6, 0.8], [0, 0, 1, 1])
     assert (threshold, best.f1) == (pytest.approx(0.4), 1.0)
-    # No threshold separates these: macro-F1 is (4/5 + 2/3) / 2 between 0.2 and 0.5, and equal in the wider gap up to 0.9.
+    # No threshold separates these: macro-F1 is (4/5 + 2/3) / 2 between 0.2 and 0.5 and in the wider gap up to 0.9.
     scores, correct = [0.2, 0.5, 0.5, 0.9], [0, 1, 0, 1]
     threshold, best = choose_step_threshold(scores, correct)
     assert (threshold, best.f1) == (pytest.approx(0.7), pytest.approx(11 / 15))
@@ -129,7 +129,7 @@ def judged(problem: str, source: str, scores: tuple[float, ...], correct: tuple[
     return LabeledSolution(solution, correct, problem, source), StepScores(scores)
 
 
-# Source a: both kinds are judged correctly at 0.5. Source b: the error is located too late, the correct solution is accepted.
+# At 0.5, source a is judged correctly. In source b, the error is located too late.
 JUDGED = [
     judged("a1", "a", (0.9, 0.2, 0.9), (True, False, None)),
     judged("a2", "a", (0.8, 0.7), (True, True)),
@@ -156,7 +156,7 @@ def test_first_error_f1_by_source_and_average() -> None:
 def test_macro_f1_counts_steps_and_an_undefined_source_is_none() -> None:
     items = [*JUDGED, judged("c1", "c", (0.9, 0.1), (True, True))]
     result = judge("visualprocessbench", "macro_f1", items, threshold=0.5)
-    # Correct: predicted for .9 .8 .7 .9 .6 .6 .9, 6 hits of 7 members; incorrect: predicted for .2 .1, one hit of 2 members.
+    # Predicted correct: .9 .8 .7 .9 .6 .6 .9, 6 hits of 7 members; incorrect: .2 .1, one hit of 2 members.
     assert result.pooled.f1.value == pytest.approx((12 / 14 + 2 / 4) / 2)
     assert result.sources["c"].f1 is None
     assert result.average is None
