@@ -40,6 +40,8 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run this machine as the head or as a worker, depending on its rank; return the exit code."""
     arguments = parse(sys.argv[1:] if words is None else words)
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # without it, anyone who reaches the head can run code
+    # With Ray's default of 15, other busy processes would leave engines and ranks hardly any CPU time.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         return lead(arguments) if arguments.rank == 0 else serve(arguments)

@@ -14,6 +14,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from mmprm.actors import NICENESS
 from mmprm.problems import write_problems
 from mmprm.tiny.world import make_problems
 from mmprm.trees.store import Store
@@ -28,9 +29,10 @@ START_SECONDS = 200
 
 
 @pytest.fixture
-def cluster() -> Iterator[Cluster]:
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """Start a head node without cores, so that engines run only on nodes added by a test."""
     ray.shutdown()
+    monkeypatch.setenv(NICENESS, "0")
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 100_000_000})
     yield cluster
     cluster.shutdown()

@@ -21,6 +21,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from mmprm.actors import NICENESS
 from mmprm.problems import write_problems
 from mmprm.tiny.world import make_problems
 
@@ -39,6 +40,7 @@ def events(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("MMPRM_CUDA_STANDINS", str(folder))
         patch.setenv("PYTHONPATH", f"{STAND_INS}:{ROOT}")
         patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv(NICENESS, "0")
         patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # both workers of an engine share the only NUMA node here
         yield folder
     for path in Path("/dev/shm").glob("mmprm-standin-*"):
