@@ -12,12 +12,20 @@ from typing import Any, TypeVar
 from mmprm.config import Config, build, merged, read_yaml
 from mmprm.data.cells import Row, cut
 from mmprm.data.columns import Columns
-from mmprm.errors import ConfigError, DataError
+from mmprm.errors import ConfigError, DataError, MmprmError
 from mmprm.problems import ProblemReader, ProblemsConfig
 from mmprm.types import ImageRef, Problem
 
 _C = TypeVar("C", bound=Config)
 AnyPath = str | os.PathLike[str]
+
+_INSTEAD = {
+    "--help lists the keys": "help(mmprm.{caller}) names the command whose --help lists the keys",
+    "(columns.images)": "(images)",
+    ", or set columns.images": "",
+    ", or set problems.image_root": "",
+}
+"""Maps phrases of error messages to what a caller of the Python API can do."""
 
 _PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"})
 """Pillow's modes that PNG can store; others, such as CMYK, are converted to RGB."""
@@ -48,8 +56,7 @@ def configured(model: type[_C], caller: str, settings: Mapping[str, Any], file: 
     try:
         return build(model, merged(values, _without_paths(settings)), source=f"mmprm.{caller}")
     except ConfigError as error:
-        hint = f"help(mmprm.{caller}) names the command whose --help lists the keys"
-        raise ConfigError(str(error).replace("--help lists the keys", hint)) from error
+        raise _in_terms_of_arguments(error, caller) from error
 
 
 def asked_problem(question: str, images: Any, choices: Sequence[str], caller: str) -> Problem:
@@ -62,8 +69,19 @@ def asked_problem(question: str, images: Any, choices: Sequence[str], caller: st
     for index, choice in enumerate(choices):
         check_argument(choice, str, caller, f"choices[{index}]", "the text of the choice")
     row = {"question": question, "images": cell_value(images, f"mmprm.{caller}: images"), "choices": list(choices)}
-    asked = ProblemReader(Columns(), Path.cwd()).asked(row, f"mmprm.{caller}")
+    try:
+        asked = ProblemReader(Columns(), Path.cwd()).asked(row, f"mmprm.{caller}")
+    except DataError as error:
+        raise _in_terms_of_arguments(error, caller) from error
     return Problem(f"mmprm.{caller}", asked.question, "", asked.images, asked.choices)
+
+
+def _in_terms_of_arguments(error: MmprmError, caller: str) -> MmprmError:
+    """Return the error with arguments in place of the options and keys of a command."""
+    text = str(error)
+    for phrase, instead in _INSTEAD.items():
+        text = text.replace(phrase, instead.format(caller=caller))
+    return type(error)(text)
 
 
 def read_problems(given: Iterable[Problem | Row], config: ProblemsConfig) -> Iterator[Problem]:

@@ -53,6 +53,12 @@ CALLS: dict[str, Callable[[Path], Any]] = {
     r"score_steps: images: an array of shape \(2, 3, 3\) is not an image; convert": lambda _: mmprm.score_steps(
         Scores(), "q", ["a"], images=[np.zeros((2, 3, 3))]
     ),
+    r"score_steps: images must be a path, .* got '3'; correct it$": lambda _: mmprm.score_steps(
+        Scores(), "q", ["a"], images=[3]
+    ),
+    r"score_steps: question has 1 <image> marks and the row 0 .* add the images \(images\), or": lambda _: (
+        mmprm.score_steps(Scores(), "<image>", ["a"])
+    ),
     r"load_scorer: bogus does not exist; help\(mmprm\.load_scorer\) names": lambda _: mmprm.load_scorer("p", bogus=1),
     r"LoadedScorer\.score: solutions='ab' is of type str; pass a list": lambda _: mmprm.LoadedScorer(
         Scores(), None
