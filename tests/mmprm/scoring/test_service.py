@@ -230,16 +230,16 @@ def test_a_body_that_does_not_arrive_occupies_no_slot() -> None:
 
 STUCK = """
 import sys, threading
-import mmprm.cli.serve as serve
+from mmprm.scoring.http import server as http_server
 from served import make_service
-serve.CLOSING_SECONDS = 0.2
+http_server.CLOSING_SECONDS = 0.2
 
 
 async def tell():
     print("up", flush=True)  # the signal handlers are in place
 
 
-server = serve.Server(make_service(lambda: threading.Event().wait()), shutdown_seconds=float(sys.argv[1]))
+server = http_server.Server(make_service(lambda: threading.Event().wait()), shutdown_seconds=float(sys.argv[1]))
 server.config.port = 0
 server.config.callback_notify = tell
 server.run()
