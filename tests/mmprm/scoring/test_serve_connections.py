@@ -211,15 +211,16 @@ def test_a_caller_who_does_not_read_is_given_up() -> None:
         assert 0 < len(read(caller)) < 4_000_000
 
 
-def test_the_service_ends_while_callers_hold_on() -> None:
-    """`running` sees to it that the service ends."""
+def test_the_service_ends_while_callers_hold_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`running` fails if the service does not end."""
+    monkeypatch.setattr("mmprm.scoring.http.server.CLOSING_SECONDS", 0.3)
     scorer = StepScorer()
     with contextlib.ExitStack() as callers:
         with running(make_service(lambda: scorer)) as url:
             for sent in (b"", b"GET /health HT", post(ask("0.5"))[:-3]):
                 callers.enter_context(connect(url)).sendall(sent)
             begun = time.monotonic()
-        assert time.monotonic() - begun < 15
+        assert time.monotonic() - begun < 10
     assert scorer.closed
 
 
