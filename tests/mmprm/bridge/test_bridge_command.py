@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -133,41 +133,39 @@ def test_nothing_kept_is_an_error_with_the_reasons(tmp_path: Path, capsys: pytes
     assert "no problem was kept (thoughts too short 2, incorrect answer 1)" in capsys.readouterr().err
 
 
+def stored(cache: Path) -> int:
+    if not cache.exists():
+        return 0
+    with closing(sqlite3.connect(cache)) as connection:
+        return connection.execute("SELECT COUNT(*) FROM replies").fetchone()[0]
+
+
 def test_a_killed_run_asks_nothing_twice(tmp_path: Path) -> None:
-    """The first run is cancelled when some replies have arrived; the second asks exactly the missing ones."""
+    """The first run is cancelled with all 24 replies of the seer and 4 of the reasoner; the second asks for 8."""
     problems = load_problems(ProblemsConfig(path=str(write_data(tmp_path, 12))))
-    enough = threading.Event()
 
     def some(request: dict[str, Any]) -> Act:
-        if len(reasoner.requests) >= 5:
-            enough.set()
-            return Act(wait=60, drop=True)
-        return solve(request)
-
-    async def killed() -> None:
-        task = asyncio.create_task(_bridged(problems, build_wording(), config(some_reasoner.url)))
-        await asyncio.to_thread(enough.wait, 60)
-        await asyncio.sleep(0.3)  # the replies that were sent arrive
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        return solve(request) if len(killed_reasoner.requests) <= 4 else Act(wait=60, drop=True)
 
     def config(url: str) -> BridgeConfig:
         values = {"problems": {"path": "x"}, "output": str(tmp_path / "out"), "seer": role(seer.url)}
-        reasoner_role = role(url)
-        reasoner_role["client"]["concurrency"] = 2
-        return build(BridgeConfig, values | {"reasoner": reasoner_role})
+        return build(BridgeConfig, values | {"reasoner": role(url)})
 
-    with ScriptedServer(see) as seer, ScriptedServer(solve) as rest:
-        with ScriptedServer(some) as some_reasoner:
-            reasoner = some_reasoner
-            asyncio.run(killed())
-        found = asyncio.run(_bridged(problems, build_wording(), config(rest.url)))
-        seen = [json.dumps(request) for request in seer.requests]
-        answered = [json.dumps(request) for request in some_reasoner.requests[:4]]
-        resumed = [json.dumps(request) for request in rest.requests]
-    assert len(seen) == len(set(seen)) == 24
-    assert len(resumed) == 12 - 4
-    assert not {*answered} & {*resumed}
+    async def killed() -> None:
+        task = asyncio.create_task(_bridged(problems, build_wording(), config(killed_reasoner.url)))
+        while stored(tmp_path / "out/replies.sqlite") < 28:
+            assert not task.done()
+            await asyncio.sleep(0.05)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    with ScriptedServer(see) as seer, ScriptedServer(some) as killed_reasoner, ScriptedServer(solve) as reasoner:
+        asyncio.run(killed())
+        found = asyncio.run(_bridged(problems, build_wording(), config(reasoner.url)))
+    assert len(seer.requests) == 24
+    answered = [json.dumps(request) for request in killed_reasoner.requests[:4]]
+    resumed = [json.dumps(request) for request in reasoner.requests]
+    assert len({*answered, *resumed}) == len(answered) + len(resumed) == 12
     assert sum(each.reason == "kept" for each in found) == 11
 
 

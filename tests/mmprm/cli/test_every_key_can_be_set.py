@@ -32,6 +32,7 @@ ZERO_3 = {"zero_stage": 3}
 GAE = {"advantage": {"estimator": "gae"}, "process": {"scorer": PRM}, "credit": {"mode": "step_gae"}}
 FILTERED = {"filter": {}, "adora": {}, "trainer": {"loss": {"importance_cap": 2}, "lora": {}, "optimization": ZERO_3}}
 SETTINGS: dict[str, list[dict[str, Any]]] = {
+    "BridgeConfig": [POLICY | {"seer": JUDGE, "reasoner": JUDGE}],
     "CampaignConfig": [POLICY, SERVED_POLICY, {"solutions": {"path": "x"}}],
     "ConsensusConfig": [{"judge": JUDGE}, {"scorer": PRM}, {"scorer": SERVER}],
     "GraderConfig": [POLICY["grader"]],
