@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
     check_output(arguments.output, "--output", file=True)
     config = question_only(load_config(arguments, CampaignConfig, "output=runs/filter"), arguments.samples)
     run_campaign(config, model_folder=policy_folder(config.engine))
-    asked = {problem.id: problem for problem in load_problems(config.problems)}
+    asked = {problem.id: problem for problem in load_problems(config.problems, config.environment is not None)}
     store = Store.read(config.output)
     try:
         filtered = by_accuracy(store, asked.keys(), arguments.low, arguments.high)

@@ -204,6 +204,29 @@ async def test_an_environment_that_is_not_deterministic_fails_its_problem() -> N
         await turn_rolls(Constant(), [], [], unreliable("random"))((), 2)
 
 
+class Walker:
+    """Walks the shortest way over the lake, with a wrong turn now and then."""
+
+    async def act(self, request: TurnRequest) -> Action:
+        way = ["down", "down", "right", "right", "down", "right"]
+        rng, turn = random.Random(request.seed), len(request.actions)
+        return Action(action_text(rng.choice(["left", "down", "right"]) if rng.random() < 0.2 else way[turn % 6]))
+
+
+async def test_a_gymnasium_environment_is_searched() -> None:
+    pytest.importorskip("pygame")
+    names = ("left", "down", "right", "up")
+    lake = EnvironmentConfig(
+        path="gymnasium:FrozenLake-v1", actions=names, arguments={"is_slippery": False}, max_turns=6
+    )
+    log: list[Batch] = []
+    result = await search(PROBLEM, turn_rolls(Walker(), [], log, lake), SearchConfig(rollouts=8, max_rollouts=40))
+    assert result.ended in ("no candidates left", "rollout budget")
+    assert 0 < result.tree.nodes[0].counts.value < 1
+    assert len(result.tree.nodes) > 1
+    assert {rollout.reason for batch in log for rollout in batch.rollouts} >= {"success", "no success"}
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
