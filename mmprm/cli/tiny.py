@@ -1,7 +1,8 @@
-"""Write problems of the built-in toy world, or train its policy.
+"""Write problems of the built-in toy world or levels of Sokoban, or train the world's policy.
 
 Examples:
   mmprm tiny problems --output runs/tiny/annotate.jsonl --count 200 --split annotate
+  mmprm tiny sokoban --output runs/sokoban/levels.jsonl --count 200 --size 6 --boxes 2
   mmprm tiny train --output runs/tiny/policy --set seed=1
 
 The keys below apply to `train`, which takes about half an hour on 2 free cores.
@@ -20,24 +21,26 @@ from mmprm.tiny.world import SPLITS, make_problems, solve
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to the parser."""
-    parser.add_argument("action", choices=("problems", "train"))
+    parser.add_argument("action", choices=("problems", "sokoban", "train"))
     parser.add_argument(
         "--output", required=True, type=Path, help="JSONL file of the problems, or folder of the policy"
     )
-    parser.add_argument("--count", type=int, default=200, help="problems: their number (200)")
+    parser.add_argument("--count", type=int, default=200, help="problems, sokoban: their number (200)")
     parser.add_argument(
-        "--split", choices=tuple(SPLITS), default="annotate", help="problems: which of the disjoint splits (annotate)"
+        "--split", choices=tuple(SPLITS), default="annotate", help="which of the disjoint splits (annotate)"
     )
     parser.add_argument(
-        "--solutions", action="store_true", help="problems: add a correct solution to each, for mmprm sft"
+        "--solutions", action="store_true", help="problems, sokoban: add a correct solution to each, for mmprm sft"
     )
-    parser.add_argument("--seed", type=int, default=0, help="problems: seed (0)")
+    parser.add_argument("--size", type=int, default=6, help="sokoban: rows and columns, with the outer walls (6)")
+    parser.add_argument("--boxes", type=int, default=2, help="sokoban: boxes per level (2)")
+    parser.add_argument("--seed", type=int, default=0, help="problems, sokoban: seed (0)")
     add_config_options(parser, TinyTrainConfig)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run `mmprm tiny`."""
-    {"problems": _problems, "train": _train}[arguments.action](arguments)
+    {"problems": _problems, "sokoban": _sokoban, "train": _train}[arguments.action](arguments)
 
 
 def _problems(arguments: argparse.Namespace) -> None:
@@ -50,6 +53,20 @@ def _problems(arguments: argparse.Namespace) -> None:
     solved = {tiny.problem.id: {"solution": "".join(solve(tiny))} for tiny in made} if arguments.solutions else {}
     write_problems(path, [tiny.problem for tiny in made], solved)
     print(f"{len(made)} problems of the {arguments.split} split written to {path}")
+
+
+def _sokoban(arguments: argparse.Namespace) -> None:
+    from mmprm.problems import write_problems
+    from mmprm.tiny.sokoban_problems import make_sokoban_problems
+
+    for name, least in (("count", 1), ("size", 4), ("boxes", 1)):
+        if getattr(arguments, name) < least:
+            raise DataError(f"--{name}={getattr(arguments, name)} must be at least {least}; raise it")
+    path = arguments.output if arguments.output.suffix == ".jsonl" else arguments.output / "levels.jsonl"
+    count, seed, split = arguments.count, arguments.seed, arguments.split
+    levels = make_sokoban_problems(count, seed, split, arguments.size, arguments.boxes, arguments.solutions)
+    write_problems(path, levels)
+    print(f"{count} Sokoban levels of the {split} split written to {path}")
 
 
 def _train(arguments: argparse.Namespace) -> None:
