@@ -2,21 +2,24 @@
 
 Examples:
   mmprm tiny problems --output runs/tiny/annotate.jsonl --count 200 --split annotate
+  mmprm tiny problems --output runs/tiny/long.jsonl --count 200 --split train --level long
   mmprm tiny sokoban --output runs/sokoban/levels.jsonl --count 200 --size 6 --boxes 2
   mmprm tiny train --output runs/tiny/policy --set seed=1
 
-The keys below apply to `train`, which takes about half an hour on 2 free cores.
+The keys below apply to `train`, which takes about half an hour on 2 free cores. With `--mistakes`, the two mistake
+rates also apply to `problems`.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 from pathlib import Path
 
 from mmprm.cli.shared.options import add_config_options, load_config
 from mmprm.errors import CheckpointError, DataError
 from mmprm.tiny.config import TinyTrainConfig
-from mmprm.tiny.world import SPLITS, make_problems, solve
+from mmprm.tiny.world import NO_MISTAKES, OPERATION_WEIGHTS, SPLITS, Mistakes, make_problems, solve
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +33,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--split", choices=tuple(SPLITS), default="annotate", help="which of the disjoint splits (annotate)"
     )
     parser.add_argument(
+        "--level",
+        choices=tuple(OPERATION_WEIGHTS),
+        default="short",
+        help="problems: 1 to 4 operations, or 8 to 14 (short)",
+    )
+    parser.add_argument(
         "--solutions", action="store_true", help="problems, sokoban: add a correct solution to each, for mmprm sft"
+    )
+    parser.add_argument(
+        "--mistakes",
+        action="store_true",
+        help="problems: with --solutions, make mistakes in them at the rates mistake_rate and hard_mistake_rate",
     )
     parser.add_argument("--size", type=int, default=6, help="sokoban: rows and columns, with the outer walls (6)")
     parser.add_argument("--boxes", type=int, default=2, help="sokoban: boxes per level (2)")
@@ -49,8 +63,14 @@ def _problems(arguments: argparse.Namespace) -> None:
     if arguments.count < 1:
         raise DataError(f"--count={arguments.count} must be at least 1; raise it")
     path = arguments.output if arguments.output.suffix == ".jsonl" else arguments.output / "problems.jsonl"
-    made = make_problems(arguments.count, arguments.seed, arguments.split)
-    solved = {tiny.problem.id: {"solution": "".join(solve(tiny))} for tiny in made} if arguments.solutions else {}
+    if arguments.mistakes and not arguments.solutions:
+        raise DataError("--mistakes needs --solutions, in which the mistakes are made; add it, or leave --mistakes out")
+    config = load_config(arguments, TinyTrainConfig)
+    mistakes = Mistakes(config.mistake_rate, config.hard_mistake_rate) if arguments.mistakes else NO_MISTAKES
+    made = make_problems(arguments.count, arguments.seed, arguments.split, arguments.level)
+    rng = random.Random(f"solutions/{arguments.seed}")
+    solved = {tiny.problem.id: {"solution": "".join(solve(tiny, rng, mistakes))} for tiny in made}
+    solved = solved if arguments.solutions else {}
     write_problems(path, [tiny.problem for tiny in made], solved)
     print(f"{len(made)} problems of the {arguments.split} split written to {path}")
 

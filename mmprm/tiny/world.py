@@ -39,7 +39,12 @@ SPLITS: dict[str, range] = {
 """Maps each split to the range of content hashes (modulo 100) of its problems."""
 
 OPERATORS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "×": lambda a, b: a * b}
-OPERATION_WEIGHTS = {1: 0.15, 2: 0.30, 3: 0.30, 4: 0.25}
+WorldLevel = Literal["short", "long"]
+OPERATION_WEIGHTS: dict[str, dict[int, float]] = {
+    "short": {1: 0.15, 2: 0.30, 3: 0.30, 4: 0.25},
+    "long": dict.fromkeys(range(8, 15), 1.0),
+}
+"""Relative frequencies of the numbers of operations at each level."""
 MAX_COLORS = 4
 RESULTS = range(1, 100)
 HEAD = "Left to right: "
@@ -78,15 +83,15 @@ class TinyProblem:
         return {color: digit for color, digit, _ in self.cells}
 
 
-def make_problems(n: int, seed: int, split: WorldSplit) -> list[TinyProblem]:
+def make_problems(n: int, seed: int, split: WorldSplit, level: WorldLevel = "short") -> list[TinyProblem]:
     """Generate `n` distinct problems of a split. A hash of each problem determines its split, so the splits are
-    disjoint for all seeds."""
+    disjoint for all seeds and levels."""
     if split not in SPLITS:
         raise DataError(f"split={split!r} must be one of {', '.join(SPLITS)}; set one of them")
-    rng = random.Random(f"tiny/{seed}/{split}")
+    rng = random.Random(f"tiny/{seed}/{split}" if level == "short" else f"tiny/{seed}/{split}/{level}")
     found: dict[str, TinyProblem] = {}
     while len(found) < n:
-        cells, operands, operators = _draw_content(rng)
+        cells, operands, operators = _draw_content(rng, level)
         content = _hash(cells, operands, operators)
         if int(content, 16) % 100 in SPLITS[split] and content not in found:
             found[content] = _build(content, cells, operands, operators)
@@ -201,19 +206,41 @@ def _misread(tiny: TinyProblem, color: str, rng: random.Random) -> int:
     return rng.choice([look_alike, rng.choice(beside or [look_alike])])
 
 
-def _draw_content(rng: random.Random) -> tuple:
+def _draw_content(rng: random.Random, level: WorldLevel) -> tuple:
     """Sample cells, operands and operators until they satisfy the rules in the module docstring."""
+    weights = OPERATION_WEIGHTS[level]
     while True:
         colors = rng.sample(list(COLORS), ROWS * COLUMNS)
         cells = tuple((color, rng.choice(list(DIGITS)), rng.choice(SHIFTS)) for color in colors)
-        (operations,) = rng.choices(list(OPERATION_WEIGHTS), list(OPERATION_WEIGHTS.values()))
+        (operations,) = rng.choices(list(weights), list(weights.values()))
         operands = rng.sample(colors, min(operations + 1, MAX_COLORS))
         operands += rng.choices(operands, k=operations + 1 - len(operands))
-        operators = rng.choices(list(OPERATORS), k=operations)
         digits = {color: digit for color, digit, _ in cells}
+        draw_operators = _DRAW_OPERATORS[level]
+        operators = draw_operators(rng, [digits[color] for color in operands])
         results = _results(digits, operands, operators)
         if all(result in RESULTS for result in results) and _every_reading_matters(digits, operands, operators):
             return cells, tuple(operands), tuple(operators)
+
+
+def _any_operators(rng: random.Random, values: Sequence[int]) -> list[str]:
+    return rng.choices(list(OPERATORS), k=len(values) - 1)
+
+
+def _operators_in_range(rng: random.Random, values: Sequence[int]) -> list[str]:
+    """Sample each operator among those that keep the result in range: of many free ones, almost none would.
+
+    Any value and digit in range have at least one, because v − d < 1 implies v + d ≤ 2·9.
+    """
+    result, operators = values[0], []
+    for value in values[1:]:
+        allowed = [name for name, operation in OPERATORS.items() if operation(result, value) in RESULTS]
+        operators.append(rng.choice(allowed))
+        result = OPERATORS[operators[-1]](result, value)
+    return operators
+
+
+_DRAW_OPERATORS = {"short": _any_operators, "long": _operators_in_range}
 
 
 def _results(digits: dict[str, int], operands: Sequence[str], operators: Sequence[str]) -> list[int]:

@@ -99,6 +99,30 @@ def test_problems_keep_their_rules() -> None:
     assert {len(tiny.operators) for tiny in problems} == {1, 2, 3, 4}
 
 
+def test_long_problems_keep_the_rules_too() -> None:
+    problems = make_problems(100, 0, "test", "long")
+    for tiny in problems:
+        steps = solve(tiny)
+        values = [int(step.removesuffix("</step>").rpartition("=")[2]) for step in steps[:-1] if "<step>" in step]
+        assert all(1 <= value <= 99 for value in values)
+        assert judge_steps(tiny, steps) == [True] * (len(set(tiny.operands)) + len(tiny.operators) + 1)
+        assert truth_of(tiny.problem).operators == tiny.operators
+    assert {len(tiny.operators) for tiny in problems} == set(range(8, 15))
+    assert {operator for tiny in problems for operator in tiny.operators} == set(OPERATORS)
+    assert make_problems(5, 0, "test", "long") == problems[:5]
+
+
+def test_a_long_problem_that_is_misread_has_another_answer() -> None:
+    for tiny in make_problems(30, 1, "train", "long"):
+        for color in set(tiny.operands):
+            for digit in {*range(1, 10)} - {tiny.digits[color]}:
+                digits = tiny.digits | {color: digit}
+                value = digits[tiny.operands[0]]
+                for operator, operand in zip(tiny.operators, tiny.operands[1:], strict=True):
+                    value = OPERATORS[operator](value, digits[operand])
+                assert str(value) != tiny.problem.answer
+
+
 def test_splits_are_disjoint_and_seeds_repeat() -> None:
     ids = {name: {tiny.problem.id for tiny in make_problems(200, 3, name)} for name in SPLITS}
     assert all(len(found) == 200 for found in ids.values())
