@@ -246,7 +246,7 @@ def policy_loss(
     coefficient of the drift term; β is kl.coefficient, or 0 if apply_to=reward; γ is entropy_coefficient, and H the
     entropy of the distribution from which a token is sampled.
 
-    All tensors are _NT except group_tokens_N. ρ = lp − old is clamped to ±20; beyond that, the surrogate has no
+    All tensors are _NT except group_tokens_N. ρ = lp − old is clamped to ±20; beyond that, ppo_clip and cpgd have no
     gradient, and CPGD's drift keeps its capped gradient. `denominator` is that of the global batch. `ref` is needed if
     kl.coefficient > 0, and `entropy`, with its gradient, if entropy_coefficient > 0. `weights` (from
     `importance_weights`) scale only the surrogate. `group_tokens` is used by aggregation=prompt_mean.

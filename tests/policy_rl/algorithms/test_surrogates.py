@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from scripted_rl import make_config
 from torch import Tensor
 
 from mmprm.config import build
 from mmprm.errors import ConfigError, TrainingError
 from policy_rl.algorithms.losses import LossConfig, denominator, policy_loss
 from policy_rl.algorithms.surrogates import SURROGATES, surrogate_of
+from policy_rl.early_checks import check_early
 
 LN = math.log
 NARROW = {"clip_low": 0.1, "clip_high": 0.2}
@@ -167,8 +169,9 @@ def test_a_users_surrogate_returns_two_values_per_token(module: str, name: str) 
         result(*make_batch(1), LossConfig(surrogate=f"{module}:{name}"))
 
 
-def test_a_missing_surrogate_is_reported() -> None:
+def test_a_missing_surrogate_is_reported_before_the_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"surrogate='ppo' must be one of ppo_clip, cpgd, cispo, gspo, or the import"):
         build(LossConfig, {"surrogate": "ppo"})
+    config = make_config(tmp_path, trainer={"loss": {"surrogate": "no_such:f"}})
     with pytest.raises(ConfigError, match=r"trainer\.loss\.surrogate='no_such:f': No module named 'no_such'"):
-        surrogate_of("no_such:f")
+        check_early(config)

@@ -20,6 +20,7 @@ from mmprm.backbone.load import load_backbone
 from mmprm.backbone.processor import vision_token_ids
 from mmprm.errors import DataError, TrainingError
 from mmprm.training.lora import LoraConfig
+from policy_rl.algorithms.importance import ImportanceMask
 from policy_rl.algorithms.losses import KlConfig, LossConfig
 from policy_rl.metrics import metric_names
 from policy_rl.trainer.batch import collate_rows
@@ -72,13 +73,15 @@ def learned(metrics: dict[str, float]) -> dict[str, float]:
 def test_own_log_probabilities_are_those_of_an_extra_pass(
     random_policy_folder: Path, samples: list[TrainingSample]
 ) -> None:
-    settings = config(loss=LossConfig(importance_cap=2.0))
+    limits = ImportanceMask(low=0.9, high=1.1)
+    settings = config(loss=LossConfig(importance_cap=2.0, importance_mask=limits, entropy_coefficient=0.01))
     short, long = start(random_policy_folder, settings), start(random_policy_folder, settings)
     found = long.log_probs(samples)
     assert all(each.ref is None and each.values is None for each in found.values())
     with_old = [replace(sample, old=found[position].old) for position, sample in enumerate(samples)]
     ours, theirs = short.update(samples), long.update(with_old)
     assert learned(ours) == pytest.approx(learned(theirs), rel=1e-4, abs=1e-5)
+    assert 0 < ours["importance_masked"] < 1
     assert_same(weights_of(short), weights_of(long), atol=1e-4)
     # A second update on the same rollout is off policy.
     again = long.update(with_old)
