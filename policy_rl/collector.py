@@ -21,11 +21,13 @@ from mmprm.prompts import assistant_beginning
 from mmprm.types import Grader, Problem
 from policy_rl.algorithms.advantages import ESTIMATORS
 from policy_rl.config import RLConfig
-from policy_rl.graded import GradedGroup, GradedResponse, Process, from_json, to_json
+from policy_rl.graded import Branch, GradedGroup, GradedResponse, Process, from_json, to_json
+from policy_rl.rewards.cutter import StepCutter
 from policy_rl.rewards.outcome import OutcomeReward
-from policy_rl.rollouts.config import rollout_seed
+from policy_rl.rollouts.branching import Candidate, choose_prefixes
+from policy_rl.rollouts.config import branch_seed, rollout_seed
 from policy_rl.rollouts.curriculum import Phase, Prompts, groups_to_ask, phase_of
-from policy_rl.types import Group, Response, Reward, TrainingSample
+from policy_rl.types import Group, Prefix, Response, Reward, TrainingSample
 
 _T = TypeVar("T")
 
@@ -36,8 +38,19 @@ class Pool(Protocol):
     version: int
     probe_token_ids: tuple[int, ...]
 
-    async def sample(self, problem: Problem, n: int, seed: int, version: int, max_tokens: int | None = None) -> Group:
-        """Sample `n` responses to a problem from policy version `version`."""
+    async def sample(
+        self,
+        problem: Problem,
+        n: int,
+        seed: int,
+        version: int,
+        max_tokens: int | None = None,
+        prefix: Prefix | None = None,
+    ) -> Group:
+        """Sample `n` responses to a problem from policy version `version`.
+
+        With a prefix, they begin with its tokens, and `max_tokens` limits the tokens after it.
+        """
         ...
 
     async def load_weights(self, published: Any) -> float:
@@ -68,7 +81,8 @@ class Collected:
     too_easy) by reason. `rounds` counts the sampling rounds. `passed` counts the groups that were sampled in this step
     and not dropped; `carried` counts the groups carried over to the next step. `progress` is the completed fraction of
     the run at the end of this step. `generating` is the time in seconds until the last response. `scoring` is the time
-    after that, spent waiting for grades and process scores. `tokens` is the number of generated tokens.
+    after that, spent waiting for grades and process scores. `tokens` is the number of generated tokens, of which
+    `branch_tokens` are those of continuations.
     """
 
     groups: list[GradedGroup] = field(default_factory=list)
@@ -78,6 +92,7 @@ class Collected:
     carried: int = 0
     progress: float = 0.0
     tokens: int = 0
+    branch_tokens: int = 0
     generating: float = 0.0
     scoring: float = 0.0
     refusal: str = ""
@@ -89,15 +104,16 @@ class Collected:
         return {"groups": list(map(to_json, self.groups)), "dropped": dict(self.dropped), **counts}
 
 
-COUNTS = ("rounds", "passed", "carried", "progress", "tokens", "refusal")
+COUNTS = ("rounds", "passed", "carried", "progress", "tokens", "branch_tokens", "refusal")
 """Fields of Collected that checkpoints store without conversion."""
 
 
 class Collector:
     """Collects graded groups of responses for each training step.
 
-    `check` raises DataError if a response cannot be trained on. A collector's state consists of its position in the
-    data and the groups that it carries over.
+    `check` raises DataError if a response cannot be trained on. `cutter` finds the steps of responses and is needed
+    only with rollouts.branching. A collector's state consists of its position in the data and the groups that it
+    carries over.
     """
 
     def __init__(
@@ -109,9 +125,11 @@ class Collector:
         check: Callable[[TrainingSample], None],
         process: Process | None = None,
         prefill: str | None = None,
+        cutter: StepCutter | None = None,
     ) -> None:
         self._config, self._pool, self._grader, self._check, self._process = config, pool, grader, check, process
         self.prefill = assistant_beginning(config.prompt, "") if prefill is None else prefill
+        self._cutter = cutter
         self._reward = OutcomeReward(config.rewards, self.prefill)
         self._least = ESTIMATORS[config.advantage.estimator].least
         self._prompts = Prompts(problems, config.seed)
@@ -177,7 +195,7 @@ class Collector:
 
     def collected(self, state: Mapping[str, Any]) -> Collected:
         """Restore a Collected from the output of Collected.to_json."""
-        counts = {name: state[name] for name in COUNTS}
+        counts = {name: state[name] for name in COUNTS if name in state}
         return Collected(self._groups(state["groups"]), Counter(state["dropped"]), **counts)
 
     def _groups(self, state: Iterable[Mapping[str, Any]]) -> list[GradedGroup]:
@@ -194,7 +212,12 @@ class Collector:
             nonlocal sampled
             group = await self._sample(problem, epoch, phase, found)
             sampled = time.perf_counter()
-            return None if group is None else await self._grade(group, found)
+            graded = None if group is None else await self._grade(group, found)
+            if graded is None or self._config.rollouts.branching is None:
+                return graded
+            branched = await self._branch(graded, epoch, phase, found)
+            sampled = time.perf_counter()
+            return branched
 
         groups = await all_or_none(one(problem, epoch) for problem, epoch in asked)
         found.generating += sampled - started
@@ -205,16 +228,21 @@ class Collector:
         version = self._pool.version
         seed = rollout_seed(self._config.seed, version, problem.id, epoch)
         limit = {"max_tokens": phase.max_tokens} if self._config.schedule else {}
+        group = await self._ask(found, problem, phase.group_size, seed, version, **limit)
+        if group is not None:
+            found.tokens += sum(len(response.token_ids) for response in group.responses)
+        return group
+
+    async def _ask(self, found: Collected, problem: Problem, *request: Any, **settings: Any) -> Group | None:
+        """Request responses from the pool. The result is None if the engines reject the prompt, which is counted."""
         try:
-            group = await self._pool.sample(problem, phase.group_size, seed, version, **limit)
+            return await self._pool.sample(problem, *request, **settings)
         except EngineStoppedError:
             raise
         except (SamplingError, DataError) as error:  # affects only this prompt; the engine still works
             found.dropped["refused"] += 1
             found.refusal = found.refusal or str(error)
             return None
-        found.tokens += sum(len(response.token_ids) for response in group.responses)
-        return group
 
     async def _grade(self, group: Group, found: Collected) -> GradedGroup | None:
         grades = (self._graded(group, response, found) for response in group.responses)
@@ -234,6 +262,32 @@ class Collector:
         for index, process in zip(known, scores, strict=True):
             graded[index] = replace(graded[index], process=process)
         return replace(made, responses=tuple(graded))
+
+    async def _branch(self, group: GradedGroup, epoch: int, phase: Phase, found: Collected) -> GradedGroup:
+        """Continue the group's responses from the prefixes that rollouts.branching chooses."""
+        config = self._config.rollouts.branching
+        assert config is not None
+        assert self._cutter is not None, "branching needs a step cutter"
+        budget = config.token_budget or phase.group_size * phase.max_tokens
+        prefixes = choose_prefixes(group, self._cutter, config, phase.max_tokens, budget)
+        seed = rollout_seed(self._config.seed, group.version, group.problem.id, epoch)
+        made = await all_or_none(self._continue(group, each, seed, phase.max_tokens, found) for each in prefixes)
+        return replace(group, branches=tuple(branch for branch in made if branch is not None))
+
+    async def _continue(
+        self, group: GradedGroup, chosen: Candidate, seed: int, max_tokens: int, found: Collected
+    ) -> Branch | None:
+        """Sample and grade the continuations of a prefix. The result is None if the engine rejects it."""
+        prefix = group.responses[chosen.response].response.prefix(chosen.tokens)
+        seed = branch_seed(seed, group.problem.id, chosen.response, chosen.tokens)
+        n, limit = self._config.rollouts.branching.continuations, max_tokens - chosen.tokens
+        sampled = await self._ask(found, group.problem, n, seed, group.version, max_tokens=limit, prefix=prefix)
+        if sampled is None:
+            return None
+        tokens = sum(len(response.token_ids) - chosen.tokens for response in sampled.responses)
+        found.tokens, found.branch_tokens = found.tokens + tokens, found.branch_tokens + tokens
+        graded = await asyncio.gather(*(self._graded(sampled, each, found) for each in sampled.responses))
+        return Branch(chosen.response, chosen.tokens, chosen.score, tuple(graded))
 
     async def _graded(self, group: Group, response: Response, found: Collected) -> GradedResponse:
         grading = await self._grader.grade(group.problem, self.prefill + response.text)

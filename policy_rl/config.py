@@ -21,6 +21,7 @@ from policy_rl.algorithms.adora import AdoraConfig
 from policy_rl.algorithms.advantages import ESTIMATORS, AdvantageConfig
 from policy_rl.algorithms.credit import CreditConfig
 from policy_rl.algorithms.samples import AdvantageSettings, Aggregate
+from policy_rl.algorithms.tree_samples import TreeSettings
 from policy_rl.monitor.alarms import MonitorConfig
 from policy_rl.rewards.outcome import RewardConfig
 from policy_rl.rewards.process import ProcessConfig
@@ -28,10 +29,12 @@ from policy_rl.rollouts.config import RolloutConfig
 from policy_rl.rollouts.curriculum import FilterConfig, Phase
 from policy_rl.trainer import config as trainer_config
 from policy_rl.trainer.config import TrainerConfig
+from policy_rl.tree_checks import check_tree_credit
 from policy_rl.weights.config import WeightsConfig
 
 _IN_PART: dict[str, Any] = {key: DECISIVE[key] for key in ("engine", "grader")} | {
-    "process": {"aggregator": True, "scorer": {"prm", "format", "backend", "dtype", "too_long"}}
+    "process": {"aggregator": True, "scorer": {"prm", "format", "backend", "dtype", "too_long"}},
+    "rollouts": {"branching"},
 }
 """Maps configuration groups to the subkeys that must be unchanged for a run to be resumed. Their other subkeys may
 change."""
@@ -97,7 +100,7 @@ class RLConfig(Config):
     """Estimator, clamping and whitening of advantages."""
     credit: CreditConfig | None = None
     """Assignment of process rewards to tokens. Defaults to soft_min if `process` is set. Without `process`, only the
-    outcome is rewarded."""
+    outcome is rewarded, unless `source` is tree."""
     process: ProcessConfig | None = None
     """Process reward model that scores steps."""
     batch: BatchConfig = BatchConfig()
@@ -112,7 +115,7 @@ class RLConfig(Config):
     trainer: TrainerConfig = TrainerConfig()
     """Trainer settings: loss, KL, optimization, ranks, LoRA."""
     rollouts: RolloutConfig = RolloutConfig()
-    """Rollout settings: engines, colocation, timeouts."""
+    """Rollout settings: engines, colocation, timeouts, branching."""
     weights: WeightsConfig = WeightsConfig()
     """Transfer of updated weights to the engines."""
     one_step_ahead: bool = False
@@ -148,8 +151,13 @@ class RLConfig(Config):
 
     @property
     def step_credit(self) -> CreditConfig | None:
-        """Return the credit configuration in effect, or None if there is no process reward model."""
-        return None if self.process is None else self.credit or CreditConfig()
+        """Return the configuration of credit from the scores of a process reward model, or None if there is none."""
+        return None if self.process is None or self.has_tree_credit else self.credit or CreditConfig()
+
+    @property
+    def has_tree_credit(self) -> bool:
+        """Return whether the credit of steps is computed from the rewards of continuations."""
+        return self.credit is not None and self.credit.source != "prm"
 
     @property
     def has_critic(self) -> bool:
@@ -167,6 +175,20 @@ class RLConfig(Config):
             aggregate=aggregate,
             mask_truncated=self.rewards.truncated == "mask",
             distillation=self.trainer.distillation,
+        )
+
+    def tree_settings(self) -> TreeSettings | None:
+        """Return the settings for computing the advantages of responses that branch, or None if they do not."""
+        if not self.has_tree_credit:
+            return None
+        kl = self.trainer.loss.kl
+        return TreeSettings(
+            self.advantage,
+            prior_weight=self.credit.prior_weight if self.credit.source == "both" else 0.0,
+            prior_scale=self.rewards.accuracy_weight,
+            train=self.rollouts.branching.train,
+            kl_in_reward=kl.coefficient if kl.apply_to == "reward" else 0.0,
+            mask_truncated=self.rewards.truncated == "mask",
         )
 
     @property
@@ -264,10 +286,10 @@ class RLConfig(Config):
 
     @model_validator(mode="after")
     def _credit_fits_the_estimator(self) -> RLConfig:
-        if self.credit is not None and self.process is None:
+        if self.credit is not None and self.process is None and not self.has_tree_credit:
             raise ValueError(
-                "credit assigns the scores of a process reward model, but process is not set; set process.scorer.prm, "
-                "or leave credit out"
+                "credit assigns the scores of a process reward model, but process is not set; set process.scorer.prm "
+                "or credit.source=tree, or leave credit out"
             )
         mode = self.step_credit.mode if self.step_credit else None
         if self.has_critic and mode not in (None, "scalar", "step_gae"):
@@ -284,6 +306,11 @@ class RLConfig(Config):
                 f"trainer.critic.{key}={getattr(self.trainer.critic, key)} needs a critic, which advantage.estimator="
                 f"{self.advantage.estimator} does not have; use gae, or leave it out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _tree_credit_fits_the_rest(self) -> RLConfig:
+        check_tree_credit(self)
         return self
 
     @model_validator(mode="after")

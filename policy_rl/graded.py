@@ -66,13 +66,36 @@ class GradedResponse:
 
 
 @dataclass(frozen=True, slots=True)
+class Branch:
+    """Contains responses that continue the first `tokens` tokens of response number `response` of a group.
+
+    They are complete responses, which begin with exactly these tokens. `score` is the PRM's score of the prefix, if it
+    has one.
+    """
+
+    response: int
+    tokens: int
+    score: float | None
+    continuations: tuple[GradedResponse, ...]
+
+    @property
+    def known(self) -> tuple[GradedResponse, ...]:
+        """Return the continuations with a known reward."""
+        return tuple(each for each in self.continuations if each.reward.total is not None)
+
+
+@dataclass(frozen=True, slots=True)
 class GradedGroup:
-    """Contains the responses to one problem, all sampled from policy version `version`, in sampling order."""
+    """Contains the responses to one problem, all sampled from policy version `version`, in sampling order.
+
+    `branches` are continuations of some of them, ordered by response and then by length.
+    """
 
     problem: Problem
     prompt_tokens: int
     version: int
     responses: tuple[GradedResponse, ...]
+    branches: tuple[Branch, ...] = ()
 
     @property
     def accuracies(self) -> list[float]:
@@ -93,20 +116,28 @@ def to_json(group: GradedGroup) -> dict[str, Any]:
         "prompt_tokens": group.prompt_tokens,
         "version": group.version,
         "responses": [_plain(asdict(each)) for each in group.responses],
+        "branches": [_plain(asdict(each)) for each in group.branches],
     }
 
 
 def from_json(data: Mapping[str, Any], problems: Mapping[str, Problem]) -> GradedGroup:
     """Deserialize a graded group. `problems` maps ids to problems."""
-    responses = tuple(_response(each) for each in data["responses"])
-    return GradedGroup(problems[data["problem"]], data["prompt_tokens"], data["version"], responses)
+    responses = tuple(map(_response, data["responses"]))
+    branches = tuple(map(_branch, data.get("branches", ())))  # groups of earlier versions have none
+    return GradedGroup(problems[data["problem"]], data["prompt_tokens"], data["version"], responses, branches)
 
 
 def _plain(value: Any) -> Any:
-    """Convert the arrays in nested dictionaries to lists."""
+    """Convert the arrays in nested dictionaries and tuples to lists."""
     if isinstance(value, dict):
         return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
     return value.tolist() if isinstance(value, np.ndarray) else value
+
+
+def _branch(data: Mapping[str, Any]) -> Branch:
+    return Branch(data["response"], data["tokens"], data["score"], tuple(map(_response, data["continuations"])))
 
 
 def _response(data: Mapping[str, Any]) -> GradedResponse:

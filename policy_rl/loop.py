@@ -38,10 +38,11 @@ from mmprm.training.ranks import Ranks
 from mmprm.training.stop_request import StopRequest
 from policy_rl.algorithms.advantages import ESTIMATORS
 from policy_rl.algorithms.samples import Aggregate, add_advantages, draft, kept_mask
+from policy_rl.algorithms.tree_samples import add_tree_advantages, draft_continuations
 from policy_rl.collector import Collected, Collector, Pool
 from policy_rl.config import RLConfig
 from policy_rl.graded import GradedGroup
-from policy_rl.metrics import Timed, console_line, describe_groups, merge_updates, shares
+from policy_rl.metrics import Timed, console_line, describe_branches, describe_groups, merge_updates, shares
 from policy_rl.monitor.alarms import Alarms, alarm_error, hacking_metrics
 from policy_rl.monitor.samples import SampleLog, chosen, sample_of
 from policy_rl.rollouts.curriculum import update_count
@@ -78,7 +79,7 @@ class Loop:
         self._pool, self._trainer, self._collector, self._evaluation = pool, trainer, collector, evaluation
         self._output = Path(config.output)
         self._checkpoints, self._policy = checkpoints_of(config), policy_of(config)
-        self._settings = config.advantage_settings(aggregate)
+        self._settings, self._tree_settings = config.advantage_settings(aggregate), config.tree_settings()
         self._needs_ref = config.trainer.loss.kl.coefficient > 0
         compares = self._settings.kl_in_reward > 0 or self._settings.distillation is not None
         self._needs_old = config.batch.optimizer_steps > 1 or config.has_critic or compares
@@ -210,6 +211,8 @@ class Loop:
     async def _learn(self, step: int, collected: Collected) -> dict[str, float]:
         groups = collected.groups
         metrics = describe_groups(collected, self._pool.version)
+        if self._tree_settings is not None:
+            metrics |= describe_branches(groups, collected.branch_tokens)
         metrics |= hacking_metrics(groups, self._config.step_format, self._collector.prefill)
         samples, advantage_metrics = await self._samples(groups) if groups else ([], {})
         updates = await self._update(step, samples, collected.progress)
@@ -235,10 +238,14 @@ class Loop:
 
     async def _samples(self, groups: Sequence[GradedGroup]) -> tuple[list[TrainingSample], dict[str, float]]:
         kept_PK = kept_mask(groups, ESTIMATORS[self._config.advantage.estimator].least)
-        samples = draft(groups, kept_PK)
+        samples, tree = draft(groups, kept_PK), self._tree_settings
+        if tree is not None and tree.train:
+            samples += draft_continuations(groups, kept_PK)
         if self._needs_old or self._needs_ref:
             with Timed(self._seconds, "old"):
                 samples = await asyncio.to_thread(self._trainer.log_probs, samples, not self._needs_old)
+        if tree is not None:
+            return add_tree_advantages(groups, kept_PK, samples, tree)
         return add_advantages(groups, kept_PK, samples, self._settings)
 
     def _count_empty(self, step: int, collected: Collected, empty: bool) -> None:

@@ -84,8 +84,9 @@ def metric_names(config: RLConfig) -> set[str]:
     names |= {"kl", "kl_ref", "kl_clamped"} if config.trainer.loss.kl.coefficient > 0 else set()
     names |= {"value_loss"} if config.has_critic else set()
     names |= {"teacher_kl"} if config.trainer.distillation else set()
+    names |= set(describe_branches([], 0)) if config.rollouts.branching else set()
     names |= {"importance_masked"} if config.trainer.loss.importance_mask else set()
-    return names | ({"scored", "unscored", "alone"} if config.process else set())
+    return names | ({"scored", "unscored", "alone"} if config.step_credit else set())
 
 
 def describe_groups(collected: Collected, version: int) -> dict[str, float]:
@@ -114,6 +115,27 @@ def describe_groups(collected: Collected, version: int) -> dict[str, float]:
         "staleness": fmean(version - group.version for group in groups),
     }
     return metrics
+
+
+def describe_branches(groups: Sequence[GradedGroup], tokens: int) -> dict[str, float]:
+    """Compute the metrics of continuations. Undefined means are NaN.
+
+    branches: number of prefixes that were continued; branch_tokens: number of tokens generated for it; branch_value:
+    mean reward of the continuations, averaged over prefixes; branch_decided: fraction of prefixes whose continuations
+    all have the same reward; branch_prm_error: mean absolute difference between a prefix's PRM score and the fraction
+    of its continuations that are correct.
+    """
+    branches = [branch for group in groups for branch in group.branches]
+    rewards = [[each.reward.total for each in branch.known] for branch in branches if branch.known]
+    scored = [branch for branch in branches if branch.known and branch.score is not None]
+    errors = [abs(branch.score - fmean(each.correct for each in branch.known)) for branch in scored]
+    return {
+        "branches": float(len(branches)),
+        "branch_tokens": float(tokens),
+        "branch_value": fmean(map(fmean, rewards)) if rewards else math.nan,
+        "branch_decided": fmean(len(set(each)) == 1 for each in rewards) if rewards else math.nan,
+        "branch_prm_error": fmean(errors) if errors else math.nan,
+    }
 
 
 def _alike(group: GradedGroup) -> bool:

@@ -31,6 +31,7 @@ from policy_rl.early_checks import check_early
 from policy_rl.graded import Process
 from policy_rl.loop import Loop
 from policy_rl.placement import ActorOptions, reserved
+from policy_rl.rewards.cutter import StepCutter
 from policy_rl.rollouts.evaluate import evaluate
 from policy_rl.rollouts.pool import RolloutPool
 from policy_rl.run_folder import Summary, checkpoints_of, summary_without_training
@@ -95,7 +96,8 @@ async def _run(config: RLConfig, problems: Sequence[Problem], held_out: Sequence
         grader = await stack.enter_async_context(open_grader(config.grader))
         prm_options = None if options is None else options.prm
         process = await stack.enter_async_context(_process(config, prm_options, prefill)) if config.process else None
-        collector = Collector(config, problems, pool, grader, trainer.check, process, prefill)
+        cutter = None if config.rollouts.branching is None else _step_cutter(config, prefill)
+        collector = Collector(config, problems, pool, grader, trainer.check, process, prefill, cutter)
         accuracy = config.rewards.accuracy
         measure = partial(evaluate, pool, grader, held_out, config.eval_samples, config.seed, prefill, accuracy)
         aggregate = _aggregate(config)
@@ -183,6 +185,13 @@ def _transfer(config: RLConfig, transport: str, engines: Sequence[Any], rank: in
     from policy_rl.weights.vllm import VllmTransfer
 
     return VllmTransfer(transport, engines, config.engine.tensor_parallel_size, rank, config.weights.timeout_seconds)
+
+
+def _step_cutter(config: RLConfig, prefill: str) -> StepCutter:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(config.engine.model, trust_remote_code=False)
+    return StepCutter(tokenizer, config.step_format, prefill)
 
 
 @asynccontextmanager

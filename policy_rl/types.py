@@ -32,6 +32,18 @@ class Response:
     def __eq__(self, other: object) -> bool:
         return equal_fields(self, other)
 
+    def prefix(self, tokens: int) -> Prefix:
+        """Return the first `tokens` tokens."""
+        return Prefix(self.token_ids[:tokens], self.logprobs[:tokens])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prefix:
+    """Holds the first tokens of a response and their log-probabilities; see Response."""
+
+    token_ids: np.ndarray
+    logprobs: np.ndarray
+
 
 @dataclass(frozen=True, slots=True)
 class Group:

@@ -25,6 +25,12 @@ from policy_rl.algorithms.baselines import BASELINES, ScoredSteps, to_go
 class CreditConfig(Config):
     """Configures how process rewards are assigned."""
 
+    source: Literal["prm", "tree", "both"] = "prm"
+    """Origin of the credit of steps. prm: scores of the process reward model, in addition to the outcome's advantage;
+    tree: the rewards of continuations (`rollouts.branching`), instead of the outcome's advantage; both: tree, with the
+    PRM's score as a prior of each value. The keys from `mode` on apply to prm only."""
+    prior_weight: float = Field(1.0, gt=0)
+    """For source=both: number of continuations that a PRM score counts as."""
     mode: Literal["scalar", "return_to_go", "soft_min", "strict_min", "step_gae"] = "soft_min"
     """Conversion of step scores to rewards. scalar: an aggregate of them is added to the outcome reward; return_to_go:
     a step's return is the sum of the scores from that step on; soft_min, strict_min: a step's return is the lowest
@@ -62,6 +68,21 @@ class CreditConfig(Config):
     def needs_scores(self) -> bool:
         """Return whether to exclude responses without process reward, for which a credit of 0 would not be neutral."""
         return self.mode != "scalar" and not self.compares
+
+    @model_validator(mode="after")
+    def _keys_belong_to_the_source(self) -> CreditConfig:
+        if "prior_weight" in self.model_fields_set and self.source != "both":
+            raise ValueError(
+                f"prior_weight={self.prior_weight} has no effect with source={self.source}; set source=both, or leave "
+                "prior_weight out"
+            )
+        of_prm = sorted(self.model_fields_set - {"source", "prior_weight"})
+        if of_prm and self.source != "prm":
+            raise ValueError(
+                f"{of_prm[0]}={getattr(self, of_prm[0])} has no effect with source={self.source}, where credit is a "
+                f"difference of values; leave {of_prm[0]} out, or set source=prm"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod

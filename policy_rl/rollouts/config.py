@@ -2,12 +2,51 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Literal
+
+from pydantic import Field, model_validator
 
 from mmprm.config import Config
 from mmprm.errors import ConfigError
 from mmprm.sampling.config import SamplingConfig
 from mmprm.sampling.seeds import derive_seed
+
+
+class BranchingConfig(Config):
+    """Configures the continuations of responses that determine the values of their prefixes."""
+
+    continuations: int = Field(4, ge=1)
+    """Number of continuations to sample from each chosen prefix."""
+    choose: Literal["surprisal", "undecided", "first"] = "surprisal"
+    """Rule that chooses prefixes, which end with a step. surprisal: those whose last step has the highest mean negative
+    log-probability per token; undecided: those whose PRM score is closest to 0.5 and in [min_score, max_score]; first:
+    those of the group's first responses. No rule reads what follows the prefix, which would bias the credit."""
+    max_per_step: int = Field(1, ge=1)
+    """Maximum number of responses per group that are continued after their first step, after their second step, and so
+    on."""
+    min_score: float = Field(0.2, ge=0, le=1)
+    """Minimum PRM score of a prefix with choose=undecided."""
+    max_score: float = Field(0.8, ge=0, le=1)
+    """Maximum PRM score of a prefix with choose=undecided."""
+    token_budget: int | None = Field(None, ge=1)
+    """Maximum number of tokens that the continuations of a group may have. A prefix is chosen only if its continuations
+    would fit even at their maximum length. By default, the maximum length of the group's own responses together."""
+    train: bool = True
+    """Train on the continuations, too. If false, they only determine values."""
+
+    @model_validator(mode="after")
+    def _range_belongs_to_undecided(self) -> BranchingConfig:
+        for key in ("min_score", "max_score"):
+            if key in self.model_fields_set and self.choose != "undecided":
+                raise ValueError(
+                    f"{key}={getattr(self, key)} is a bound for choose=undecided; set that, or leave {key} out"
+                )
+        if self.min_score > self.max_score:
+            raise ValueError(
+                f"min_score={self.min_score} must not exceed max_score={self.max_score}; lower min_score or raise "
+                "max_score"
+            )
+        return self
 
 
 class RolloutConfig(Config):
@@ -26,6 +65,9 @@ class RolloutConfig(Config):
     max_restarts: int = Field(3, ge=0)
     """Maximum number of dead engines to replace; when another one dies, the run ends. If weights are sent from GPU to
     GPU, no engine is replaced."""
+    branching: BranchingConfig | None = None
+    """Continue the responses of a group from some of their prefixes. Requires credit.source=tree or both. By default,
+    responses do not branch."""
 
 
 def rollout_seed(run_seed: int, version: int, problem_id: str, attempt: int = 0) -> int:
@@ -34,6 +76,11 @@ def rollout_seed(run_seed: int, version: int, problem_id: str, attempt: int = 0)
     `attempt` is the number of times that this version has already sampled the problem.
     """
     return derive_seed(run_seed, problem_id, f"rollout {version}", attempt)
+
+
+def branch_seed(group_seed: int, problem_id: str, response: int, tokens: int) -> int:
+    """Return the seed for continuing a prefix of `tokens` tokens of a response. `group_seed` is the group's seed."""
+    return derive_seed(group_seed, problem_id, f"branch {response}", tokens)
 
 
 def check_sampling(sampling: SamplingConfig) -> None:

@@ -6,6 +6,8 @@ import asyncio
 import os
 from typing import Any
 
+import numpy as np
+
 from mmprm.backbone.processor import vision_token_ids
 from mmprm.errors import MmprmError, TrainingError
 from mmprm.model_limits import check_cpu_reload
@@ -13,7 +15,7 @@ from mmprm.prompts import PromptConfig
 from mmprm.sampling.config import EngineConfig, SamplingConfig
 from mmprm.sampling.dtype import this_device
 from mmprm.types import Problem, SampleRequest
-from policy_rl.types import Group, Response
+from policy_rl.types import Group, Prefix, Response
 from policy_rl.weights.probe import probe_token_ids
 from policy_rl.weights.transfer import Published
 
@@ -59,18 +61,30 @@ class RolloutEngine:
         )
         return self._probe, self._banned
 
-    async def sample(self, problem: Problem, n: int, seed: int, version: int, **settings: Any) -> Group:
-        """Sample `n` responses to a problem, labeled with policy version `version`."""
+    async def sample(
+        self, problem: Problem, n: int, seed: int, version: int, prefix: Prefix | None = None, **settings: Any
+    ) -> Group:
+        """Sample `n` responses to a problem, labeled with policy version `version`.
+
+        With a prefix, all of them begin with its tokens, which are not sampled again.
+        """
+        given = None if prefix is None else tuple(prefix.token_ids.tolist())
         output = await self._sampler.generate(
-            SampleRequest(problem, "", n, seed),
+            SampleRequest(problem, "", n, seed, prefix_ids=given),
             logprobs=0,
             flat_logprobs=True,
             logit_bias=dict.fromkeys(self._banned, float("-inf")) or None,
             **settings,
             detokenize=False,  # otherwise vLLM looks up every token's text again for its log-probability
         )
-        responses = tuple(self._response(generated) for generated in output.outputs)
-        return Group(problem, responses, version, len(output.prompt_token_ids))
+        responses = tuple(self._response(generated, prefix) for generated in output.outputs)
+        prompt_tokens = len(output.prompt_token_ids) - len(given or ())
+        if given and tuple(output.prompt_token_ids[prompt_tokens:]) != given:
+            raise TrainingError(
+                f"problem {problem.id}: vLLM changed the tokens of a prefix, so this model's responses cannot branch; "
+                "leave rollouts.branching out"
+            )
+        return Group(problem, responses, version, prompt_tokens)
 
     async def load(self, published: Published) -> tuple[float, ...]:
         """Load new weights, reset all caches, and return the log-probabilities of the probe text's tokens.
@@ -131,8 +145,11 @@ class RolloutEngine:
         """Reallocate memory for the weights only. Caches follow later, because sending weights needs memory too."""
         await self._sampler.call("wake_up", ["weights"])
 
-    def _response(self, generated: Any) -> Response:
-        token_ids = list(generated.token_ids)
+    def _response(self, generated: Any, prefix: Prefix | None) -> Response:
+        token_ids, logprobs = list(generated.token_ids), generated.logprobs.logprobs
         finish_reason = generated.finish_reason if generated.finish_reason in FINISHED else "abort"
+        if prefix is not None:
+            token_ids = [*prefix.token_ids.tolist(), *token_ids]
+            logprobs = np.concatenate([prefix.logprobs, np.asarray(logprobs, dtype=np.float32)])
         text = self._tokenizer.decode(token_ids, skip_special_tokens=True)
-        return Response(text, token_ids, generated.logprobs.logprobs, finish_reason)
+        return Response(text, token_ids, logprobs, finish_reason)

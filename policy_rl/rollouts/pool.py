@@ -33,7 +33,7 @@ from mmprm.types import Problem
 from policy_rl.rollouts.config import RolloutConfig, check_sampling
 from policy_rl.rollouts.engine import RolloutEngine
 from policy_rl.rollouts.queue import Slot, Slots
-from policy_rl.types import Group
+from policy_rl.types import Group, Prefix
 from policy_rl.weights.config import WeightsConfig, transport_of
 from policy_rl.weights.probe import TOLERANCE, ProbeCheck
 from policy_rl.weights.transfer import Published
@@ -129,23 +129,33 @@ class RolloutPool:
         """Return the engines' Ray actors, for transports in which the trainer calls engines directly."""
         return [slot.actor for slot in self._slots.all]
 
-    async def sample(self, problem: Problem, n: int, seed: int, version: int, max_tokens: int | None = None) -> Group:
+    async def sample(
+        self,
+        problem: Problem,
+        n: int,
+        seed: int,
+        version: int,
+        max_tokens: int | None = None,
+        prefix: Prefix | None = None,
+    ) -> Group:
         """Sample `n` responses from policy version `version`. Aborted requests have finish_reason "abort".
 
         Response i uses seed `seed + i`, so sampling again gives the same responses up to rounding. `max_tokens`
-        overrides the sampling configuration. Waits while weights are being loaded.
+        overrides the sampling configuration. With a prefix, the responses begin with its tokens, and `max_tokens`
+        limits the tokens after it. Waits while weights are being loaded.
 
         Raises SamplingError or DataError, naming the problem, if it cannot be sampled, and EngineStoppedError if no
         engine can answer any more. The caller must not request a version that the engines do not have.
         """
-        limit = {} if max_tokens is None else {"max_tokens": max_tokens}
+        settings = {"max_tokens": max_tokens, "prefix": prefix}
+        settings = {name: value for name, value in settings.items() if value is not None}
         lost = False
         while True:
             slot = await self._slots.take(n, version, first=lost)
             actor = slot.actor
             try:
                 what = f"{slot.name}: {n} responses to problem {problem.id}"
-                answer = actor.sample.remote(problem, n, seed, version, **limit)
+                answer = actor.sample.remote(problem, n, seed, version, **settings)
                 return await _answer(answer, what, self._config.sample_timeout_seconds, silent=True)
             except _LostError as error:
                 lost = True

@@ -22,6 +22,8 @@ def current_run_key(stored: dict[str, Any], here: dict[str, Any]) -> dict[str, A
         "sampling": {key: stored["sampling"][key] for key in WholeDistributionConfig.model_fields},
         "advantage": advantage,
         "batch": {"epochs": 1} | stored["batch"],
+        "rollouts": {"branching": None} | stored.get("rollouts", {}),
+        "credit": stored["credit"] and {"source": "prm", "prior_weight": 1.0} | stored["credit"],
         "rewards": RewardConfig().model_dump(mode="json", exclude={"timeout_seconds"}) | stored["rewards"],
         "trainer": current_trainer_key(stored["trainer"], here["trainer"], estimator.estimator == "gae"),
     }

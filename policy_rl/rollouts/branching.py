@@ -1,0 +1,96 @@
+"""Choose the prefixes from which the responses of a group are continued.
+
+Whether a prefix is chosen depends only on the prefix itself and on the other responses, never on what follows it or on
+its outcome; policy_rl.algorithms.tree_credit explains why. The choice therefore goes through the group step by step:
+first the prefixes that end with the first step of a response, then those that end with the second step, and so on. At
+each step, it takes the prefixes about which the policy or the PRM is least certain, as long as the budget lasts. The
+budget is charged with the maximum length of the continuations, because their real length is not known yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+
+from policy_rl.graded import GradedGroup, GradedResponse
+from policy_rl.rewards.cutter import StepCutter
+from policy_rl.rollouts.config import BranchingConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """Describes a prefix that could be continued: the first `tokens` tokens of a response, which end with `step`.
+
+    `score` is the PRM's score of this step, or None. `certainty` is lowest for the prefixes to choose first.
+    """
+
+    response: int
+    step: int
+    tokens: int
+    score: float | None
+    certainty: float
+
+
+def _surprisal(each: GradedResponse, first: int, end: int, score: float | None, config: BranchingConfig) -> float:
+    return float(each.response.logprobs[first:end].mean())
+
+
+def _undecided(
+    each: GradedResponse, first: int, end: int, score: float | None, config: BranchingConfig
+) -> float | None:
+    return abs(score - 0.5) if score is not None and config.min_score <= score <= config.max_score else None
+
+
+RULES: dict[str, Callable[[GradedResponse, int, int, float | None, BranchingConfig], float | None]] = {
+    "surprisal": _surprisal,
+    "undecided": _undecided,
+    "first": lambda each, first, end, score, config: 0.0,
+}
+"""Functions that compute the certainty of a prefix, or None if it is not to be chosen, keyed by branching.choose.
+
+They read only the tokens of the prefix, of which first … end − 1 are those of its last step, and the step's score.
+"""
+
+
+def choose_prefixes(
+    group: GradedGroup, cutter: StepCutter, config: BranchingConfig, max_tokens: int, budget: int
+) -> list[Candidate]:
+    """Choose the prefixes of a group's responses to continue, ordered by response and length.
+
+    `max_tokens` limits a response including its prefix, and `budget` all continuations of the group together.
+    """
+    found = [each for index in range(len(group.responses)) for each in _candidates(group, index, cutter, config)]
+    found.sort(key=lambda each: (each.step, each.certainty, each.response))
+    chosen: list[Candidate] = []
+    for _, of_step in groupby(found, key=lambda each: each.step):
+        taken = 0
+        for each in of_step:
+            cost = config.continuations * (max_tokens - each.tokens)
+            if taken < config.max_per_step and cost <= budget:
+                chosen.append(each)
+                taken, budget = taken + 1, budget - cost
+    return sorted(chosen, key=lambda each: (each.response, each.tokens))
+
+
+def _candidates(group: GradedGroup, index: int, cutter: StepCutter, config: BranchingConfig) -> Iterator[Candidate]:
+    """Yield a candidate for each step of a response with a known reward, except the last step."""
+    each = group.responses[index]
+    if each.reward.total is None:
+        return
+    _, step_of_token = cutter.cut(each.response)
+    scores = each.process.scores if each.process else ()
+    first = 0
+    for step, end in enumerate(_ends(step_of_token)):
+        score = scores[step] if step < len(scores) else None
+        certainty = RULES[config.choose](each, first, end, score, config)
+        if certainty is not None:
+            yield Candidate(index, step, end, score, certainty)
+        first = end
+
+
+def _ends(step_of_token: np.ndarray) -> Sequence[int]:
+    """Return the number of tokens up to the end of each step except the last."""
+    return np.bincount(step_of_token).cumsum()[:-1].tolist() if len(step_of_token) else ()
