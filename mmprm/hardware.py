@@ -26,7 +26,6 @@ class HardwareConfig(Config):
         if self.gpus % self.nodes:
             raise ValueError(
                 f"gpus={self.gpus} must be a multiple of nodes={self.nodes}: all nodes have the same number of GPUs; "
-                "set gpus="
-                f"{self.gpus // self.nodes * self.nodes or self.nodes}"
+                f"set gpus={-(-self.gpus // self.nodes) * self.nodes}"
             )
         return self

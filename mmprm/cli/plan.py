@@ -1,7 +1,7 @@
-"""Estimate a run's GPU and CPU memory, or the duration of an annotation campaign, before the run starts. GPU and CPU
-memory, or the time of a campaign.
+"""Estimate a run's GPU and CPU memory, or the duration of an annotation campaign, before the run starts.
 
-`annotate` estimates a campaign from a pilot run. The others estimate memory from a configuration alone, without
+`annotate` estimates a campaign's time from a pilot run; `serve` estimates the memory of its engines. All kinds except
+`annotate` estimate memory from a configuration alone, without
 weights, GPU, or network. They exit with code 2 if the run does not fit the GPUs given in `hardware`.
 
 Examples:

@@ -1,5 +1,7 @@
 """Estimate the cost of an annotation campaign from a pilot run on a few dozen problems.
 
+For the memory of its engines, pass the campaign's file to `mmprm plan serve --config FILE`.
+
 Example:
   mmprm plan annotate --problems 10000 --pilot runs/pilot --engines 64
 """

@@ -89,7 +89,10 @@ def plan_rl(config: RLConfig, prompt_tokens: int = PROMPT_TOKENS) -> MemoryPlan:
         raise ConfigError(f"--prompt-tokens={prompt_tokens} must be at least 1; give the length of the longest prompt")
     policy, scorer = rl_shape(config), _scorer(config)
     prm = model_shape(scorer.prm, config.hardware, "process.scorer.prm") if scorer else None
-    return rl_plan(policy, prm, rl_settings(config, policy, prompt_tokens))
+    plan = rl_plan(policy, prm, rl_settings(config, policy, prompt_tokens))
+    unused = config.hardware.gpus - sum(group.count for group in plan.groups)
+    note = f"{unused} of hardware.gpus={config.hardware.gpus} are not used; see trainer.ranks and rollouts.engines."
+    return replace(plan, notes=(*plan.notes, note)) if unused else plan
 
 
 def rl_settings(config: RLConfig, policy: Shape, prompt_tokens: int) -> RLSettings:
@@ -98,7 +101,8 @@ def rl_settings(config: RLConfig, policy: Shape, prompt_tokens: int) -> RLSettin
     settings = trainer_settings(
         trainer.optimization, trainer.ranks, _longest(config, prompt_tokens), trainer.gradient_checkpointing
     )
-    scorer = _scorer(config)
+    scorer, distillation = _scorer(config), trainer.distillation
+    teacher = model_shape(distillation.teacher, hardware, "trainer.distillation.teacher") if distillation else None
     return RLSettings(
         trainer=replace(settings, float32_logits=trainer.float32_logits),
         engine=engine_settings(config.engine, policy),
@@ -108,8 +112,9 @@ def rl_settings(config: RLConfig, policy: Shape, prompt_tokens: int) -> RLSettin
         transport=transport_of(config.weights, True, config.rollouts.colocated),
         reference=kl > 0 and trainer.lora is None,  # with adapters, the base model is the reference
         offloads_reference=reference_sharding(trainer).offload == "all",
-        computes_log_probs=config.batch.optimizer_steps > 1 or config.has_critic or kl > 0,
+        computes_log_probs=config.batch.optimizer_steps > 1 or config.has_critic or kl > 0 or teacher is not None,
         scorer=scorer_settings(scorer) if scorer else None,
+        teacher=teacher,
         host_gib=hardware.host_memory_gib,
     )
 
@@ -139,9 +144,12 @@ def rl_changes(config: RLConfig, prompt_tokens: int = PROMPT_TOKENS) -> Iterator
     trainer, engine, scorer = config.trainer, config.engine, _scorer(config)
     yield from _engine_changes(config)
     if scorer is not None:
-        yield from scorer_changes(scorer, "process.scorer")
+        yield from _scorer_changes(scorer, config)
+    if config.weights.transport == "file":
+        yield {"weights.transport": "auto"}
     longest = _longest(config, prompt_tokens)
-    if trainer.loss.kl.coefficient > 0 and trainer.optimization.zero_stage == 3 and not trainer.offload_reference:
+    frozen = trainer.loss.kl.coefficient > 0 or trainer.distillation is not None
+    if frozen and trainer.optimization.zero_stage == 3 and not trainer.offload_reference:
         yield {"trainer.offload_reference": True}
     checkpointing = {} if trainer.gradient_checkpointing else {"trainer.gradient_checkpointing": True}
     lora = {} if trainer.lora else {"trainer.lora.rank": 16}
@@ -158,9 +166,22 @@ def _engine_changes(config: RLConfig) -> Iterator[Changes]:
     for percent in range(90, 10, -5):
         if percent / 100 < engine.gpu_memory_utilization:
             yield {"engine.gpu_memory_utilization": percent / 100}
+    if engine.kv_cache_gib is not None:
+        yield {"engine.kv_cache_gib": None}
     longest = engine.max_model_len or rl_shape(config).context
     for length in halved(longest, _longest(config, 1)):
         yield {"engine.max_model_len": length}
+
+
+def _scorer_changes(scorer: ScorerConfig, config: RLConfig) -> Iterator[Changes]:
+    """Yield changes that make the process reward model fit, such as a GPU of its own."""
+    yield from scorer_changes(scorer, "process.scorer")
+    if scorer.backend == "vllm":
+        for percent in range(90, 10, -10):
+            if percent / 100 < scorer.gpu_memory_utilization:
+                yield {"process.scorer.gpu_memory_utilization": percent / 100}
+    if config.process is not None and not config.process.own_gpu:
+        yield {"process.own_gpu": True}
 
 
 def _more_ranks(config: RLConfig) -> Iterator[Changes]:

@@ -43,7 +43,7 @@ from mmprm.scoring.config import LocalScorerConfig
 
 Served = ServeConfig | RerankConfig | GuidedSearchConfig | CampaignConfig
 
-LEAST_CONTEXT = 2048
+MIN_CONTEXT = 2048
 """Smallest engine.max_model_len and scorer.batch_tokens to propose."""
 
 
@@ -109,8 +109,10 @@ def serve_changes(config: Served) -> Iterator[Changes]:
         yield from _smaller_batches(scorer)
     if engine is not None:
         longest = engine.max_model_len or model_shape(engine.model, config.hardware, "engine.model").context
-        for length in halved(longest, LEAST_CONTEXT):
+        for length in halved(longest, MIN_CONTEXT):
             yield {"engine.max_model_len": length}
+        if engine.kv_cache_gib is not None:
+            yield {"engine.kv_cache_gib": None}
         for percent in (90, 80, 70, 60, 50, 45, 40, 30, 20):
             yield {"engine.gpu_memory_utilization": percent / 100}
         for size in TENSOR_PARALLEL_SIZES:
@@ -121,7 +123,7 @@ def serve_changes(config: Served) -> Iterator[Changes]:
 
 def _smaller_batches(scorer: LocalScorerConfig) -> Iterator[Changes]:
     """Yield changes that lower the scorer's batch_tokens and, for vLLM, gpu_memory_utilization."""
-    for tokens in halved(scorer.batch_tokens, LEAST_CONTEXT):
+    for tokens in halved(scorer.batch_tokens, MIN_CONTEXT):
         yield {"scorer.batch_tokens": tokens}
     if scorer.backend == "vllm":
         for percent in (90, 80, 70, 60, 50, 45, 40, 30, 20):

@@ -9,8 +9,8 @@ from mmprm.cli.shared.policy import model_path
 from mmprm.errors import ConfigError
 from mmprm.hardware import HardwareConfig
 from mmprm.planning.engine import EngineSettings, ScorerSettings
-from mmprm.planning.fitting import Changes, ways_to_fit
-from mmprm.planning.parts import MemoryPlan, memory_text
+from mmprm.planning.fitting import Changes, spelled, ways_to_fit
+from mmprm.planning.parts import GIB, MemoryPlan, memory_text
 from mmprm.planning.shapes import Shape, shape_of
 from mmprm.planning.trainer import TrainerSettings
 from mmprm.sampling.config import LocalEngineConfig
@@ -28,6 +28,8 @@ STORED_DTYPE = "bfloat16"
 """Dtype assumed for stored checkpoints; with dtype=auto, they are loaded in this dtype on GPU."""
 GPU_DTYPE = "bfloat16"
 """Dtype of engines with dtype=auto on GPU. GPUs without bf16 instructions use float16, which has the same size."""
+MENTIONED_HOST = 64 * GIB
+"""Additional CPU memory per node that is mentioned with a proposed change."""
 LARGER_GPUS = (139, 178)
 """Memory in GiB of larger GPUs to propose: H200 and B200."""
 
@@ -41,10 +43,20 @@ def report_plan(plan: MemoryPlan, plan_with: PlanWith, changes: Iterable[Changes
     if plan.fits:
         return
     ways = ways_to_fit(lambda change: _fits(plan_with, change), changes)
-    found = (
-        f"what would fit: {'; '.join(ways)}" if ways else "none of the known changes would fit; choose a smaller model"
-    )
+    if ways:
+        found = f"what would fit: {'; '.join(_described(change, plan, plan_with) for change in ways)}"
+    elif plan.lacks_only_host_memory:
+        found = f"use machines with at least {max(plan.host.values()) / GIB:,.0f} GiB of CPU memory"
+    else:
+        found = "none of the known changes would fit; choose a smaller model"
     raise ConfigError("\n".join([*plan.shortfalls(), found]))
+
+
+def _described(change: Changes, plan: MemoryPlan, plan_with: PlanWith) -> str:
+    """Format a change as options, with the CPU memory per node that it needs if that is much more than before."""
+    before, after = (max(each.host.values(), default=0.0) for each in (plan, plan_with(overrides(change))))
+    needs = f" (needs {after / GIB:,.0f} GiB of CPU memory per node)" if after - before > MENTIONED_HOST else ""
+    return spelled(change) + needs
 
 
 def model_shape(
@@ -107,12 +119,12 @@ def scorer_settings(scorer: LocalScorerConfig) -> ScorerSettings:
 
 
 def scorer_changes(scorer: LocalScorerConfig, prefix: str) -> Iterator[Changes]:
-    """Yield changes that reduce a scorer's memory use: first bfloat16, then more GPUs. `prefix` is the path of its
+    """Yield changes that make a scorer fit: first bfloat16, then other numbers of GPUs. `prefix` is the path of its
     keys."""
     if scorer.dtype == "float32":
         yield {f"{prefix}.dtype": "bfloat16"}
     for size in TENSOR_PARALLEL_SIZES:
-        if size > scorer.tensor_parallel_size:
+        if size != scorer.tensor_parallel_size:
             yield {f"{prefix}.backend": "vllm", f"{prefix}.tensor_parallel_size": size}
 
 
@@ -177,4 +189,4 @@ def _fits(plan_with: PlanWith, changes: Changes) -> bool:
 
 
 def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

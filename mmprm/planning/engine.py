@@ -9,11 +9,10 @@ from typing import Literal
 from mmprm.planning.memory import Precision, forward_only, key_value_bytes
 from mmprm.planning.parts import GIB, Parts
 from mmprm.planning.shapes import Shape, Tower
+from mmprm.sampling.arguments import batched_tokens
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
-BATCHED_TOKENS = 2048
-"""vLLM's default for max_num_batched_tokens, the maximum number of tokens per engine step."""
 CONTEXT = 1.0 * GIB
 """Bytes for an engine's CUDA context, NCCL and workspace, which vLLM counts toward gpu_memory_utilization."""
 CUDA_GRAPHS = 1.5 * GIB
@@ -59,7 +58,7 @@ def engine_parts(shape: Shape, engine: EngineSettings, gpu: float) -> Parts:
     The key-value cache takes the rest of gpu_memory_utilization, unless `kv_cache_gib` sets its size.
     """
     parts = {
-        "engine: weights": size_of(engine.dtype) * shape.total / engine.tensor_parallel,
+        "engine: weights": size_of(engine.dtype) * weights_per_gpu(shape, engine.tensor_parallel),
         "engine: activations, context": CONTEXT + _activations(shape, engine),
         "engine: CUDA graphs": CUDA_GRAPHS if engine.compiled else 0.0,
     }
@@ -69,12 +68,35 @@ def engine_parts(shape: Shape, engine: EngineSettings, gpu: float) -> Parts:
     return {**parts, "engine: key-value cache": cache}
 
 
+def weights_per_gpu(shape: Shape, tensor_parallel: int) -> float:
+    """Return the number of parameters on each GPU of a model that is split over `tensor_parallel` GPUs."""
+    whole = shape.vision.unsplit if shape.vision else 0
+    return whole + (shape.total - whole) / tensor_parallel
+
+
+def split_refusals(shape: Shape, tensor_parallel: int, key: str) -> list[str]:
+    """Return the reason why vLLM cannot split a model over `tensor_parallel` GPUs, if there is one.
+
+    Attention heads, the width of an MLP, and the heads of Qwen-VL's vision tower must be divisible. Key-value heads are
+    either divided, or each is kept on the same number of GPUs. `key` names the setting.
+    """
+    layers, tower = shape.language, shape.vision
+    divided = {"attention heads": layers.heads, "hidden units of an MLP": layers.intermediate}
+    if tower is not None and not tower.unsplit:
+        divided["attention heads of the vision tower"] = tower.layers.heads
+    found = [f"divide the {count:,} {name}" for name, count in divided.items() if count % tensor_parallel]
+    heads = layers.key_value_heads
+    if heads % tensor_parallel and tensor_parallel % heads:
+        found.append(f"divide the {heads} key-value heads, or be a multiple of {heads}")
+    return [f"{key}.tensor_parallel_size={tensor_parallel} must {found[0]}"] if found else []
+
+
 def engine_refusals(shape: Shape, engine: EngineSettings, parts: Parts) -> list[str]:
     """Return the reasons why vLLM would not start, such as attention heads that cannot be split or too small a
     cache."""
-    heads, split = shape.language.heads, engine.tensor_parallel
-    if heads % split:
-        return [f"engine.tensor_parallel_size={split} must divide the {heads} attention heads"]
+    refusals = split_refusals(shape, engine.tensor_parallel, "engine")
+    if refusals:
+        return refusals
     available, needed = parts["engine: key-value cache"], _per_token(shape, engine) * engine.longest
     if available >= needed:
         return []
@@ -102,16 +124,23 @@ def scorer_parts(shape: Shape, scorer: ScorerSettings, gpu: float) -> Parts:
     forward = forward_only(shape.language, scorer.batch_tokens, precision)
     if shape.vision:
         forward += forward_only(shape.vision.layers, round(scorer.batch_tokens * shape.vision.tokens), precision)
-    parts = {"scorer: weights": size * shape.total / split, "scorer: activations, context": CONTEXT + forward}
+    weights = size * weights_per_gpu(shape, split)
+    parts = {"scorer: weights": weights, "scorer: activations, context": CONTEXT + forward}
     if scorer.backend == "transformers":
         return parts
     return {**parts, "scorer: key-value cache": max(0.0, scorer.utilization * gpu - sum(parts.values()))}
 
 
-def scorer_refusals(shape: Shape, scorer: ScorerSettings, parts: Parts) -> list[str]:
-    """Return the reasons why vLLM would not start a scorer, such as a cache smaller than a batch."""
+def scorer_refusals(shape: Shape, scorer: ScorerSettings, parts: Parts, key: str = "scorer") -> list[str]:
+    """Return the reasons why vLLM would not start a scorer, such as a cache smaller than a batch.
+
+    `key` is the path of the scorer's settings.
+    """
     if scorer.backend == "transformers":
         return []
+    refusals = split_refusals(shape, scorer.tensor_parallel, key)
+    if refusals:
+        return refusals
     available = parts["scorer: key-value cache"]
     per_token = key_value_bytes(shape.language, scorer.tensor_parallel, size_of(scorer.dtype))
     # Scoring needs a whole solution in one pass, so the cache must hold the longest one.
@@ -143,7 +172,7 @@ def _activations(shape: Shape, engine: EngineSettings) -> float:
     """
     precision, tower = _precision(engine.dtype), shape.vision
     image = tower.image_tokens(engine.max_pixels) if tower else 0
-    language = forward_only(shape.language, max(BATCHED_TOKENS, image), precision)
+    language = forward_only(shape.language, max(batched_tokens(engine.max_num_seqs), image), precision)
     # The logits of all sequences in float32, and two tensors of that size in the sampler.
     logits = 3 * 4 * engine.max_num_seqs * shape.rows
     # The logits are computed after the layers, whose memory is free again by then.

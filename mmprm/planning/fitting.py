@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate, chain, combinations
 from typing import Any
 
@@ -10,26 +10,35 @@ Changes = Mapping[str, Any]
 """New configuration values by dotted key."""
 
 
-def ways_to_fit(fits: Callable[[Changes], bool], changes: Iterable[Changes]) -> list[str]:
-    """Return changes that make a configuration fit, each formatted as command-line options.
+def ways_to_fit(fits: Callable[[Changes], bool], changes: Iterable[Changes]) -> list[Changes]:
+    """Return changes that make a configuration fit.
 
-    Each of `changes` is tried alone; among those with the same keys, the first that fits counts. If none suffices,
-    combinations are tried: settings other than hardware, pairs of changes, then all changes. The first one that fits is
-    returned.
+    Settings cost only time, so they are tried before other hardware: each alone, where the first that fits counts among
+    those with the same keys, then in combinations. Each change of hardware is then tried alone. If nothing fits, all
+    changes are combined. Unneeded parts of a combination are left out.
     """
     changes = list(changes)
-    alone: dict[frozenset[str], Changes] = {}
-    for change in changes:
-        if frozenset(change) not in alone and fits(change):
-            alone[frozenset(change)] = change
-    if alone:
-        return [spelled(change) for change in alone.values()]
-    # Settings cost only time, so they are combined before more or larger GPUs are proposed.
     settings = [change for change in changes if not any(key.startswith("hardware.") for key in change)]
+    found = _alone(fits, settings) or _combined(fits, settings)
+    found += _alone(fits, [change for change in changes if change not in settings])
+    return found or _combined(fits, changes)
+
+
+def _alone(fits: Callable[[Changes], bool], changes: Iterable[Changes]) -> list[Changes]:
+    """Return the changes that suffice alone, one for each set of keys."""
+    found: dict[frozenset[str], Changes] = {}
+    for change in changes:
+        if frozenset(change) not in found and fits(change):
+            found[frozenset(change)] = change
+    return list(found.values())
+
+
+def _combined(fits: Callable[[Changes], bool], changes: Sequence[Changes]) -> list[Changes]:
+    """Return the first combination that suffices: of several changes in order, or else a pair."""
     pairs = (_join(left, right) for left, right in combinations(changes, 2) if left.keys().isdisjoint(right))
-    for joint in chain(accumulate(settings, _join), pairs, accumulate(changes, _join)):
+    for joint in chain(accumulate(changes, _join), pairs):
         if fits(joint):
-            return [spelled(_needed(fits, joint))]
+            return [_needed(fits, joint)]
     return []
 
 
@@ -44,7 +53,7 @@ def _needed(fits: Callable[[Changes], bool], changes: Changes) -> Changes:
 
 def spelled(changes: Changes) -> str:
     """Format changes as command-line options."""
-    return " ".join(f"--set {key}={str(value).lower()}" for key, value in changes.items())
+    return " ".join(f"--set {key}={'null' if value is None else str(value).lower()}" for key, value in changes.items())
 
 
 def _join(left: Changes, right: Changes) -> Changes:

@@ -79,6 +79,11 @@ class MemoryPlan:
         """Return whether the run fits in memory and nothing else prevents its start."""
         return not self.shortfalls()
 
+    @property
+    def lacks_only_host_memory(self) -> bool:
+        """Return whether the run fits except for the CPU memory of a node."""
+        return not self.fits and not self.refusals and all(group.fits for group in self.groups)
+
     def shortfalls(self) -> list[str]:
         """Return one message per reason why the run cannot start: unsupported settings or too little memory."""
         found = list(self.refusals)

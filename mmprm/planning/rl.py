@@ -25,6 +25,8 @@ from mmprm.planning.memory import width
 from mmprm.planning.parts import ENGINE_RESERVE, GIB, GpuGroup, MemoryPlan, Parts
 from mmprm.planning.shapes import Shape
 from mmprm.planning.trainer import (
+    SAVING,
+    TRAINING,
     TrainerSettings,
     backward_parts,
     forward_parts,
@@ -35,6 +37,8 @@ from mmprm.planning.trainer import (
 
 RL_PHASES = ("rollout", "log-probs", "update", "sync")
 Role = Literal["trainer", "engine", "scorer"]
+ENCODED_PROMPT_BYTES = 2**30
+"""Capacity of each rank's cache of prompts with their pixels; equals policy_rl.trainer.prompt_encoder.KEPT_BYTES."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,8 @@ class RLSettings:
     computes_log_probs: bool
     """Whether log-probabilities of the policy or the reference model are computed before the updates."""
     scorer: ScorerSettings | None = None
+    teacher: Shape | None = None
+    """Layer sizes and parameter counts of the teacher of a distillation, which is sharded like the reference model."""
     host_gib: float | None = None
     offloads_reference: bool = False
     """Whether the reference model's shards are kept in CPU memory."""
@@ -69,8 +75,15 @@ def rl_plan(policy: Shape, prm: Shape | None, settings: RLSettings) -> MemoryPla
     gpu = settings.gpu_gib * GIB
     parts = engine_parts(policy, settings.engine, gpu)
     refusals = engine_refusals(policy, settings.engine, parts)
+    longest = settings.trainer.longest
+    if longest > settings.engine.longest:
+        refusals.append(
+            f"a prompt and a response have up to {longest:,} tokens, but an engine's context is "
+            f"engine.max_model_len={settings.engine.longest}; the longest prompt is set by --prompt-tokens"
+        )
     if prm is not None and settings.scorer is not None:
-        refusals += scorer_refusals(prm, settings.scorer, scorer_parts(prm, settings.scorer, gpu))
+        scorer = settings.scorer
+        refusals += scorer_refusals(prm, scorer, scorer_parts(prm, scorer, gpu), "process.scorer")
     groups = [_group(roles, count, policy, prm, settings) for roles, count in settings.gpus.items()]
     return MemoryPlan(
         tuple(groups),
@@ -104,13 +117,15 @@ def _trainer(policy: Shape, settings: RLSettings, shared: bool) -> dict[str, Par
     """Estimate the memory of one trainer rank, by phase and part."""
     trainer = settings.trainer
     held = dict(state_parts(policy, trainer))
-    if settings.reference and not settings.offloads_reference:
+    if not settings.offloads_reference:
         shards = trainer.ranks if trainer.stage == 3 and settings.shards_reference else 1
-        held["reference model"] = width(trainer.precision) * policy.total / shards
+        held |= {name: size / shards for name, size in _frozen(policy, settings).items()}
     backward, update = backward_parts(policy, trainer), update_parts(policy, trainer)
     # The backward pass and the optimizer step run in turn, so their buffers never exist at the same time.
     fuller = backward if sum(backward.values()) >= sum(update.values()) else update
     forward = forward_parts(policy, trainer) if settings.computes_log_probs else {}
+    if settings.teacher is not None:  # the models run in turn
+        forward = max(forward, forward_parts(settings.teacher, trainer), key=lambda parts: sum(parts.values()))
     cached = max(sum(fuller.values()), sum(forward.values())) if shared and settings.keeps_cache else 0.0
     by_phase = {
         "rollout": {"allocator's cache": cached},
@@ -119,6 +134,13 @@ def _trainer(policy: Shape, settings: RLSettings, shared: bool) -> dict[str, Par
         "sync": {"send buffers": max(cached, _send_buffers(policy, settings))},
     }
     return {phase: _named("trainer", {**held, **more}) for phase, more in by_phase.items()}
+
+
+def _frozen(policy: Shape, settings: RLSettings) -> dict[str, float]:
+    """Return the size in bytes of each frozen model of the trainer: the reference model and the teacher."""
+    e, teacher = width(settings.trainer.precision), settings.teacher
+    sizes = {"reference model": e * policy.total} if settings.reference else {}
+    return sizes if teacher is None else sizes | {"teacher": e * teacher.total}
 
 
 def _engine(policy: Shape, settings: RLSettings, colocated: bool) -> dict[str, Parts]:
@@ -151,10 +173,18 @@ def _send_buffers(policy: Shape, settings: RLSettings) -> float:
 def _host(policy: Shape, settings: RLSettings) -> Mapping[str, float]:
     trainer, models = settings.trainer, 2 if settings.reference else 1
     host = dict(trainer_host(policy, trainer, settings.nodes, models))
-    if settings.reference and settings.offloads_reference:
-        on_a_node = -(-trainer.ranks // settings.nodes) / trainer.ranks
-        for phase in ("training, offloaded states", "saving the model, gathered on rank 0"):
-            host[phase] += on_a_node * width(trainer.precision) * policy.total
+    on_a_node = -(-trainer.ranks // settings.nodes)
+    if settings.offloads_reference:
+        for phase in (TRAINING, SAVING):
+            host[phase] += on_a_node / trainer.ranks * sum(_frozen(policy, settings).values())
+    if settings.teacher is not None:
+        teacher = settings.teacher
+        host["loading"] += (
+            on_a_node * width(trainer.precision) * (teacher.converted if trainer.stage == 3 else teacher.total)
+        )
+    if policy.vision:
+        for phase in (TRAINING, SAVING):
+            host[phase] += -(-trainer.ranks // settings.nodes) * ENCODED_PROMPT_BYTES
     if settings.transport == "file":
         host["two versions of the weights, in shared memory"] = 2 * size_of(settings.engine.dtype) * policy.total
     return host

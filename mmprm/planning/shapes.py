@@ -49,6 +49,8 @@ class Tower:
     """Maximum number of image tokens per image."""
     pixels: int | None
     """Number of pixels per image token, or None if the processor cuts images into tiles of a fixed size."""
+    unsplit: int = 0
+    """Number of parameters that vLLM keeps whole on every GPU with tensor parallelism: InternVL's attention layers."""
 
     def image_tokens(self, max_pixels: int | None) -> int:
         """Return the maximum number of image tokens per image, taking `max_pixels` into account if it is set."""
@@ -72,6 +74,9 @@ class Shape:
     """Number of expert parameters that are inactive for a given token."""
     language: Layers
     vision: Tower | None
+    converted: int = 0
+    """Number of parameters that transformers rearranges when it loads a checkpoint: those of experts. At ZeRO stage 3,
+    every rank holds all of them in CPU memory while it loads."""
 
     @property
     def trained(self) -> int:
@@ -149,6 +154,7 @@ def shape_of(
         unused=round(in_experts * unused_share),
         language=language,
         vision=_tower(model_config),
+        converted=in_experts,
     )
 
 
@@ -195,7 +201,8 @@ def _tower(model_config: Any) -> Tower | None:
         tile = (vision.image_size[0] // vision.patch_size[0]) * (vision.image_size[1] // vision.patch_size[1]) + 1
         layers = Layers(depth, vision.hidden_size, vision.hidden_size, vision.intermediate_size, heads, False)
         per_tile = model_config.image_seq_length
-        return Tower(layers, tile / per_tile, float(tile), 1, TILES * per_tile, None)
+        attention = 4 * depth * vision.hidden_size**2
+        return Tower(layers, tile / per_tile, float(tile), 1, TILES * per_tile, None, attention)
     hidden = getattr(vision, "embed_dim", None) or vision.hidden_size  # Qwen2-VL names its hidden size embed_dim
     inner = getattr(vision, "intermediate_size", None) or int(hidden * vision.mlp_ratio)
     gated = model_config.model_type == "qwen2_5_vl"

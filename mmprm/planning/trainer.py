@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from mmprm.backbone.image_features import KEPT_FEATURE_BYTES
 from mmprm.planning.memory import (
     LIVE_PARAMETERS,
     Offload,
@@ -20,6 +21,9 @@ from mmprm.planning.memory import (
 )
 from mmprm.planning.parts import GIB, GpuGroup, MemoryPlan, Parts
 from mmprm.planning.shapes import Shape
+
+TRAINING, SAVING = "training, offloaded states and caches", "saving the model, gathered on rank 0"
+"""Phases in which a node's CPU memory is needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,16 +136,25 @@ def trainer_host(shape: Shape, trainer: TrainerSettings, nodes: int, models: int
     """Estimate the CPU memory in bytes, by phase, on the node of rank 0, which needs the most.
 
     Below stage 3, each rank loads `models` whole models before they move to its GPU. At stage 3, the files are
-    memory-mapped, which needs no memory of the ranks. To save a model, rank 0 gathers it whole.
+    memory-mapped, which needs no memory of the ranks, except for stored experts (see `Shape.converted`). During
+    training, each rank keeps its offloaded states and, if they are frozen, the features of images. To save a model,
+    rank 0 gathers it whole.
     """
     e = width(trainer.precision)
     ranks = -(-trainer.ranks // nodes)
-    offloaded = ranks * trainer_states(shape, trainer).host
+    kept = ranks * (trainer_states(shape, trainer).host + feature_bytes(shape))
     return {
-        "loading": 0.0 if trainer.stage == 3 else ranks * models * e * shape.total,
-        "training, offloaded states": offloaded,
-        "saving the model, gathered on rank 0": offloaded + e * shape.total,
+        "loading": ranks * models * e * (shape.converted if trainer.stage == 3 else shape.total),
+        TRAINING: kept,
+        SAVING: kept + e * shape.total,
     }
+
+
+def feature_bytes(shape: Shape) -> int:
+    """Return the capacity in bytes of a rank's cache of image features, which exists if vision and projector are
+    frozen."""
+    frozen = shape.vision is not None and not shape.trains("vision") and not shape.trains("projector")
+    return KEPT_FEATURE_BYTES if frozen else 0
 
 
 def _vision(shape: Shape, trainer: TrainerSettings) -> float:

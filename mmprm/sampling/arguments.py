@@ -13,7 +13,17 @@ from mmprm.weights import LOAD_FORMAT, check_weights
 CPU_KV_CACHE_GIB = 1.0
 CPU_BLOCK_SIZE = 32
 CPU_BATCHED_TOKENS = 32768
+GPU_BATCHED_TOKENS = 2048
 NO_ARGUMENTS: Mapping[str, Any] = MappingProxyType({})
+
+
+def batched_tokens(max_num_seqs: int) -> int:
+    """Return the maximum number of tokens per step of an engine on GPU.
+
+    This is vLLM's default, or more if the default would leave less than half of a step for prompts. vLLM does not start
+    if it is less than `max_num_seqs`.
+    """
+    return max(GPU_BATCHED_TOKENS, 2 * max_num_seqs)
 
 
 def engine_arguments(config: EngineConfig, extra: Mapping[str, Any] = NO_ARGUMENTS) -> Any:
@@ -23,6 +33,8 @@ def engine_arguments(config: EngineConfig, extra: Mapping[str, Any] = NO_ARGUMEN
 
     cpu = current_platform.is_cpu()
     kv_cache_gib = config.kv_cache_gib or (CPU_KV_CACHE_GIB if cpu else None)
+    tokens = batched_tokens(config.max_num_seqs)
+    tokens = None if tokens == GPU_BATCHED_TOKENS else tokens  # vLLM raises its own default for some models
     optional = {
         "max_model_len": config.max_model_len,
         # vLLM's default block size on CPU is 128, so shorter shared prefixes would never hit the cache.
@@ -34,7 +46,7 @@ def engine_arguments(config: EngineConfig, extra: Mapping[str, Any] = NO_ARGUMEN
         # With chunked prefill, vLLM rewinds the random generator of a seeded request, which stops the engine on CPU
         # ("CPU Generator does not use offset"). Prompts are therefore prefilled whole, many per step.
         "enable_chunked_prefill": False if cpu else None,
-        "max_num_batched_tokens": max(CPU_BATCHED_TOKENS, config.max_model_len or 0) if cpu else None,
+        "max_num_batched_tokens": max(CPU_BATCHED_TOKENS, config.max_model_len or 0) if cpu else tokens,
     }
     check_weights(config.model)
     return AsyncEngineArgs(

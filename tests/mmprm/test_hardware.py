@@ -1,4 +1,4 @@
-"""`hardware` is read by plans alone: it is in no stored configuration, and decides nothing that a run is resumed by."""
+"""Test that only plans read `hardware`: it is in no stored configuration and does not affect resuming."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_service_has_hardware_too() -> None:
 
 def test_nodes_have_equally_many_gpus() -> None:
     assert build(HardwareConfig, {"gpus": 16, "nodes": 2}).gpus == 16
-    with pytest.raises(ConfigError, match=r"gpus=12 must be a multiple of nodes=8.*set gpus=8"):
+    with pytest.raises(ConfigError, match=r"gpus=12 must be a multiple of nodes=8.*set gpus=16"):
         build(HardwareConfig, {"gpus": 12, "nodes": 8})
     with pytest.raises(ConfigError, match=r"gpus=2 must be a multiple of nodes=3.*set gpus=3"):
         build(HardwareConfig, {"gpus": 2, "nodes": 3})

@@ -1,4 +1,4 @@
-"""Changes that make a configuration fit: alone, combined, and none."""
+"""Test the changes proposed to make a configuration fit: single, combined, and none."""
 
 from __future__ import annotations
 
@@ -10,33 +10,37 @@ CHANGES: list[Changes] = [{"a": 1}, {"a": 2}, {"b": True}, {"hardware.gpus": 16}
 
 
 def needs(**least: float) -> Callable[[Changes], bool]:
-    """Return a check that every key has at least a value."""
+    """Return a check that every key has at least the given value."""
     return lambda changes: all(changes.get(key.replace("_", "."), 0) >= value for key, value in least.items())
 
 
-def test_every_key_that_suffices_is_named_with_its_first_value() -> None:
+def test_every_sufficient_key_is_named_with_its_first_value() -> None:
     enough = {"a": 2, "hardware.gpus": 16}
     found = ways_to_fit(lambda changes: any(changes.get(key, 0) >= least for key, least in enough.items()), CHANGES)
-    assert found == ["--set a=2", "--set hardware.gpus=16"]
+    assert found == [{"a": 2}, {"hardware.gpus": 16}]
 
 
 def test_settings_are_combined_before_gpus_are_added() -> None:
-    assert ways_to_fit(needs(a=2, b=True), CHANGES) == ["--set a=2 --set b=true"]
+    """A combination is proposed even if more GPUs would suffice, and then both are named."""
+    assert ways_to_fit(needs(a=2, b=True), CHANGES) == [{"a": 2, "b": True}]
+    both = needs(a=2, b=True)
+    found = ways_to_fit(lambda changes: both(changes) or changes.get("hardware.gpus", 0) >= 32, CHANGES)
+    assert found == [{"a": 2, "b": True}, {"hardware.gpus": 32}]
 
 
-def test_what_a_combination_does_not_need_is_left_out() -> None:
-    assert ways_to_fit(needs(a=2, hardware_gpus=32), CHANGES) == ["--set a=2 --set hardware.gpus=32"]
+def test_a_combination_omits_unneeded_keys() -> None:
+    assert ways_to_fit(needs(a=2, hardware_gpus=32), CHANGES) == [{"a": 2, "hardware.gpus": 32}]
 
 
-def test_a_smaller_value_can_be_the_one_that_fits_in_a_pair() -> None:
-    """As a share of the GPU: with 0.2 the cache is too small, so changes of one key must not exclude each other."""
+def test_a_pair_may_need_the_smaller_value() -> None:
+    """A share of 0.2 of the GPU leaves too little cache, so the candidates for one key must not exclude each other."""
 
     def fits(changes: Changes) -> bool:
         return changes.get("share") == 0.5 and "b" in changes
 
-    assert ways_to_fit(fits, [{"share": 0.5}, {"share": 0.2}, {"b": True}]) == ["--set share=0.5 --set b=true"]
+    assert ways_to_fit(fits, [{"share": 0.5}, {"share": 0.2}, {"b": True}]) == [{"share": 0.5, "b": True}]
 
 
-def test_all_changes_may_be_too_little() -> None:
+def test_all_changes_together_may_not_suffice() -> None:
     assert ways_to_fit(lambda _: False, CHANGES) == []
-    assert spelled({"a": 2, "b": True, "c.d": 0.5}) == "--set a=2 --set b=true --set c.d=0.5"
+    assert spelled({"a": 2, "b": True, "c.d": 0.5, "e": None}) == "--set a=2 --set b=true --set c.d=0.5 --set e=null"

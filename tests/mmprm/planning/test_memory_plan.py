@@ -1,4 +1,4 @@
-"""Formulas of memory and time: published figures, tensors that torch really keeps, values by hand."""
+"""Test the formulas for memory and time against published numbers, tensors that torch keeps, and values by hand."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from policy_rl.trainer.output_layer import LOGITS_AT_ONCE
 
 @pytest.mark.parametrize(("stage", "gigabytes"), [(0, 120.0), (1, 31.4), (2, 16.6), (3, 1.9)])
 def test_memory_equals_that_of_the_zero_paper(stage: int, gigabytes: float) -> None:
-    """Rajbhandari et al. 2020, figure 1: 7.5 billion parameters on 64 GPUs, K = 12; its gradients take two bytes."""
+    """Rajbhandari et al. 2020, figure 1: 7.5 billion parameters on 64 GPUs, K = 12; gradients take two bytes each."""
     held = states(7_500_000_000, 0, 64, stage, "bf16", "none")
     assert (held.on_gpu - held.gradients / 2) / 1e9 == pytest.approx(gigabytes, abs=0.05)
     assert held.host == 0
 
 
 def test_states_by_hand() -> None:
-    """100 trained and 20 frozen parameters on 4 GPUs."""
+    """The model has 100 trained and 20 frozen parameters on 4 GPUs."""
     held = states(100, 20, 4, 3, "bf16", "none")
     assert (held.weights, held.gradients, held.optimizer) == (60, 100, 300)
     held = states(100, 20, 4, 2, "bf16", "none")
@@ -55,7 +55,7 @@ ROWS, LENGTH = 2, 64
 
 
 def saved_bytes(make: Callable[[int], nn.Module], layers: int, precision: str, checkpointing: bool) -> int:
-    """Return the bytes that autograd saves in a forward pass, parameters apart."""
+    """Return the bytes that autograd saves in a forward pass, excluding parameters."""
     model = make(layers).to(torch.bfloat16 if precision == "bf16" else torch.float32).train()
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -65,7 +65,7 @@ def saved_bytes(make: Callable[[int], nn.Module], layers: int, precision: str, c
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         address = tensor.untyped_storage().data_ptr()
         if address not in own:
-            kept[address] = tensor  # kept alive, so that no address is used again
+            kept[address] = tensor  # kept alive, so that no address is reused
         return tensor
 
     mask = torch.ones(ROWS, LENGTH, dtype=torch.long)
@@ -76,7 +76,7 @@ def saved_bytes(make: Callable[[int], nn.Module], layers: int, precision: str, c
 
 
 def saved_by_one_more(make: Callable[[int], nn.Module], precision: str, checkpointing: bool) -> float:
-    """Return the bytes per token that a further layer adds."""
+    """Return the bytes per token that one more layer adds."""
     three, two = (saved_bytes(make, layers, precision, checkpointing) for layers in (3, 2))
     return (three - two) / (ROWS * LENGTH)
 
@@ -148,7 +148,7 @@ def test_torch_keeps_the_tokens_of_experts(experts: int, routed: int, inner: int
 
 
 def test_working_memory_by_hand() -> None:
-    """H = A = 4, I = 8, 2 heads, 3 layers, sequences of 16 tokens, bf16: a layer keeps 64 + 8 + 32 + 64 + 8 + 32."""
+    """With H = A = 4, I = 8, 2 heads, 3 layers, and 16 tokens in bf16, a layer keeps 64 + 8 + 32 + 64 + 8 + 32."""
     layers = Layers(3, 4, 4, 8, 2, True)
     assert saved_by_a_layer(layers, 16, "bf16") == 208
     assert kept_activations(layers, 10, 16, "bf16", checkpointing=False) == 10 * (3 * 208 + 8 * 4)
@@ -167,7 +167,7 @@ def test_working_memory_by_hand() -> None:
 
 
 def test_operations_of_published_runs() -> None:
-    """GPT-3: 175 billion parameters, 300 billion tokens, 3.14e23 operations (Brown et al. 2020, table D.1)."""
+    """GPT-3 has 175 billion parameters, 300 billion tokens, and 3.14e23 operations (Brown et al. 2020, table D.1)."""
     assert matrix_operations(174_600_000_000, 300e9, passes=3) == pytest.approx(3.14e23, rel=2e-3)
     assert attention_operations(Layers(2, 8, 8, 1, 1, True), [(3, 10.0)], causal=False, passes=3) == 4 * 2 * 8 * 300 * 3
     assert attention_operations(Layers(2, 8, 8, 1, 1, True), [(3, 10.0)], causal=True, passes=1) == 2 * 2 * 8 * 300
@@ -175,24 +175,24 @@ def test_operations_of_published_runs() -> None:
 
 
 def test_output_layer_by_hand() -> None:
-    """V = 2²⁰, H = 4: 64 tokens have 2²⁶ logits, one chunk of all rows; 128 tokens have two chunks of 2¹⁹ rows."""
+    """For V = 2²⁰ and H = 4, 64 tokens have 2²⁶ logits in one chunk; 128 tokens have two chunks of 2¹⁹ rows."""
     rows, logits = 2**20, 2 * 4 * 2**26
     assert output_layer(rows, 4, 64, "bf16") == logits + 2 * 16 * (64 + rows) + 8 * rows
     assert output_layer(rows, 4, 128, "bf16") == logits + 2 * 16 * (128 + rows // 2) + 8 * rows
     assert output_layer(rows, 4, 128, "fp32") == logits + 16 * (128 + rows // 2) + 16 * rows, "no copies"
     assert output_layer(rows, 4, 64, "bf16", float32=False) == logits + 16 * (64 + rows) + 8 * rows
     frozen = output_layer(rows, 4, 128, "bf16", trained=False)
-    assert frozen == logits + 2 * 16 * (128 + rows // 2), "as beside adapters"
+    assert frozen == logits + 2 * 16 * (128 + rows // 2), "same as with adapters"
     assert output_layer(rows, 4, 64, "bf16", backward=False) == logits
     assert output_layer(100, 4, 10, "fp32", backward=False) == 2 * 4 * 1000, "fewer logits"
 
 
-def test_the_logits_at_once_are_those_of_the_policy() -> None:
+def test_plan_and_policy_use_the_same_logit_limit() -> None:
     assert LOGITS_IN_WORK == LOGITS_AT_ONCE
 
 
 def test_key_value_cache_of_published_models() -> None:
-    """Qwen2.5-7B: 28 layers with 4 key heads of 128; in bf16 that is 56 KiB per token."""
+    """Qwen2.5-7B has 28 layers with 4 key-value heads of size 128, or 56 KiB per token in bf16."""
     layers = Layers(28, 3584, 3584, 18944, 28, True, 4)
     assert key_value_bytes(layers, 1, 2) == 56 * 1024
     assert key_value_bytes(layers, 2, 2) == 28 * 1024

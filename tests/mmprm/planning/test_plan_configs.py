@@ -1,4 +1,4 @@
-"""Every shipped configuration is planned, without a network, and fits the GPUs that it names."""
+"""Test that every shipped configuration is planned without a network and fits the GPUs that it names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mmprm plan rl`: parts by phase, colocated and apart, and what does not fit."""
+"""Test `mmprm plan rl`: memory per phase, colocated and separate engines, and plans that do not fit."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from mmprm.backbone.image_features import KEPT_FEATURE_BYTES
 from mmprm.cli.main import main
 from mmprm.cli.plan_rl import PROMPT_TOKENS, plan_rl, rl_settings, rl_shape
 from mmprm.config import load
 from mmprm.errors import ConfigError
 from mmprm.planning.memory import output_layer
 from mmprm.planning.parts import GIB, GpuGroup
-from mmprm.planning.rl import rl_plan
+from mmprm.planning.rl import ENCODED_PROMPT_BYTES, rl_plan
+from mmprm.planning.trainer import TRAINING
 from policy_rl.config import RLConfig
+from policy_rl.trainer.prompt_encoder import KEPT_BYTES
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 TRAINED, TOTAL = 7_615_616_512, 8_292_166_656
@@ -33,7 +36,7 @@ def only_group(name: str, *sets: str) -> GpuGroup:
 
 
 def test_a_colocated_run_by_hand() -> None:
-    """MM-Eureka-7B on eight GPUs: ZeRO-3 states beside half a GPU for the engine."""
+    """MM-Eureka-7B on eight GPUs: ZeRO-3 states, with half of each GPU reserved for the engine."""
     group = only_group("mm-eureka-7b")
     assert (group.name, group.count) == ("8 GPUs, trainer and engine", 8)
     rollout = group.phases["rollout"]
@@ -73,7 +76,7 @@ def test_adapters_have_no_gradient_of_the_output_layer() -> None:
 
 
 def test_buffers_of_the_sync() -> None:
-    """The largest tensor gathered and copied; ipc packs into 1 GiB or that tensor, nccl into up to three buffers."""
+    """The largest tensor is gathered and copied; ipc packs 1 GiB or that tensor, and nccl up to three buffers."""
     ipc = only_group("mm-eureka-7b").phases["sync"]
     assert ipc["trainer: send buffers"] == 3 * 2 * MATRIX, "of 1.09 GB, more than 1 GiB"
     small = only_group("lmm-r1-fre-multi").phases["sync"]
@@ -96,15 +99,36 @@ def test_the_reference_is_sharded_as_the_policy_is() -> None:
 
 
 def test_an_offloaded_reference_is_in_the_memory_of_its_node() -> None:
-    """Eight ranks of one node hold it together, in bf16."""
+    """The eight ranks of a node share it in bf16."""
     kl = "trainer.loss.kl.coefficient=0.001"
     kept = plan_rl(recipe("mm-eureka-7b", kl))
     moved = plan_rl(recipe("mm-eureka-7b", kl, "trainer.offload_reference=true"))
     assert "trainer: reference model" not in moved.groups[0].phases["log-probs"]
-    phase = "training, offloaded states"
-    assert moved.host[phase] - kept.host[phase] == 2 * TOTAL
+    assert moved.host[TRAINING] - kept.host[TRAINING] == 2 * TOTAL
     everything = plan_rl(recipe("mm-eureka-7b", kl, "trainer.optimization.offload=all"))
     assert "trainer: reference model" not in everything.groups[0].phases["log-probs"]
+
+
+def test_caches_in_the_memory_of_a_node() -> None:
+    """Each rank holds 1 GiB of prompts with pixels, and 2 GiB of features if vision and projector are frozen."""
+    assert (KEPT_BYTES, KEPT_FEATURE_BYTES) == (ENCODED_PROMPT_BYTES, 2 * GIB)
+    assert plan_rl(recipe("mm-eureka-7b")).host[TRAINING] == 8 * 3 * GIB
+    assert plan_rl(recipe("mm-eureka-7b", "trainer.frozen=[vision]")).host[TRAINING] == 8 * 1 * GIB
+    assert plan_rl(recipe("mm-eureka-zero-38b")).host[TRAINING] == 8 * 1 * GIB, "32 ranks on four nodes"
+
+
+def test_a_teacher_is_sharded_and_offloaded_like_the_reference() -> None:
+    """Qwen2.5-VL-32B teaches 7B: its own parameters in bfloat16, on 8 ranks, and its own layers in the forward pass."""
+    sets = ("trainer.distillation.teacher=Qwen/Qwen2.5-VL-32B-Instruct",)
+    taught, alone = plan_rl(recipe("mm-eureka-7b", *sets)), plan_rl(recipe("mm-eureka-7b"))
+    size = 2 * rl_shape(recipe("mm-eureka-7b", "engine.model=Qwen/Qwen2.5-VL-32B-Instruct")).total
+    phases = taught.groups[0].phases
+    assert all(parts["trainer: teacher"] == size / 8 for parts in phases.values())
+    layer = "trainer: largest layer, in work"
+    assert phases["log-probs"][layer] > alone.groups[0].phases["log-probs"][layer]
+    moved = plan_rl(recipe("mm-eureka-7b", *sets, "trainer.offload_reference=true"))
+    assert "trainer: teacher" not in moved.groups[0].phases["update"]
+    assert moved.host[TRAINING] - taught.host[TRAINING] == size
 
 
 def test_only_a_sharded_reference_is_offloaded() -> None:
@@ -113,7 +137,7 @@ def test_only_a_sharded_reference_is_offloaded() -> None:
 
 
 def group_with(*sets: str, **settings: bool) -> GpuGroup:
-    """Return the GPUs of MM-Eureka-7B under other settings of the code than its own."""
+    """Return the GPUs of MM-Eureka-7B with overridden constants."""
     config = recipe("mm-eureka-7b", *sets)
     policy = rl_shape(config)
     (group,) = rl_plan(policy, None, replace(rl_settings(config, policy, PROMPT_TOKENS), **settings)).groups
@@ -121,14 +145,14 @@ def group_with(*sets: str, **settings: bool) -> GpuGroup:
 
 
 def test_a_kept_cache_leaves_too_little_for_the_engine() -> None:
-    """Of 79 GiB, states 16, engine 39.5, and the 17.5 that an update needs beside the states."""
+    """79 GiB must hold states of 16, an engine of 39.5, and the 17.5 that an update needs in addition."""
     freed, kept = group_with(), group_with(keeps_cache=True)
     working = freed.total("update") - freed.phases["update"]["engine: asleep"]
     assert kept.total("rollout") == pytest.approx(working + 39.5 * GIB)
     assert (freed.fits, kept.fits) == (True, False)
 
 
-def test_engines_that_woke_at_once_would_hold_their_cache_in_the_sync() -> None:
+def test_engines_that_wake_in_one_step_hold_their_cache_during_sync() -> None:
     first, at_once = group_with(), group_with(wakes_at_once=True)
     cache = at_once.phases["sync"]["engine: key-value cache"]
     assert at_once.total("sync") - first.total("sync") == pytest.approx(cache)
@@ -151,7 +175,7 @@ def test_log_probs_are_computed_first_only_where_they_are_needed() -> None:
     }
 
 
-def test_every_gpu_has_its_processes() -> None:
+def test_every_gpu_lists_its_processes() -> None:
     groups = plan_rl(recipe("prm-rl")).groups
     assert [group.name for group in groups] == ["4 GPUs, trainer", "3 GPUs, engine", "1 GPU, scorer"]
     shared = plan_rl(recipe("prm-rl", "process.own_gpu=false", "engine.gpu_memory_utilization=0.6")).groups
@@ -191,7 +215,7 @@ def test_a_model_that_is_not_written_yet_needs_a_published_shape(capsys: pytest.
     assert main([*command, "--set", "hardware.shapes={runs/internvl3-8b/train/prm: Qwen2.5-VL-7B-Instruct}"]) == 0
 
 
-def test_what_does_not_fit_is_refused_with_a_change_that_does(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_that_does_not_fit_proposes_one_that_does(capsys: pytest.CaptureFixture[str]) -> None:
     command = ["plan", "rl", "--config", str(CONFIGS / "rl" / "mm-eureka-7b.yaml")]
     greedy = ["--set", "engine.gpu_memory_utilization=0.9"]
     assert main([*command, *greedy]) == 2
@@ -202,12 +226,12 @@ def test_what_does_not_fit_is_refused_with_a_change_that_does(capsys: pytest.Cap
     assert main([*command, "--set", "engine.gpu_memory_utilization=0.7"]) == 0
 
 
-def test_a_larger_model_is_told_the_number_of_gpus(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_larger_model_is_given_a_number_of_gpus(capsys: pytest.CaptureFixture[str]) -> None:
     command = ["plan", "rl", "--config", str(CONFIGS / "rl" / "mm-eureka-7b.yaml")]
     big = ["--set", "engine.model=Qwen/Qwen2.5-VL-72B-Instruct", "--set", "engine.tensor_parallel_size=8"]
     assert main([*command, *big]) == 2
-    found = capsys.readouterr().err.rpartition("what would fit: ")[2].split("; ")[0].split()
-    assert found, "a way out"
+    found = capsys.readouterr().err.rpartition("what would fit: ")[2].split("; ")[0].partition(" (needs")[0].split()
+    assert found, "a suggestion"
     assert main([*command, *big, *found]) == 0
 
 

@@ -1,4 +1,4 @@
-"""`mmprm plan serve`: a scorer, engines then a scorer, both at once, and engines alone."""
+"""Test `mmprm plan serve`: a scorer alone, engines before a scorer, both at once, and engines alone."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ SERVE_38B = ["scorer.prm=OpenGVLab/InternVL3-38B-hf", "scorer.backend=transforme
         ("annotate/internvl3-8b", CampaignConfig),
     ],
 )
-def test_the_command_of_a_file_is_known_by_its_keys(file: str, kind: type) -> None:
+def test_the_command_of_a_file_is_inferred_from_its_keys(file: str, kind: type) -> None:
     assert isinstance(read_served(str(CONFIGS / f"{file}.yaml")), kind)
     assert isinstance(read_served(None, SERVE_38B), ServeConfig)
 
 
 @pytest.mark.parametrize("key", ["trees_in_flight=8", "max_restarts=1", "search.rollouts=8"])
-def test_any_key_of_annotate_alone_tells_its_files(key: str) -> None:
+def test_any_key_specific_to_annotate_identifies_its_files(key: str) -> None:
     assert isinstance(read_served(None, ["engine.model=tiny", "output=run", key]), CampaignConfig)
 
 
@@ -51,8 +51,8 @@ def test_rerank_closes_its_engines_before_it_scores() -> None:
     assert max(map(first.total, first.phases)) == pytest.approx(0.9 * 79 * GIB)
 
 
-def test_a_78b_scorer_fits_on_four_gpus_in_the_checkpoints_own_format() -> None:
-    """Its weights are split, and its share of each GPU is that of one engine."""
+def test_a_78b_scorer_fits_on_four_gpus_in_the_checkpoints_dtype() -> None:
+    """The weights are split over four GPUs, and each GPU reserves as much as for one engine."""
     sets = ["scorer.prm=OpenGVLab/InternVL2_5-78B", "scorer.backend=vllm", "scorer.tensor_parallel_size=4"]
     (group,) = plan_serve(read_served(None, [*sets, "hardware.gpus=4"])).groups
     assert group.name == "4 GPUs, scorer"

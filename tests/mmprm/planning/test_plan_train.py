@@ -1,4 +1,4 @@
-"""`mmprm plan train` and `plan sft`: shipped recipes, adapters, cost, and what would fit."""
+"""Test `mmprm plan train` and `plan sft`: shipped recipes, adapters, cost, and proposed changes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from mmprm.cli.plan_train import plan_train, train_changes, train_shape
 from mmprm.config import load
 from mmprm.errors import ConfigError
 from mmprm.planning.cost import cost_of
-from mmprm.planning.fitting import ways_to_fit
+from mmprm.planning.fitting import spelled, ways_to_fit
+from mmprm.planning.parts import GIB
 from mmprm.planning.shapes import shape_of
+from mmprm.planning.trainer import SAVING, TRAINING
 from mmprm.prm.train import TrainConfig
 from policy_rl.sft.train import SftConfig
 
@@ -28,7 +30,7 @@ def recipe(name: str, *sets: str) -> TrainConfig:
 
 
 def sets_of(option: str) -> list[str]:
-    """Return the overrides of an option text such as `--set a=1 --set b=2`."""
+    """Return the overrides in an option string such as `--set a=1 --set b=2`."""
     return option.removeprefix("--set ").split(" --set ")
 
 
@@ -39,11 +41,11 @@ def ways(name: str, *sets: str) -> list[str]:
         except ConfigError:
             return False
 
-    return ways_to_fit(fits, train_changes(recipe(name, *sets)))
+    return list(map(spelled, ways_to_fit(fits, train_changes(recipe(name, *sets)))))
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
-def test_a_recipe_fits_from_the_gpus_of_its_head_and_not_on_half(file: Path) -> None:
+def test_a_recipe_fits_the_gpus_in_its_header_but_not_half_of_them(file: Path) -> None:
     head = " ".join(file.read_text(encoding="utf-8").replace("#", " ").split())
     least = int(re.search(r"Needs at least (\d+) GPUs of 80 GB", head)[1])
     config = load(TrainConfig, file)
@@ -59,7 +61,7 @@ def test_a_recipe_fits_from_the_gpus_of_its_head_and_not_on_half(file: Path) -> 
     assert on(8, "training.offload=optimizer"), "one node does with the update on the CPU"
 
 
-def test_what_would_fit_does() -> None:
+def test_proposed_changes_fit() -> None:
     one_node = ["hardware.gpus=8", "hardware.nodes=1"]
     found = ways("internvl3-38b", *one_node)
     assert found == [
@@ -78,7 +80,7 @@ def test_changes_are_combined_only_as_far_as_needed() -> None:
     assert found == ("--set training.zero_stage=3 --set training.micro_batch_tokens=8192 --set training.offload=all")
 
 
-def test_adapters_need_no_states_for_what_they_leave() -> None:
+def test_adapters_need_no_states_for_frozen_weights() -> None:
     config, whole = recipe("qwen2.5-vl-7b", "lora.rank=16"), recipe("qwen2.5-vl-7b")
     shape = train_shape(config)
     # Each of the 28 layers: rank 16 on q, k, v, o (3584 → 3584, 512, 512, 3584) and on gate, up, down (18944).
@@ -90,7 +92,9 @@ def test_adapters_need_no_states_for_what_they_leave() -> None:
 
 
 def test_a_run_by_hand() -> None:
-    """1,000 paths of 2,048 tokens: two steps; 64 GPUs take 512 · 2,048 tokens in one micro-batch of 16,384 each."""
+    """1,000 paths of 2,048 tokens make two steps; 64 GPUs process 512 · 2,048 tokens in one micro-batch of
+    16,384 each.
+    """
     config = recipe("qwen2.5-vl-7b")
     shape = train_shape(config)
     run = cost_of(shape, config, 64, 1000, 2048, peak=1e15, utilization=0.5)
@@ -102,12 +106,12 @@ def test_a_run_by_hand() -> None:
     assert run.hours == pytest.approx(run.operations / 0.5e15 / 3600)
 
 
-def test_experts_that_a_token_does_not_use_cost_no_operations() -> None:
+def test_unused_experts_cost_no_operations() -> None:
     config = recipe("internvl3-8b", "model=Qwen/Qwen3-VL-30B-A3B-Instruct")
     shape = train_shape(config)
     assert shape.unused == 28_991_029_248 * 120 // 128, "8 of 128 experts compute a token"
     cost = cost_of(shape, config, 8, 1000, 2048, 1e15, 0.5)
-    assert cost.operations < 8 * 4.5e9 * 1000 * 2048, "as of a model of 4 billion parameters, not of 31"
+    assert cost.operations < 8 * 4.5e9 * 1000 * 2048, "like a model of 4 billion parameters, not 31 billion"
 
 
 @pytest.mark.parametrize(
@@ -125,9 +129,25 @@ def test_fine_tuning_holds_logits_unless_a_layer_needs_more() -> None:
     assert "output rows" not in parts
     config = load(SftConfig, CONFIGS / "sft" / "mm-policy-8b.yaml", ["gradient_checkpointing=false"])
     parts = plan_sft(config).groups[0].phases["backward"]
-    # Two tensors of 2²⁶ logits, hidden states and 4,096 rows in float32 with their gradients, that of the matrix.
+    # Two tensors of 2²⁶ logits; hidden states and 4,096 rows in float32 with their gradients; and the matrix's gradient.
     logits = 2 * 4 * 2**26 + 2 * 4 * hidden * (tokens + 4096) + 2 * matrix
     assert parts["output layer, in work"] == logits
+
+
+def test_a_frozen_tower_and_projector_have_a_cache_of_features() -> None:
+    """Each of a node's eight ranks has 2 GiB; the recipe itself trains the projector."""
+    assert plan_train(recipe("internvl3-8b")).host[TRAINING] == 0
+    cached = plan_train(recipe("internvl3-8b", "frozen=[vision, projector]"))
+    assert cached.host[TRAINING] == 8 * 2 * GIB
+    assert cached.host[SAVING] - cached.host[TRAINING] == 2 * train_shape(recipe("internvl3-8b")).total
+    adapters = plan_train(recipe("internvl3-8b", "lora.rank=16", "frozen=[]"))
+    assert adapters.host[TRAINING] == 8 * 2 * GIB, "adapters are in the language model"
+
+
+def test_experts_are_whole_on_each_rank_while_loading() -> None:
+    """48 layers of 128 experts with 3 matrices of 2048 × 768 are 29 billion parameters, in bf16 on each of 8 ranks."""
+    experts = 48 * 128 * 3 * 2048 * 768
+    assert plan_train(recipe("qwen3-vl-30b-a3b")).host["loading"] == 8 * 2 * experts
 
 
 def test_host_memory_of_saving_and_loading() -> None:
@@ -193,7 +213,7 @@ def test_a_folder_with_only_config_json_can_be_planned(random_policy_folder: Pat
 
 
 def test_the_recipe_of_mm_prm() -> None:
-    """The rate and the epochs of its paper, but for the file that has those of its released script."""
+    """Learning rate and epochs are the paper's, except in the file that follows the released script."""
     for file in RECIPES:
         config = load(TrainConfig, file)
         training = config.training

@@ -1,4 +1,4 @@
-"""Shapes that are built in: parameters and vision towers as published."""
+"""Test the built-in model shapes: parameter counts and vision towers as published."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def test_parameters_are_those_of_the_model_page(name: str) -> None:
     assert all(shape.parts[part][1] == 0 for part in ("projector", "language", "embeddings"))
 
 
-def test_names_with_an_owner_or_of_the_native_layout_are_the_same() -> None:
+def test_names_with_an_owner_or_native_suffix_are_the_same() -> None:
     assert shape_of("OpenGVLab/InternVL3-8B-hf") == shape_of("models/InternVL3-8B") == shape_of("InternVL3-8B")
 
 
 def test_experts_count_in_total_and_by_token() -> None:
-    """Qwen3-VL-30B-A3B: 8 of 128 experts of 3 · 2048 · 768 parameters in each of 48 layers."""
+    """Qwen3-VL-30B-A3B uses 8 of 128 experts of 3 · 2048 · 768 parameters in each of 48 layers."""
     shape = shape_of("Qwen3-VL-30B-A3B-Instruct")
     assert shape.total - shape.active == 48 * 120 * 3 * 2048 * 768
     assert shape.language.intermediate == 8 * 768

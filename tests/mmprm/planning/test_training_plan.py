@@ -1,4 +1,4 @@
-"""Batches, schedule and metrics log of a training run: everything that needs no engine."""
+"""Test batches, schedule and metrics log of a training run, without an engine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mmprm.training.metrics_log import MetricsLog
 CONFIGS = Path(__file__).parents[3] / "configs" / "train"
 
 
-def test_an_epoch_takes_each_sample_once_in_batches_of_nearly_equal_size() -> None:
+def test_an_epoch_uses_each_sample_once_in_nearly_equal_batches() -> None:
     batches = epoch_batches(10, 4, seed=0, epoch=0)
     assert [len(batch) for batch in batches] == [3, 3, 4]
     assert sorted(sample for batch in batches for sample in batch) == list(range(10))
@@ -32,7 +32,7 @@ def test_an_epoch_takes_each_sample_once_in_batches_of_nearly_equal_size() -> No
 
 
 def test_micro_batches_by_hand() -> None:
-    """Budget 20: [9, 8] would be padded to 27 with one more; [5, 4, 4] has room, but 2 would be padded to 5."""
+    """The budget is 20: [9, 8] would be padded to 27 with one more; adding 2 to [5, 4, 4] would pad it to 5."""
     lengths = [4, 9, 2, 8, 5, 4]
     assert micro_batches(range(6), lengths, 20, ranks=1) == [
         (MicroBatch((1, 3)),),
@@ -43,7 +43,7 @@ def test_micro_batches_by_hand() -> None:
     assert two == [(MicroBatch((1,)), MicroBatch((3,))), (MicroBatch((4, 0, 5)), MicroBatch((2,)))]
 
 
-def test_ranks_without_work_repeat_a_sample_that_weighs_nothing() -> None:
+def test_idle_ranks_repeat_a_sample_with_weight_zero() -> None:
     assert micro_batches([7], [0] * 7 + [5], 20, ranks=2) == [(MicroBatch((7,)), MicroBatch((7,), is_padding=True))]
 
 
@@ -60,7 +60,7 @@ def test_any_plan(lengths: list[int], budget: int, ranks: int) -> None:
         assert all(3 * longest <= 4 * lengths[sample] for sample in micro.samples)
 
 
-def test_one_ahead_keeps_order_and_prepares_the_next() -> None:
+def test_one_ahead_keeps_the_order_and_prepares_the_next_item() -> None:
     second = threading.Event()
     results = one_ahead([lambda: "a", lambda: second.set() or "b", lambda: "c"])
     assert next(results) == "a"
@@ -75,7 +75,9 @@ def shares(total: int, **keys: Any) -> list[float]:
 
 
 def test_cosine_with_warmup() -> None:
-    """10 steps, 2 of them rising: 1/3, 2/3, then 1 at step 2, half way at step 6, and the end value after the last."""
+    """Over 10 steps, 2 of them warm-up: 1/3, 2/3, then 1 at step 2, halfway at step 6, and the final value after the
+    last.
+    """
     share = shares(10, warmup=0.2, final_learning_rate=0.1)
     assert share[:3] == [pytest.approx(1 / 3), pytest.approx(2 / 3), 1.0]
     assert share[6] == pytest.approx(0.1 + 0.9 * 0.5)
@@ -112,6 +114,6 @@ def test_a_resumed_log_holds_each_step_once(tmp_path: Path) -> None:
     assert list((tmp_path / "tensorboard").iterdir())
 
 
-def test_a_key_that_does_not_exist() -> None:
+def test_an_unknown_key_is_rejected() -> None:
     with pytest.raises(ConfigError, match=r"training.zero_stag does not exist; did you mean training.zero_stage"):
         load(TrainConfig, CONFIGS / "tiny.yaml", ["training.zero_stag=1"])
