@@ -2,6 +2,9 @@
 
 start = log_position()                       # before an engine starts processes that inherit stderr
 reason = cause_since(start)                  # "ValueError: …; its log is /tmp/ray/…/worker-….err on host"
+
+with explained_start(model, "engine", SamplingError):      # both, around the start of an engine
+    …
 """
 
 from __future__ import annotations
@@ -10,6 +13,8 @@ import os
 import re
 import socket
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 TAIL_BYTES = 64 * 1024
@@ -44,6 +49,25 @@ def cause_since(position: int | None) -> str:
         return ""
     found = last_exception(_read(Path(_STDERR), position))
     return f"{found}; its log is {_named(os.path.realpath(_STDERR))}" if found else ""
+
+
+@contextmanager
+def explained_start(model: str, what: str, error_class: type[Exception]) -> Iterator[None]:
+    """Replace vLLM's error for a failed child process with an `error_class` that tells the cause from the log.
+
+    vLLM's own message only says "See root cause above" or "See stack trace for root cause", and is kept if the log does
+    not have the cause. `what` names the part that starts in the `with` block. Other errors are raised unchanged.
+    """
+    position = log_position()
+    try:
+        yield
+    except Exception as error:
+        if not _POINTER.search(str(error)):
+            raise
+        raise error_class(
+            f"{model}: the {what} did not start ({cause_since(position) or error}); see its log, and check the machine "
+            "with mmprm doctor"
+        ) from error
 
 
 def cause_of_death(message: str) -> str:

@@ -10,26 +10,18 @@ from mmprm.sampling.arguments import NO_ARGUMENTS
 from mmprm.sampling.config import EngineConfig
 from mmprm.sampling.engines import InProcessEngine
 from mmprm.sampling.separate_engine import SeparateEngine
-from mmprm.worker_logs import cause_since, log_position
+from mmprm.worker_logs import explained_start
 
 
 def start_engine(config: EngineConfig, arguments: Mapping[str, Any] = NO_ARGUMENTS) -> InProcessEngine | SeparateEngine:
     """Start an engine in this process or in separate ones, according to its configuration.
 
-    Raises vLLM's own error, or SamplingError with the cause from the log if a process that vLLM started failed.
+    Raises SamplingError, with the cause from the log, if a process that vLLM started failed, and vLLM's own errors.
     """
     from vllm.platforms import current_platform
 
     alone = current_platform.is_cpu() and config.tensor_parallel_size == 1
     if config.mode == "in_process" or (config.mode == "auto" and alone):
         return InProcessEngine(config, arguments)
-    position = log_position()
-    try:
+    with explained_start(config.model, "engine", SamplingError):
         return SeparateEngine(config, arguments)
-    except RuntimeError as error:  # vLLM's "Engine core initialization failed. See root cause above."
-        cause = cause_since(position)
-        if not cause:
-            raise
-        raise SamplingError(
-            f"{config.model}: the engine did not start ({cause}); see its log, and check the machine with mmprm doctor"
-        ) from error

@@ -25,6 +25,7 @@ from mmprm.scoring.context import all_scored, context_length, fitting, score_fit
 from mmprm.scoring.dtype import scorer_dtype
 from mmprm.types import Solution, StepScores
 from mmprm.weights import LOAD_FORMAT, check_weights, model_errors
+from mmprm.worker_logs import explained_start
 
 TASK = "token_classify"
 IMAGES = 16
@@ -149,25 +150,26 @@ def _engine(config: ScorerConfig, head: dict[str, Any], context: int) -> Any:
     memory = {"kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30)} if cpu else {}
     set_num_threads = torch.set_num_threads
     try:
-        return LLM(
-            model=config.prm,
-            dtype=scorer_dtype(config, on_gpu=not cpu),
-            load_format=LOAD_FORMAT,
-            runner="pooling",
-            pooler_config=PoolerConfig(task=TASK, tok_pooling_type="ALL"),
-            max_model_len=context,
-            max_num_batched_tokens=config.batch_tokens,
-            gpu_memory_utilization=config.gpu_memory_utilization,
-            limit_mm_per_prompt={"image": IMAGES, "video": 0, "audio": 0},
-            # A cached token yields no score, and a score requires the whole solution in one pass.
-            enable_prefix_caching=False,
-            enable_chunked_prefill=False,
-            enforce_eager=cpu,
-            tensor_parallel_size=config.tensor_parallel_size,
-            distributed_executor_backend="uni" if config.tensor_parallel_size == 1 else "mp",
-            seed=0,
-            **head,
-            **memory,
-        )
+        with explained_start(config.prm, "scorer", SetupError):
+            return LLM(
+                model=config.prm,
+                dtype=scorer_dtype(config, on_gpu=not cpu),
+                load_format=LOAD_FORMAT,
+                runner="pooling",
+                pooler_config=PoolerConfig(task=TASK, tok_pooling_type="ALL"),
+                max_model_len=context,
+                max_num_batched_tokens=config.batch_tokens,
+                gpu_memory_utilization=config.gpu_memory_utilization,
+                limit_mm_per_prompt={"image": IMAGES, "video": 0, "audio": 0},
+                # A cached token yields no score, and a score requires the whole solution in one pass.
+                enable_prefix_caching=False,
+                enable_chunked_prefill=False,
+                enforce_eager=cpu,
+                tensor_parallel_size=config.tensor_parallel_size,
+                distributed_executor_backend="uni" if config.tensor_parallel_size == 1 else "mp",
+                seed=0,
+                **head,
+                **memory,
+            )
     finally:
         torch.set_num_threads = set_num_threads  # vLLM's CPU worker replaces it for the whole process

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmprm.errors import DataError
+from mmprm.errors import DataError, SetupError
 from mmprm.prm.info import PrmTokens
 from mmprm.prm.model import initialize_prm, save_prm
+from mmprm.scoring import vllm_scorer
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.open import open_scorer
 from mmprm.tiny.model import build_model
@@ -57,6 +58,15 @@ def test_vllm_scores_equal_those_of_transformers(tmp_path: Path) -> None:
     for got, wanted in zip(scores, expected, strict=True):
         assert got.scores == pytest.approx(wanted.scores, abs=1e-3)
     assert after_a_refusal[0].scores == pytest.approx(expected[-1].scores, abs=1e-3)
+
+
+def test_why_a_process_of_the_scorer_did_not_start_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**arguments: object) -> None:
+        raise Exception("WorkerProc initialization failed. See stack trace for root cause.")
+
+    monkeypatch.setattr("vllm.LLM", fail)
+    with pytest.raises(SetupError, match=r"m: the scorer did not start \(.*see its log"):
+        vllm_scorer._engine(ScorerConfig(prm="m", backend="vllm", dtype="float32"), {}, 100)
 
 
 def test_a_model_split_over_two_processes_scores_as_a_whole_one(

@@ -1,4 +1,4 @@
-"""What the log of a process says about why it ended."""
+"""Test how the cause of a process's death is found in its log."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_the_exception_of_an_engine_core_is_found_below_its_prefixes() -> None:
     assert last_exception("\n".join(CORE + line for line in lines)) == REASON
 
 
-def test_the_cause_is_the_workers_and_not_the_pointer_to_it() -> None:
+def test_the_cause_is_the_workers_exception() -> None:
     pointer = "Exception: WorkerProc initialization failed due to an exception. See stack trace for root cause."
     text = (
         f"{WORKER}Traceback (most recent call last):\n{WORKER}{MEMORY}\n{CORE}Traceback\n{CORE}{pointer}\n{pointer}\n"
@@ -31,7 +31,7 @@ def test_the_cause_is_the_workers_and_not_the_pointer_to_it() -> None:
     assert last_exception(text) == MEMORY
 
 
-def test_an_exception_of_several_lines_is_whole() -> None:
+def test_a_multiline_exception_is_complete() -> None:
     text = (
         "Traceback (most recent call last):\npydantic.ValidationError: 1 error\n  key: wrong\n\nProcess EngineCore:\n"
     )
@@ -44,7 +44,7 @@ def test_without_an_exception_the_last_lines_are_shown() -> None:
     assert last_exception("\n\n") == ""
 
 
-def test_only_what_a_child_wrote_since_is_read(tmp_path: Path) -> None:
+def test_only_new_lines_of_a_child_are_read(tmp_path: Path) -> None:
     code = (
         "import subprocess, sys\n"
         "from mmprm.worker_logs import cause_since, log_position\n"
@@ -60,6 +60,41 @@ def test_only_what_a_child_wrote_since_is_read(tmp_path: Path) -> None:
     assert done.stdout.strip() == f"ValueError: 3; its log is {log} on {os.uname().nodename}"
 
 
+STARTING = """
+import subprocess, sys
+from mmprm.errors import SetupError
+from mmprm.worker_logs import explained_start
+
+def start(text):
+    try:
+        with explained_start("m", "scorer", SetupError):
+            subprocess.run([sys.executable, "-c", "raise MemoryError('no space')"])
+            raise Exception(text)
+    except Exception as error:
+        print(type(error).__name__, error)
+
+start("WorkerProc initialization failed. See stack trace for root cause.")
+start("an error of its own")
+"""
+
+
+def test_an_error_that_points_to_another_one_tells_it(tmp_path: Path) -> None:
+    """As of a scorer with tensor parallelism, whose workers are other processes."""
+    log = tmp_path / "worker.err"
+    with log.open("w") as err:
+        done = subprocess.run(
+            [sys.executable, "-c", STARTING], stdout=subprocess.PIPE, stderr=err, text=True, check=True
+        )
+    first, second = done.stdout.splitlines()
+    assert first.startswith(f"SetupError m: the scorer did not start (MemoryError: no space; its log is {log} on ")
+    assert second == "Exception an error of its own"
+
+
+def test_without_a_log_the_error_itself_is_told() -> None:
+    done = subprocess.run([sys.executable, "-c", STARTING], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("SetupError m: the scorer did not start (WorkerProc initialization failed.")
+
+
 def test_a_terminal_has_no_position(tmp_path: Path) -> None:
     code = "from mmprm.worker_logs import cause_since, log_position; print(repr(cause_since(log_position())))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -72,7 +107,7 @@ def test_the_log_of_a_dead_worker_is_found_by_its_process(tmp_path: Path, monkey
     log = tmp_path / "worker-ab-01000000-77.err"
     log.write_text("Fatal Python error: Segmentation fault\n")
     (tmp_path / "worker-cd-01000000-7.err").write_text("other\n")
-    earlier = tmp_path / "worker-aa-01000000-77.err"  # of a process with the same id
+    earlier = tmp_path / "worker-aa-01000000-77.err"  # log of a process with the same id
     earlier.write_text("ValueError: earlier\n")
     os.utime(earlier, (1, 1))
     node = SimpleNamespace(get_logs_dir_path=lambda: str(tmp_path), node_ip_address="10.0.0.1")
@@ -81,5 +116,5 @@ def test_the_log_of_a_dead_worker_is_found_by_its_process(tmp_path: Path, monkey
     found = cause_of_death(message)
     assert found == f"Fatal Python error: Segmentation fault; its log is {log} on {os.uname().nodename}"
     assert cause_of_death("The actor died. pid: 78") == ""
-    assert cause_of_death(message.replace("10.0.0.1", "10.0.0.2")) == "", "of another machine"
+    assert cause_of_death(message.replace("10.0.0.1", "10.0.0.2")) == "", "log of another machine"
     assert cause_of_death("The actor never ran.") == ""
