@@ -1,11 +1,12 @@
-"""Check the GPU paths on one GPU and write benchmarks/results/gpu.json: `make gpu-check`.
+"""Check the GPU paths on one GPU and add the results to benchmarks/results/gpu.json: `make gpu-check`.
 
     python benchmarks/gpu.py                      # every part, each in a separate process
     python benchmarks/gpu.py --only update ipc    # some parts; other results stay in the file
     python benchmarks/gpu.py --dry                # small sizes on CPU; parts that need a GPU are skipped
 
-Each part prints one line. A part that fails or takes too long is reported, and the next one runs. The model has the
-width and vocabulary of Qwen2.5-VL-7B, but few layers and random weights: shapes are real, and nothing is downloaded.
+Each part prints one line. A part that fails or takes too long is reported, and the next one runs. The file holds the
+results of each device; a failure does not replace an earlier result. The model has the width and vocabulary of
+Qwen2.5-VL-7B, but few layers and random weights: shapes are real, and nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ from gpu_kernels import flex_attention, vision_tower
 from gpu_setup import (
     DRY,
     GIB,
+    embedding_size,
     gpu_memory,
     open_engine,
     open_trainer,
+    planned_update,
     random_samples,
     sample_groups,
     tiny_problems,
@@ -68,8 +71,26 @@ def update_unshared() -> dict[str, Any]:
 
 
 def engine() -> dict[str, Any]:
+    return _engine(compiled=False)
+
+
+def engine_compiled() -> dict[str, Any]:
+    """Measure an engine with CUDA graphs, the default of `mmprm rl` on GPU."""
+    return _engine(compiled=True)
+
+
+def ipc() -> dict[str, Any]:
+    return _ipc(compiled=False)
+
+
+def ipc_compiled() -> dict[str, Any]:
+    """Measure sleep mode with CUDA graphs, as in all recipes with colocated engines."""
+    return _ipc(compiled=True)
+
+
+def _engine(compiled: bool) -> dict[str, Any]:
     """Measure a rollout engine of `mmprm rl`: startup time, tokens per second, and reproducibility with equal seeds."""
-    with open_engine(write_model()[0], 0.5) as (engine, started):
+    with open_engine(write_model()[0], 0.5, compiled) as (engine, started):
         problems = tiny_problems(4 if DRY else 64)
         found: dict[str, Any] = {"start_seconds": started, **gpu_memory()}
         sample_groups(engine, problems[:1], 1)
@@ -85,10 +106,10 @@ def engine() -> dict[str, Any]:
         return found
 
 
-def ipc() -> dict[str, Any]:
+def _ipc(compiled: bool) -> dict[str, Any]:
     """Run engine and trainer on one GPU: log-probability mismatch, sleep, update, CUDA IPC weight transfer, wake-up."""
     folder, _ = write_model()
-    with open_engine(folder, 0.4) as (engine, _):
+    with open_engine(folder, 0.4, compiled) as (engine, _):
         found: dict[str, Any] = {}
         trainer = open_trainer(folder, precision="bf16", zero_stage=2)
         found["memory_with_both"] = gpu_memory()
@@ -136,19 +157,25 @@ def scorers() -> dict[str, Any]:
 
 PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     part.__name__: part
-    for part in (flex_attention, vision_tower, update, update_lora, update_kl, update_unshared, engine, ipc, scorers)
+    for part in (
+        *(flex_attention, vision_tower, update, update_lora, update_kl, update_unshared),
+        *(engine, engine_compiled, ipc, ipc_compiled, scorers),
+    )
 }
-GPU_ONLY = {"flex_attention", "vision_tower", "ipc"}
+GPU_ONLY = {"flex_attention", "vision_tower", "engine_compiled", "ipc", "ipc_compiled"}
 
 
 def _updates(**settings: Any) -> dict[str, Any]:
     """Measure three updates on the same responses. The first one includes compilation.
 
-    MFU counts 8 FLOPs per parameter and token.
+    An update takes 6 FLOPs per token and parameter of a matrix, and 2 more because activations are recomputed. Neither
+    the lookup of embeddings nor attention is counted. `mfu` is the share of the peak without the recomputation, and
+    `share_of_peak` the one with it, as in `mmprm plan train --mfu`.
     """
     from dataclasses import replace
 
     folder, parameters = write_model()
+    matrices = parameters - embedding_size(folder)
     trainer = open_trainer(folder, precision="fp32" if DRY else "bf16", zero_stage=3, **settings)
     samples = random_samples(trainer)
     if "loss" in settings:
@@ -157,6 +184,7 @@ def _updates(**settings: Any) -> dict[str, Any]:
         samples = [replace(sample, ref=known[index].ref) for index, sample in enumerate(samples)]
     tokens = sum(len(sample.token_ids) for sample in samples)
     found: dict[str, Any] = {"parameters": parameters, "response_tokens": tokens, "seconds": []}
+    found |= {"micro_batch_tokens": trainer.config.optimization.micro_batch_tokens}
     for _ in range(3):
         if not DRY:
             torch.cuda.reset_peak_memory_stats()
@@ -168,7 +196,11 @@ def _updates(**settings: Any) -> dict[str, Any]:
         name = torch.cuda.get_device_name()
         peak = next((rate for device, rate in PEAK_FLOPS.items() if device in name), None)
         found["peak_gib"] = torch.cuda.max_memory_allocated() / GIB
-        found["mfu"] = None if peak is None else 8 * parameters * tokens / found["seconds"][-1] / peak
+        if peak is not None:
+            share = matrices * tokens / found["seconds"][-1] / peak
+            found |= {"mfu": 6 * share, "share_of_peak": 8 * share}
+        if not settings:
+            found["planned_peak_gib"] = planned_update(folder, found["micro_batch_tokens"]) / GIB
     return found
 
 
@@ -261,14 +293,21 @@ def main() -> None:
         os._exit(0)  # threads of vLLM and DeepSpeed would keep the process alive
     if not arguments.dry and not torch.cuda.is_available():
         sys.exit("gpu.py: PyTorch sees no GPU on this machine; --dry runs small sizes on CPU")
-    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    device = "CPU" if arguments.dry else torch.cuda.get_device_name()
     for name in arguments.only:
         found = _run(name, arguments.dry)
         print(f"{name}: {json.dumps(found)}", flush=True)
-        kept[name] = {"device": device, "torch": torch.__version__, "python": platform.python_version(), **found}
         if not arguments.dry:
-            RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+            add_result(RESULTS, torch.cuda.get_device_name(), name, found)
+
+
+def add_result(path: Path, device: str, name: str, found: dict[str, Any]) -> None:
+    """Add a part's metrics to the results of a device, unless the part failed and has an earlier result."""
+    results = json.loads(path.read_text()) if path.exists() else {}
+    of_device = results.setdefault(device, {})
+    if "failed" in found and name in of_device:
+        return
+    of_device[name] = {"torch": torch.__version__, "python": platform.python_version(), **found}
+    path.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

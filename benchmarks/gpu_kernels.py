@@ -75,22 +75,31 @@ def flex_attention() -> dict[str, Any]:
 
 
 def vision_tower() -> dict[str, Any]:
-    """Measure the milliseconds per image of Qwen2.5-VL-7B's vision tower in bfloat16, without gradients."""
+    """Measure the milliseconds per image of Qwen2.5-VL-7B's vision tower in bfloat16, without gradients.
+
+    The attention calls are one per window, as in transformers, or one per layer, as in training.
+    """
+    from transformers import AttentionInterface
     from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
     from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
+
+    from mmprm.backbone.window_attention import WINDOWS, attend_in_windows
 
     config = Qwen2_5_VLVisionConfig(
         depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16, out_hidden_size=3584
     )
-    config._attn_implementation = "sdpa"
-    with torch.device(DEVICE):
-        tower = Qwen2_5_VisionTransformerPretrainedModel(config).to(torch.bfloat16).eval()
-    found = {}
-    for side in (72, 128):
-        patches = torch.randn(side * side, 3 * 2 * 14 * 14, device=DEVICE, dtype=torch.bfloat16)
-        grid = torch.tensor([[1, side, side]], device=DEVICE)
-        with torch.no_grad():
-            found[f"{side * 14} pixels wide, ms"] = _milliseconds(lambda p=patches, g=grid: tower(p, grid_thw=g), 3)
+    found: dict[str, Any] = {}
+    for name, attention in (("per_window", "sdpa"), ("per_layer", WINDOWS)):
+        AttentionInterface.register(WINDOWS, attend_in_windows)
+        config._attn_implementation = attention
+        with torch.device(DEVICE):
+            tower = Qwen2_5_VisionTransformerPretrainedModel(config).to(torch.bfloat16).eval()
+        for side in (72, 128):
+            patches = torch.randn(side * side, 3 * 2 * 14 * 14, device=DEVICE, dtype=torch.bfloat16)
+            grid = torch.tensor([[1, side, side]], device=DEVICE)
+            with torch.no_grad():
+                milliseconds = _milliseconds(lambda t=tower, p=patches, g=grid: t(p, grid_thw=g), 3)
+            found[f"{side * 14}_pixels_{name}_ms"] = milliseconds
     return found
 
 

@@ -59,6 +59,24 @@ def write_model() -> tuple[str, int]:
     return folder, parameters
 
 
+def embedding_size(folder: str) -> int:
+    """Return the number of parameters of a checkpoint's input embeddings."""
+    from transformers import AutoConfig
+
+    text = AutoConfig.from_pretrained(folder).get_text_config()
+    return text.vocab_size * text.hidden_size
+
+
+def planned_update(folder: str, micro_batch_tokens: int) -> float:
+    """Return the peak in bytes that `mmprm plan rl` estimates for an update of `open_trainer` on one GPU."""
+    from mmprm.planning.shapes import shape_of
+    from mmprm.planning.trainer import TrainerSettings, training_plan
+
+    longest = min(micro_batch_tokens, 8192)
+    trainer = TrainerSettings(1, 3, "bf16", "none", micro_batch_tokens, longest, checkpointing=True)
+    return training_plan(shape_of(folder), trainer, gpu_gib=1).groups[0].peak
+
+
 def tiny_problems(count: int) -> list[Any]:
     """Make problems from the built-in toy world."""
     from mmprm.tiny.world import make_problems
@@ -107,8 +125,11 @@ def wait_for(coroutine: Coroutine[Any, Any, Any]) -> Any:
 
 
 @contextmanager
-def open_engine(folder: str, share_of_memory: float) -> Iterator[tuple[Any, float]]:
-    """Start an RL rollout engine in separate vLLM processes; yield it with its startup time in seconds."""
+def open_engine(folder: str, share_of_memory: float, compiled: bool) -> Iterator[tuple[Any, float]]:
+    """Start an RL rollout engine in separate vLLM processes; yield it with its startup time in seconds.
+
+    A `compiled` engine uses CUDA graphs.
+    """
     from mmprm.prompts import PromptConfig
     from mmprm.sampling.config import EngineConfig, SamplingConfig
     from policy_rl.rollouts.engine import RolloutEngine
@@ -119,7 +140,7 @@ def open_engine(folder: str, share_of_memory: float) -> Iterator[tuple[Any, floa
         dtype="float32" if DRY else "bfloat16",
         gpu_memory_utilization=share_of_memory,
         max_model_len=1024 if DRY else 8192,
-        compile=False,
+        compile=compiled,
         kv_cache_gib=0.25 if DRY else None,
     )
     more = {} if DRY else {"enable_sleep_mode": True, "weight_transfer_config": {"backend": "ipc"}}
