@@ -6,16 +6,19 @@ BIN := .venv/bin
 SHIM := .ci/torchvision-cpu
 SHIM_FILES := $(addprefix $(SHIM)/,pyproject.toml setup.py torchvision_cpu.py torchvision_cpu.pth)
 
-.PHONY: setup demo test test-engines test-units test-rl test-pipelines test-cluster check trl real-model gpu-check bench-grading bench-annotate bench-borders bench-prm bench-rl bench-real docs clean
+.PHONY: setup demo test test-engines test-units test-rl test-pipelines test-cluster check trl real-model gpu-check bench-grading bench-annotate bench-borders bench-prm bench-rl bench-judges bench-real docs clean
 
 setup: .venv/.installed-$(EXTRA)
 
 # torch comes first, so that the rest is resolved against its build. The published torchaudio and torchcodec are linked
 # against CUDA and stop the import of transformers and vLLM on a CPU-only torch; both do without them.
+TORCH := torch==2.13.0$(if $(filter cpu,$(EXTRA)),+cpu)
+TORCH_HELP := make: pip found no $(TORCH). Its CPU builds are in PyTorch's own package index: set \
+	PIP_EXTRA_INDEX_URL to that index (see docs/install.md), or use EXTRA=gpu on a machine with a GPU
 .venv/.installed-$(EXTRA): pyproject.toml $(SHIM_FILES)
 	@test -n "$(PYTHON)" || { echo "make: needs Python 3.11 or 3.12 with ensurepip; set PYTHON=…" >&2; exit 2; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet $(TORCH) || { echo "$(TORCH_HELP)" >&2; exit 2; }
 	$(BIN)/pip install --quiet -e '.[$(EXTRA),dev]'
 	test $(EXTRA) != cpu || $(BIN)/pip uninstall --quiet --yes torchaudio torchcodec
 	test $(EXTRA) != cpu || $(BIN)/pip install --quiet ./$(SHIM)
@@ -80,6 +83,9 @@ bench-prm: trl
 
 bench-rl: trl
 	$(BIN)/python benchmarks/rl.py
+
+bench-judges: setup
+	$(BIN)/python benchmarks/judges.py
 
 # About six hours on two quiet cores; --only PART measures one part, and an interrupted part resumes.
 bench-real: real-model

@@ -1,4 +1,4 @@
-# Site settings, which the scripts in deploy/slurm and deploy/ssh read on every machine before they start anything.
+# Site settings, which the SLURM, ssh and SkyPilot scripts read on every machine before they start anything.
 # Ray actors inherit the environment of `ray start` on their machine, not that of the command, so set variables here.
 # shellcheck shell=bash
 

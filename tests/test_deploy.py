@@ -7,13 +7,13 @@ import re
 import shlex
 import shutil
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-import tomllib
 import yaml
 from test_docs import Parser
 
@@ -84,6 +84,31 @@ def test_commands_are_accepted_and_their_configurations_load(file: str, line: st
         assert read_stages(path)
     else:
         assert load(parser.config_model, path, arguments.set)
+
+
+def strings_in(value: Any) -> Iterator[str]:
+    if isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from strings_in(each)
+    elif isinstance(value, str):
+        yield value
+
+
+@pytest.mark.parametrize("file", ["deploy/kuberay/rayjob.yaml", "deploy/kuberay/torchrun-job.yaml"])
+def test_commands_in_pods_read_and_write_shared_storage(file: str) -> None:
+    """A relative path would refer to a folder in the container image."""
+    # A folded YAML line is found twice, the first time without its continuation.
+    lines = [line for name, line in EXAMPLES if name == file and "--set" in line]
+    assert lines
+    for line in lines:
+        command, *words = shlex.split(line)
+        parser = Parser(prog=command)
+        importlib.import_module(f"mmprm.cli.{command}").add_arguments(parser)
+        arguments = parser.parse_args(words)
+        config = load(parser.config_model, ROOT / arguments.config.removeprefix(IMAGE_ROOT), arguments.set)
+        found = list(strings_in(config.model_dump(mode="json")))
+        assert [text for text in found if text.startswith(("runs/", "models/"))] == [], line
+        assert any(text.startswith("/shared/") for text in found)
 
 
 def test_the_commands_are_found() -> None:
@@ -204,6 +229,8 @@ def test_the_scripts_in_the_skypilot_file_are_valid() -> None:
     for name in ("setup", "run"):
         subprocess.run(["bash", "-n"], input=task[name], text=True, check=True)
     assert {"LAUNCHER", "COMMAND"} <= task["envs"].keys()
+    for folder in ("runs", "models"):  # relative paths of the configurations
+        assert f"ln -sfn /shared/{folder} {folder}" in task["setup"]
 
 
 def instructions(path: Path) -> list[tuple[str, str]]:
@@ -215,7 +242,9 @@ def instructions(path: Path) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
 def test_dockerfiles_have_a_pinned_base_and_small_layers(path: Path) -> None:
     found = instructions(path)
-    assert {word for word, _ in found} == {"FROM", "RUN", "WORKDIR", "COPY", "ENV", "CMD"}
+    assert {word for word, _ in found} == {"FROM", "RUN", "WORKDIR", "COPY", "ENV", "CMD"} | (
+        {"ARG"} if path.suffix else set()
+    )
     assert re.fullmatch(r"[\w./]+:\d+\.\d+\.\d+-[\w.-]+", found[0][1]), "an exact version"
     for word, rest in found:
         if word == "RUN":
