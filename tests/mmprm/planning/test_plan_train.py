@@ -129,7 +129,7 @@ def test_fine_tuning_holds_logits_unless_a_layer_needs_more() -> None:
     assert "output rows" not in parts
     config = load(SftConfig, CONFIGS / "sft" / "mm-policy-8b.yaml", ["gradient_checkpointing=false"])
     parts = plan_sft(config).groups[0].phases["backward"]
-    # Two tensors of 2²⁶ logits; hidden states and 4,096 rows in float32 with their gradients; and the matrix's gradient.
+    # Two tensors of 2²⁶ logits; hidden states and 4,096 rows in float32 with gradients; and the matrix's gradient.
     logits = 2 * 4 * 2**26 + 2 * 4 * hidden * (tokens + 4096) + 2 * matrix
     assert parts["output layer, in work"] == logits
 
