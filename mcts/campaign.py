@@ -7,7 +7,7 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -25,7 +25,7 @@ from mmprm.grading.calibration import check_judge
 from mmprm.grading.golds import check_golds
 from mmprm.preflight import check_policy
 from mmprm.problems import load_problems
-from mmprm.trackers import Tracker, check_tracker
+from mmprm.trackers import check_tracker
 from mmprm.trees.database import STORE_NAME
 from mmprm.trees.repair import repair
 from mmprm.trees.store import Finished, Store
@@ -78,7 +78,7 @@ def run_campaign(
                 _check(config, problems, model_folder)
             if model_folder is not None:
                 config = config.model_copy(update={"engine": config.engine.model_copy(update={"model": model_folder})})
-            with _tracked(config, progress):
+            with track_progress(progress, config):
                 _annotate(config, store, progress, make_worker)
         summary = progress.summary(store.summary(), store.failures())
     finally:
@@ -92,20 +92,6 @@ def _problems(config: CampaignConfig) -> list[Problem]:
     if config.solutions is None:
         return load_problems(config.problems, episodes=config.environment is not None)
     return load_solutions(config.solutions, config.problems, config.step_format)
-
-
-@contextmanager
-def _tracked(config: CampaignConfig, progress: Progress) -> Iterator[None]:
-    """Log the campaign's progress to the configured tracker, if any, while the `with` block runs."""
-    if config.tracker is None:
-        yield
-        return
-    resumes = progress.stored.rollouts > 0
-    with (
-        closing(Tracker(config.tracker, Path(config.output), config.resume_key(), resumes)) as tracker,
-        track_progress(progress, tracker),
-    ):
-        yield
 
 
 def _check(config: CampaignConfig, problems: Sequence[Problem], model_folder: str | None) -> None:

@@ -9,10 +9,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from mcts.config import CampaignConfig
 from mmprm.files import whole_file
 from mmprm.terminal import raw
 from mmprm.trackers import Tracker
@@ -176,7 +177,21 @@ class Progress:
 
 
 @contextmanager
-def track_progress(progress: Progress, tracker: Tracker) -> Iterator[None]:
+def track_progress(progress: Progress, config: CampaignConfig) -> Iterator[None]:
+    """Log the campaign's progress to the configured tracker, if any, while the `with` block runs."""
+    if config.tracker is None:
+        yield
+        return
+    resumes = progress.stored.rollouts > 0
+    with (
+        closing(Tracker(config.tracker, Path(config.output), config.resume_key(), resumes)) as tracker,
+        _logged(progress, tracker),
+    ):
+        yield
+
+
+@contextmanager
+def _logged(progress: Progress, tracker: Tracker) -> Iterator[None]:
     """Log the campaign's metrics every 10 s in the `with` block and once at its end, with the rollout count as step."""
     over = threading.Event()
 
