@@ -26,7 +26,9 @@ HEADS, GROUPS, VISION_HEADS, TILE, PATCH = 4, 2, 2, 28, 7
 
 
 def old_config(language: str, rows: int, six_billion: bool, **changes: Any) -> dict[str, Any]:
-    """A tiny config.json of the older form. `six_billion` has the norms of InternViT-6B, else those of -300M."""
+    """Return a tiny config.json of the older format. `six_billion` selects the norms of InternViT-6B, else those of
+    -300M.
+    """
     llm = {
         "architectures": [language],
         "vocab_size": rows,
@@ -73,7 +75,7 @@ def old_config(language: str, rows: int, six_billion: bool, **changes: Any) -> d
 
 
 def old_weights(config: dict[str, Any]) -> dict[str, Tensor]:
-    """Random weights under the older names."""
+    """Return random weights under the older names."""
     torch.manual_seed(0)
     llm, vision = config["llm_config"], config["vision_config"]
     hidden, wide, rows = llm["hidden_size"], llm["intermediate_size"], llm["vocab_size"]
@@ -131,7 +133,7 @@ def old_weights(config: dict[str, Any]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def old_logits(weights: dict[str, Tensor], config: dict[str, Any], input_ids_T: Tensor, tiles: Tensor) -> Tensor:
-    """The older forward: InternViT, pixel shuffle v2, mlp1, language model. → logits_TV."""
+    """Return logits_TV of the older architecture: InternViT, pixel shuffle v2, mlp1, and language model."""
     llm = config["llm_config"]
     internlm2 = llm["architectures"][0] == "InternLM2ForCausalLM"
     table = weights[f"language_model.model.{'tok_embeddings' if internlm2 else 'embed_tokens'}.weight"]
@@ -178,7 +180,7 @@ def old_layer(weights: dict[str, Tensor], at: str, llm: dict[str, Any], internlm
 
 
 def dynamic_rotation(llm: dict[str, Any], tokens: int, size: int) -> tuple[Tensor, Tensor]:
-    """Dynamic NTK: beyond the trained length the base grows with the sequence."""
+    """Return dynamic NTK rotary angles: beyond the trained length, the base grows with the sequence."""
     base, trained, factor = llm["rope_theta"], llm["max_position_embeddings"], llm["rope_scaling"]["factor"]
     if tokens > trained:
         base *= (factor * tokens / trained - (factor - 1)) ** (size / (size - 2))
@@ -192,7 +194,7 @@ def half_turned(x: Tensor) -> Tensor:
 
 
 def old_images(weights: dict[str, Tensor], config: dict[str, Any], tiles: Tensor) -> Tensor:
-    """Tiles B×3×TILE×TILE → what stands at their tokens, B × 4 × H."""
+    """Map tiles (B × 3 × TILE × TILE) to the features of their tokens (B × 4 × H)."""
     vision, at = config["vision_config"], "vision_model.embeddings."
     size = vision["hidden_size"] // VISION_HEADS
     patches = torch.nn.functional.conv2d(
@@ -223,7 +225,7 @@ def old_images(weights: dict[str, Tensor], config: dict[str, Any], tiles: Tensor
         x = x + linear(wide, weights[f"{at}mlp.fc2.weight"], weights[f"{at}mlp.fc2.bias"]) * weights[f"{at}ls2"]
     side = TILE // PATCH
     x = x[:, 1:].view(len(tiles), side, side, -1)  # rows, columns of patches
-    # Pixel shuffle v2: a token is a square of 2 × 2 patches, row after row; its channels are those of the four.
+    # Pixel shuffle v2: a token is a 2 × 2 square of patches in row-major order, with their channels concatenated.
     x = torch.stack([x[:, r::2, c::2] for r in (0, 1) for c in (0, 1)], dim=3).flatten(3).flatten(1, 2)
     x = layer_norm(x, x.shape[-1:], weights["mlp1.0.weight"], weights["mlp1.0.bias"], 1e-5)
     x = gelu(linear(x, weights["mlp1.1.weight"], weights["mlp1.1.bias"]))
@@ -235,7 +237,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def write_qwen2_tokenizer(folder: Path) -> dict[str, int]:
-    """Bytes and two words; → ids of the added tokens."""
+    """Write a tokenizer of all bytes and two words; return the ids of the added tokens."""
     symbols = [*sorted(ByteLevel.alphabet()), "Ye", "Yes", "No"]
     ids = {token: len(symbols) + position for position, token in enumerate(("<|endoftext|>", *SPECIAL))}
     (folder / "vocab.json").write_text(json.dumps({symbol: position for position, symbol in enumerate(symbols)}))
@@ -247,7 +249,7 @@ def write_qwen2_tokenizer(folder: Path) -> dict[str, int]:
 
 
 def write_internlm2_tokenizer(folder: Path) -> dict[str, int]:
-    """A SentencePiece file, two of whose unused pieces became turn tokens; the others come after it."""
+    """Write a SentencePiece model in which two unused pieces are turn tokens; other added tokens follow."""
     import sentencepiece
 
     sentencepiece.SentencePieceTrainer.train(
@@ -280,7 +282,7 @@ TOKENIZERS = {"InternLM2ForCausalLM": write_internlm2_tokenizer, "Qwen2ForCausal
 
 
 def write_old(folder: Path, language: str, six_billion: bool, **changes: Any) -> dict[str, Any]:
-    """An older folder in two files, as the large ones are; → its config.json with `image_token_id`."""
+    """Write an older checkpoint split into two files; return its config.json with `image_token_id`."""
     folder.mkdir()
     ids = TOKENIZERS[language](folder)
     config = old_config(language, max(ids.values()) + 1, six_billion, **changes)

@@ -1,4 +1,4 @@
-"""Small tokenizers of the kinds that published process reward models use, and solutions to render."""
+"""Provide small tokenizers of the kinds that published process reward models use, and solutions to render."""
 
 from __future__ import annotations
 
@@ -40,10 +40,12 @@ STEPS = ("1+1=2", "2-1=1")
 
 
 def byte_level(template: str = CHATML, bos: str | None = None) -> PreTrainedTokenizerFast:
-    """0 1, 1 2, 2 3, 3 +, 4 -, 5 =, 6 ?, 7 space, 8 line break, 9 two of them, 10 space and +, then ADDED from 11: 11
-    bos, 12 head, 13 /head, 14 eot, 15 system, 16 user, 17 assistant, 18 <extra_0>, 19 and 20 the system prompts of Qwen
-    and VisualPRM as a whole, 21 and 22 VisualPRM's headings, 23 Step, 24 a
-    colon."""
+    """Return a byte-level tokenizer with fixed ids.
+
+    0 1, 1 2, 2 3, 3 +, 4 -, 5 =, 6 ?, 7 space, 8 line break, 9 two of them, 10 space and +, then ADDED from 11: 11 bos,
+    12 head, 13 /head, 14 eot, 15 system, 16 user, 17 assistant, 18 <extra_0>, 19 and 20 the whole system prompts of
+    Qwen and VisualPRM, 21 and 22 VisualPRM's headings, 23 Step, 24 a colon.
+    """
     vocabulary = {piece: number for number, piece in enumerate([*"123+-=?ĠĊ", "ĊĊ", "Ġ+"])}
     tokenizer = Tokenizer(models.BPE(vocabulary, [("Ċ", "Ċ"), ("Ġ", "+")]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -53,7 +55,7 @@ def byte_level(template: str = CHATML, bos: str | None = None) -> PreTrainedToke
 
 
 def sentencepiece() -> PreTrainedTokenizerFast:
-    """As Mistral's: spaces become ▁, one is put in front, bos is added; two spaces merge before anything else."""
+    """Return a tokenizer like Mistral's: ▁ for spaces and before the text, bos added, two spaces merged first."""
     pieces = ["<unk>", "<s>", "</s>", *"▁12+-=\nки", "ки", "▁ки", "▁+", "▁-", "▁▁", "a", "Step", ":"]
     assert [pieces[position] for position in (3, 4, 9, 12, 13, 14, 15)] == ["▁", "1", "\n", "ки", "▁ки", "▁+", "▁-"]
     merges = [("▁", "▁"), ("к", "и"), ("▁", "ки"), ("▁", "+"), ("▁", "-")]

@@ -1,4 +1,4 @@
-"""An engine without a model, for tests of the training loop."""
+"""Provide a training engine without a model, to test the training loop."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
 class ScriptedEngine:
-    """Counts its steps; those in `bad` are skipped, and after `ask_at` of them this process gets a SIGTERM."""
+    """Counts its steps, skips those in `bad`, and sends this process a SIGTERM after `ask_at` steps."""
 
     learning_rate = 0.1
     ask_with = signal.SIGTERM
@@ -60,7 +60,7 @@ class NoTask:
 
 
 def run(folder: Path, engine: ScriptedEngine, **training: Any) -> dict[str, float]:
-    """8 steps of one sample."""
+    """Train for 8 steps of one sample."""
     return fit(NoTask(), engine, TrainingConfig(batch_size=1, log_every=100, **training), folder)
 
 

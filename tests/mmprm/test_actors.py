@@ -1,4 +1,4 @@
-"""Joining Ray: where an address comes from, and what is said where no Ray answers."""
+"""Test joining a Ray cluster: where the address comes from, and the errors if no Ray answers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
     from ray._private import services
 
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # another test of this process may have joined one
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # another test in this process may have joined a cluster
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(services, "find_bootstrap_address", lambda _: None)
     monkeypatch.setattr(ray_address, "REACH_SECONDS", 1.0)
@@ -30,7 +30,7 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def test_the_key_comes_before_the_environment_and_that_before_ray_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_precedes_the_environment_and_ray_start(monkeypatch: pytest.MonkeyPatch) -> None:
     from ray._private import services
 
     assert ray_address.cluster_address(None) == (None, "")
@@ -65,7 +65,7 @@ def test_an_address_where_nothing_listens_is_named_with_its_source(
         actors.connect(address if source == "ray_address" else None)
 
 
-def test_what_listens_and_is_no_ray_is_told(
+def test_a_server_other_than_ray_is_reported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(ray_address, "HEALTH_SECONDS", 3.0)
@@ -86,7 +86,7 @@ def test_an_address_without_a_port_is_refused() -> None:
         actors.connect("head")
 
 
-def test_a_ray_that_does_not_come_up_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_ray_start_is_an_mmprm_error(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
     def fail(**_: object) -> None:
@@ -99,7 +99,7 @@ def test_a_ray_that_does_not_come_up_is_an_error_of_ours(monkeypatch: pytest.Mon
         actors.connect()
 
 
-def test_workers_of_our_own_ray_have_the_priority_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_of_a_local_ray_have_the_priority_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
     seen: list[str | None] = []
@@ -115,10 +115,10 @@ def test_workers_of_our_own_ray_have_the_priority_of_the_command(monkeypatch: py
     actors.connect("local")
     monkeypatch.setenv(actors.NICENESS, "5")
     actors.connect("local")
-    assert seen == [None, "0", "5"], "a cluster that is joined has its own setting, and so may the user"
+    assert seen == [None, "0", "5"], "a joined cluster or the user may have set another value"
 
 
-def test_a_command_ends_when_ray_is_gone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_command_ends_when_ray_dies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     closed: list[str] = []
 
     async def waiting() -> None:

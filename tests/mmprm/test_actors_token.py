@@ -1,4 +1,4 @@
-"""The token of a Ray cluster: it is used where it is, and its lack is named."""
+"""Test the authentication token of a Ray cluster: it is used if present, and its absence is reported."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ REFUSED = "ray.exceptions.AuthenticationError: RPC error: InvalidAuthToken: Auth
 
 @pytest.fixture
 def listener() -> Iterator[str]:
-    """An address at which something listens."""
+    """Return an address on which something listens."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"127.0.0.1:{server.getsockname()[1]}"
 
 
 @pytest.fixture
 def modes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str | None]:
-    """The authentication mode of each health check, which a Ray that asks for its token refuses."""
+    """Return the authentication mode of each health check, all of which Ray rejects for lack of a token."""
     found: list[str | None] = []
 
     def refuse(command: list[str], env: dict[str, str], **_: Any) -> subprocess.CompletedProcess[str]:
@@ -42,21 +42,21 @@ def modes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str | None]:
     return found
 
 
-def test_a_missing_token_is_named(listener: str, modes: list[str | None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_token_is_reported(listener: str, modes: list[str | None], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_address, "has_token", lambda: False)
     with pytest.raises(SetupError, match=r"asks for its token, and this machine has none; copy ~/\.ray/auth_token"):
         ray_address.check_reachable(listener, "ray_address")
     assert modes == ["disabled"]
 
 
-def test_a_token_that_is_there_is_used(listener: str, modes: list[str | None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_existing_token_is_used(listener: str, modes: list[str | None], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_address, "has_token", lambda: True)
     with pytest.raises(SetupError, match="this machine has another one; copy"):
         ray_address.check_reachable(listener, "RAY_ADDRESS")
     assert modes == ["disabled", "token"]
 
 
-def test_a_mode_that_is_set_stays(listener: str, modes: list[str | None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_explicit_mode_is_kept(listener: str, modes: list[str | None], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_address, "has_token", lambda: True)
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     with pytest.raises(SetupError):
@@ -65,7 +65,7 @@ def test_a_mode_that_is_set_stays(listener: str, modes: list[str | None], monkey
 
 
 def test_a_cluster_without_a_token_is_joined_without_one(listener: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else its workers, which have no token, could not answer this process."""
+    """Otherwise, its workers, which have no token, could not answer this process."""
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     healthy = subprocess.CompletedProcess((), 0, "", "")
     monkeypatch.setattr(ray_address.subprocess, "run", lambda *_, **__: healthy)
@@ -77,8 +77,8 @@ def test_a_cluster_without_a_token_is_joined_without_one(listener: str, monkeypa
     assert (modes, "RAY_AUTH_MODE" in os.environ) == (["disabled"], False)
 
 
-def test_a_token_is_found_where_ray_looks_for_it(tmp_path: Path) -> None:
-    """In a process of its own: Ray reads it once."""
+def test_a_token_is_found_at_rays_default_path(tmp_path: Path) -> None:
+    """Runs in a separate process, because Ray reads the token only once."""
     code = "from mmprm.ray_address import has_token; print(has_token())"
     (tmp_path / "token").write_text("0" * 64)
     for values, found in (({}, "False"), ({"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}, "True")):

@@ -1,4 +1,4 @@
-"""Test that an argument of another type is an error that names the function, the argument and what it got."""
+"""Test that an argument of the wrong type is an error that names function, argument and value."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import mmprm
 
 
 class Scores:
-    """A scorer that must not be reached."""
+    """A scorer that must not be called."""
 
     def score(self, solutions: Any) -> list[Any]:
         raise AssertionError
@@ -75,8 +75,8 @@ def test_a_wrong_type_is_named(message: str, tmp_path: Path) -> None:
         CALLS[message](tmp_path)
 
 
-def test_any_iterable_of_problems_is_taken(tmp_path: Path) -> None:
-    """It gets as far as the missing engine."""
+def test_any_iterable_of_problems_is_accepted(tmp_path: Path) -> None:
+    """The call proceeds to the missing engine."""
     with pytest.raises(mmprm.MmprmError, match="engine is required"):
         mmprm.annotate(iter([]), tmp_path)
 

@@ -1,4 +1,4 @@
-"""Multiple choice: golds by letter or text, against answers by letter, text or value."""
+"""Test multiple choice: golds given as letter or text, and answers given as letter, text or value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The client against a server that misbehaves in every way of the list."""
+"""Test the HTTP client against servers that misbehave in many ways."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ async def ask(client: Client, affinity: str = "p", n: int = 1) -> tuple[str, ...
     ],
     ids=["429", "500", "503", "dropped", "html", "list", "no message", "number", "null", "choices"],
 )
-async def test_one_bad_answer_costs_one_more_request(trouble: Act) -> None:
+async def test_one_bad_response_is_retried(trouble: Act) -> None:
     with ScriptedServer(trouble, says("fine")) as server:
         async with client(server) as asked:
             assert await ask(asked) == ("fine",)
         assert len(server.requests) == 2
 
 
-async def test_a_slow_answer_is_not_waited_for() -> None:
+async def test_a_slow_response_times_out() -> None:
     with ScriptedServer(Act(wait=30), says("fine")) as server:
         async with client(server, timeout_seconds=0.3) as asked:
             begun = time.monotonic()
@@ -58,8 +58,8 @@ async def test_a_slow_answer_is_not_waited_for() -> None:
             assert time.monotonic() - begun < 5
 
 
-async def test_an_answer_that_drips_is_not_waited_for() -> None:
-    """Each piece comes in time, the whole does not."""
+async def test_a_trickling_response_times_out() -> None:
+    """Each chunk arrives in time, but the whole response does not."""
 
     async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
@@ -76,20 +76,20 @@ async def test_an_answer_that_drips_is_not_waited_for() -> None:
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
-async def test_retry_after_is_kept_to(form: str) -> None:
-    date = email.utils.formatdate(time.time() + 2, usegmt=True)  # in whole seconds, so one or two from now
+async def test_retry_after_is_respected(form: str) -> None:
+    date = email.utils.formatdate(time.time() + 2, usegmt=True)  # in whole seconds, so one or two seconds from now
     with ScriptedServer(error(429, Retry_After="0.7" if form == "seconds" else date), says("fine")) as server:
         async with client(server) as asked:
             assert await ask(asked) == ("fine",)
         assert server.times[1] - server.times[0] >= 0.7
 
 
-async def test_pauses_double() -> None:
+async def test_backoff_doubles() -> None:
     with ScriptedServer(error(500)) as server:
         async with client(server, attempts=4, backoff_seconds=0.2) as asked:
             with pytest.raises(EngineStoppedError):
                 await ask(asked)
-        assert len(server.times) == 5, "four attempts, and a token to see whether anything is answered"
+        assert len(server.times) == 5, "four attempts and a one-token probe"
         pauses = [after - before for before, after in zip(server.times[:3], server.times[1:4], strict=True)]
     assert len(pauses) == 3
     for pause, longest in zip(pauses, (0.2, 0.4, 0.8), strict=True):
@@ -108,8 +108,8 @@ async def test_pauses_double() -> None:
         (error(404, "no model m"), "status 404: no model m; check the model's name"),
     ],
 )
-async def test_a_server_that_answers_nobody_is_told_apart(trouble: Act, told: str) -> None:
-    """EngineStoppedError: the problem is not at fault and can be asked about again."""
+async def test_an_unresponsive_server_is_distinguished(trouble: Act, told: str) -> None:
+    """EngineStoppedError: no problem is at fault, and requests can be repeated."""
     with ScriptedServer(trouble) as server:
         async with client(server) as asked:
             with pytest.raises(EngineStoppedError) as caught:
@@ -123,7 +123,7 @@ async def test_nothing_listens() -> None:
             await ask(asked)
 
 
-async def test_what_the_server_refuses_is_not_asked_again() -> None:
+async def test_rejected_requests_are_not_retried() -> None:
     with ScriptedServer(error(400, "maximum context length is 1024")) as server:
         async with client(server) as asked:
             with pytest.raises(SamplingError, match="status 400: maximum context length") as caught:
@@ -132,8 +132,8 @@ async def test_what_the_server_refuses_is_not_asked_again() -> None:
         assert len(server.requests) == 1
 
 
-async def test_a_request_that_alone_fails_is_at_fault_itself() -> None:
-    """Others are answered while it is tried: the engine has not stopped."""
+async def test_a_request_is_blamed_if_others_succeed() -> None:
+    """Other requests succeed meanwhile, so the engine has not stopped."""
 
     def act(request: dict) -> Act:
         return error(500, "bad image") if request["model"] == "poison" else says("fine")
@@ -150,8 +150,8 @@ async def test_a_request_that_alone_fails_is_at_fault_itself() -> None:
 
 
 @pytest.mark.parametrize("trouble", [error(500, "bad image"), Act(wait=30)], ids=["500", "time-out"])
-async def test_a_request_that_fails_when_nothing_else_is_asked(trouble: Act) -> None:
-    """The server is asked for one token before it is blamed."""
+async def test_a_lone_failing_request_is_blamed_after_a_probe(trouble: Act) -> None:
+    """The client probes the server with one token before it blames the request."""
     with ScriptedServer(lambda request: says("1") if request.get("max_tokens") == 1 else trouble) as server:
         async with client(server, attempts=2, timeout_seconds=0.3) as asked:
             with pytest.raises(SamplingError, match="while other requests were answered") as caught:
@@ -160,7 +160,7 @@ async def test_a_request_that_fails_when_nothing_else_is_asked(trouble: Act) -> 
     assert [(request["model"], "n" in request) for request in server.requests] == [("m", True)] * 2 + [("m", False)]
 
 
-async def test_a_problem_keeps_to_one_url_and_problems_share_out() -> None:
+async def test_a_problem_uses_one_url_and_problems_are_spread() -> None:
     with ScriptedServer(says("a")) as first, ScriptedServer(says("b")) as second:
         async with client(first, second) as asked, client(second, first) as other:
             once = [await ask(asked, str(problem)) for problem in range(24)]
@@ -170,7 +170,7 @@ async def test_a_problem_keeps_to_one_url_and_problems_share_out() -> None:
     assert 6 <= len(first.requests) // 2 <= 18
 
 
-async def test_the_next_url_takes_over_at_once_and_the_sick_one_rests() -> None:
+async def test_the_next_url_takes_over_and_the_failed_one_pauses() -> None:
     with ScriptedServer(error(503)) as sick, ScriptedServer(says("fine")) as healthy:
         async with client(sick, healthy, backoff_seconds=5) as asked:
             begun = time.monotonic()
@@ -207,7 +207,7 @@ async def test_the_key_goes_to_the_server_and_nowhere_else(monkeypatch, caplog, 
     assert "sk-secret" not in seen
 
 
-def test_a_missing_key_is_said_at_once(monkeypatch) -> None:
+def test_a_missing_key_is_reported_at_once(monkeypatch) -> None:
     monkeypatch.delenv("MY_KEY", raising=False)
     with pytest.raises(ConfigError, match="api_key_env=MY_KEY: this environment variable is not set"):
         client("http://host/v1", api_key_env="MY_KEY")
@@ -227,8 +227,8 @@ def test_urls_are_needed() -> None:
         load(ClientConfig, sets=["urls=[]"])
 
 
-async def test_a_compressed_answer_is_not_unpacked() -> None:
-    """64 KiB that would become 64 MiB; what is not asked for is refused."""
+async def test_a_compressed_response_is_not_decompressed() -> None:
+    """64 KiB would decompress to 64 MiB; unrequested compression is rejected."""
     packed = gzip.compress(bytes(64 * 2**20))
     bomb = Act(body=packed, headers={"Content-Encoding": "gzip"})
     with ScriptedServer(bomb) as server:
@@ -240,7 +240,7 @@ async def test_a_compressed_answer_is_not_unpacked() -> None:
             tracemalloc.stop()
 
 
-async def test_an_answer_without_end_is_not_read_to_its_end() -> None:
+async def test_an_endless_response_is_cut_off() -> None:
     large = Act(body=b" " * (3 * 2**20))
     with ScriptedServer(large) as server:
         async with client(server, attempts=1, max_answer_mib=2) as asked:
@@ -260,7 +260,7 @@ async def test_an_answer_without_end_is_not_read_to_its_end() -> None:
     ],
     ids=["400", "500", "no JSON", "a number", "logprobs"],
 )
-async def test_no_error_repeats_the_key_or_commands_the_terminal(act: Act, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_errors_contain_no_key_and_no_control_codes(act: Act, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", "sk-secret-key")
     with ScriptedServer(act) as server:
         async with client(server, api_key_env="MY_KEY", attempts=1) as asked:
@@ -281,7 +281,7 @@ async def test_the_chain_of_thought_is_kept(name: str, content: str | None) -> N
     assert (choice.text, choice.reasoning) == (content or "", "6 times 7")
 
 
-async def test_a_reply_cut_off_in_its_thoughts_needs_no_content() -> None:
+async def test_a_reply_truncated_in_its_reasoning_needs_no_content() -> None:
     with ScriptedServer(says("", choice={"message": {"reasoning": "6 times"}})) as server:
         async with client(server) as asked:
             (choice,) = (await asked.chat({"model": "m"}, "p")).choices

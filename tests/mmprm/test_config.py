@@ -30,7 +30,7 @@ class Outer(Config):
     """Plain."""
 
 
-def test_a_key_of_a_group_leaves_what_the_groups_default_sets() -> None:
+def test_setting_one_key_keeps_the_other_defaults_of_its_group() -> None:
     found = build(Outer, {"middle": {"size": 2}})
     assert (found.middle, found.plain) == (Middle(size=2, inner=Inner(rate=0.5)), Middle())
     assert build(Outer, {"middle": {"inner": {"rate": 3}}}).middle == Middle(size=7, inner=Inner(rate=3))
@@ -39,7 +39,7 @@ def test_a_key_of_a_group_leaves_what_the_groups_default_sets() -> None:
     assert build(Outer, {"plain": {"size": 2}}).plain == Middle(size=2)
 
 
-def test_help_tells_the_defaults_that_hold() -> None:
+def test_help_shows_the_effective_defaults() -> None:
     defaults = {key: default for key, default, _ in describe(Outer)}
     assert defaults == {
         "middle.size": "7", "middle.inner.rate": "0.5", "plain.size": "1", "plain.inner.rate": "1.0"
@@ -54,7 +54,7 @@ def test_a_number_must_be_finite(value: float) -> None:
         build(Outer, {"middle": {"inner": {"rate": value}}})
 
 
-def test_an_error_of_a_group_does_not_repeat_the_group() -> None:
+def test_an_error_in_a_group_does_not_repeat_the_group() -> None:
     with pytest.raises(ConfigError) as raised:
         build(Outer, {"middle": {"size": "x"}})
     assert str(raised.value).startswith("configuration: middle.size='x': ")
@@ -64,7 +64,7 @@ def test_an_error_of_a_group_does_not_repeat_the_group() -> None:
 
 
 @pytest.mark.parametrize("text", ["a\0b", "\ud83d"])
-def test_what_is_no_text_is_refused_with_its_key(text: str) -> None:
+def test_a_value_that_is_not_text_is_rejected_with_its_key(text: str) -> None:
     with pytest.raises(ConfigError, match=r"configuration: client\.urls\.1=.* holds a NUL character or half"):
         build(PolicyEvalConfig, {"benchmark": "mmk12", "client": {"urls": ["http://a", text]}})
     with pytest.raises(ConfigError, match=r"engine\.model=.* remove it"):
@@ -88,7 +88,7 @@ class Several(Config):
         ("timeout_second", r"1\.timeout_second does not exist; did you mean {}\.1\.timeout_seconds\?"),
     ],
 )
-def test_a_wrong_key_in_a_list_of_groups_is_told(group: str, key: str, said: str) -> None:
+def test_an_unknown_key_in_a_list_of_groups_is_named(group: str, key: str, said: str) -> None:
     with pytest.raises(ConfigError, match=f"{group}\\.{said.format(group)}"):
         build(Several, {group: [{}, {key: 2}]})
 

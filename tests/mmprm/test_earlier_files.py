@@ -1,4 +1,6 @@
-"""Files that version 0.1 wrote are read: problems, labels, candidates, samples, PRM folders and checkpoints."""
+"""Test that files written by version 0.1 are read: problems, labels, candidates, samples, PRM folders and
+checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,7 @@ def test_the_column_pictures_holds_images() -> None:
     assert Path(problems[0].images[0].path).is_file()
 
 
-def test_the_columns_right_and_wrong_are_counts() -> None:
+def test_the_columns_right_and_wrong_are_read_as_counts() -> None:
     rows = parquet.read_table(FOLDER / "labels.parquet").to_pylist()
     paths = [example.path for example in read_parquet(FOLDER / "labels.parquet")]
     for name, column in (("correct", "right"), ("incorrect", "wrong")):
@@ -55,7 +57,7 @@ def test_candidates_are_read() -> None:
 
 
 @pytest.mark.parametrize(("changes", "found"), [({}, 3), ({"sampling": {"temperature": 0.5}}, 0)])
-def test_samples_are_kept_under_the_same_settings(changes: dict[str, object], found: int, capsys) -> None:
+def test_samples_are_reused_under_the_same_settings(changes: dict[str, object], found: int, capsys) -> None:
     config = rerank_config(**changes)
     problems = load_problems(config.problems)
     resume_key = config.resume_key() | {"samples": config.samples, "problems": _digest(problems)}
@@ -79,7 +81,7 @@ class LoadedError(Exception):
 
 
 def engine_of_one_rank() -> SimpleNamespace:
-    """An engine that raises LoadedError where it would load its state."""
+    """Return an engine that raises LoadedError instead of loading its state."""
 
     def load_checkpoint(*_: object, **__: object) -> None:
         raise LoadedError

@@ -1,4 +1,4 @@
-"""Files that appear whole, locks on output folders, and how a command ends on a signal."""
+"""Test atomic file writes, locks on output folders, and how a command ends on a signal."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def fail_within(block: AbstractContextManager[Any], action: Callable[[Any], obje
         fail()
 
 
-def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_writes_are_atomic(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.txt"
     with whole_file(path) as file:
         file.write("é")
@@ -42,14 +42,14 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         whole_file(path / "b", error=CheckpointError, way_out="try").__enter__()
 
 
-def test_written_files_have_the_permissions_of_any_file(tmp_path: Path) -> None:
+def test_written_files_have_default_permissions(tmp_path: Path) -> None:
     with whole_file(tmp_path / "a") as file:
         file.write("x")
     (tmp_path / "b").touch()
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
 
 
-def test_what_a_killed_writer_left_goes_and_that_of_a_living_one_stays(tmp_path: Path) -> None:
+def test_only_temporary_files_of_dead_writers_are_removed(tmp_path: Path) -> None:
     path = tmp_path / "a"
     (tmp_path / ".a-1.tmp").touch()
     with whole_file(path):
@@ -61,7 +61,7 @@ def test_what_a_killed_writer_left_goes_and_that_of_a_living_one_stays(tmp_path:
     assert [file.name for file in tmp_path.iterdir()] == ["a"]
 
 
-def test_links_and_devices_stay_what_they_are(tmp_path: Path) -> None:
+def test_links_and_devices_are_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "there" / "a")
     os.mkfifo(tmp_path / "pipe")
@@ -75,7 +75,7 @@ def test_links_and_devices_stay_what_they_are(tmp_path: Path) -> None:
     os.close(reader)
 
 
-def test_a_file_system_without_locks_is_written_with_a_word(
+def test_a_file_system_without_locks_gives_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def none(*_: object) -> None:
@@ -92,7 +92,7 @@ def test_a_file_system_without_locks_is_written_with_a_word(
     )
 
 
-def test_a_folder_takes_the_place_of_another_in_one_step(tmp_path: Path) -> None:
+def test_a_folder_replaces_another_atomically(tmp_path: Path) -> None:
     path = tmp_path / "policy"
     for content in ("old", "new"):
         with whole_folder(path) as folder:
@@ -104,7 +104,7 @@ def test_a_folder_takes_the_place_of_another_in_one_step(tmp_path: Path) -> None
     assert not list(tmp_path.iterdir())
 
 
-def test_one_process_holds_an_output(tmp_path: Path) -> None:
+def test_only_one_process_can_hold_an_output(tmp_path: Path) -> None:
     code = "import sys; from pathlib import Path; from mmprm.files import locked\n"
     code += "with locked(Path(sys.argv[1]), 'output'): print('held', flush=True); sys.stdin.readline()"
     command = [sys.executable, "-c", code, str(tmp_path)]
@@ -118,7 +118,7 @@ def test_one_process_holds_an_output(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000, '{"a":' * 100_000, b"\xff"])
-def test_what_is_not_json_is_one_error(text: str | bytes) -> None:
+def test_invalid_json_is_one_error(text: str | bytes) -> None:
     with pytest.raises(DataError, match=r"^a\.json: is "):
         parse_json(text, "a.json")
 
@@ -132,7 +132,7 @@ def test_a_command_unwinds_on_a_signal(
     def run(arguments: object) -> None:
         try:
             os.kill(os.getpid(), number)
-            signal.sigtimedwait([], 5)  # never that long
+            signal.sigtimedwait([], 5)  # never takes this long
         finally:
             unwound.append(True)
 
@@ -146,7 +146,7 @@ def test_a_command_unwinds_on_a_signal(
     assert capsys.readouterr().err == "mmprm score: stopped\n"
 
 
-def test_handlers_that_a_library_installs_do_not_stay() -> None:
+def test_handlers_installed_by_a_library_are_removed() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with kept_handlers():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""A batch in which a faulty item fails alone."""
+"""Test batch halving, which isolates a faulty item."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Test what is said of a model name that is no folder: one error, without retries."""
+"""Test the error for a model name that is not a folder: a single one, without retries."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NAME = "owner/no-such-model"
 
 @pytest.fixture(autouse=True)
 def _fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An empty cache, an endpoint that refuses connections, and a check that has not run yet."""
+    """Provide an empty cache, an endpoint that refuses connections, and a check that has not run yet."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -36,7 +36,7 @@ def _fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def answer(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, object]]:
-    """What the Hub answers to every request: a status, and its code for the reason."""
+    """Return a Hub that responds to every request with this status and error code."""
     given: dict[str, object] = {"status": 404, "code": "RepoNotFound", "asked": []}
 
     class Hub(BaseHTTPRequestHandler):
@@ -95,7 +95,7 @@ def test_a_cached_model_is_used_without_a_network(tmp_path: Path, monkeypatch: p
         (403, "GatedRepo", "its owner grants access on request"),
     ],
 )
-def test_what_the_hub_refuses_is_told(answer: dict[str, object], status: int, code: str, said: str) -> None:
+def test_hub_errors_are_explained(answer: dict[str, object], status: int, code: str, said: str) -> None:
     answer |= {"status": status, "code": code}
     with pytest.raises(CheckpointError, match=f"^{NAME}: {said}"):
         check_hub_model(NAME)
@@ -105,7 +105,7 @@ def test_what_the_hub_refuses_is_told(answer: dict[str, object], status: int, co
 def test_other_answers_are_left_to_the_loader(answer: dict[str, object], status: int, body: bytes) -> None:
     answer |= {"status": status, "code": "", "body": body}
     check_hub_model(NAME)
-    assert answer["asked"], "the Hub was asked, and its answer refuses nothing"
+    assert answer["asked"], "the Hub was asked, and its answer rejects nothing"
     assert not constants.is_offline_mode()
 
 

@@ -51,7 +51,7 @@ def test_auc_is_the_share_of_pairs_won(items: list[tuple[int, bool]]) -> None:
 
 
 def test_processbench_by_hand() -> None:
-    # bad: exact, one step late, none claimed; good: none claimed, one claimed → 1/3 and 1/2, F1 = 2·(1/6)/(5/6)
+    # incorrect: exact, one step late, none found; correct: none found, one found → 1/3 and 1/2, F1 = 2·(1/6)/(5/6)
     result = processbench_f1([2, 3, NO_ERROR, NO_ERROR, 0], [2, 2, 1, NO_ERROR, NO_ERROR])
     assert (result.on_bad, result.on_good) == (pytest.approx(1 / 3), 0.5)
     assert result.f1 == pytest.approx(0.4)
@@ -70,7 +70,7 @@ def test_first_below_is_strict() -> None:
 
 
 def test_threshold_by_hand() -> None:
-    # Right for 0.2 < t ≤ 0.8, for 0.4 < t ≤ 0.9 and, without an error, for t ≤ 0.6: all three for 0.4 < t ≤ 0.6.
+    # Correct for 0.2 < t ≤ 0.8, for 0.4 < t ≤ 0.9 and, without an error, for t ≤ 0.6: all three for 0.4 < t ≤ 0.6.
     scores = [[0.8, 0.2], [0.9, 0.95, 0.4], [0.7, 0.6]]
     threshold, result = choose_threshold(scores, [1, 2, NO_ERROR])
     assert threshold == pytest.approx(0.5)
@@ -134,7 +134,7 @@ def test_pairing_removes_the_spread_between_problems() -> None:
 
 
 def test_bootstrap_resamples_whole_problems() -> None:
-    # Two problems of two equal items each: the four resamples are equally likely; their means are 0, 1/2, 1/2 and 1.
+    # Two problems have two equal items each, so four equally likely resamples have the means 0, 1/2, 1/2 and 1.
     values = np.array([0.0, 1.0, 0.0, 1.0])
     interval = bootstrap(
         lambda resampled: values[resampled].mean(), ["a", "b", "a", "b"], seed=0, resamples=400, level=0.6

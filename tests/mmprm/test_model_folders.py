@@ -1,4 +1,4 @@
-"""Folders of models that are damaged: whatever a library raises, the command names the folder and ends with 2."""
+"""Test that a command names a damaged model folder and exits with status 2, whatever error a library raises."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights: never pickles, in memory of their own, and told apart where names are equal."""
+"""Test weights: pickles are rejected, files are not memory-mapped, and models of equal names are distinguished."""
 
 from __future__ import annotations
 
@@ -51,17 +51,17 @@ def test_a_policy_of_pickles_is_refused(pickled: Path, prm: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["pytorch_model-00001-of-00002.bin", "consolidated.00.pth", "model.pt", "last.ckpt"])
-def test_every_kind_of_pickle_is_one(tmp_path: Path, name: str) -> None:
+def test_every_kind_of_pickle_is_detected(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"")
     with pytest.raises(CheckpointError, match=name):
         check_weights(str(tmp_path))
     (tmp_path / "model.safetensors").write_bytes(b"")
-    check_weights(str(tmp_path))  # and the other file is never read
+    check_weights(str(tmp_path))  # the other file is never read
     check_weights("owner/name")
 
 
 def test_a_file_that_changes_changes_no_scores(prm: Path, tmp_path: Path) -> None:
-    """Overwritten in place, then cut off: a mapping of it would give other scores, then end the process."""
+    """The file is overwritten in place and then truncated; a memory map would change the scores and then crash."""
     folder = shutil.copytree(prm, tmp_path / "prm")
     scorer = open_scorer(ScorerConfig(prm=str(folder)))
     (before,) = scorer.score(SOLUTIONS)
@@ -98,7 +98,7 @@ def test_a_damaged_index_of_weights_is_named(text: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
 def test_a_pipe_in_a_model_folder_is_refused(name: str, tmp_path: Path) -> None:
-    """Whoever opened it would wait for ever."""
+    """Opening it would block forever."""
     os.mkfifo(tmp_path / name)
     with pytest.raises(CheckpointError, match=rf"{name}: is not a regular file; copy the model again"):
         check_weights(str(tmp_path))

@@ -54,7 +54,7 @@ def until(condition: object, seconds: float = 10.0) -> bool:
 
 
 @pytest.mark.parametrize("killed", [True, False])
-def test_what_a_killed_process_leaves_is_removed(tmp_path: Path, killed: bool) -> None:
+def test_remains_of_a_killed_process_are_removed(tmp_path: Path, killed: bool) -> None:
     folder = tmp_path / "weights"
     folder.mkdir()
     (folder / "file").write_text("memory")
@@ -65,7 +65,7 @@ def test_what_a_killed_process_leaves_is_removed(tmp_path: Path, killed: bool) -
             run.send_signal(signal.SIGKILL)
     if killed:
         assert until(lambda: not folder.exists() and all(map(gone, pids)))
-    else:  # it ended by itself: what it left is meant to stay
+    else:  # it ended normally, so its files are kept
         time.sleep(1.5)
         assert folder.exists()
         assert not any(map(gone, pids))
@@ -73,8 +73,8 @@ def test_what_a_killed_process_leaves_is_removed(tmp_path: Path, killed: bool) -
             os.kill(pid, signal.SIGKILL)
 
 
-def test_the_children_of_a_child_that_dies_with_the_process_are_stopped() -> None:
-    """Ray's server of a node is such a child, and its agents would outlive it by a minute."""
+def test_grandchildren_of_a_killed_process_are_stopped() -> None:
+    """Ray's node server is such a child; its agents would outlive it by a minute."""
     command = [sys.executable, "-c", TWO_GENERATIONS]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
         pids = [int(pid) for pid in run.stdout.readline().split()]

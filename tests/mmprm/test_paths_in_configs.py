@@ -1,4 +1,4 @@
-"""Every configuration key that names a file or folder reads a leading ~ as the home folder."""
+"""Test that every configuration key that names a file or folder expands a leading ~ to the home folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What cannot work is refused by its key, before an engine or a model is loaded."""
+"""Test that settings that cannot work are rejected by key, before an engine or a model is loaded."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def model(tmp_path: Path) -> Path:
     return Path(shutil.copytree(weights_path(), tmp_path / "model"))
 
 
-def test_what_can_work_gives_the_processor() -> None:
+def test_a_valid_configuration_returns_the_processor() -> None:
     assert hasattr(check_policy(TINY, SHORT, PLAIN, PROBLEMS, samples=8), "image_processor")
 
 
@@ -49,7 +49,7 @@ def test_a_key_that_cannot_work_is_named(engine: dict, sampling: dict, images: i
         check_policy(*given, PLAIN, problems, samples=8, key="search.rollouts")
 
 
-def test_a_context_that_ends_completions_early_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_context_that_truncates_completions_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     check_policy(TINY, SHORT.model_copy(update={"max_tokens": 4096}), PLAIN, PROBLEMS)
     told = capsys.readouterr().err
     assert told.startswith("sampling.max_tokens=4096 exceeds what the 1024 tokens")
@@ -57,7 +57,7 @@ def test_a_context_that_ends_completions_early_is_told(capsys: pytest.CaptureFix
     assert not capsys.readouterr().err
 
 
-def test_one_greedy_sample_is_no_fault() -> None:
+def test_one_greedy_sample_is_accepted() -> None:
     owner = check_policy(TINY, SHORT.model_copy(update={"temperature": 0}), PLAIN, PROBLEMS)
     assert hasattr(owner, "image_processor")
 
@@ -70,13 +70,13 @@ def test_one_greedy_sample_is_no_fault() -> None:
         ({"template_options": {"a": 1}}, "openai", "prompt.template_options cannot be sent"),
     ],
 )
-def test_servers_render_for_themselves(prompt: dict, dialect: str, message: str) -> None:
+def test_servers_render_their_own_prompts(prompt: dict, dialect: str, message: str) -> None:
     engine = EngineConfig(model="m", servers={"urls": ["http://localhost:1/v1"], "dialect": dialect})
     with pytest.raises(ConfigError, match=message):
         check_policy(engine, SHORT, PromptConfig(**prompt), PROBLEMS)
 
 
-def test_a_folder_lacks_what_a_model_has(model: Path) -> None:
+def test_an_incomplete_model_folder_is_rejected(model: Path) -> None:
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
     (model / "model.safetensors").rename(model / "model-00001-of-00002.safetensors")
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -91,7 +91,7 @@ def test_a_folder_lacks_what_a_model_has(model: Path) -> None:
         check_model(str(model))
 
 
-def test_weights_that_are_cut_off_are_damaged(model: Path) -> None:
+def test_truncated_weights_are_reported_as_damaged(model: Path) -> None:
     whole = (model / "model.safetensors").read_bytes()
     for data in (whole[:-1], whole[:100], b"", b"x" * 64):
         (model / "model.safetensors").write_bytes(data)

@@ -13,7 +13,7 @@ IMAGE = ImageRef(data=b"x")
 
 
 class Template:
-    """Stands for a tokenizer: ChatML with `[image]` for an image."""
+    """Stands in for a tokenizer: ChatML, with `[image]` for an image."""
 
     chat_template = "chatml"
 
@@ -52,7 +52,7 @@ def test_text_only_question_is_a_string() -> None:
         ("<image><image>", "[image][image]Look. "),
     ],
 )
-def test_images_take_their_marked_places_or_come_first(question: str, flat: str) -> None:
+def test_images_are_at_their_marks_or_first(question: str, flat: str) -> None:
     config = PromptConfig(preset="plain", user="Look. {question}")
     assert Template.flat(messages(problem(question, images=2), config)[0]["content"]) == flat
 

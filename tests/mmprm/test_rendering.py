@@ -1,4 +1,4 @@
-"""Prompts as text: templates that open the turn, options, no template at all, and what is refused before the start."""
+"""Test rendered prompts: templates that open the turn, options, no template, and prompts rejected at the start."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SWITCH = (
     + HEADER
     + "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
-THINKS_IN_THE_LAST = (  # as Qwen3's: the last turn of a conversation has a part for thoughts
+THINKS_IN_THE_LAST = (  # as in Qwen3: the last turn of a conversation has a thinking section
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
     "{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}<|im_end|>\n"
     "{% endfor %}" + HEADER + "{% endif %}"
@@ -50,7 +50,7 @@ EMPTY_FOR_PARTS = (
 
 
 class Owner:
-    """Stands for a processor."""
+    """Stands in for a processor."""
 
     name_or_path = "model"
     image_token = "<|image_pad|>"
@@ -95,9 +95,7 @@ def problem(question: str = "How many?", images: int = 0) -> Problem:
         (TURNS.replace("\n<", "<") + "{% if add_generation_prompt %}<|im_start|>assistant{% endif %}", None, ""),
     ],
 )
-def test_what_a_template_writes_after_the_header_opens_the_turn(
-    template: str, options: dict | None, expected: str
-) -> None:
+def test_template_text_after_the_header_opens_the_turn(template: str, options: dict | None, expected: str) -> None:
     config = PromptConfig(preset="plain", prefill="P", template_options=options)
     assert opening(Owner(template), config) == expected
     assert turn_beginning(Owner(template), config) == expected + "P"
@@ -120,7 +118,7 @@ def test_without_a_template_the_prompt_is_system_user_and_prefill() -> None:
     assert render_turns(Owner(None), turns, config, False) == "ab" + end_of_turn(Owner(None), config) == "ab<|im_end|>"
 
 
-def test_a_template_of_the_configuration_comes_before_the_checkpoints(tmp_path: Path) -> None:
+def test_the_configured_template_overrides_the_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "other.jinja").write_text(OPENS_STEP)
     values = {"problems": {"path": "x"}, "engine": {"model": "m", "chat_template": str(tmp_path / "other.jinja")}}
     config = build(PolicyConfig, values | {"prompt": {"preset": "plain"}})
@@ -160,7 +158,7 @@ def test_a_template_of_the_configuration_comes_before_the_checkpoints(tmp_path: 
         ("{{ messages[0].x.y }}", {}, 0, ConfigError, r"its chat template rejects the prompt \(UndefinedError"),
     ],
 )
-def test_a_prompt_that_cannot_be_is_refused_before_the_start(
+def test_an_impossible_prompt_is_rejected_at_the_start(
     template: str | None, given: dict, images: int, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -175,13 +173,13 @@ def test_a_prompt_that_cannot_be_is_refused_before_the_start(
         (SWITCH, {"template_options": {"enable_thinking": False}}),
     ],
 )
-def test_a_prompt_that_holds_its_question_passes(template: str, given: dict) -> None:
+def test_a_prompt_that_contains_its_question_is_accepted(template: str, given: dict) -> None:
     problems, prompt = [problem(" How\nmany? "), problem("A <image>, B <image>", images=2)], PromptConfig(**given)
     check_rendering(Owner(template), problems, prompt)
     assert all("many?" in render(Owner(template), each, "", prompt) for each in problems[:1])
 
 
-def test_options_that_are_set_anyway_are_refused() -> None:
+def test_options_set_by_mmprm_are_rejected() -> None:
     with pytest.raises(ConfigError, match="add_generation_prompt is set by mmprm"):
         build(PromptConfig, {"template_options": {"add_generation_prompt": False}})
 

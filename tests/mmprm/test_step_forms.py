@@ -55,7 +55,7 @@ BLOCK = "We count:\n```python\nn = 1\n\nm = 2\n```\n\n"
         ("Schritt 1: ", "Étape 2 : "),
     ],
 )
-def test_steps_are_marked_in_many_ways(marks: Sequence[str]) -> None:
+def test_supported_step_markers(marks: Sequence[str]) -> None:
     first, second = f"{marks[0]}read\n", f"{marks[1]}\\boxed{{5}}"
     found = split(first + second, "numbered")
     assert found.steps == (first, second)
@@ -100,7 +100,7 @@ def test_tags_are_known_in_other_spellings(open_: str, close: str) -> None:
 @pytest.mark.parametrize(
     "steps", [("a\n\n", "<pre>\nx\n\ny\n</pre>\n\n", "b"), ("a\n\n---\n\n", "b"), ("***\n\na\n\n", "b")]
 )
-def test_html_code_and_rules_make_no_paragraphs(steps: Sequence[str]) -> None:
+def test_html_code_and_rules_do_not_split_paragraphs(steps: Sequence[str]) -> None:
     assert split("".join(steps), "blank_lines").steps == tuple(steps)
 
 
@@ -186,11 +186,11 @@ def test_blank_lines_do_not_cut_code_environments_and_display_math(steps: Sequen
 @pytest.mark.parametrize(
     ("text", "within"), [("```\na\n\n", True), ("\\[ a\n\n", True), (BLOCK, False), ("a\n\n", False)]
 )
-def test_a_text_may_end_within_what_is_not_cut(text: str, within: bool) -> None:
+def test_a_text_may_end_inside_an_unsplittable_block(text: str, within: bool) -> None:
     assert ends_within(text) == within
 
 
-def test_reading_many_openings_takes_no_long_time() -> None:
+def test_many_unclosed_openings_are_parsed_quickly() -> None:
     started = time.perf_counter()
     for text in ("\\begin{a}" * 5000, "\\[" * 20000, "```\n" * 20000, "Step 1: x\n" * 20000, "$$\n" * 20001):
         for step_format in ("blank_lines", "numbered"):
@@ -200,7 +200,7 @@ def test_reading_many_openings_takes_no_long_time() -> None:
 
 
 class Halting:
-    """Writes a code block with a blank line, and ends where it is told to stop."""
+    """Writes a code block with a blank line, and stops at the requested stop string."""
 
     async def sample(self, request: SampleRequest) -> tuple[Completion, ...]:
         rest = (BLOCK + "Then 3.")[len(request.prefix) :]

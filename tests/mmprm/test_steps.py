@@ -22,7 +22,7 @@ def test_continuation_splits_into_the_remaining_steps(cut: int) -> None:
     assert split("".join(steps[cut:]), "tags").steps == steps[cut:]
 
 
-def test_white_space_and_introductions_stay_with_a_step() -> None:
+def test_white_space_and_introductions_belong_to_a_step() -> None:
     text = "<think>\n<step_1>a</step_1>\n\n<step_2>b</step_2>\n</think><answer>1</answer>\n"
     steps = split(text, "tags").steps
     assert steps == ("<think>\n<step_1>a</step_1>\n\n", "<step_2>b</step_2>\n", "</think><answer>1</answer>\n")
@@ -41,7 +41,7 @@ def test_white_space_and_introductions_stay_with_a_step() -> None:
         ("<step>a</step><answer>8", "unclosed answer"),
     ],
 )
-def test_what_cannot_be_split_says_why(text: str, reason: str) -> None:
+def test_a_text_that_cannot_be_split_gives_a_reason(text: str, reason: str) -> None:
     result = split(text, "tags")
     assert (result.steps, result.reason) == ((), reason)
 

@@ -1,4 +1,4 @@
-"""What comes from outside commands no terminal, wherever it is printed."""
+"""Test that external text cannot send control sequences to the terminal, wherever it is printed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mmprm.terminal import PlainStream, plain_output, plain_text, raw
         ("tab\tline\nä 中 \U0001f600", "tab\tline\nä 中 \U0001f600"),
     ],
 )
-def test_commands_and_controls_are_no_text(text: str, plain: str) -> None:
+def test_control_sequences_are_removed(text: str, plain: str) -> None:
     assert plain_text(text) == plain
 
 
@@ -38,7 +38,7 @@ def test_a_stream_keeps_what_progress_bars_need() -> None:
     assert stream.isatty() is False
 
 
-def test_all_output_is_plain_meanwhile(capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_output_is_plain_inside_the_context(capsys: pytest.CaptureFixture[str]) -> None:
     with plain_output():
         print("a\x1b[31mb")
         print("c\x1b]0;d\x07", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Trackers, called as the packages' own signatures require, with small stand-ins for the packages."""
+"""Test trackers with small stand-ins that have the signatures of the real packages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SETTINGS = {"training": {"learning_rate": 1e-5, "betas": (0.9, 0.95)}, "lora": N
 
 
 class FakeRun:
-    """A run of wandb, swanlab or trackio: `log(data, step=…)` and `finish()`."""
+    """A run of wandb, swanlab or trackio, with `log(data, step=…)` and `finish()`."""
 
     def __init__(self, arguments: dict[str, Any]) -> None:
         self.arguments, self.logged, self.finished = arguments, [], False
@@ -38,7 +38,7 @@ class FakeRun:
 
 
 class FakeClient:
-    """MLflow's client: explicit run ids, no active run."""
+    """MLflow's client, with explicit run ids and no active run."""
 
     stores: ClassVar[dict[str, list[dict[str, Any]]]] = {}
 
@@ -93,7 +93,7 @@ def fake(name: str, runs: list[FakeRun]) -> ModuleType:
 
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[FakeRun]:
-    """Install the stand-ins on a machine without any login; return the runs that they open."""
+    """Install the stand-ins on a machine without logins, and return the runs that they open."""
     opened: list[FakeRun] = []
     for name in ("wandb", "mlflow", "swanlab", "trackio"):
         monkeypatch.setitem(sys.modules, name, fake(name, opened))

@@ -1,4 +1,4 @@
-"""Checkpoints as models: what was trained comes from the checkpoint, the rest from the run's first model."""
+"""Test loading checkpoints as models: trained weights come from the checkpoint, all others from the base model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SFT = {"base": BASE, "prompt": {"preset": "plain"}, "conversations": "x", "preci
 
 
 def write_checkpoint(folder: Path, weights: dict[str, Tensor], resume_key: dict[str, Any]) -> Path:
-    """As DeepSpeed writes one up to ZeRO stage 2."""
+    """Write a checkpoint as DeepSpeed does up to ZeRO stage 2."""
     (folder / "deepspeed").mkdir(parents=True)
     torch.save({"module": weights}, folder / "deepspeed/mp_rank_00_model_states.pt")
     checkpoints._finish(folder, {"step": int(folder.name[-8:]), "identity": resume_key, "ranks": 1})
@@ -39,7 +39,7 @@ def weights_of(folder: str | Path) -> dict[str, Tensor]:
 
 
 def trained(change: float = 1.0) -> dict[str, Tensor]:
-    """The built-in policy's state as a run has it, one weight changed."""
+    """Return the built-in policy's state under a run's names, with one weight changed."""
     state = {f"backbone.{name}": tensor.clone() for name, tensor in weights_of(BASE).items()}
     state[f"backbone.{NAME}"] += change
     return state
@@ -92,7 +92,7 @@ def test_a_process_reward_model_comes_with_its_tokens(tmp_path: Path) -> None:
     assert torch.equal(after[NAME], state[f"backbone.{NAME}"])
 
 
-def test_a_runs_folder_is_its_newest_and_best_the_best_checkpoint(tmp_path: Path) -> None:
+def test_a_run_folder_means_its_newest_checkpoint_and_best_the_best(tmp_path: Path) -> None:
     folder = tmp_path / "run/checkpoints"
     for step in (1, 2, 3):
         write_checkpoint(folder / f"step-{step:08d}", trained(step), RL)
@@ -100,11 +100,11 @@ def test_a_runs_folder_is_its_newest_and_best_the_best_checkpoint(tmp_path: Path
     assert checkpoints.is_checkpoint(tmp_path / "run")
     assert convert_checkpoint(tmp_path / "run", tmp_path / "newest").step == 3
     assert convert_checkpoint(folder / "best", tmp_path / "best").step == 2
-    checkpoints.offer_best(folder, 9, 1.0, higher=True)  # it was never written
+    checkpoints.offer_best(folder, 9, 1.0, higher=True)  # it was never completed
     assert (folder / "best").resolve().name == "step-00000002"
 
 
-def test_what_is_no_checkpoint_of_this_model_is_refused(tmp_path: Path) -> None:
+def test_checkpoints_of_other_models_are_rejected(tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "step-00000001", {"backbone.other": torch.ones(1)}, RL)
     with pytest.raises(CheckpointError, match="does not match the base model of its run: unknown other"):
         convert_checkpoint(source, tmp_path / "out")

@@ -40,7 +40,7 @@ async def test_the_limit_is_an_error_with_a_way_out() -> None:
         await wait(asyncio.sleep(60), "engine 1 to load", 0.06, "raise x.timeout_seconds", TrainingError)
 
 
-async def test_a_wait_that_is_cancelled_ends_what_it_waits_for() -> None:
+async def test_canceling_a_wait_cancels_the_call() -> None:
     waited_for = asyncio.ensure_future(asyncio.sleep(60))
     waiting = asyncio.create_task(wait(waited_for, "nothing"))
     await asyncio.sleep(0)
@@ -61,14 +61,14 @@ async def test_a_dead_actor_is_named_with_what_was_waited_for() -> None:
         await wait(fail(RayActorError()), "engine 1 to load")
 
 
-def test_a_dead_actors_last_words_are_in_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_includes_the_last_log_lines_of_a_dead_actor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(actors, "cause_of_death", lambda message: "Fatal Python error; its log is /x.err on host")
     assert "; it wrote last: Fatal Python error; its log is /x.err on host; resolve" in str(cause_of(RayActorError()))
 
 
 @pytest.fixture
 def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Answers by reference; the references without one never come."""
+    """Return a wait function that resolves the given references; all others stay pending."""
     known: dict[str, Any] = {}
 
     def wait_for(references: list[str], timeout: float) -> tuple[list[str], list[str]]:
@@ -97,7 +97,7 @@ def test_the_first_failure_ends_the_wait_for_all(answers: dict[str, Any]) -> Non
         wait_all(["a", "b"], "two actors", 5)
 
 
-def test_all_that_are_late_are_an_error(answers: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_late_answers_are_named_in_the_error(answers: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     answers["a"] = 1
     with pytest.raises(EngineStoppedError, match=r"^timed out after 0\.12 s waiting for 1 of 2$"):
         wait_all(["a", "b"], lambda: "1 of 2", 0.12)

@@ -47,7 +47,7 @@ def written(tmp_path: Path, text: str) -> Settings:
     return load(Settings, file)
 
 
-def test_yes_no_on_and_off_are_keys_and_texts(tmp_path: Path) -> None:
+def test_yes_no_on_and_off_stay_text(tmp_path: Path) -> None:
     found = written(tmp_path, 'tokens:\n  yes: "+"\n  no: "-"\nmode: off\nsystem: on\n')
     assert (found.tokens, found.mode, found.system) == (Tokens(yes="+", no="-"), "off", "on")
     assert set_('tokens={yes: "+", no: "-"}').tokens == Tokens(yes="+", no="-")
@@ -58,7 +58,7 @@ def test_yes_no_on_and_off_are_keys_and_texts(tmp_path: Path) -> None:
     "text",
     ["yes", "No", "true", "False", "null", "~", "1:30", "010", "1_000", "1e-5", "0x1F", "2024-01-01", ".inf", "-", "="],
 )
-def test_a_key_of_text_takes_what_was_written(text: str, tmp_path: Path) -> None:
+def test_a_text_key_keeps_the_written_form(text: str, tmp_path: Path) -> None:
     assert set_(f"tokens.yes={text}").tokens.yes == text
     if text != "-":  # in a file it begins a list
         assert written(tmp_path, f"tokens: {{yes: {text}}}\nnames: [{text}]").tokens.yes == text
@@ -73,7 +73,7 @@ def test_set_takes_any_text_as_it_is(text: str) -> None:
     assert set_(f"system={text}").system == text
 
 
-def test_quotes_are_yamls_where_they_hold_the_whole_text() -> None:
+def test_quotes_around_the_whole_value_are_yaml_quotes() -> None:
     assert set_(r'system="a\n"').system == "a\n"
     assert set_("system='no'").system == "no"
     assert (set_("system=null").system, set_("system=").system) == (None, "")
@@ -88,7 +88,7 @@ def test_numbers_and_booleans_keep_their_types() -> None:
     assert set_("options={a: .inf, b: -.Inf}").options == {"a": float("inf"), "b": -float("inf")}
 
 
-def test_a_value_of_another_kind_is_named_as_it_was_written() -> None:
+def test_an_invalid_value_is_quoted_as_written() -> None:
     with pytest.raises(ConfigError, match="count='1:30'"):
         set_("count=1:30")
     with pytest.raises(ConfigError, match="mode='maybe'"):
@@ -102,7 +102,7 @@ def test_a_duplicate_key_is_refused(tmp_path: Path) -> None:
     assert merged.options == {"base": {"a": 1, "b": 2}, "other": {"a": 1, "b": 3}}
 
 
-def test_sets_come_on_top_of_a_file_before_either_is_read(tmp_path: Path) -> None:
+def test_overrides_are_merged_before_validation(tmp_path: Path) -> None:
     file = tmp_path / "settings.yaml"
     file.write_text("tokens: {yes: 1.50}\n", encoding="utf-8")
     values = override(read_yaml(file), ["tokens.no=0"])

@@ -1,4 +1,4 @@
-"""Labels beside a judge's opinion: what both say, and what is kept of it. Worked by hand."""
+"""Test labels combined with a judge's opinion: what both say, and what is kept, by hand."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ RULE = AgreementRule()
 
 
 def test_counted_by_hand() -> None:
-    # Right to both: a, b, abx, rs. Wrong to both: abc, abxy, apq. Label alone: ap. Judge alone: abcd. Unjudged: r.
+    # Both correct: a, b, abx, rs. Both incorrect: abc, abxy, apq. Only labeled: ap. Only judged: abcd. Unjudged: r.
     assert count_agreement(ALL, RULE) == AgreementCounts(
         both_correct=4,
         both_incorrect=3,
@@ -77,7 +77,7 @@ def test_steps_on_which_both_agree() -> None:
 def test_the_rule_moves_both_sides() -> None:
     strict = AgreementRule(value_above=0.5, probability_at_least=0.85)
     kept = keep_agreeing_steps(ALL, strict)
-    # 2 of 4 counts as wrong now, as do 0.8, 0.5 and 0.7 of the judge.
+    # With this threshold, 2 of 4 counts as incorrect, as do the judge's 0.8, 0.5 and 0.7.
     assert [one.path.counts for one in kept] == [
         (GOOD, HALF, BAD, BAD),
         (None, None, HALF, BAD),
@@ -86,7 +86,7 @@ def test_the_rule_moves_both_sides() -> None:
     ]
 
 
-def test_a_path_whose_last_label_goes_is_not_complete() -> None:
+def test_a_path_without_its_last_label_is_not_complete() -> None:
     (kept,) = keep_agreeing_steps([example("ab", [GOOD, BAD], [0.9, 0.9], complete=True)], RULE)
     assert (kept.path.counts, kept.path.complete) == ((GOOD, None), False)
     assert keep_agreeing_steps([example("b", [BAD], [0.9]), example("c", [BAD], None)], RULE) == []
@@ -114,7 +114,7 @@ def test_paths_of_other_problems_share_nothing() -> None:
 
 
 class Scorer:
-    """0.1, 0.2, … for the steps; refuses solutions with a step z."""
+    """Scores the steps 0.1, 0.2, …; rejects solutions that contain a step z."""
 
     def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
         if any("z" in solution.steps for solution in solutions):
@@ -129,7 +129,7 @@ def test_a_scorer_judges_labeled_steps_only() -> None:
     assert {one.judged_by for one in judged} == {"prm"}
 
 
-def test_what_a_scorer_cuts_off_was_not_judged() -> None:
+def test_truncated_steps_are_not_judged() -> None:
     class Cutting(Scorer):
         def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
             return [StepScores(whole.scores[:2]) for whole in super().score(solutions)]
@@ -153,8 +153,10 @@ def test_opinions_survive_parquet_and_older_files_have_none(tmp_path: Path) -> N
         read_parquet(file)
 
 
-def test_an_estimate_survives_the_way_through_parquet(tmp_path: Path) -> None:
-    """mmprm consensus reads and writes labels: what was freed of a stopping rule's bias must not fall back to 1/3."""
+def test_bias_corrected_estimates_survive_parquet(tmp_path: Path) -> None:
+    """mmprm consensus reads and writes labels, and must keep estimates that are corrected for the stopping
+    rule's bias.
+    """
     counts = (Counts(1, 2, 0, 0.25), Counts(1, 2), None)
     write_parquet(tmp_path / "labels.parquet", [example("abc", counts, None)])
     assert read_parquet(tmp_path / "labels.parquet")[0].path.counts == counts
@@ -196,7 +198,7 @@ async def test_a_model_judges_each_labeled_prefix_with_its_image(tmp_path: Path)
         assert "Beginning of the solution:\n1. one {question}\n\nAre all of these" in text
         async with StepJudge(judge_config(server, tmp_path)) as judge:
             assert await judge.judge([LabeledExample(problem, path, "train")]) == [judged]
-        assert len(server.requests) == 2, "the second time both come from the cache"
+        assert len(server.requests) == 2, "the second run takes both from the cache"
 
 
 @pytest.mark.parametrize(
@@ -208,7 +210,7 @@ async def test_a_model_judges_each_labeled_prefix_with_its_image(tmp_path: Path)
     ],
     ids=["talks", "no logprobs", "refused"],
 )
-async def test_what_gives_no_probability_is_counted(tmp_path: Path, answer: Act, read: str, reason: str) -> None:
+async def test_replies_without_a_probability_are_counted(tmp_path: Path, answer: Act, read: str, reason: str) -> None:
     with ScriptedServer(answer) as server:
         async with StepJudge(judge_config(server, tmp_path, read=read)) as judge:
             (judged,) = await judge.judge([example("ab", [GOOD, BAD], None)])
@@ -216,7 +218,7 @@ async def test_what_gives_no_probability_is_counted(tmp_path: Path, answer: Act,
             assert judge.failures == {reason: 2}
 
 
-async def test_a_server_that_is_gone_ends_it_and_what_was_said_is_kept(tmp_path: Path) -> None:
+async def test_a_lost_server_ends_the_run_and_keeps_its_replies(tmp_path: Path) -> None:
     with ScriptedServer(says("No"), error(503)) as server:
         async with StepJudge(judge_config(server, tmp_path, read="text")) as judge:
             assert (await judge.judge([example("a", [BAD], None)]))[0].judged == (0.0,)
@@ -229,7 +231,7 @@ async def test_a_server_that_is_gone_ends_it_and_what_was_said_is_kept(tmp_path:
         assert len(server.requests) == 1
 
 
-async def test_more_tokens_ask_again_where_the_reply_is_text(tmp_path: Path) -> None:
+async def test_a_higher_token_limit_repeats_text_replies(tmp_path: Path) -> None:
     talks = (says("Let me see"), says("No"))
     for read, script, asked, last in (("text", talks, [16, 512], 0.0), ("logprobs", (logprobs(0.25),), [1], 0.25)):
         with ScriptedServer(*script) as server:

@@ -1,4 +1,4 @@
-"""Near-duplicate problems: what counts as one, and that only similar questions have their images opened."""
+"""Test near-duplicate problems: which ones are found, and that images are opened only for similar questions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def asked(*questions: str) -> dict[int, int]:
 
 
 def triangle(apex: int, size: tuple[int, int] = (320, 240)) -> Image.Image:
-    """A drawing of thin lines, as in geometry problems."""
+    """Return a drawing of thin lines, as in geometry problems."""
     image = Image.new("RGB", size, "white")
     x, y = size
     corners = [(apex * x // 320, y // 8), (x // 10, 7 * y // 8), (9 * x // 10, 7 * y // 8)]
@@ -48,7 +48,7 @@ def encoded(image: Image.Image, form: str = "PNG", **options: int) -> ImageRef:
         "What is ２+3?",  # full-width digit
     ],
 )
-def test_form_apart_it_is_the_same_question(other: str) -> None:
+def test_formatting_does_not_distinguish_questions(other: str) -> None:
     assert asked("What is 2 + 3?", other) == {1: 0}
 
 
@@ -56,7 +56,7 @@ def test_form_apart_it_is_the_same_question(other: str) -> None:
     "other",
     ["What is 2 + 4?", "What is 2 - 3?", "What is 3 + 2?", "What was 2 + 3?", "What is 2.3?", "What is 2 + 3 + 3?"],
 )
-def test_numbers_operators_and_short_words_decide(other: str) -> None:
+def test_numbers_operators_and_short_words_distinguish_questions(other: str) -> None:
     assert asked("What is 2 + 3?", other) == {}
 
 
@@ -66,13 +66,13 @@ def test_long_questions_may_differ_in_a_word_but_not_in_a_number() -> None:
     assert asked(LONG, " ".join(reversed(LONG.split()))) == {}
 
 
-def test_what_resembles_a_dropped_one_alone_is_kept() -> None:
-    """No chains: a ~ b and b ~ c do not make a ~ c."""
+def test_a_problem_similar_only_to_a_dropped_one_is_kept() -> None:
+    """Similarity is not transitive: a ~ b and b ~ c do not imply a ~ c."""
     b = LONG.replace("steady", "strong")
     c = b.replace("birds", "seals")
     assert asked(LONG, c) == {}
     assert asked(b, c) == {1: 0}
-    assert asked(LONG, b, c) == {1: 0}, "c resembles b alone"
+    assert asked(LONG, b, c) == {1: 0}, "c is similar only to b"
     assert asked(b, LONG, c) == {1: 0, 2: 0}
 
 

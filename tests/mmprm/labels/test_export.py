@@ -1,4 +1,4 @@
-"""Exports: each format by a worked example and back, splits by problem, balance, duplicates, overlap, bad input."""
+"""Test exports: each format by a worked example and a round trip, splits, balance, duplicates, and invalid input."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mmprm.types import Counts, ImageRef, LabeledPath, Problem
 
 
 def png(shade: int) -> ImageRef:
-    """Stripes: dark to the left of `shade`."""
+    """Return a PNG that is dark to the left of `shade` and white elsewhere."""
     buffer = io.BytesIO()
     image = Image.new("L", (32, 32), "white")
     image.paste(0, (0, 0, shade, 32))
@@ -93,7 +93,7 @@ def test_prm800k_leaves_ratings_empty(tmp_path: Path) -> None:
     assert record["question"]["pre_generated_steps"] == list(PATH.steps[:4])
 
 
-def test_visualprm_is_a_turn_a_step(tmp_path: Path) -> None:
+def test_visualprm_has_one_turn_per_step(tmp_path: Path) -> None:
     record = only_record(tmp_path, WITH_IMAGE, "visualprm")
     values = [(turn["from"], turn["value"]) for turn in record["conversations"]]
     assert values == [
@@ -120,7 +120,7 @@ def test_mm_prm_has_soft_labels_in_the_second_turn(tmp_path: Path) -> None:
     assert record["image"].startswith("images/")
 
 
-def test_several_images_are_a_list_and_none_is_no_key(tmp_path: Path) -> None:
+def test_several_images_are_a_list_and_no_image_has_no_key(tmp_path: Path) -> None:
     two = Problem("p", "Which is darker?", "1", (png(8), png(20)))
     record = only_record(tmp_path, two, "mm-prm", kind="hard")
     assert record["conversations"][0]["value"].startswith("<image><image>\nQuestion: Which is darker?\n")
@@ -131,7 +131,7 @@ def test_several_images_are_a_list_and_none_is_no_key(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", LABEL_FORMATS)
-def test_every_format_comes_back(tmp_path: Path, name: str) -> None:
+def test_every_format_round_trips(tmp_path: Path, name: str) -> None:
     form = LABEL_FORMATS[name]
     for kind in form.kinds:
         folder = tmp_path / kind
@@ -188,7 +188,7 @@ def test_without_a_mask_only_unknown_steps_are_merged(tmp_path: Path) -> None:
     assert [json.loads(line)["label"] for line in lines] == [[1.0, 0.0, 0.0], [1.0, 0.0], [0.0]]
 
 
-def test_parquet_is_the_file_of_mmprm_labels_again(tmp_path: Path) -> None:
+def test_parquet_reproduces_the_file_of_mmprm_labels(tmp_path: Path) -> None:
     examples = [LabeledExample(WITH_IMAGE, PATH, "train"), LabeledExample(PLAIN, PATH, "dev")]
     examples[1] = LabeledExample(PLAIN, LabeledPath("q", ("a",), (Counts(1, 1, 2),), False), "dev")
     summary = export(tmp_path, examples, "parquet")
@@ -200,7 +200,7 @@ def test_parquet_is_the_file_of_mmprm_labels_again(tmp_path: Path) -> None:
     ("form", "word"),
     [("math-shepherd", "a ки b"), ("openrlhf", "a\nStep 7: b"), ("mm-prm", "a <prm> b"), ("math-shepherd", "маки")],
 )
-def test_reserved_words_cost_a_solution_and_are_counted(tmp_path: Path, form: str, word: str) -> None:
+def test_solutions_with_reserved_words_are_dropped_and_counted(tmp_path: Path, form: str, word: str) -> None:
     bad = LabeledPath("q", (word,), (Counts(1, 0),), False)
     examples = [LabeledExample(PLAIN, bad, "train"), LabeledExample(WITH_IMAGE, PATH, "train")]
     summary = export(tmp_path, examples, form)
@@ -212,7 +212,7 @@ def test_reserved_words_cost_a_solution_and_are_counted(tmp_path: Path, form: st
 
 
 def many(count: int = 60) -> list[LabeledExample]:
-    """Two paths a problem with a right and five wrong labels; stored in three splits."""
+    """Return two paths per problem with one positive and five negative labels, stored in three splits."""
     splits: tuple[Split, ...] = ("train", "train", "dev", "test")
     examples = []
     for number in range(count):
@@ -225,7 +225,7 @@ def many(count: int = 60) -> list[LabeledExample]:
 
 
 def ids(folder: Path) -> dict[str, set[str]]:
-    """Split → problems, by their questions."""
+    """Map each split to its problems, identified by their questions."""
     return {
         file.stem: {json.loads(line)["prompt"] for line in file.read_text().splitlines()}
         for file in (folder / "out").glob("*.jsonl")
@@ -256,7 +256,7 @@ def test_negatives_are_balanced_in_the_train_split_with_a_seed(tmp_path: Path) -
     config = ExportConfig(labels="x", output="y", format="trl", negatives=1)
     examples = many()
     first, again = balance(examples, config)[0], balance(examples[::-1], config)[0]
-    assert first == again[::-1], "the order of the file changes nothing"
+    assert first == again[::-1], "the order of rows does not matter"
     other, _ = balance(examples, config.model_copy(update={"seed": 1}))
     assert first != other
     assert (
@@ -265,16 +265,16 @@ def test_negatives_are_balanced_in_the_train_split_with_a_seed(tmp_path: Path) -
     assert balance(examples, config.model_copy(update={"negatives": 9.0})) == (examples, 0)
 
 
-def test_a_solution_without_its_verdict_is_not_complete_any_more(tmp_path: Path) -> None:
-    """Its last label is one negative too many, and goes with its step."""
+def test_a_solution_without_its_verdict_is_not_complete(tmp_path: Path) -> None:
+    """Balancing drops its last label, a negative, together with the step."""
     path = LabeledPath("q", ("a", "b", "5"), (Counts(4, 0), Counts(2, 2), Counts(0, 1)), True)
     export(tmp_path, [LabeledExample(PLAIN, path, "train")], "prm800k", negatives=0.1)
     label = json.loads((tmp_path / "out" / "train.jsonl").read_text())["label"]
     assert (len(label["steps"]), label["finish_reason"]) == (2, "give_up")
 
 
-def test_only_labels_that_a_judge_shares(tmp_path: Path) -> None:
-    """Values 0.75, none, 0, 0.25, none; the judge agrees on the first alone, so that the first errors differ."""
+def test_only_labels_confirmed_by_a_judge(tmp_path: Path) -> None:
+    """The values are 0.75, none, 0, 0.25, none; the judge agrees with the first only, so the first errors differ."""
     judged = LabeledExample(PLAIN, replace(PATH, problem_id="q"), "train", (0.9, None, 0.8, 0.2, None), "a judge")
     summary = export(tmp_path / "steps", [judged], "parquet", agree="steps")
     (kept,) = read_parquet(tmp_path / "steps" / "out" / "labels.parquet")
@@ -307,7 +307,7 @@ def test_near_duplicates_across_problems_are_dropped(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "export.json").read_text())["duplicates"] == {"a": "b", "e": "d"}
 
 
-def test_overlap_with_a_benchmark_is_reported_and_left_in(tmp_path: Path) -> None:
+def test_overlap_with_a_benchmark_is_reported_and_kept(tmp_path: Path) -> None:
     benchmark = tmp_path / "test.jsonl"
     theirs = [
         Problem("x1", "how many cats", "5", (png(8),)),
@@ -332,7 +332,7 @@ def test_soft_labels_are_refused_where_the_format_is_hard(tmp_path: Path, form: 
         export(tmp_path, [LabeledExample(PLAIN, PATH, "train")], "parquet", kind="hard")
 
 
-def test_bad_input_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+def test_invalid_input_is_rejected_without_output(tmp_path: Path) -> None:
     good = [LabeledExample(PLAIN, LabeledPath("q", ("a",), (Counts(1, 0),), False), "train")]
     with pytest.raises(ConfigError, match="format"):
         load(ExportConfig, None, ["labels=a", "output=b", "format=csv"])

@@ -1,4 +1,4 @@
-"""A model that is trained on an export is scored on the same tokens: for each format that has a scorer."""
+"""Test that a model trained on an export is scored on the same tokens, for each format with a scorer."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ ROLES = {"system": "system", "human": "user", "gpt": "assistant"}
 
 
 def shepherd_ids(record: Record, tokenizer: Any) -> list[int]:
-    """One text with a mark after each step."""
+    """Tokenize one text with a mark after each step."""
     return tokenizer(record["input"])["input_ids"]
 
 
 def trl_ids(record: Record, tokenizer: Any) -> list[int]:
-    """Prompt, then each completion and the separator, tokenized apart."""
+    """Tokenize the prompt, each completion and the separators separately, as TRL does."""
     ids = tokenizer.encode(record["prompt"], add_special_tokens=False)
     for completion in record["completions"]:
         ids += tokenizer.encode(completion, add_special_tokens=False)
@@ -39,14 +39,14 @@ def trl_ids(record: Record, tokenizer: Any) -> list[int]:
 
 
 def chat_ids(record: Record, processor: Any) -> list[int]:
-    """Each turn through the chat template, with what it writes for an image in place of `<image>`."""
+    """Render each turn with the chat template, replacing `<image>` by the template's own image text."""
     turns = [{"role": ROLES[turn["from"]], "content": turn["value"]} for turn in record["conversations"]]
     text = processor.apply_chat_template(turns, tokenize=False)
     return _tokens(processor, text)
 
 
 def mm_prm_ids(record: Record, processor: Any) -> list[int]:
-    """The human's text as the assistant's turn after an empty user turn."""
+    """Render the human's text as the assistant turn after an empty user turn."""
     value = record["conversations"][0]["value"]
     turns = [{"role": "user", "content": ""}, {"role": "assistant", "content": value}]
     return _tokens(processor, processor.apply_chat_template(turns, tokenize=False))
@@ -64,7 +64,7 @@ SCORERS: dict[str, tuple[str, Callable[[Record, Any], list[int]]] | None] = {
     "openrlhf": ("math-shepherd", shepherd_ids),
     "visualprm": ("visualprm", chat_ids),
     "mm-prm": ("mm-prm", mm_prm_ids),
-    "prm800k": None,  # a record of labels: no model is trained on its text as it stands
+    "prm800k": None,  # a format that only records labels: no model is trained on its text
 }
 
 
@@ -87,7 +87,7 @@ def exported(name: str, problem: Problem, steps: tuple[str, ...] = STEPS) -> tup
     return content, record
 
 
-def test_every_format_has_a_rendering_here() -> None:
+def test_every_format_has_a_rendering() -> None:
     assert SCORERS.keys() == LABEL_FORMATS.keys()
 
 
@@ -117,14 +117,14 @@ def test_images_have_the_same_positions(name: str, count: int, internvl: Any) ->
 
 @pytest.mark.parametrize("name", ["math-shepherd", "openrlhf"])
 def test_numbered_steps_keep_one_number(name: str) -> None:
-    """Steps of a policy that numbers them itself and steps of one that does not become the same record."""
+    """Numbered and unnumbered steps are exported as the same record."""
     problem = Problem("p", "1+1", "2")
     plain, numbered = (exported(name, problem, steps) for steps in (STEPS, ("Step 1: 1+1=2", "Step 2: 2-1=1")))
     assert plain == numbered
     assert plain[1]["input"] == "1+1 Step 1: 1+1=2 ки\nStep 2: 2-1=1 ки"
 
 
-def test_the_published_prompt_is_the_only_one() -> None:
+def test_the_published_prompt_is_required() -> None:
     from mmprm.prm import formats
 
     assert formats.VISUALPRM_SYSTEM is VISUALPRM_SYSTEM

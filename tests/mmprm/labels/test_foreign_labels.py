@@ -1,4 +1,4 @@
-"""Labeled paths that another program wrote, or that were joined: each fault is one error that names its row."""
+"""Test labeled paths written or merged by other programs: each defect is one error that names its row."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_null_is_named(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("image", [None, {"path": None}, {"path": ""}, {"path": "a\0.png"}])
-def test_an_image_of_nothing_is_named(tmp_path: Path, image: dict[str, Any] | None) -> None:
+def test_a_missing_image_index_is_named(tmp_path: Path, image: dict[str, Any] | None) -> None:
     with pytest.raises(DataError, match="row 1: images must hold bytes or the path of a file"):
         read_parquet(write(tmp_path / "image.parquet", {"images": [image]}))
 
@@ -87,7 +87,7 @@ def test_other_types_are_refused_where_something_is_lost(
         read_parquet(write(tmp_path / "other.parquet", {name: value}, **{name: kind}))
 
 
-def test_an_empty_a_cut_and_another_file_are_named(tmp_path: Path) -> None:
+def test_empty_truncated_and_unrelated_files_are_named(tmp_path: Path) -> None:
     whole = Path(write(tmp_path / "whole.parquet", {})).read_bytes()
     for content in (b"", whole[:-20], b"PAR1" * 5, b"text"):
         (tmp_path / "bad.parquet").write_bytes(content)
@@ -95,7 +95,7 @@ def test_an_empty_a_cut_and_another_file_are_named(tmp_path: Path) -> None:
             read_parquet(tmp_path / "bad.parquet")
 
 
-def test_flipped_bits_are_an_error_and_never_another_label(tmp_path: Path) -> None:
+def test_flipped_bits_are_an_error(tmp_path: Path) -> None:
     rows = [{"problem_id": str(n), "correct": [n % 7 + 1], "labels": [None], "steps": [f"{n}"]} for n in range(300)]
     examples = read_parquet(write(tmp_path / "foreign.parquet", *rows))
     write_parquet(tmp_path / "own.parquet", examples)
@@ -113,7 +113,7 @@ def test_flipped_bits_are_an_error_and_never_another_label(tmp_path: Path) -> No
     assert same < 75
 
 
-def test_a_split_that_no_command_reads(tmp_path: Path) -> None:
+def test_an_unknown_split_is_rejected(tmp_path: Path) -> None:
     examples = read_parquet(write(tmp_path / "split.parquet", {"split": "validation"}))
     with pytest.raises(DataError, match="split must be train, dev or test, got 'validation'; rename it"):
         check_splits((example.split for example in examples), "split.parquet", "rename it")
@@ -123,7 +123,7 @@ def export(labels: str, output: Path, **values: Any) -> None:
     export_labels(build(ExportConfig, {"labels": labels, "output": str(output), "format": "visualprm", **values}))
 
 
-def test_export_copies_images_below_its_folder_alone(tmp_path: Path) -> None:
+def test_export_copies_only_images_below_its_folder(tmp_path: Path) -> None:
     data, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
     for folder in (data, elsewhere):
         folder.mkdir()

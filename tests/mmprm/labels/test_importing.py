@@ -1,4 +1,4 @@
-"""`mmprm labels import`: what is stored, what is dropped and counted, and what an untrusted file cannot do."""
+"""Test `mmprm labels import`: what is stored, what is dropped and counted, and that untrusted files cannot do harm."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def exported(folder: Path, name: str, **keys: Any) -> Path:
 
 
 @pytest.mark.parametrize("name", ["mm-prm", "openrlhf"])
-def test_soft_exports_come_back_with_their_labels(tmp_path: Path, name: str) -> None:
+def test_soft_exports_round_trip(tmp_path: Path, name: str) -> None:
     """openrlhf masks unlabeled steps; mm-prm merges them into the next labeled step and repeats shared labels."""
     _, (first, second) = run(exported(tmp_path, name), format=name, rollouts=16)
     last = (None, Counts(0, 16)) if name == "openrlhf" else (Counts(0, 16),)
@@ -165,7 +165,7 @@ def test_soft_exports_come_back_with_their_labels(tmp_path: Path, name: str) -> 
 
 
 @pytest.mark.parametrize("name", ["trl", "math-shepherd", "prm800k", "visualprm"])
-def test_hard_exports_come_back_rounded_to_hard_labels(tmp_path: Path, name: str) -> None:
+def test_hard_exports_round_trip_as_hard_labels(tmp_path: Path, name: str) -> None:
     _, examples = run(exported(tmp_path, name), format=name)
     values = [[counts and counts.value for counts in example.path.counts] for example in examples]
     masked = name in ("math-shepherd", "prm800k")

@@ -1,4 +1,4 @@
-"""The rules that select labels and solutions, as worked numbers."""
+"""Test the rules that select labels and solutions, on worked numbers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ YES, NO = Counts(1, 0), Counts(0, 1)
 
 
 def example(steps: str, *counts: Counts | None, complete: bool = False, judged=None) -> LabeledExample:
-    """A solution whose steps are the letters of `steps`."""
+    """Return a solution whose steps are the letters of `steps`."""
     path = LabeledPath("p", tuple(steps), counts, complete)
     return LabeledExample(Problem("p", "q", "a"), path, "train", judged, judged and "judge")
 
@@ -64,7 +64,7 @@ def test_the_most_informative_solutions_are_kept() -> None:
 
 
 def test_a_kept_solution_keeps_the_labels_that_it_shares() -> None:
-    """The label of `a` is stored on a solution that is dropped."""
+    """The label of `a` is stored with a solution that is dropped."""
     examples = [example("ax", YES, YES), example("ay", None, NO)]
     assert left(examples, informative=0.5) == [("ay", [1.0, 0.0])]
 

@@ -1,4 +1,4 @@
-"""Each published layout of step labels: which steps it holds, and which label each step gets."""
+"""Test each published format of step labels: which steps are read, and which label each step gets."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_prm800k_phase_1_continues_with_the_labelers_own_step() -> None:
 
 
 @pytest.mark.parametrize(("neutral", "expected"), [("correct", YES), ("incorrect", NO), ("none", None)])
-def test_a_neutral_rating_means_what_is_set(neutral: str, expected: Counts | None) -> None:
+def test_neutral_ratings_follow_the_configuration(neutral: str, expected: Counts | None) -> None:
     assert only("prm800k", prm800k(step(completion("Let us see.", 0))), neutral=neutral).labels == [expected]
 
 

@@ -1,4 +1,4 @@
-"""Trees to labeled paths, and Parquet and back."""
+"""Test labeled paths built from trees, and their Parquet round trip."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ SMALL = tree(
 
 
 def labels_of(paths: list[LabeledPath]) -> dict[Steps, Counts]:
-    """Prefix → counts; fails where a prefix is labeled twice."""
+    """Map each labeled prefix to its counts; fail if a prefix is labeled twice."""
     found: dict[Steps, Counts] = {}
     for path in paths:
         for depth, counts in enumerate(path.counts, start=1):
@@ -77,14 +77,14 @@ def test_last_steps_take_their_own_verdict_in_equal_numbers() -> None:
 
 
 def test_complete_solutions_are_those_of_the_root() -> None:
-    """ "a x d" ends right although nothing else from "a x" does: a recovery, which the policy's own answers lack."""
+    """ "a x d" recovers from a bad step; complete solutions come only from the policy's own rollouts at the root."""
     recovery = node("a x", ("d A", "r"), ("z A", "w"))
     paths = label_tree(tree(node("", ("a b A", "r"), ("a x z A", "w")), recovery), FIXED, "tags", seed=0)
     correct = {path.steps for path in paths if path.complete and path.counts[-1] == CORRECT}
     assert correct == {("a", "b", "<answer>1</answer>")}
 
 
-def test_one_path_a_deepest_state_and_the_tail_is_unlabeled() -> None:
+def test_one_path_per_deepest_state_with_an_unlabeled_tail() -> None:
     paths = label_tree(tree(node("", ("q A", "r"), ("a b c A", "w")), node("a", ("b c A", "w"))), FIXED, "tags", seed=0)
     (incorrect,) = [path for path in paths if path.counts[-1] == INCORRECT]
     assert incorrect.steps == ("a", "b", "c", "<answer>1</answer>")
@@ -92,14 +92,14 @@ def test_one_path_a_deepest_state_and_the_tail_is_unlabeled() -> None:
 
 
 def test_surplus_ends_at_its_state() -> None:
-    """Two states with wrong solutions only, and a single right solution: one last step of each kind."""
+    """Two states have only incorrect solutions and one solution is correct, so one final step of each kind is used."""
     searched = tree(node("", ("a A", "w"), ("b A", "w"), ("c A", "r")), node("a", ("A", "w")), node("b", ("A", "w")))
     paths = label_tree(searched, FIXED, "tags", seed=0)
     assert sorted(len(path.steps) for path in paths) == [1, 2, 2]
     assert Counter(path.counts[-1] for path in paths if path.complete) == {CORRECT: 1, INCORRECT: 1}
 
 
-def test_what_gives_no_label() -> None:
+def test_states_without_a_label() -> None:
     unknown_only = node("a", ("b A", "?"))
     assert label_tree(tree(node("", ("a b A", "r")), unknown_only), FIXED, "tags", seed=0) == []
     unsplit = Node((), (Counts(incorrect=1),), (Rollout((), Verdict.INCORRECT, 1, "no tags", "no step"),))
@@ -146,7 +146,7 @@ PROBLEM = Problem("p", "what?", "1", (ImageRef(data=b"\x89PNG"), ImageRef(path="
 PATH = LabeledPath("p", ("a", "b", "c"), (Counts(1, 2, 3), None, CORRECT), True)
 
 
-def test_parquet_there_and_back(tmp_path: Path) -> None:
+def test_parquet_round_trip(tmp_path: Path) -> None:
     file = tmp_path / "labels.parquet"
     text_only = LabeledExample(Problem("q", "?", "2"), LabeledPath("q", ("a",), (INCORRECT,), False), "dev")
     examples = [LabeledExample(PROBLEM, PATH, "train"), text_only, LabeledExample(PROBLEM, PATH, "train")]
@@ -220,7 +220,7 @@ def test_build_from_a_store(tmp_path: Path) -> None:
     assert examples[0].problem.images[0].data == b"\x89PNG"
 
 
-def test_images_are_read_of_labeled_problems_alone(tmp_path: Path) -> None:
+def test_only_images_of_labeled_problems_are_read(tmp_path: Path) -> None:
     store = Store.create_or_open(tmp_path / "trees.sqlite", SEARCH)
     gone = (ImageRef(path=str(tmp_path / "gone.png")),)
     store.add_problems([Problem("p", "?", "1"), Problem("easy", "?", "1", gone)])
@@ -231,7 +231,7 @@ def test_images_are_read_of_labeled_problems_alone(tmp_path: Path) -> None:
     assert summary.counts.problems == 1
 
 
-def test_build_refuses(tmp_path: Path) -> None:
+def test_build_rejects_invalid_input(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no store"):
         build_labels(LabelsConfig(store=str(tmp_path / "none"), output=str(tmp_path / "x.parquet")))
     Store.create_or_open(tmp_path / "trees.sqlite", SEARCH).close()

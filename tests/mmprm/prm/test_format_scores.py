@@ -1,4 +1,4 @@
-"""Every family of process reward models, scored from a checkpoint of its own kind."""
+"""Test every family of process reward models, scored from a checkpoint of its own kind."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tests.backbones import HIDDEN, write_backbone
 
 
 def spread(model: nn.Module, factor: float = 8.0) -> nn.Module:
-    """Larger weights, so that scores differ."""
+    """Enlarge the weights, so that scores differ."""
     with torch.no_grad():
         for weight in model.parameters():
             weight.mul_(factor if weight.dim() > 1 else 1.0)
@@ -54,14 +54,16 @@ def native_folder(backbone: str) -> Callable[[Path], None]:
         write_backbone(backbone, folder)
         kind = AutoModelForImageTextToText if backbone == "internvl" else AutoModelForCausalLM
         model = spread(kind.from_pretrained(folder))
-        model.config.get_text_config().max_position_embeddings = 4096  # a token a character: long system prompts
+        model.config.get_text_config().max_position_embeddings = 4096  # one token per character: long system prompts
         model.save_pretrained(folder)
 
     return write
 
 
 def headed_folder(architecture: str, head: dict[str, Tensor], **special: str) -> Callable[[Path], None]:
-    """As published: the code of a class of its own is named and not there; the head lies in another file."""
+    """Return a writer of a checkpoint as published: it names missing custom code, and its head is in a separate
+    file.
+    """
 
     def write(folder: Path) -> None:
         write_backbone("qwen2", folder)
@@ -144,7 +146,7 @@ def some_solutions(name: str) -> list[Solution]:
 
 @torch.no_grad()
 def slow_scores(name: str, folder: Path, found: Format, item: Solution) -> list[float]:
-    """One solution at a time, all logits, as the published code computes them."""
+    """Score one solution from all logits, as the published code does."""
     inputs, read_BT = found.encode([item])
     positions = read_BT[0].nonzero().flatten()
     if name in ("qwen", "skywork"):
@@ -168,7 +170,7 @@ def slow_scores(name: str, folder: Path, found: Format, item: Solution) -> list[
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_scores_of_a_checkpoint(name: str, folders: Callable[[str], Path]) -> None:
-    """Equal to the slow computation of each alone, in batches of any size; from a folder without prm.json."""
+    """Scores from a folder without prm.json equal the reference computed one by one, at any batch size."""
     folder, solutions = folders(name), some_solutions(name)
     scorer = TransformersScorer(ScorerConfig(prm=str(folder), format=name))
     expected = [slow_scores(name, folder, scorer._format, item) for item in solutions]
@@ -182,8 +184,8 @@ def test_scores_of_a_checkpoint(name: str, folders: Callable[[str], Path]) -> No
         TransformersScorer(ScorerConfig(prm=str(folder)))
 
 
-def test_places_stay_where_they_are_when_images_grow(folders: Callable[[str], Path]) -> None:
-    """A 56 × 56 image is one tile of four tokens; two tiles and a thumbnail are twelve. Read before each +."""
+def test_score_positions_account_for_image_tokens(folders: Callable[[str], Path]) -> None:
+    """Scores are read before each + although a 56 × 56 image has four tokens, and two tiles with a thumbnail twelve."""
     scorer = TransformersScorer(ScorerConfig(prm=str(folders("visualprm")), format="visualprm"))
     found = scorer._format
     items = [solution(images=(image(56, 56),)), solution(images=(image(112, 56), image(56, 56)))]
@@ -205,7 +207,7 @@ def test_places_stay_where_they_are_when_images_grow(folders: Callable[[str], Pa
 
 
 def test_checkpoints_of_another_kind_are_refused(folders: Callable[[str], Path]) -> None:
-    """Never a head or an output layer of random weights."""
+    """A head or an output layer is never initialized randomly."""
 
     def opened(folder: str, name: str) -> None:
         TransformersScorer(ScorerConfig(prm=str(folders(folder)), format=name))
@@ -222,7 +224,7 @@ def test_checkpoints_of_another_kind_are_refused(folders: Callable[[str], Path])
         load(ScorerConfig, None, ["prm=x", "format=gpt"])
 
 
-def test_a_head_with_one_class_is_no_judge(folders: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_head_with_one_class_is_rejected(folders: Callable[[str], Path], tmp_path: Path) -> None:
     folder = tmp_path / "outcome"
     write_backbone("qwen2", folder)
     config = Qwen2Config.from_pretrained(folder, num_labels=1)

@@ -1,4 +1,4 @@
-"""Train a PRM with a frozen vision tower: the cache of image features changes no loss and no gradient."""
+"""Test PRM training with a frozen vision tower: cached image features change neither loss nor gradients."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def samples_of(prm: Prm) -> list[PrmSample]:
 
 
 def train(prm: Prm, rows: TrainingRows, budget: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the loss of each micro-batch, and the gradient of each epoch."""
+    """Return the loss of each micro-batch and the gradient of each epoch."""
     task, losses, gradients = PrmTask(rows, rows, budget, ALONE.device), [], []
     for _ in range(EPOCHS):
         prm.model.zero_grad()
@@ -59,7 +59,7 @@ def train(prm: Prm, rows: TrainingRows, budget: int) -> tuple[list[Tensor], list
 
 
 def compare(prm: Prm, packing: Packing, budget: int) -> tuple[list[tuple[Tensor, Tensor]], tuple[int, int]]:
-    """Return losses and gradients without and with the cache, and the numbers of calls of the tower."""
+    """Return losses and gradients without and with the cache, and the numbers of vision tower calls."""
     rows = make_rows(
         samples_of(prm), MmPrmFormat(prm.processor, prm.info.tokens), prm.model.backbone, packing, MAX_TOKENS
     )
@@ -74,7 +74,7 @@ def compare(prm: Prm, packing: Packing, budget: int) -> tuple[list[tuple[Tensor,
 
 @pytest.mark.parametrize("packing", ["none", "trees"])
 def test_cached_features_give_the_same_bits(prm: Prm, packing: Packing) -> None:
-    """One row per micro-batch, so that the tower computes each image alone."""
+    """Each micro-batch has one row, so the tower computes each image alone."""
     pairs, (calls, own_calls) = compare(prm, packing, budget=1)
     assert all(torch.equal(plain, own) for plain, own in pairs)
     assert pairs[-1][0].norm() > 0.1
@@ -82,7 +82,7 @@ def test_cached_features_give_the_same_bits(prm: Prm, packing: Packing) -> None:
 
 
 def test_an_image_that_occurs_twice_in_a_batch_is_computed_once(prm: Prm) -> None:
-    """Computed in another batch, features may differ by rounding."""
+    """Features computed in another batch may differ by rounding."""
     pairs, (calls, own_calls) = compare(prm, "none", budget=MAX_TOKENS)
     assert all((own - plain).norm() <= 1e-5 * plain.norm() for plain, own in pairs)
     assert own_calls <= PROBLEMS < calls

@@ -1,4 +1,4 @@
-"""The tokens and targets that mmprm train sees after an import, for every layout."""
+"""Test the tokens and targets that mmprm train uses after an import, for every format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The MM-PRM format, token by token."""
+"""Test the MM-PRM format token by token."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_text(renderer: Renderer) -> None:
 
 
 def test_tokens(renderer: Renderer) -> None:
-    """A 56 × 56 image is 2 × 2 merged patches. The marker is always one token, wherever it stands."""
+    """A 56 × 56 image has 2 × 2 merged patches. The marker is one token at every position."""
     (ids,) = renderer.encode([solution()])["input_ids"].tolist()
     start = ["<|im_start|>", "user", "\n", "<|im_end|>", "\n", "<|im_start|>", "assistant", "\n"]
     image = ["<|vision_start|>", *["<|image_pad|>"] * 4, "<|vision_end|>", "\n"]
@@ -98,8 +98,8 @@ def test_padding_is_on_the_right_whatever_the_tokenizer_says(renderer: Renderer)
     assert inputs["attention_mask"].sum(dim=1).tolist() == [len(alone), len(padded)]
 
 
-def test_a_template_that_breaks_the_line_after_a_image() -> None:
-    """InternVL's template writes the placeholder and a line break; the format has exactly one line break there."""
+def test_a_template_with_a_line_break_after_an_image() -> None:
+    """InternVL's template adds a line break after the placeholder; the format has exactly one there."""
     processor = with_marker(build_processor())
     processor.chat_template = processor.chat_template.replace(
         "<|vision_start|><|image_pad|><|vision_end|>", "<|image_pad|>\n"
@@ -122,12 +122,12 @@ def test_a_template_that_breaks_the_line_after_a_image() -> None:
         (solution(images=(ImageRef(path="/no/such.png"),)), "/no/such.png: cannot be read"),
     ],
 )
-def test_what_cannot_be_judged(renderer: Renderer, bad: Solution, message: str) -> None:
+def test_solutions_that_cannot_be_scored(renderer: Renderer, bad: Solution, message: str) -> None:
     with pytest.raises(DataError, match=message):
         renderer.encode([bad])
 
 
-def test_tokens_must_be_tokens() -> None:
+def test_marker_and_judgments_must_be_single_tokens() -> None:
     with pytest.raises(CheckpointError, match="'Maybe' must be one token"):
         Renderer(with_marker(build_processor()), PrmTokens(yes="Maybe"))
     with pytest.raises(CheckpointError, match="'<prm>' must be one token"):

@@ -1,6 +1,7 @@
-"""Every family of process reward models, token by token, and scored from a checkpoint of its own kind.
+"""Test every family of process reward models token by token.
 
-The published tokenizers are not at hand: these are small ones of the same kinds, with the ids written out by hand.
+The published tokenizers are not available offline, so small ones of the same kinds are used, with ids written out by
+hand.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ def ids_and_places(found: Format, item: Solution) -> tuple[list[int], list[int]]
 
 
 def test_math_shepherd() -> None:
-    """The marker is one token with the space before it, in the middle and at the end of the text; so are the judged
-    tokens, which are not those of a + without space."""
+    """The marker is one token with the preceding space, anywhere in the text. So are the judgment tokens, which differ
+    from a + without a space.
+    """
     found = form("math-shepherd", sentencepiece())
     first, second = [18, 16, 4, 19, 16], [18, 16, 5, 19, 16]  # "Step 1: " and "Step 2: "
     ids = [1, 3, 4, 6, 4, 3, *first, 4, 6, 4, 8, 5, 13, 9, *second, 5, 7, 4, 8, 4, 13]
@@ -76,7 +78,7 @@ def test_qwen() -> None:
 
 
 def test_rlhflow() -> None:
-    """Read before each assistant's +, which differs from a + in a step, with and without space."""
+    """Scores are read before each + of the assistant, which is not the token of a + inside a step."""
     found = form("rlhflow", byte_level(LLAMA3))
     first = [11, 12, 16, 13, 9, 0, 3, 0, 6, 7, 0, 10, 0, 5, 1, 14, 12, 17, 13, 9, 3, 14]
     second = [12, 16, 13, 9, 1, 4, 0, 5, 0, 14, 12, 17, 13, 9, 3, 14]
@@ -97,8 +99,8 @@ def test_rlhflow() -> None:
         form("rlhflow", byte_level("{% for m in messages %}{{ m['role'] }}{% endfor %}"))
 
 
-def test_judged_tokens_are_those_of_the_assistants_turn() -> None:
-    """A template with a space before the turn: the tokens have it too, as the model predicts them."""
+def test_judgment_tokens_are_those_of_the_assistant_turn() -> None:
+    """If the template adds a space before the turn, the judgment tokens include it, as the model predicts them."""
     found = form("rlhflow", byte_level("{% for m in messages %}<|head|> {{ m['content'] }}{% endfor %}"), no="-")
     assert (found.yes_id, found.no_id) == (10, 4)
     assert ids_and_places(found, solution(("1",), "1")) == ([12, 7, 0, 7, 0, 12, 10], [5])
@@ -118,7 +120,7 @@ def test_visualprm_without_image() -> None:
 
 
 def test_skywork() -> None:
-    """The line breaks in a step and after it are tokenized separately, so they stay two tokens."""
+    """Line breaks inside and after a step are tokenized separately, so they remain two tokens."""
     found = form("skywork", byte_level(bos="<|bos|>"))
     assert ids_and_places(found, solution()) == (
         [11, 0, 3, 0, 6, 8, 0, 3, 0, 5, 1, 8, 1, 4, 0, 5, 0, 8],
@@ -130,7 +132,7 @@ def test_skywork() -> None:
 
 
 def test_trl() -> None:
-    """Question and first step are tokenized apart, so that `? +` has no token for space and +."""
+    """Question and first step are tokenized separately, so `? +` contains no token for a space and +."""
     found = form("trl", byte_level())
     assert ids_and_places(found, solution()) == ([0, 3, 0, 6, 0, 3, 0, 5, 1, 8, 1, 4, 0, 5, 0, 8], [9, 15])
     assert ids_and_places(found, solution(("+1", "\n"), "1 ")) == ([0, 7, 3, 0, 8, 8, 8], [4, 6])
@@ -140,7 +142,7 @@ def test_trl() -> None:
     assert ids_and_places(longer, solution(("1",), "2")) == ([1, 0, 5, 6], [3])
 
 
-def test_padding_is_on_the_right_and_read_nowhere() -> None:
+def test_padding_is_on_the_right_and_never_scored() -> None:
     found = form("rlhflow", byte_level(LLAMA3))
     inputs, read_BT = found.encode([solution(("1",), "1"), solution()])
     assert inputs["attention_mask"].sum(dim=1).tolist() == [15, 38]
@@ -148,7 +150,7 @@ def test_padding_is_on_the_right_and_read_nowhere() -> None:
 
 
 @pytest.mark.parametrize("name", ["math-shepherd", "qwen", "rlhflow", "visualprm", "skywork", "trl"])
-def test_what_no_family_can_express(name: str) -> None:
+def test_solutions_that_no_family_supports(name: str) -> None:
     found = form(name, sentencepiece() if name == "math-shepherd" else byte_level(bos="<|bos|>"))
     with pytest.raises(DataError, match="problem p: a solution must have at least one step"):
         found.mark(solution(()))

@@ -1,4 +1,6 @@
-"""The model that is read at the markers: equal to full logits, made from any base, saved and refused."""
+"""Test the PRM that reads logits at the markers: equal to full logits, created from any base, saved, and rejected
+folders.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,7 @@ def solutions() -> list[Solution]:
 
 @pytest.fixture(scope="module")
 def text_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama with tied embeddings and exactly as many rows as tokens."""
+    """Write a Llama with tied embeddings and exactly as many rows as tokens."""
     folder = tmp_path_factory.mktemp("llama")
     tokenizer = build_tokenizer()
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -47,7 +49,7 @@ def text_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @torch.no_grad()
-def test_two_rows_equal_the_full_logits(prm: Prm, solutions: list[Solution]) -> None:
+def test_judgment_logits_equal_the_full_logits(prm: Prm, solutions: list[Solution]) -> None:
     inputs = prm.renderer.encode(solutions)
     logits_BTV = prm.model.backbone(**inputs).logits
     at_marker_BT = inputs["input_ids"] == prm.renderer.marker_id
@@ -57,7 +59,7 @@ def test_two_rows_equal_the_full_logits(prm: Prm, solutions: list[Solution]) -> 
 
 
 @torch.no_grad()
-def test_neighbors_and_padding_change_nothing(prm: Prm, solutions: list[Solution]) -> None:
+def test_other_rows_and_padding_change_nothing(prm: Prm, solutions: list[Solution]) -> None:
     together_M2 = prm.model(**prm.renderer.encode(solutions))
     alone_M2 = torch.cat([prm.model(**prm.renderer.encode([solution])) for solution in solutions])
     torch.testing.assert_close(together_M2, alone_M2, rtol=1e-4, atol=1e-5)
@@ -151,7 +153,7 @@ def config_of(folder: Path, *sets: str) -> TrainConfig:
     return load(TrainConfig, None, [f"model={folder}", "labels=x", "output=y", *sets])
 
 
-def test_weights_that_are_cut_off_are_refused(text_base: Path, tmp_path: Path) -> None:
+def test_truncated_weights_are_rejected(text_base: Path, tmp_path: Path) -> None:
     shutil.copytree(text_base, tmp_path / "base")
     with (tmp_path / "base/model.safetensors").open("r+b") as file:
         file.truncate(1000)
@@ -172,7 +174,9 @@ def test_frozen_parameters(random_policy_folder: Path) -> None:
 
 
 def test_targets(prm: Prm, solutions: list[Solution]) -> None:
-    """Targets stay floats (15/16 is neither 0 nor 1), unlabeled steps are NaN, paths without labels are no samples."""
+    """Targets stay floats (15/16 is neither 0 nor 1), unlabeled steps are NaN, and paths without labels give no
+    samples.
+    """
     problem, steps = solutions[0].problem, solutions[0].steps[:3]
     labeled = LabeledPath(problem.id, steps, (Counts(15, 1), None, Counts(0, 3, 9)), False)
     unlabeled = LabeledPath(problem.id, steps, (None, None, Counts(0, 0, 4)), False)
@@ -189,7 +193,9 @@ def test_targets(prm: Prm, solutions: list[Solution]) -> None:
 
 
 def test_masked_after_the_first_error(prm: Prm, solutions: list[Solution]) -> None:
-    """a b c: b is wrong. Its label stands on the first path, but it masks the second path's steps after b as well."""
+    """In a b c, b is incorrect. Its label is stored on the first path, but also masks later steps of the second
+    path.
+    """
     problem = solutions[0].problem
     first = LabeledPath(problem.id, ("a", "b", "c"), (Counts(3, 1), Counts(1, 9), Counts(0, 4)), False)
     second = LabeledPath(problem.id, ("a", "b", "d"), (None, None, Counts(0, 4)), False)
@@ -204,8 +210,8 @@ def test_masked_after_the_first_error(prm: Prm, solutions: list[Solution]) -> No
     assert [sample.label_count for sample in strict] == [3, 1, 1]
 
 
-def test_right_solutions_may_vouch_for_all_their_steps(prm: Prm, solutions: list[Solution]) -> None:
-    """Steps without label only, and not where a prefix is known as wrong; a wrong solution vouches for nothing."""
+def test_correct_solutions_may_label_all_their_steps(prm: Prm, solutions: list[Solution]) -> None:
+    """A correct solution labels its unlabeled steps as correct, unless a prefix is known to be incorrect."""
     problem, last = solutions[0].problem, "<answer>1</answer>"
     correct = LabeledPath(problem.id, ("a", "b", last), (Counts(3, 1), None, Counts(correct=1)), True)
     lucky = LabeledPath(problem.id, ("x", "y", last), (Counts(0, 4), None, Counts(correct=1)), True)

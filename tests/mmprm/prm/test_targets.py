@@ -1,4 +1,4 @@
-"""Targets and weights of labeled paths, as worked numbers, and what public trainers have got wrong about them."""
+"""Test targets and weights of labeled paths on worked numbers, including known errors of public trainers."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ PROBLEM = Problem("p", "1 + 1 = ?", "2")
 
 
 def example(*counts: Counts | None, complete: bool = False, name: str = "") -> LabeledExample:
-    """A path of its own steps, `name` apart from those of other paths."""
+    """Return a path whose steps start with `name`, so that paths can share or not share steps."""
     steps = tuple(f"{name}{depth}" for depth in range(len(counts)))
     return LabeledExample(PROBLEM, LabeledPath("p", steps, counts, complete), "train")
 
 
 def values(examples: list[LabeledExample], **config: str | float) -> list[list[float | None]]:
-    """None stands for NaN, which equals nothing."""
+    """Return the targets, with None for NaN because NaN equals nothing."""
     targets = make_targets(examples, TargetConfig(**config))
     return [[None if math.isnan(value) else value for value in target.values] for target in targets]
 
@@ -34,7 +34,7 @@ def weights(examples: list[LabeledExample], weight: str, **config: str) -> list[
 
 
 def test_soft_and_hard() -> None:
-    """3 of 4 right, nothing known, 1 of 8, an estimate freed of its rule's bias."""
+    """The labels are 3 of 4 correct, none known, 1 of 8, and an estimate corrected for the stopping rule's bias."""
     path = [example(Counts(3, 1), None, Counts(0, 0, 4), Counts(1, 7), Counts(3, 1, estimate=0.6))]
     assert values(path) == [[0.75, None, None, 0.125, 0.6]]
     assert values(path, kind="hard") == [[1.0, None, None, 1.0, 1.0]]
@@ -49,7 +49,7 @@ def test_after_the_first_error() -> None:
 
 
 def test_outcome_reward() -> None:
-    """Only complete solutions have a target, at their last step alone, and it is their verdict, soft or hard."""
+    """Only complete solutions have a target: their verdict, at the last step."""
     correct = example(Counts(3, 1), None, CORRECT, complete=True, name="r")
     incorrect = example(Counts(3, 1), INCORRECT, complete=True, name="w")
     cut = example(Counts(3, 1), Counts(2, 2), name="c")
@@ -69,15 +69,15 @@ def test_precision_is_that_of_the_beta_posterior() -> None:
 
 
 def test_weights() -> None:
-    """16 and 4 rollouts weigh 1.6 and 0.4 by count; at even odds 76 and 28, that is 1.4615 and 0.5385, by precision."""
+    """16 and 4 rollouts weigh 1.6 and 0.4 by count; at even odds, precisions 76 and 28 weigh 1.4615 and 0.5385."""
     paths = [example(Counts(8, 8, 5), None, name="a"), example(Counts(2, 2), name="b")]
     assert weights(paths, "none") == [[1.0, 1.0], [1.0]]
     assert weights(paths, "count") == [[1.6, 1.0], [0.4]]
     assert weights(paths, "precision") == [[pytest.approx(76 / 52), 1.0], [pytest.approx(28 / 52)]]
 
 
-def test_a_verdict_weighs_as_the_surest_label() -> None:
-    """16, 4 and the verdict as 16: mean 12. A target without counts weighs 1, and one that is masked does not count."""
+def test_a_verdict_weighs_as_much_as_the_most_certain_label() -> None:
+    """16, 4 and a verdict counted as 16 have mean 12. A target without counts weighs 1; masked ones are excluded."""
     sure = example(Counts(8, 8), name="a")
     correct = example(Counts(2, 2), None, CORRECT, complete=True, name="b")
     by_count = [[4 / 3], [1 / 3, 1.0, 4 / 3]]
@@ -90,22 +90,22 @@ def test_a_verdict_weighs_as_the_surest_label() -> None:
 
 
 def test_weighted_loss() -> None:
-    """p = 3/4, targets 1 and 0, weights 2 and 1/2: 2 · 0.287682 + 1.386294 / 2 = 1.268511; NaN takes no part."""
+    """For p = 3/4, targets 1 and 0, and weights 2 and 1/2: 2 · 0.287682 + 1.386294 / 2 = 1.268511. NaN is excluded."""
     logits_M2 = torch.tensor([[math.log(3), 0.0]]).expand(3, 2)
     target_M, weight_M = torch.tensor([1.0, 0.0, NO_TARGET]), torch.tensor([2.0, 0.5, 100.0])
     assert soft_cross_entropy_sum(logits_M2, target_M, weight_M).item() == pytest.approx(1.268511, abs=1e-6)
     assert soft_cross_entropy_sum(logits_M2, target_M, torch.ones(3)) == soft_cross_entropy_sum(logits_M2, target_M)
 
 
-def test_an_ignore_index_is_no_target() -> None:
-    """−100, cast to a truth value, would be a right step."""
+def test_an_ignore_index_is_rejected_as_a_target() -> None:
+    """Cast to a boolean, −100 would count as a correct step."""
     for value in (-100.0, 1.01, -0.01):
         with pytest.raises(AssertionError, match=r"lie in \[0, 1\]"):
             soft_cross_entropy_sum(torch.zeros(1, 2), torch.tensor([value]))
 
 
-def test_a_label_survives_the_file(tmp_path: Path) -> None:
-    """47 of 50 is 0.94 on the way from counts to target, never 0 or 1."""
+def test_soft_labels_survive_the_file(tmp_path: Path) -> None:
+    """47 of 50 stays 0.94 from counts to target, never 0 or 1."""
     write_parquet(tmp_path / "labels.parquet", [example(Counts(47, 3), None)])
     (target,) = make_targets(read_parquet(tmp_path / "labels.parquet"), TargetConfig())
     assert target.values[0] == pytest.approx(0.94)

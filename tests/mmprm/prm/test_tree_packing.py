@@ -1,4 +1,4 @@
-"""Packed rows against one path a row: the same loss, gradients and scores, on every kind of backbone."""
+"""Test packed rows against one path per row: equal loss, gradients and scores on every kind of backbone."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def form_of(prm: Prm) -> Format:
 
 
 def tree_samples(prm: Prm, labels: str, problems: int = 3, seed: int = 0) -> list[PrmSample]:
-    """Paths that leave a solution at each of its steps, some into a word that shares its first letters.
+    """Return paths that branch off a solution at each step, some inside a word.
 
-    labels: "once", each distinct prefix on the first path that has it; "everywhere", on all of them.
+    labels: "once" labels each distinct prefix on the first path that has it; "everywhere" on all paths.
     """
     rng, marks = random.Random(seed), Marks(form_of(prm))
     name = "qwen2_5_vl" if prm.renderer.image else "llama"
@@ -66,7 +66,7 @@ def tree_samples(prm: Prm, labels: str, problems: int = 3, seed: int = 0) -> lis
 
 
 def loss_and_gradient(prm: Prm, rows: TrainingRows, budget: int) -> tuple[float, Tensor]:
-    """Over all rows, in micro-batches of `budget` tokens."""
+    """Return loss and gradient over all rows, in micro-batches of `budget` tokens."""
     task = PrmTask(rows, rows, budget, CPU)
     prm.model.zero_grad()
     total = 0.0
@@ -93,7 +93,7 @@ def assert_equal_training(prm: Prm, samples: list[PrmSample], rows: PackedRows, 
 
 
 def test_trees_equal_separate_paths(prm: Prm) -> None:
-    """Each node weighs the number of paths through it when each of them carries its label."""
+    """If each path carries the label of a node, the node's weight is the number of its paths."""
     samples = tree_samples(prm, "everywhere")
     rows = packed(prm, samples, max_tokens=10_000, width=None)
     assert sum(rows.lengths) < 0.5 * sum(sample.length for sample in samples)
@@ -101,7 +101,7 @@ def test_trees_equal_separate_paths(prm: Prm) -> None:
 
 
 def test_trees_with_each_label_once(prm: Prm) -> None:
-    """Small trees side by side in wide rows, several rows, padding; targets on the first path that has a prefix."""
+    """Rows hold several small trees and padding; targets are on the first path that has a prefix."""
     samples = tree_samples(prm, "once", problems=5)
     longest = max(packed(prm, samples, 10_000, 1).lengths)
     rows = packed(prm, samples, 10_000, width=2 * longest)
@@ -119,7 +119,7 @@ def test_a_tree_is_cut_under_the_budget(prm: Prm) -> None:
 
 
 def test_every_rank_has_a_row(prm: Prm) -> None:
-    """Wide rows would leave some without: trees are cut for it, though not below the longest sample."""
+    """Wide rows would leave ranks without data, so trees are split, but never below the longest sample."""
     samples = tree_samples(prm, "once")
     longest = max(sample.length for sample in samples)
     wide, cut = (make_rows(samples, form_of(prm), prm.model.backbone, "trees", 10_000, shares) for shares in (1, 100))
@@ -129,8 +129,8 @@ def test_every_rank_has_a_row(prm: Prm) -> None:
     assert make_rows([], form_of(prm), prm.model.backbone, "trees", 10_000, 100).lengths == []
 
 
-def test_a_tree_is_of_one_question_and_its_images(prm: Prm) -> None:
-    """Whatever the problem's id: that of solutions from a file is their line."""
+def test_a_tree_has_one_question_with_its_images(prm: Prm) -> None:
+    """Problem ids do not matter, because the ids of solutions from a file are line numbers."""
     samples = tree_samples(prm, "once")
     solutions, marked = [sample.solution for sample in samples], [(sample.ids, sample.positions) for sample in samples]
     lines = [replace(each, problem=replace(each.problem, id=f"line {n}")) for n, each in enumerate(solutions)]
@@ -139,8 +139,8 @@ def test_a_tree_is_of_one_question_and_its_images(prm: Prm) -> None:
     assert [tree.members for tree in pack_solutions(lines, marked, 10_000)] == expected
 
 
-def test_images_are_opened_once_a_call_and_not_kept(prm: Prm, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A service that kept them would grow with every request."""
+def test_images_are_opened_once_per_call_and_not_kept(prm: Prm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service that kept images would grow with every request."""
     solutions = [sample.solution for sample in tree_samples(prm, "once", problems=1)]
     marks, opened = Marks(form_of(prm)), []
     monkeypatch.setattr(packing, "open_image", lambda image: opened.append(image) or open_image(image))
@@ -150,7 +150,7 @@ def test_images_are_opened_once_a_call_and_not_kept(prm: Prm, monkeypatch: pytes
 
 
 def test_sample_packing(prm: Prm) -> None:
-    """Several paths in a row, each blind to the others, positions from zero for each."""
+    """A row holds several paths that do not attend to each other, and positions restart at zero."""
     samples = tree_samples(prm, "once")
     rows = packed(prm, samples, 10_000, width=400, shared=False)
     assert 1 < len(rows.lengths) < len(samples) / 2
@@ -159,7 +159,7 @@ def test_sample_packing(prm: Prm) -> None:
 
 
 def test_the_image_of_a_tree_is_encoded_once(prm: Prm) -> None:
-    """And what a row holds is exactly what the paths' own tokenization gives, read at the marker and nowhere else."""
+    """A row contains exactly the tokens of its paths and is read only at the markers."""
     samples = tree_samples(prm, "once")
     rows, form = packed(prm, samples, 10_000, None), form_of(prm)
     batch = rows.collate(range(len(rows.lengths)))
@@ -176,7 +176,7 @@ def test_the_image_of_a_tree_is_encoded_once(prm: Prm) -> None:
 
 
 def test_only_the_judgment_is_learned(prm: Prm) -> None:
-    """No language-model loss hides in the packed path: of the output layer only the rows of Yes and No move."""
+    """Packing adds no language-model loss: only the output rows of Yes and No change."""
     output, table = prm.model.backbone.get_output_embeddings(), prm.model.backbone.get_input_embeddings()
     if output.weight is table.weight:
         return
@@ -186,7 +186,7 @@ def test_only_the_judgment_is_learned(prm: Prm) -> None:
 
 
 def test_marks_are_the_tokens_of_the_processor(prm: Prm) -> None:
-    """Whatever a step ends with, the tokens up to its marker are the same at the end of a text and within it."""
+    """The tokens up to a marker are the same at the end of a text and within it, whatever the step ends with."""
     form, marks = form_of(prm), Marks(form_of(prm))
     solution = tree_samples(prm, "once")[0].solution
     steps = ("2+3 =", " 5\n", "so Yes", "Question:", "é <answer>", "5</answer>")
@@ -204,7 +204,7 @@ def test_marks_are_the_tokens_of_the_processor(prm: Prm) -> None:
 
 @torch.no_grad()
 def test_block_masks_reach_the_attention(prm: Prm) -> None:
-    """The attention function of the GPU, with a dense mask: SDPA as before, in the language model alone."""
+    """With a dense mask, the GPU's attention function equals SDPA; only the language model uses it."""
     rows = packed(prm, tree_samples(prm, "once"), 10_000, None)
     task, batch = PrmTask(rows, rows, 10_000, CPU), rows.collate(range(len(rows.lengths)))
     before = task.loss_sum(prm.model, batch)
@@ -225,7 +225,7 @@ def test_block_masks_reach_the_attention(prm: Prm) -> None:
         AttentionInterface._global_mapping.pop(PACKED, None)
 
 
-def test_models_that_cannot(prm: Prm) -> None:
+def test_models_without_packing_support(prm: Prm) -> None:
     backbone = prm.model.backbone
     assert why_not_packed(backbone) is None
     text = backbone.config.get_text_config()
@@ -243,7 +243,9 @@ def test_models_that_cannot(prm: Prm) -> None:
 
 
 class _LetterJudge(nn.Module):
-    """Logits whose loss at target 1 is the number of the letter before the marker: −log softmax([x, 0])[0] = n."""
+    """Returns logits whose loss at target 1 is the number of the letter before the marker: −log softmax([x,
+    0])[0] = n.
+    """
 
     def __init__(self, renderer: Renderer) -> None:
         super().__init__()
@@ -258,8 +260,11 @@ class _LetterJudge(nn.Module):
 
 
 def test_five_nodes_on_three_paths(tmp_path: Path) -> None:
-    """Node losses 1 … 5 on the paths a b c, a b d and a e: a weighs 3, b 2, so (3 + 4 + 3 + 4 + 5) / 8 = 2.375 where
-    every path has all labels; 15 / 5 = 3.0 with each label once. Packed or not."""
+    """Nodes of paths abc, abd and ae have losses 1 … 5, packed or not.
+
+    With all labels on every path, a weighs 3 and b 2, so the loss is (3 + 4 + 3 + 4 + 5) / 8 = 2.375. With each label
+    once, it is 15 / 5 = 3.0.
+    """
     prm = initialize_prm(str(write_backbone("llama", tmp_path / "base")), PrmTokens())
     problem, paths = Problem("p", "?", ""), [("a", "b", "c"), ("a", "b", "d"), ("a", "e")]
     everywhere = [(1.0,) * len(path) for path in paths]
@@ -276,8 +281,8 @@ def test_five_nodes_on_three_paths(tmp_path: Path) -> None:
             assert loss.item() / sum(rows.terms) == pytest.approx(mean)
 
 
-def test_what_follows_the_last_target_is_left_out(tmp_path: Path) -> None:
-    """In samples, whatever the packing; a packed row ends at the last marker, and the chat template's end is gone."""
+def test_tokens_after_the_last_target_are_left_out(tmp_path: Path) -> None:
+    """Samples are truncated for any packing; a packed row also drops the chat template's end."""
     prm = initialize_prm(str(write_backbone("llama", tmp_path / "base")), PrmTokens())
     problem, short = Problem("p", "?", ""), ("a", "b")
     path = LabeledPath("p", (*short, "c", "d"), (None, Counts(1, 1), None, None), False)
@@ -290,6 +295,6 @@ def test_what_follows_the_last_target_is_left_out(tmp_path: Path) -> None:
     assert rows.collate([0]).inputs["input_ids"][0].tolist() == ids[: positions[-1] + 1].tolist()
 
 
-def test_with_image_backbones_are_among_them() -> None:
+def test_backbones_with_images_are_covered() -> None:
     assert {"qwen2_5_vl", "internvl"} <= set(WITH_IMAGE) <= {*BACKBONES, *RECENT}
     assert {"qwen2", "llama"} <= set(BACKBONES)

@@ -67,7 +67,7 @@ def html() -> str:
     return page(data)
 
 
-def test_extremes_are_of_different_problems() -> None:
+def test_extremes_come_from_different_problems() -> None:
     best, worst = extremes(GROUPS, "min", 2)
     assert [solution.reward for solution in best] == [0.9, 0.85]
     assert [solution.reward for solution in worst] == [0.05, 0.1]
@@ -91,7 +91,7 @@ def test_the_page_loads_nothing_from_elsewhere(html: str) -> None:
     assert all(node.get("src", "data:").startswith("data:") for node in root.iter())
     assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", html))
     assert "@import" not in html
-    # What is left of addresses are the names of the SVG namespaces.
+    # The only remaining addresses are SVG namespace names.
     assert set(re.findall(r"https?://[^\s\"']+", html)) <= {
         "http://www.w3.org/2000/svg",
         "http://www.w3.org/1999/xlink",

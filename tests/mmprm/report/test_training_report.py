@@ -50,7 +50,7 @@ RECORDS = [
 
 
 def points_of(page: str, name: str) -> list[tuple[float, float]]:
-    """Places of the one line of a plot, in its own units; y grows downwards."""
+    """Return the points of a plot's only line in plot units, in which y grows downward."""
     (path,) = re.findall(rf'id="{name}-line2d_\d+">\s*<path d="([^"]*)" clip-path="[^"]*" style="[^"]*--series', page)
     return [(float(x), float(y)) for x, y in re.findall(r"[ML] ([\d.]+) ([\d.]+)", path)]
 
@@ -72,7 +72,7 @@ def test_the_page_is_well_formed_and_self_contained() -> None:
     assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", page))
 
 
-def test_what_it_says() -> None:
+def test_the_text_of_the_report() -> None:
     text = text_of(training_page(RECORDS, "a run of <x>"))
     assert "a run of <x>" in text
     assert "60 steps of reinforcement learning. Thick lines are moving means over 3 steps." in text
@@ -88,7 +88,7 @@ def test_only_measured_metrics_are_plotted() -> None:
     text = text_of(training_page(RECORDS, "run"))
     assert "KL divergence" not in text
     assert "Gradient norm" not in text
-    # Sources and reasons that were 0 throughout.
+    # sources and reasons that were always 0
     for left_out in ("aborted", "sync"):
         assert left_out not in text
     svg = training_page(RECORDS, "run")
@@ -107,7 +107,7 @@ def test_ratios_mismatch_and_staleness_are_plotted() -> None:
 
 
 def test_curves_go_through_their_values() -> None:
-    """The drawn line falls by as much, relative to its axis, as the values do."""
+    """Relative to its axis, the drawn line falls by as much as the values do."""
     records = [train(step, entropy=value) for step, value in enumerate([3.0, 1.0, 2.0], start=1)]
     (x1, y1), (x2, y2), (x3, y3) = points_of(training_page(records, "run"), "entropy")
     assert x2 - x1 == pytest.approx(x3 - x2, abs=0.01)
@@ -156,5 +156,5 @@ def test_moving_mean() -> None:
     assert math.isclose(moving_mean([0.0, 3.0, 6.0], 2)[0], 1.5)
 
 
-def test_every_panel_of_a_page_has_a_name_of_its_own() -> None:
+def test_every_panel_of_a_page_has_a_unique_name() -> None:
     assert len({panel.title for panel in LEARNING}) == len(LEARNING)

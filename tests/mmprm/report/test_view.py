@@ -1,4 +1,4 @@
-"""Trees as readers see them: the branches, the terminal, and the page, driven in a headless browser."""
+"""Test the tree views: branches, terminal output, and the page in a headless browser."""
 
 from __future__ import annotations
 
@@ -86,14 +86,14 @@ def store(run: Path) -> Iterator[Store]:
     reader.close()
 
 
-def test_each_prefix_is_under_the_longest_that_it_continues(store: Store) -> None:
+def test_each_prefix_is_below_its_longest_proper_prefix(store: Store) -> None:
     root = grow(store.tree("alpha-1"), RULE)
     found = [(branch.number, branch.steps[branch.above :], branch.counts) for branch in root.walk()]
     assert found[0][:2] == (0, ())
     assert found[1:] == [
         (2, steps("guess"), Counts(1, 1)),
         (1, steps("add"), Counts(0, 2)),
-        # Drawn from by nobody: three rollouts of the root run through each.
+        # No rollouts start here: three rollouts of the root pass through each.
         (None, steps("look"), Counts(3, 0)),
         (None, steps("count"), Counts(3, 0)),
     ]
@@ -142,7 +142,7 @@ def test_colors_are_for_terminals(
     assert "\x1b[38;" not in capsys.readouterr().out
 
 
-def test_the_beginning_of_an_id_is_enough_if_it_is_the_only_one(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_unique_id_prefix_is_enough(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert find_id("a", ["a", "ab"]) == "a"
     assert find_id("beta", ["alpha", "beta-1"]) == "beta-1"
     assert main(["tree", str(run), "beta"]) == 2
@@ -163,7 +163,7 @@ def test_fewer_problems_are_spread_over_the_run() -> None:
 
 
 class Scripts(HTMLParser):
-    """Content of the page's JSON elements by id, and the number of all its scripts."""
+    """Collects the content of the page's JSON elements by id, and counts all scripts."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -186,7 +186,7 @@ def test_data_of_the_page(run: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert f"{run / 'view.html'}: 4 of 4 problems" in capsys.readouterr().out
     page = (run / "view.html").read_text(encoding="utf-8")
     parsed = Scripts(page)
-    assert parsed.scripts == 1 + 4 + 1, "the run, its problems, the program: no text of a problem is a script"
+    assert parsed.scripts == 1 + 4 + 1, "only the run, its problems and the program: problem texts add no scripts"
     listed = json.loads(parsed.data["run"])
     assert [(entry["id"], entry["outcome"]) for entry in listed["problems"]] == [
         ("alpha-1", "searched"),
@@ -245,7 +245,7 @@ document.body.append("SEEN" + JSON.stringify(seen) + "NEES");
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The texts on the page after each scene, one a line."""
+    """Return the texts on the page after each scene, one per line."""
     if CHROMIUM is None:
         pytest.skip("no Chromium to drive the page in")
     folder = tmp_path_factory.mktemp("view")
@@ -276,18 +276,18 @@ def test_the_page_shows_a_problem_and_the_rollouts_of_a_state(seen: dict[str, st
 
 def test_the_page_filters_by_outcome_and_text(seen: dict[str, str]) -> None:
     assert "beta" not in seen["failed"]
-    assert EVIL in seen["failed"], "text stays text"
+    assert EVIL in seen["failed"], "texts are not interpreted as HTML"
     assert "gone.png: cannot be read as an image" in seen["failed"]
     assert "No rollouts were sampled." in seen["failed"]
     assert "all 1\nsearched 0\ntoo easy 1\nfailed 0\nopen 0\nIs it easy?" in seen["text"]
     assert "No problem matches." in seen["nothing"]
 
 
-def test_the_page_obeys_keys(seen: dict[str, str]) -> None:
+def test_the_page_reacts_to_keys(seen: dict[str, str]) -> None:
     shown = seen["down"]
     assert "Not a state · value 1.00\n3 ✓\n0 ✗" in shown
     assert "pass through it: 3\n✓ correct\nfrom state 0 · 7 tokens\ncount\n3\n" in shown
     assert "Who wins?" in seen["next"].split("gold answer")[0].split("Nobody knows")[1]
-    # Two steps back in the search: only the question was sampled from, and it is chosen.
+    # Two steps back in the search, only the question has been sampled from, and it is selected.
     assert "1 of 3 states" in seen["back in the search"]
     assert "The question · value 0.75" in seen["back in the search"]

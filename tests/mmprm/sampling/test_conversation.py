@@ -1,4 +1,4 @@
-"""Episodes as token ids: actions as sampled, masks, images of recent observations, and training rows."""
+"""Test episodes as token ids: actions as sampled, masks, images of recent observations, and training rows."""
 
 from __future__ import annotations
 

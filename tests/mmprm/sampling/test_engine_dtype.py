@@ -1,4 +1,4 @@
-"""engine.dtype=auto: the table of devices, what a run records, and what it prints."""
+"""Test engine.dtype=auto: the rule per device, what a run records, and what it prints."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_command_prints_which_data_type_and_why(tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.usefixtures("old_cpu")
-def test_the_machines_of_a_cluster_are_not_taken_for_this_one(capsys: pytest.CaptureFixture) -> None:
+def test_cluster_machines_are_not_assumed_to_equal_this_one(capsys: pytest.CaptureFixture) -> None:
     assert with_dtype(EngineConfig(model="mine"), "10.0.0.1:6379").dtype == "bfloat16"
     assert "set engine.dtype=float16" in capsys.readouterr().err
 

@@ -16,7 +16,7 @@ from mmprm.sampling.pool import SamplerPool
 
 @pytest.fixture
 def answered(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """The calls that two engines on GPUs have answered; other calls never end."""
+    """Return which calls the two GPU engines answer; other calls never return."""
     known: set[str] = set()
     killed: list[Any] = []
 

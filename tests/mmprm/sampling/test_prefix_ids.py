@@ -1,4 +1,4 @@
-"""What a vLLM sampler makes of the ids of a prefix, without an engine."""
+"""Test how a vLLM sampler handles the ids of a prefix, without an engine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %} as
 
 
 class Engine:
-    """Answers request number i with texts[i], one per sample; keeps prompts and parameters."""
+    """Answers request i with texts[i], one per sample, and records prompts and parameters."""
 
     def __init__(self, texts: list[list[str]]) -> None:
         self.texts, self.prompts, self.params = iter(texts), list[dict[str, Any]](), list[Any]()
@@ -73,8 +73,8 @@ async def test_ids_follow_the_prompt_as_they_are() -> None:
     assert completion.tokens.ids == ids_of("rest")
 
 
-async def test_the_policy_writes_the_token_over_a_border_again() -> None:
-    """`><` ends one step and begins the next: the prompt ends before it, and a sample that differs is repeated."""
+async def test_a_token_that_spans_two_steps_is_generated_again() -> None:
+    """`><` spans two steps, so the prompt ends before it, and samples that differ there are repeated."""
     engine = Engine([["><step>b", ". And", ">\n<step>c"], ["!"], ["><answer>"]])
     prefix, ids = "<step>a</step>", ids_of("<step>a</step><step>")
     whole = ids[: [TOKENIZER.decode([index]) for index in ids].index("><")]
@@ -91,7 +91,7 @@ async def test_the_policy_writes_the_token_over_a_border_again() -> None:
 
 
 @pytest.mark.parametrize(("greedy", "asked"), [(False, ATTEMPTS + 1), (True, 2)])
-async def test_a_policy_that_never_writes_the_prefix_continues_its_text(greedy: bool, asked: int) -> None:
+async def test_a_policy_that_never_matches_the_prefix_continues_its_text(greedy: bool, asked: int) -> None:
     engine = Engine([*[["no"]] * (asked - 1), ["<step>b"]])
     sampler = sampler_of(engine)
     (completion,) = await sampler.sample(request("<step>a</step>", ids_of("<step>a</step>")[:-1], greedy=greedy))
@@ -102,7 +102,7 @@ async def test_a_policy_that_never_writes_the_prefix_continues_its_text(greedy: 
     assert engine.params[-1].seed == 5
 
 
-async def test_ids_of_another_text_and_prefixes_in_the_user_turn_are_no_use() -> None:
+async def test_ids_of_another_text_or_in_the_user_turn_are_ignored() -> None:
     for preset, ids in (("plain", ids_of("other")), ("previous_steps", ids_of("<step>a</step>"))):
         engine = Engine([["x"]])
         (completion,) = await sampler_of(engine, preset).sample(request("<step>a</step>", ids))
@@ -114,7 +114,7 @@ async def test_ids_of_another_text_and_prefixes_in_the_user_turn_are_no_use() ->
     ("prefix", "kept", "stop", "sent"),
     [
         ("a</step>", 3, ("</step>",), ("</step>",)),
-        ("a.\n\n", 1, ("\n\n",), ()),  # the text that is written again holds the stop string
+        ("a.\n\n", 1, ("\n\n",), ()),  # the text that is generated again contains the stop string
         ("a\n\n\n", 1, ("\n\n",), ()),
     ],
 )
@@ -144,7 +144,7 @@ async def test_a_prefill_belongs_to_the_prompt_and_not_to_the_ids() -> None:
 
 
 async def test_guided_search_continues_the_tokens_of_its_path() -> None:
-    """The stop string ended the text inside `><`; the path keeps the tokens before it."""
+    """The stop string ended the text inside `><`, so the path keeps only the tokens before it."""
     engine = Engine([["<step>a</step>"], ["><step>b</step>"]])
     sampler = sampler_of(engine)
     answer = engine.answer
@@ -166,8 +166,8 @@ async def test_guided_search_continues_the_tokens_of_its_path() -> None:
     assert path.ids == before[: positions[1]]
 
 
-async def test_a_prefix_of_a_given_solution_ends_in_the_tokens_of_the_whole_solution() -> None:
-    """In the solution, `><` is one token, so the prompt ends before it and the policy writes it again."""
+async def test_a_given_solution_is_cut_at_tokens_of_the_whole_solution() -> None:
+    """`><` is one token of the solution, so the prompt ends before it and the policy generates it again."""
     engine = Engine([["><step>c"]])
     prefix, rest = "<step>a</step>", "<step>b</step>"
     (completion,) = await sampler_of(engine).sample(request(prefix, None, continuation=rest))

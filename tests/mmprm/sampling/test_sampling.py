@@ -25,7 +25,7 @@ def write(problem: Problem, prefix: str, rng: random.Random) -> str:
 
 
 def test_seeds_stay_as_they_are():
-    # A stored run is resumed with these seeds: the numbers may never change.
+    # Stored runs resume with these seeds, so the numbers must never change.
     assert derive_seed(0, "p", "", 0) == 655369940088721826
     assert derive_seed(1, "p", "<step>a</step>", 16) == 1223618775233068080
 
@@ -68,7 +68,7 @@ def test_impossible_sampling_is_refused(setting):
         load(SamplingConfig, sets=[setting])
 
 
-def test_what_is_no_model_folder_is_refused_at_once(tmp_path):
+def test_an_invalid_model_folder_is_rejected_at_once(tmp_path):
     with pytest.raises(SamplingError, match=r"config\.json"):
         VllmSampler(EngineConfig(model=str(tmp_path)))
     with pytest.raises(SamplingError, match="does not exist"):
@@ -76,7 +76,7 @@ def test_what_is_no_model_folder_is_refused_at_once(tmp_path):
 
 
 async def test_an_aborted_sample_is_not_an_incorrect_answer(monkeypatch):
-    """vLLM ends a request so when an image is no longer in its own cache."""
+    """vLLM aborts a request whose image was evicted from its cache."""
 
     async def generate(self, request):
         return SimpleNamespace(outputs=[SimpleNamespace(text="", token_ids=[], finish_reason="error")])
@@ -100,7 +100,7 @@ async def test_an_engine_of_the_pool_that_is_killed_for_memory_has_stopped():
 
 @pytest.fixture
 def gpus_of_machines(monkeypatch):
-    """Two machines of three GPUs each, one of CPUs alone, and a lost one."""
+    """Return two machines with three GPUs each, one with only CPUs, and a lost one."""
     resources = [{"CPU": 8.0, "GPU": 3.0}, {"CPU": 8.0, "GPU": 3.0}, {"CPU": 8.0}]
     nodes = [{"Alive": True, "Resources": each} for each in resources] + [{"Alive": False, "Resources": {}}]
     monkeypatch.setattr(pool, "ray", SimpleNamespace(nodes=lambda: nodes))

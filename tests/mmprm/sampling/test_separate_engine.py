@@ -1,4 +1,4 @@
-"""Test what happens to the requests of an engine in vLLM's own processes when it is closed."""
+"""Test what happens to pending requests when an engine in vLLM's own processes is closed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmprm.sampling.separate_engine import SeparateEngine
 
 
 class SilentEngine:
-    """Accept requests and never answer them, as AsyncLLM does after its shutdown."""
+    """Accepts requests and never answers them, as AsyncLLM does after its shutdown."""
 
     def __init__(self) -> None:
         self.is_shut_down = self.errored = False
@@ -77,7 +77,7 @@ def test_a_request_cancelled_by_its_caller_stays_cancelled(engine: SeparateEngin
     sampled = engine.submit({"prompt": "x"}, None)
     sampled.cancel()
     assert sampled.cancelled()
-    assert engine.call("reset_prefix_cache").result(timeout=5), "the engine continues"
+    assert engine.call("reset_prefix_cache").result(timeout=5), "the engine keeps running"
     engine.close()
 
 

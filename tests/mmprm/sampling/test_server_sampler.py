@@ -1,4 +1,4 @@
-"""What is asked of a server, and what is made of its answers."""
+"""Test the requests sent to a server and how its responses are read."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def sampler(server: ScriptedServer, dialect: str = "vllm", trust_prefix: bool = 
     return ServerSampler(engine, SamplingConfig(**values), PromptConfig(preset="plain"))
 
 
-async def test_what_is_asked_and_what_comes_back() -> None:
+async def test_request_and_response() -> None:
     answer = says("one", "two", choice={"token_ids": [1, 2, 3]}, top={"prompt_text": "…<step>a</step>"})
     with ScriptedServer(answer) as server:
         async with sampler(server, temperature=0.7, top_k=5, max_tokens=9) as asked:
@@ -66,7 +66,7 @@ async def test_without_prefix_the_assistant_turn_is_new() -> None:
     assert server.requests[0]["top_k"] == -1, "SGLang refuses 0, vLLM takes both"
 
 
-async def test_images_travel_as_the_pixels_of_our_own_engines(tmp_path) -> None:
+async def test_images_are_sent_with_the_pixels_of_local_engines(tmp_path) -> None:
     Image.new("RGBA", (3, 2), (255, 0, 0, 0)).save(tmp_path / "clear.png")
     problem = Problem("p", "Left <image> or right?", "2", (ImageRef(path=str(tmp_path / "clear.png")),))
     with ScriptedServer(says("x", choice={"token_ids": [1]})) as server:
@@ -108,7 +108,7 @@ async def test_a_template_that_changes_the_prefix_is_refused() -> None:
 async def test_line_breaks_after_a_tag_may_be_trimmed_and_are_written_once(
     prefix: str, shown: str, written: str, text: str
 ) -> None:
-    """As chat templates do that trim the contents of turns (Llama 3)."""
+    """Some chat templates trim the contents of turns, for example Llama 3's."""
     answer = says(written, choice={"token_ids": [1, 2]}, top={"prompt_text": "assistant: " + shown})
     with ScriptedServer(answer) as server:
         async with sampler(server) as asked:
@@ -153,7 +153,7 @@ async def test_openai_dialect_sends_nothing_of_vllms() -> None:
     ]
 
 
-async def test_what_is_neither_stop_nor_length_is_an_abort() -> None:
+async def test_other_finish_reasons_are_aborts() -> None:
     with ScriptedServer(says("x", choice={"token_ids": [1], "finish_reason": "content_filter"})) as server:
         async with sampler(server) as asked:
             (sampled,) = await asked.sample(SampleRequest(TEXT, "", 1, 0))
@@ -180,8 +180,8 @@ async def test_the_configuration_chooses_the_servers() -> None:
             assert isinstance(chosen, ServerSampler)
 
 
-async def test_reasoning_apart_from_the_text_is_refused() -> None:
-    """Its steps would be missing from the text that is searched, and nothing would say so."""
+async def test_a_separate_reasoning_field_is_rejected() -> None:
+    """Steps in a separate reasoning field would silently be missing from the searched text."""
     message = {"role": "assistant", "content": "42", "reasoning_content": "6 times 7"}
     with ScriptedServer(says("", choice={"message": message, "token_ids": [1]})) as server:
         async with sampler(server) as asked:

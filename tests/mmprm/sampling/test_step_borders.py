@@ -1,4 +1,4 @@
-"""Borders of steps and of tokens: a state is continued from tokens that the policy wrote."""
+"""Test step borders that fall inside tokens: a state is continued from tokens that the policy generated."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Wrong:
 
 
 class Writes:
-    """A policy that always writes the rest of one text, in its own tokens. Keeps what it was asked."""
+    """A policy that always completes the same text in its own tokens, and records its requests."""
 
     def __init__(self, tokenizer: Any, text: str) -> None:
         self._text, self._token_text = text, TokenText(tokenizer)
@@ -59,7 +59,7 @@ def states_of(text: str, step_format: Any) -> list[Steps]:
 @pytest.mark.parametrize("tokenizer", [QWEN_LIKE, TINY], ids=["byte-level", "tiny"])
 @pytest.mark.parametrize("name", TEXTS)
 async def test_no_prefix_ends_inside_a_token(tokenizer: Any, name: str) -> None:
-    """The ids of a state are the first of the policy's own, and its next token begins with what they lack."""
+    """The ids of a state are a prefix of the policy's own ids, and its next token completes the missing text."""
     step_format, text = TEXTS[name]
     policy = Writes(tokenizer, text.replace("answer is \\boxed{6}", "answer is 6"))
     states = states_of(policy._text, step_format)
@@ -71,13 +71,13 @@ async def test_no_prefix_ends_inside_a_token(tokenizer: Any, name: str) -> None:
         assert request.prefix_ids == policy.ids[:count]
         written, longer = (tokenizer.decode(policy.ids[:end]) for end in (count, count + 1))
         assert request.prefix.startswith(written)
-        assert len(longer) > len(request.prefix), "all whole tokens"
+        assert len(longer) > len(request.prefix), "only whole tokens"
         assert longer.startswith(request.prefix)
 
 
 @pytest.mark.parametrize("name", [name for name in TEXTS if name != "tags, one after the other"])
 def test_with_line_breaks_the_text_of_a_prefix_gives_the_same_tokens(name: str) -> None:
-    """What servers continue, which take text; without line breaks `><` is cut."""
+    """Servers continue from text; only without line breaks is the token `><` split."""
     step_format, text = TEXTS[name]
     whole = QWEN_LIKE.encode(text, add_special_tokens=False)
     for steps in states_of(text, step_format):
@@ -93,19 +93,19 @@ async def test_by_hand() -> None:
         ("<step", ">", "2", "×", "3", "=", "6", ".</", "step"),
         ("><", "step", ">So", " it", " is", " ", "6", ".</", "step"),
     ]
-    # From the first state the policy writes >< again: the token over its beginning belongs to the step that follows.
+    # From the first state, the policy generates >< again: this token belongs to the next step.
     assert first.rollouts[0].step_ids == root.rollouts[0].step_ids[1:]
     assert second.rollouts[0].step_ids == (), "a last step is never continued"
     assert policy.asked[2].prefix_ids == sum(root.rollouts[0].step_ids, ())
 
 
 async def test_the_first_tokens_of_a_prefix_are_kept() -> None:
-    """Two ways to write the same steps are one state; the first one is continued, also after a restart."""
+    """Two tokenizations of the same steps are one state, which continues from the first one, even after a restart."""
     text = TEXTS["tags, line by line"][1]
     states = states_of(text, "tags")
 
     class Otherwise(Writes):
-        """Its second sample is the same text a byte at a time."""
+        """Returns the second sample as the same text with one token per byte."""
 
         async def sample(self, request: SampleRequest) -> tuple[Completion, ...]:
             first, second = await super().sample(request)
@@ -144,14 +144,14 @@ def test_tokens_of_a_text() -> None:
     def ids(text: str) -> list[int]:
         return QWEN_LIKE.encode(text, add_special_tokens=False)
 
-    # € is three bytes, none of which ends inside it.
+    # € is three tokens of one byte, and no prefix may end inside it.
     assert token_text.tokens(ids("a€b"), "a€b") == Tokens(tuple(ids("a€b")), (1, 2, 2, 2, 3))
     assert token_text.tokens(ids("a€")[:-1], "a") == Tokens(tuple(ids("a€")[:-1]), (1, 2, 2))
-    # A stop string ended the text inside a token; the end of the turn has none.
+    # A stop string ended the text inside a token; the end-of-turn token has no text.
     assert token_text.tokens([*ids("x</step>\n"), QWEN_LIKE.eos_token_id], "x</step>") == Tokens(
         tuple(ids("x</step>\n")), (1, 3, 7, 9)
     )
-    assert token_text.tokens([*ids("a"), QWEN_LIKE.eos_token_id, *ids("b")], "ab") is None, "a special token within"
+    assert token_text.tokens([*ids("a"), QWEN_LIKE.eos_token_id, *ids("b")], "ab") is None, "contains a special token"
     assert token_text.tokens(ids("ab"), "ac") is None
     assert token_text.missing(ids("</step>\n")[:2], "</step>") == ">"
     assert token_text.missing(ids("other"), "</step>") is None

@@ -1,4 +1,4 @@
-"""The text of token ids in vocabularies of several kinds, cut at the borders of steps."""
+"""Test the text of token ids in several kinds of vocabulary, cut at step borders."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def byte_level(pattern: str, size: int = 700) -> PreTrainedTokenizerFast:
 
 
 def sentence_pieces() -> PreTrainedTokenizerFast:
-    """Spaces as ▁, and all but ASCII as bytes."""
+    """Return a tokenizer with ▁ for spaces and byte tokens for non-ASCII characters."""
     merges = [("s", "t"), ("st", "e"), ("ste", "p"), (">", "▁"), ("▁", "<"), (">", "<")]
     words = [
         "<unk>",
@@ -74,7 +74,7 @@ def ids_of(tokenizer: Any, text: str, cuts: int, rng: random.Random) -> list[int
 
 @each_tokenizer
 @pytest.mark.parametrize("step_format", TEXTS)
-def test_ids_and_what_they_lack_are_the_prefix(tokenizer: Any, step_format: Any) -> None:
+def test_ids_plus_missing_text_equal_the_prefix(tokenizer: Any, step_format: Any) -> None:
     text, token_text, rng = TEXTS[step_format], TokenText(tokenizer), random.Random(step_format)
     for cuts in (0, 3, 12):
         tokens = token_text.tokens([*ids_of(tokenizer, text, cuts, rng), tokenizer.eos_token_id], text)
@@ -85,11 +85,11 @@ def test_ids_and_what_they_lack_are_the_prefix(tokenizer: Any, step_format: Any)
             ids = tokens.ids[: tokens.whole_in(end)]
             rest = token_text.missing(ids, text[:end])
             assert tokenizer.decode(ids) + rest == text[:end]
-            assert rest == "" or not token_text.missing(tokens.ids[: len(ids) + 1], text[:end]), "all whole tokens"
+            assert rest == "" or not token_text.missing(tokens.ids[: len(ids) + 1], text[:end]), "only whole tokens"
 
 
 @each_tokenizer
-def test_ids_that_end_inside_a_character_are_no_beginning_of_a_prefix(tokenizer: Any) -> None:
+def test_ids_that_end_inside_a_character_are_rejected(tokenizer: Any) -> None:
     token_text = TokenText(tokenizer)
     euro = tokenizer.encode("€😀ü", add_special_tokens=False)
     for length in range(len(euro) + 1):

@@ -1,4 +1,4 @@
-"""The service on a small model: it gives the scorer's scores, and names what is wrong with a bad request."""
+"""Test the service with a small model: it returns the scorer's scores and explains invalid requests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SMALL = ServiceLimits(body_mib=1, in_flight_mib=4, image_mib=1, pixels=1_000_000
 
 @dataclass
 class Tiny:
-    """A small model that is served, the solutions that it scores and their scores from the scorer itself."""
+    """Holds a small served model, the solutions to score, and the scorer's own scores for them."""
 
     url: str
     root: Path
@@ -46,7 +46,7 @@ def encoded(file: Path | bytes) -> str:
 
 
 def bomb(width: int = 50_000, height: int = 50_000) -> bytes:
-    """A PNG of a few bytes that says it has many pixels."""
+    """Return a PNG of a few bytes that declares many pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -174,7 +174,7 @@ BAD: dict[str, tuple[Callable[[Tiny], Any], int, str, str | None, str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_named_and_the_service_stays(tiny: Tiny, name: str) -> None:
+def test_invalid_input_is_named_and_the_service_keeps_running(tiny: Tiny, name: str) -> None:
     make, status, kind, field, message = BAD[name]
     body = make(tiny)
     with client(tiny.url) as http:
@@ -184,12 +184,12 @@ def test_bad_input_is_named_and_the_service_stays(tiny: Tiny, name: str) -> None
         error = answer.json()["error"]
         assert (error["type"], error["field"]) == (kind, field)
         assert message in error["message"]
-        assert len(answer.text) < 1000, "what was sent is not repeated"
+        assert len(answer.text) < 1000, "the error does not echo the input"
         good = http.post("/v1/score", json=tiny.request(1))
         assert good.json()["scores"] == pytest.approx(tiny.scores[1], abs=1e-5)
 
 
-def test_a_bad_solution_does_not_spoil_the_others(tiny: Tiny) -> None:
+def test_an_invalid_solution_does_not_affect_the_others(tiny: Tiny) -> None:
     bad = [make(tiny) for name, (make, *_) in BAD.items() if name in ("long", "bomb", "marker", "step is a number")]
     with client(tiny.url) as http:
         answer = http.post("/v1/score/batch", json={"solutions": [tiny.request(2), *bad, 7, tiny.request(3)]})

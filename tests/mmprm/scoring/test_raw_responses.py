@@ -1,4 +1,4 @@
-"""`mmprm score` of responses as a model wrote them."""
+"""Test `mmprm score` on raw model responses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TAGGED = "<step>a</step><step>bb</step><answer>5</answer>"
 
 
 class LengthScorer:
-    """1 / length of each step."""
+    """Scores each step by 1 / length."""
 
     def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
         return [StepScores(tuple(1 / len(step) for step in solution.steps)) for solution in solutions]
@@ -70,7 +70,7 @@ def test_several_responses_have_an_entry_each_and_the_best_is_chosen(tmp_path: P
     assert (second["scores"], second["aggregate"]) == ([0.25], 0.25)
 
 
-def test_where_no_response_has_steps_none_is_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_none_is_chosen_if_no_response_has_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (row,) = scored(tmp_path, [{"question": "q", "responses": ["x", "y"]}])
     assert (row["chosen"], row["aggregate"]) == (None, [None, None])
     assert "2 responses could not be split into steps with step_format=tags" in capsys.readouterr().err
@@ -87,7 +87,7 @@ def test_where_no_response_has_steps_none_is_chosen(tmp_path: Path, capsys: pyte
         ({}, "steps must be a list of at least one text, got 'None'; or give response, or responses"),
     ],
 )
-def test_a_wrong_last_line_is_told_before_the_model_is_loaded(
+def test_an_invalid_last_line_is_reported_before_the_model_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], row: dict, message: str
 ) -> None:
     monkeypatch.setattr(score, "open_scorer", lambda config: pytest.fail("loaded"))

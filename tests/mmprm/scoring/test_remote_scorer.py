@@ -56,7 +56,7 @@ def test_scores_come_in_order_in_requests_of_a_bounded_size() -> None:
 
 
 def test_images_are_sent_and_requests_stay_below_the_size_limit(tmp_path: Path) -> None:
-    """Sixteen solutions of 300 KiB in base64: two fit into a MiB."""
+    """Sixteen solutions take 300 KiB each in base64; two fit into a request of 1 MiB."""
     data = image(tmp_path, "red").read_bytes() + bytes(225 * 1024)
     (tmp_path / "large.png").write_bytes(data)
     scorer = StepScorer()
@@ -105,7 +105,7 @@ def test_a_solution_that_is_refused_is_named(bad: Solution, message: str) -> Non
         asked.close()
 
 
-async def test_behind_a_queue_only_the_bad_solution_fails() -> None:
+async def test_with_a_queue_only_the_invalid_solution_fails() -> None:
     with running(make_service(StepScorer)) as url:
         asked = remote(url)
         queue = ScoreQueue(asked)
@@ -117,7 +117,7 @@ async def test_behind_a_queue_only_the_bad_solution_fails() -> None:
 
 
 def test_a_busy_server_is_asked_again() -> None:
-    """One solution at a time is taken, four are sent."""
+    """The server accepts one solution at a time, and four are sent."""
 
     class Slow(StepScorer):
         def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
@@ -147,7 +147,7 @@ def test_a_loading_server_is_waited_for() -> None:
         asked.close()
 
 
-def test_dropped_connections_are_made_again() -> None:
+def test_dropped_connections_are_reestablished() -> None:
     listener = socket.create_server(("127.0.0.1", 0))
 
     def drop() -> None:
@@ -177,7 +177,7 @@ def test_the_next_url_takes_over() -> None:
         asked.close()
 
 
-def test_when_nobody_answers_no_solution_is_at_fault() -> None:
+def test_an_unreachable_server_blames_no_solution() -> None:
     with pytest.raises(EngineStoppedError, match=r"http://127\.0\.0\.1:9: no connection"):
         remote("http://127.0.0.1:9", attempts=1)
     scorer = StepScorer()
@@ -230,7 +230,7 @@ def test_commands_ask_a_server(tmp_path: Path) -> None:
 
 
 def named(name: str, aggregator: str = "min", fingerprint: str = "") -> Service:
-    """One that takes a solution per request."""
+    """Return a service with this model name that accepts one solution per request."""
     limits = ServiceLimits(solutions=1)
     service = make_service(StepScorer, limits)
     values = {"model": name, "aggregator": aggregator, "fingerprint": fingerprint}
@@ -248,7 +248,7 @@ def named(name: str, aggregator: str = "min", fingerprint: str = "") -> Service:
 def test_servers_of_different_models_are_not_mixed(other: tuple[str, ...], said: str) -> None:
     with running(named("tiny")) as first, running(named(*other)) as second:
         asked = remote(first, second)
-        # Which one answers first depends on the ports.
+        # Which server answers first depends on the ports.
         asked.model = asked.model.model_copy(update={"model": "tiny", "aggregator": "min", "fingerprint": ""})
         with pytest.raises(ConfigError, match=rf"one serves tiny with aggregator min, {said}; scores of different"):
             asked.score(many(40))
@@ -280,8 +280,8 @@ def test_limits_that_no_server_has_are_refused(limits: dict[str, float]) -> None
         remote(url, attempts=1)
 
 
-def test_requests_stay_below_the_pixels_that_are_taken(tmp_path: Path) -> None:
-    """Images of 64 pixels where a request may have 150: two at a time."""
+def test_requests_stay_below_the_pixel_limit(tmp_path: Path) -> None:
+    """Images have 64 pixels and a request may have 150, so two are sent at a time."""
     limits = ServiceLimits(pixels=64, solution_pixels=64, request_pixels=150)
     data = image(tmp_path, "red").read_bytes()
     with running(make_service(StepScorer, limits)) as url:

@@ -9,7 +9,7 @@ from mmprm.types import Solution, StepScores
 from tests.mmprm.guided_world import PROBLEM, OnesScorer
 
 
-async def test_what_is_asked_while_the_scorer_works_is_scored_together() -> None:
+async def test_requests_that_arrive_during_scoring_are_scored_together() -> None:
     busy = threading.Event()
 
     class SlowScorer(OnesScorer):

@@ -1,4 +1,6 @@
-"""mmprm score reads images, options and marks as all commands do; labels keep problems of one id apart."""
+"""Test that mmprm score reads images, options and marks like all commands, and that problem ids are unique in
+labels.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ def png(color: str = "red") -> bytes:
 
 
 class RedScorer:
-    """Scores 1 with a red image, 0 without."""
+    """Scores 1 with a red image and 0 without."""
 
     def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
         return [StepScores((self._red(item.problem.images),) * len(item.steps)) for item in solutions]
@@ -79,7 +81,7 @@ def test_images_in_every_usual_column(run: Any) -> None:
         ({"steps": "x" * 500}, r"in.jsonl:2: steps must be a list"),
     ],
 )
-def test_what_is_not_read_is_told_with_its_line(
+def test_unread_columns_are_reported_with_their_line(
     run: Any, row: dict[str, Any], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run({}, row)[0] == 2
@@ -90,7 +92,7 @@ def test_what_is_not_read_is_told_with_its_line(
     assert len(said) < 500
 
 
-def test_process_reward_models_read_the_options_and_no_special_token() -> None:
+def test_prms_read_the_options_but_no_special_tokens() -> None:
     processor = build_processor()
     processor.tokenizer.add_tokens(["<prm>"], special_tokens=True)
     renderer = Renderer(processor, PrmTokens())
@@ -107,7 +109,7 @@ PATH = LabeledPath("1", ("a",), (Counts(1, 1),), False)
 PROBLEM = Problem("1", "What is 1 + 1?", "2", (ImageRef(data=png()),))
 
 
-def test_labels_hold_the_question_as_it_was_asked(tmp_path: Path) -> None:
+def test_labels_contain_the_question_as_prompted(tmp_path: Path) -> None:
     problem = Problem("1", "How long?", "B", choices=("3 cm", "5 cm"))
     write_parquet(tmp_path / "a.parquet", [LabeledExample(problem, PATH, "train")])
     assert read_parquet(tmp_path / "a.parquet")[0].problem.question == "How long?\nChoices:\nA. 3 cm\nB. 5 cm"

@@ -20,7 +20,7 @@ from mmprm.types import ImageRef, Problem, Solution
 
 @pytest.fixture(scope="module")
 def prm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A PRM of random weights, spread out so that its scores differ."""
+    """Write a PRM with enlarged random weights, so that its scores differ."""
     folder = tmp_path_factory.mktemp("prm")
     torch.manual_seed(0)
     model = build_model(build_tokenizer())
@@ -35,7 +35,7 @@ def prm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def solutions() -> list[Solution]:
-    """Different lengths and numbers of images."""
+    """Return solutions of different lengths with different numbers of images."""
     with_image = [Solution(tiny.problem, tuple(solve(tiny))) for tiny in make_problems(5, 0, "train")]
     bare = Solution(Problem("bare", "what is one plus one?", "2"), ("1+1=2",))
     return [with_image[0], bare, *with_image[1:], Solution(bare.problem, ("1+1=3", "so", "2"))]
@@ -70,7 +70,7 @@ def test_batches_keep_to_their_token_budget(prm: Path, solutions: list[Solution]
     assert scorer.score([]) == []
 
 
-def test_what_cannot_be_scored_is_named(prm: Path, solutions: list[Solution], tmp_path: Path) -> None:
+def test_solutions_that_cannot_be_scored_are_named(prm: Path, solutions: list[Solution], tmp_path: Path) -> None:
     scorer = open_scorer(ScorerConfig(prm=str(prm)))
     long = Solution(Problem("long", "q", "1"), ("a",) * 600)
     with pytest.raises(
@@ -83,8 +83,8 @@ def test_what_cannot_be_scored_is_named(prm: Path, solutions: list[Solution], tm
         open_scorer(ScorerConfig(prm=str(tmp_path)))
 
 
-def test_where_a_solution_is_cut() -> None:
-    """A question of 10 tokens and steps of 3, 4, 5: 19 hold two of them, 17 two exactly, 16 one; the context counts."""
+def test_truncation_by_hand() -> None:
+    """The question has 10 tokens and the steps 3, 4 and 5: limits of 19 and 17 keep two steps, 16 keeps one."""
     sizes = {"a": 3, "b": 4, "c": 5}
     asked: list[int] = []
 
@@ -105,8 +105,8 @@ def test_where_a_solution_is_cut() -> None:
     assert len(asked) < 20
 
 
-def test_what_is_cut_has_the_scores_of_its_first_steps(prm: Path, solutions: list[Solution]) -> None:
-    """In a batch with others, and with an image, which stays whole."""
+def test_a_truncated_solution_keeps_the_scores_of_its_first_steps(prm: Path, solutions: list[Solution]) -> None:
+    """Truncated solutions are scored in a batch, and images are never truncated."""
     with_image = solutions[0]
     long = Solution(with_image.problem, tuple(with_image.steps[0] for _ in range(600)))
     scorer = open_scorer(ScorerConfig(prm=str(prm), too_long="cut"))

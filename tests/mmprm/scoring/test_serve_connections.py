@@ -1,4 +1,4 @@
-"""The service against connections that misbehave: each costs itself, and `/health` goes on."""
+"""Test the service with misbehaving connections: each affects only itself, and `/health` keeps responding."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def connect(url: str) -> socket.socket:
 
 
 def read(caller: socket.socket) -> bytes:
-    """All that comes until the end, or until the connection breaks off."""
+    """Return all bytes up to the end or loss of the connection."""
     answer = b""
     with contextlib.suppress(OSError):
         while part := caller.recv(65536):
@@ -73,7 +73,7 @@ def test_a_header_below_the_size_is_read(url: str) -> None:
     [b"\x16\x03\x01 no HTTP\r\n\r\n", b"GET /health HTTP/9.9\r\n\r\n", b"CONNECT a:1 " + HEAD + b"\r\n"],
     ids=["TLS", "version", "CONNECT"],
 )
-def test_what_is_no_http_gets_json(url: str, sent: bytes) -> None:
+def test_invalid_http_gets_a_json_error(url: str, sent: bytes) -> None:
     with connect(url) as caller:
         caller.sendall(sent)
         status, error = status_and_error(read(caller))
@@ -99,8 +99,8 @@ def test_a_header_has_a_time_limit() -> None:
     ],
     ids=["silent", "half a header", "half a body"],
 )
-def test_an_address_with_too_many_connections_keeps_nobody_out(sent: bytes, caplog: pytest.LogCaptureFixture) -> None:
-    """Forty of them where eight may be: the oldest make way, and one line says so."""
+def test_too_many_connections_from_one_address_block_nobody(sent: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """Forty connections are opened where eight are allowed: the oldest idle ones are closed, with one log line."""
     caplog.set_level(logging.WARNING)
     limits = QUICK.model_copy(update={"header_seconds": 30.0})
     with running(make_service(StepScorer, limits)) as url, contextlib.ExitStack() as callers, client(url) as http:
@@ -115,8 +115,8 @@ def test_an_address_with_too_many_connections_keeps_nobody_out(sent: bytes, capl
     assert line.startswith("127.0.0.1: holds 8 of 16 connections")
 
 
-def test_connections_that_are_being_answered_do_not_make_way() -> None:
-    """Eight wait for the model: the ninth is told to come later, and all eight get their scores."""
+def test_connections_with_pending_requests_are_not_closed() -> None:
+    """Eight requests wait for the model; the ninth client is told to retry, and all eight get their scores."""
     scorer = StepScorer()
     service = make_service(lambda: scorer, QUICK)
     with running(service) as url, ThreadPoolExecutor(8) as pool:
@@ -132,7 +132,7 @@ def test_connections_that_are_being_answered_do_not_make_way() -> None:
     assert (status, error["type"]) == (429, "busy")
 
 
-def test_a_caller_who_has_only_stopped_sending_is_answered(url: str) -> None:
+def test_a_half_closed_connection_is_answered(url: str) -> None:
     with connect(url) as caller:
         caller.sendall(post(ask("0.5")))
         caller.shutdown(socket.SHUT_WR)
@@ -141,8 +141,8 @@ def test_a_caller_who_has_only_stopped_sending_is_answered(url: str) -> None:
     assert json.loads(body)["scores"] == [0.5]
 
 
-def test_a_caller_who_has_stopped_sending_waits_for_a_slow_model() -> None:
-    """Meanwhile interim answers tell it apart from one that has hung up."""
+def test_a_half_closed_connection_waits_for_a_slow_model() -> None:
+    """Interim responses distinguish a half-closed connection from a closed one."""
     scorer = StepScorer()
     service = make_service(lambda: scorer)
     with running(service) as url, connect(url) as caller:
@@ -157,7 +157,7 @@ def test_a_caller_who_has_stopped_sending_waits_for_a_slow_model() -> None:
     assert b'"scores":[0.5]' in answer.rpartition(b"HTTP/1.1 200 OK")[2]
 
 
-def test_a_request_that_ends_early_is_told(url: str) -> None:
+def test_an_incomplete_request_is_an_error(url: str) -> None:
     with connect(url) as caller:
         caller.sendall(post(ask("0.5"))[:-3])
         caller.shutdown(socket.SHUT_WR)
@@ -165,7 +165,7 @@ def test_a_request_that_ends_early_is_told(url: str) -> None:
     assert (status, error["message"]) == (400, "the request ended before it was complete; send it again")
 
 
-def test_some_requests_may_follow_each_other_and_a_flood_ends(url: str) -> None:
+def test_pipelining_is_limited(url: str) -> None:
     request = b"GET /health " + HEAD + b"\r\n"
     with connect(url) as caller:
         caller.sendall(request * 5 + b"GET /v1/model " + HEAD + b"Connection: close\r\n\r\n")
@@ -187,7 +187,7 @@ def test_a_body_in_many_small_pieces(url: str) -> None:
         assert read(caller).startswith(b"HTTP/1.1 200 OK")
 
 
-def test_a_caller_who_asks_first_is_told_to_go_on(url: str) -> None:
+def test_expect_100_continue_is_answered(url: str) -> None:
     head, _, body = post(ask("0.5"), b"Expect: 100-continue", b"Connection: close").partition(b"\r\n\r\n")
     with connect(url) as caller:
         caller.sendall(head + b"\r\n\r\n")
@@ -196,8 +196,8 @@ def test_a_caller_who_asks_first_is_told_to_go_on(url: str) -> None:
         assert read(caller).startswith(b"HTTP/1.1 200 OK")
 
 
-def test_a_caller_who_does_not_read_is_given_up() -> None:
-    """An answer of five million bytes, of which the system's buffers hold a part: the rest is dropped."""
+def test_a_client_that_does_not_read_is_dropped() -> None:
+    """The response has five million bytes, of which the kernel buffers only a part; the rest is dropped."""
     service = make_service(StepScorer, ServiceLimits(answer_seconds=0.3))
     body = {"solutions": [ask(*[f"{0.1234567890123456 + number:.16f}"] * 1000) for number in range(250)]}
     with running(service) as url, socket.socket() as caller:
@@ -211,8 +211,8 @@ def test_a_caller_who_does_not_read_is_given_up() -> None:
         assert 0 < len(read(caller)) < 4_000_000
 
 
-def test_the_service_ends_while_callers_hold_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`running` fails if the service does not end."""
+def test_shutdown_does_not_wait_for_open_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The service shuts down although clients keep connections with incomplete requests open."""
     monkeypatch.setattr("mmprm.scoring.http.server.CLOSING_SECONDS", 0.3)
     scorer = StepScorer()
     with contextlib.ExitStack() as callers:
@@ -233,7 +233,7 @@ def test_head_is_get_without_a_body(url: str, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/score", "/v1/score/batch", "/health", "/v1/model"])
-def test_other_methods_name_those_that_are_taken(url: str, path: str) -> None:
+def test_other_methods_get_405_with_the_allowed_ones(url: str, path: str) -> None:
     allowed = "POST" if "score" in path else "GET"
     with client(url) as http:
         for method in ("OPTIONS", "PUT", "DELETE", *(["GET", "HEAD"] if allowed == "POST" else ["POST"])):
@@ -242,14 +242,14 @@ def test_other_methods_name_those_that_are_taken(url: str, path: str) -> None:
             assert method == "HEAD" or answer.json()["error"]["type"] == "invalid_request"
 
 
-def test_shares_are_by_address() -> None:
+def test_connection_limits_are_per_address() -> None:
     assert address_of("127.0.0.1") == address_of("::ffff:127.0.0.1") == "127.0.0.1"
     assert address_of("2001:db8::1") == address_of("2001:db8::ffff") == "2001:db8::/64"
     assert address_of("2001:db8:0:1::1") != address_of("2001:db8::1")
 
 
-def test_what_is_not_answered_in_time_at_the_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The caller is told as those who come later; the service has five seconds for it in real life."""
+def test_requests_still_pending_at_shutdown_get_503(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client gets a 503 response; outside of tests, the service waits five seconds before."""
     monkeypatch.setattr("mmprm.scoring.http.server.CLOSING_SECONDS", 0.3)
     scorer = StepScorer()
     service = make_service(lambda: scorer)

@@ -1,4 +1,6 @@
-"""The service against requests that are too much: bounded before they cost anything, and others get their turn."""
+"""Test the service with oversized requests: limits apply before they cost resources, and other clients get
+their turn.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +37,8 @@ def bomb(value: bytes, size: int) -> bytes:
 
 
 @pytest.mark.parametrize("value", [b"{}", b'"ab"', b"[]", b"null", b"1"])
-def test_values_are_counted_before_they_are_made(value: bytes) -> None:
-    """Ten MiB of them would be hundreds of megabytes as objects."""
+def test_values_are_counted_before_parsing(value: bytes) -> None:
+    """Parsed into objects, 10 MiB of values would take hundreds of megabytes."""
     body = bomb(value, 10 * MIB)
     tracemalloc.start()
     begun = time.monotonic()
@@ -48,7 +50,7 @@ def test_values_are_counted_before_they_are_made(value: bytes) -> None:
     assert (caught.value.status, caught.value.kind) == (422, "too_large")
 
 
-def test_text_full_of_commas_and_braces_is_no_crowd_of_values() -> None:
+def test_commas_and_braces_in_text_do_not_count_as_values() -> None:
     body = json.dumps(ask('{[,\\"' * 200_000)).encode()
     assert parse_body(body, VALUES)["steps"] == ['{[,\\"' * 200_000]
 
@@ -70,7 +72,7 @@ def test_text_full_of_commas_and_braces_is_no_crowd_of_values() -> None:
         (b"{} {}", 422, "Extra data"),
     ],
 )  # fmt: skip
-def test_what_is_no_json_is_told(body: bytes, status: int, message: str) -> None:
+def test_invalid_json_is_explained(body: bytes, status: int, message: str) -> None:
     with pytest.raises(Refused, match=message) as caught:
         parse_body(body, VALUES)
     assert (caught.value.status, caught.value.kind) == (status, "invalid_request")
@@ -89,7 +91,7 @@ def png(side: int) -> str:
 
 
 def test_pixels_are_bounded_per_solution_and_per_request() -> None:
-    """Images of 10,000 pixels each, where 25,000 may be in a solution and 45,000 in a request."""
+    """Images have 10,000 pixels; a solution may have 25,000 and a request 45,000."""
     scorer = StepScorer()
     limits = ServiceLimits(pixels=10_000, solution_pixels=25_000, request_pixels=45_000)
     image = {"data": png(100)}
@@ -126,7 +128,7 @@ def frames() -> str:
     ["", base64.b64encode(b"<svg xmlns='http://www.w3.org/2000/svg'/>").decode(), frames(), "iVBORw0KGgo=", "\ud800"],
     ids=["empty", "SVG", "two frames", "signature alone", "surrogate"],
 )
-def test_what_is_no_image_is_told_without_addresses_of_objects(data: str) -> None:
+def test_an_invalid_image_is_explained_without_object_addresses(data: str) -> None:
     body = json.dumps(ask("1", images=[{"data": data}])).encode()
     with running(make_service(StepScorer)) as url, client(url) as http:
         answer = http.post("/v1/score", content=body, headers={"Content-Type": "application/json"})
@@ -149,20 +151,20 @@ def many_frames() -> bytes:
 
 
 @pytest.mark.parametrize("make", [many_chunks, many_frames, lambda: b"\xff\xd8" + b"\xff\xfe\x00\x02" * 200_000])
-def test_an_image_of_countless_parts_is_not_read_to_its_end(make: Callable[[], bytes]) -> None:
+def test_an_image_with_too_many_chunks_is_not_read_to_its_end(make: Callable[[], bytes]) -> None:
     begun = time.monotonic()
     with pytest.raises(DataError, match="too many parts for an image of its size"):
         image_size(ImageRef(data=make()))
     assert time.monotonic() - begun < 2
 
 
-def test_what_pillow_calls_a_stream_is_not_told() -> None:
+def test_pillows_internal_names_are_not_shown() -> None:
     with pytest.raises(DataError, match=r"\(UnidentifiedImageError: cannot identify image file\)"):
         image_size(ImageRef(data=b"no image"))
 
 
 class Reading(StepScorer):
-    """Of a model that reads ten tokens."""
+    """Has a model context of ten tokens."""
 
     max_tokens = 10
 
@@ -178,7 +180,7 @@ def test_length_is_bounded_before_anything_is_tokenized() -> None:
 
 
 class Slow(StepScorer):
-    """Takes 10 ms for each solution."""
+    """Takes 10 ms per solution."""
 
     def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
         time.sleep(0.01 * len(solutions))
@@ -186,7 +188,7 @@ class Slow(StepScorer):
 
 
 def test_a_small_request_overtakes_a_large_one() -> None:
-    """200 solutions take two seconds."""
+    """The large request has 200 solutions and takes two seconds."""
     service = make_service(Slow)
     with running(service) as url, client(url) as http, ThreadPoolExecutor(1) as pool:
         large = [ask(str(number / 256), "1" * 1) for number in range(200)]
@@ -204,7 +206,7 @@ def order(turns: FairQueue[str]) -> str:
     return "".join(turns.pop() for _ in range(len(turns)))
 
 
-def test_callers_take_turns_and_the_smallest_request_of_each_comes_first() -> None:
+def test_clients_take_turns_with_their_smallest_request_first() -> None:
     turns: FairQueue[str] = FairQueue()
     turns.add("x", [(item, 1.0) for item in "abcd"])
     turns.add("x", [("e", 1.0)])
@@ -214,7 +216,7 @@ def test_callers_take_turns_and_the_smallest_request_of_each_comes_first() -> No
 
 
 def test_the_request_that_was_served_least_is_next() -> None:
-    """By weight: a heavy item pays for two light ones of another request."""
+    """Service is weighted: a heavy item counts as much as two light ones of another request."""
     turns: FairQueue[str] = FairQueue()
     turns.add("x", [(item, 2.0) for item in "AB"])
     turns.add("x", [(item, 1.0) for item in "abcdef"])
@@ -223,7 +225,7 @@ def test_the_request_that_was_served_least_is_next() -> None:
     assert order(turns) == "nabBcdef"
 
 
-def test_an_item_that_nobody_waits_for_costs_no_turn() -> None:
+def test_a_canceled_item_costs_no_turn() -> None:
     turns: FairQueue[str] = FairQueue()
     turns.add("x", [("a", 1.0), ("b", 1.0)])
     turns.add("y", [("1", 1.0)])
@@ -232,19 +234,19 @@ def test_an_item_that_nobody_waits_for_costs_no_turn() -> None:
     assert order(turns) == "b1"
 
 
-def test_the_pace_follows_the_time_that_batches_take() -> None:
+def test_the_pace_adapts_to_the_duration_of_batches() -> None:
     pace = Pace(most=1.0, seconds=0.5, limit=0.5)
     pace.took(weight=0.5, solutions=8, seconds=2.0)
     assert pace.limit == 0.125
-    pace.took(weight=0.5, solutions=1, seconds=2.0)  # a single one cannot be less
-    pace.took(weight=0.01, solutions=4, seconds=0.01)  # says little about a full one
+    pace.took(weight=0.5, solutions=1, seconds=2.0)  # a single item cannot be split
+    pace.took(weight=0.01, solutions=4, seconds=0.01)  # says little about a full batch
     assert pace.limit == 0.125
     for _ in range(5):
         pace.took(weight=pace.limit, solutions=8, seconds=0.1)
     assert pace.limit == 1.0
 
 
-def test_an_address_has_a_share_of_what_is_unanswered() -> None:
+def test_pending_requests_are_limited_per_address() -> None:
     traffic = Traffic(ServiceLimits(in_flight=10, solutions=2, body_mib=1, in_flight_mib=4))
     with traffic.holding("a", 5):
         with pytest.raises(Refused, match="5 solutions of this address are not answered yet, but at most 5"):
@@ -258,7 +260,7 @@ def test_an_address_has_a_share_of_what_is_unanswered() -> None:
     assert traffic.solutions.total() == 0
 
 
-def test_a_single_full_request_always_fits_in_a_share() -> None:
+def test_one_full_request_always_fits_the_limit_per_address() -> None:
     traffic = Traffic(ServiceLimits(in_flight=3, solutions=3))
     with traffic.holding("a", 3):
         assert traffic.solutions["a"] == 3

@@ -1,4 +1,4 @@
-"""Settings of mmprm serve: hosts, keys, and where a key comes from."""
+"""Test the settings of mmprm serve: hosts, keys, and where a key is read from."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def configured(*sets: str) -> ServeConfig:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "10.0.0.1", "::", "gpu1"])
-def test_other_machines_need_a_key(host: str) -> None:
+def test_remote_access_needs_a_key(host: str) -> None:
     with pytest.raises(
         ConfigError, match=r"host=.* listens to other machines without an API key; set api_key_env or api_key_file"
     ):
@@ -30,7 +30,7 @@ def test_other_machines_need_a_key(host: str) -> None:
         assert configured(f"host='{host}'", way).host == host
 
 
-def test_this_machine_needs_none() -> None:
+def test_loopback_needs_no_key() -> None:
     assert {configured(f"host='{host}'").host for host in ("127.0.0.1", "::1", "localhost")}
     assert configured().scorer.backend == "vllm"
     with pytest.raises(ConfigError, match="are both set; remove one"):

@@ -1,4 +1,4 @@
-"""The HTTP service with a scripted scorer: keys, health, batching, limits, and shutdown."""
+"""Test the HTTP service with a scripted scorer: keys, health, batching, limits, and shutdown."""
 
 from __future__ import annotations
 
@@ -28,14 +28,16 @@ from mmprm.scoring.http.wire import ServiceLimits
 KEY = "sk-secret"
 
 
-def test_paths_are_not_taken_without_a_root() -> None:
+def test_paths_are_rejected_without_an_image_root() -> None:
     with running(make_service(StepScorer)) as url, client(url) as http:
         answer = http.post("/v1/score", json=ask("0.5", images=[{"path": "/etc/passwd"}]))
         assert answer.status_code == 422
         assert "image_root is not set" in answer.json()["error"]["message"]
 
 
-def test_without_the_key_nothing_is_told(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_disclosed_without_the_key(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
     caplog.set_level(logging.DEBUG)
     with running(make_service(StepScorer, key=KEY)) as url, client(url) as http:
         for header in ({}, {"Authorization": "Bearer no"}, {"Authorization": KEY}, {"Authorization": f"Basic {KEY}"}):
@@ -53,7 +55,7 @@ def test_without_the_key_nothing_is_told(caplog: pytest.LogCaptureFixture, capfd
     assert KEY not in everything + output.out + output.err + ours
 
 
-def test_a_page_of_another_name_gets_nothing_on_loopback() -> None:
+def test_loopback_rejects_other_host_names() -> None:
     with running(make_service(StepScorer, local_only=True)) as url, client(url) as http:
         for host in ("evil.example", "evil.example:80", "", "[", "127.0.0.1.evil.example"):
             assert http.get("/health", headers={"Host": host}).status_code == 403
@@ -66,7 +68,7 @@ def test_a_page_of_another_name_gets_nothing_on_loopback() -> None:
         assert form.status_code == 415
 
 
-def test_health_says_when_requests_are_taken() -> None:
+def test_health_reports_when_requests_are_accepted() -> None:
     loaded = threading.Event()
 
     def scorer() -> StepScorer:
@@ -96,7 +98,7 @@ def test_a_model_that_cannot_be_loaded_stops_the_service() -> None:
     assert str(service.failure) == "no weights"
 
 
-def test_what_waits_is_scored_together_and_fails_alone() -> None:
+def test_queued_requests_are_batched_and_fail_individually() -> None:
     scorer = StepScorer()
     service = make_service(lambda: scorer)
     with running(service) as url, client(url, limits=httpx.Limits(max_connections=64)) as http:
@@ -124,7 +126,7 @@ def test_what_waits_is_scored_together_and_fails_alone() -> None:
         assert results[31].status_code == 500
         assert "ValueError" in results[31].json()["error"]["message"]
         assert "aspect" not in results[31].text
-        assert http.get("/health").status_code == 200, "the model itself works"
+        assert http.get("/health").status_code == 200, "the model itself is alive"
         figures = figures_of(http)
     assert figures["mmprm_solutions_scored_total"] == 31
     assert figures["mmprm_steps_scored_total"] == 61
@@ -166,7 +168,7 @@ def test_the_backlog_is_bounded() -> None:
         assert http.post("/v1/score", json=ask("0.5")).status_code == 200
 
 
-def test_the_bytes_in_work_are_bounded() -> None:
+def test_the_bytes_in_flight_are_bounded() -> None:
     scorer = StepScorer()
     service = make_service(lambda: scorer, ServiceLimits(body_mib=1, in_flight_mib=1))
     with running(service) as url, client(url) as http, ThreadPoolExecutor(1) as pool:
@@ -180,7 +182,7 @@ def test_the_bytes_in_work_are_bounded() -> None:
         assert taken.result().status_code == 200
 
 
-def test_closing_finishes_what_was_taken_and_refuses_what_is_new() -> None:
+def test_closing_finishes_accepted_requests_and_rejects_new_ones() -> None:
     scorer = StepScorer()
     service = make_service(lambda: scorer)
     with running(service) as url, client(url) as http, ThreadPoolExecutor(1) as pool:
@@ -196,7 +198,7 @@ def test_closing_finishes_what_was_taken_and_refuses_what_is_new() -> None:
 
 
 def test_a_body_that_does_not_arrive_occupies_no_slot() -> None:
-    """A byte now and then does not help; what is here as a whole may take as long as the model does."""
+    """Sending single bytes does not help; a complete request may wait as long as the model needs."""
     scorer = StepScorer()
     service = make_service(lambda: scorer, ServiceLimits(body_mib=1, in_flight_mib=1, body_seconds=0.4))
     with running(service) as url, client(url) as http, ThreadPoolExecutor(1) as pool:
@@ -247,8 +249,8 @@ server.run()
 
 
 @pytest.mark.parametrize(("seconds", "signals"), [("60", 2), ("0.1", 1)])
-def test_a_model_that_hangs_is_not_waited_for(seconds: str, signals: int) -> None:
-    """A second SIGTERM ends the process at once, and so does the end of the time that it may take."""
+def test_shutdown_does_not_wait_for_a_hanging_model(seconds: str, signals: int) -> None:
+    """A second SIGTERM ends the process at once, and so does the shutdown timeout."""
     paths = os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])
     process = subprocess.Popen(
         [sys.executable, "-c", STUCK, seconds],
@@ -266,7 +268,7 @@ def test_a_model_that_hangs_is_not_waited_for(seconds: str, signals: int) -> Non
         process.wait()
 
 
-def test_what_nobody_waits_for_is_not_scored() -> None:
+def test_canceled_requests_are_not_scored() -> None:
     scorer = StepScorer()
     service = make_service(lambda: scorer)
     with running(service) as url, client(url) as http, ThreadPoolExecutor(1) as pool:
@@ -286,7 +288,7 @@ def test_what_nobody_waits_for_is_not_scored() -> None:
 
 
 def test_many_pixels_are_not_decoded_at_once() -> None:
-    """Sixteen images of nine million pixels: seven fit into a batch."""
+    """Sixteen images have nine million pixels each, and seven fit into a batch."""
     encoder = io.BytesIO()
     Image.new("1", (3000, 3000)).save(encoder, "PNG")
     images = [{"data": base64.b64encode(encoder.getvalue()).decode()}]
@@ -298,7 +300,7 @@ def test_many_pixels_are_not_decoded_at_once() -> None:
     assert [len(batch) for batch in scorer.batches] == [7, 7, 2]
 
 
-def test_a_score_that_is_no_number_is_an_error() -> None:
+def test_a_nan_score_is_an_error() -> None:
     with running(make_service(StepScorer)) as url, client(url) as http:
         answer = http.post("/v1/score", json=ask("0.5", "nan"))
         assert (answer.status_code, answer.json()["error"]["type"]) == (500, "internal")

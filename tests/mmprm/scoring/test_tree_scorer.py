@@ -1,4 +1,4 @@
-"""Solutions of a problem scored as one tree: the scores of separate sequences."""
+"""Test that scoring the solutions of a problem as one tree gives the scores of separate sequences."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.backbones import BACKBONES, tiny_solutions, write_backbone
 
 
 def beams(name: str) -> list[Solution]:
-    """Eight solutions of each of three problems, mixed up; one twice."""
+    """Return eight solutions for each of three problems in mixed order, with one duplicate per problem."""
     found = []
     for solution in tiny_solutions(name, 3):
         steps = solution.steps
@@ -44,8 +44,8 @@ def folder(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("batch_tokens", [16384, 120])
-def test_equal_to_separate_sequences(name: str, folder: Path, batch_tokens: int) -> None:
-    """Also where the budget cuts every tree."""
+def test_tree_scores_equal_those_of_separate_sequences(name: str, folder: Path, batch_tokens: int) -> None:
+    """The scores are also equal if the token budget splits every tree."""
     solutions = beams(name)
     separate, shared = (scorer.score(solutions) for scorer in scorers(folder, batch_tokens=batch_tokens))
     assert [len(each.scores) for each in shared] == [len(solution.steps) for solution in solutions]
@@ -55,7 +55,7 @@ def test_equal_to_separate_sequences(name: str, folder: Path, batch_tokens: int)
 
 
 def test_another_family(tmp_path: Path) -> None:
-    """What is read is the format's affair: with rlhflow before a placeholder, each step in a turn of its own."""
+    """In rlhflow, scores are read before a placeholder, and each step has its own turn."""
     base = write_backbone("qwen2_5_vl", tmp_path / "base")
     solutions = [replace(each, problem=replace(each.problem, images=())) for each in beams("llama")]
     separate, shared = (scorer.score(solutions) for scorer in scorers(base, format="rlhflow"))
@@ -63,7 +63,7 @@ def test_another_family(tmp_path: Path) -> None:
         assert ours.scores == pytest.approx(theirs.scores, abs=1e-5)
 
 
-def test_too_long(name: str, folder: Path) -> None:
+def test_solutions_beyond_the_context_are_rejected(name: str, folder: Path) -> None:
     (solution,) = tiny_solutions(name, 1)
     long = replace(solution, steps=solution.steps * 100)
     refusing, cutting = scorers(folder)[1], scorers(folder, too_long="cut")

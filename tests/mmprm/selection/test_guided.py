@@ -50,7 +50,7 @@ def answers(result: Guided) -> list[str | None]:
 
 
 async def test_beam_finds_what_best_of_n_misses_at_the_same_tokens() -> None:
-    # By steps: 0 1 2 0 1 2 | from 1 and 0: 10 11 12, 00 01 02 | from 11 and 10: 110 111 112, 100 101 102 | answers.
+    # By depth: 0 1 2 0 1 2 | from 1 and 0: 10 11 12, 00 01 02 | from 11 and 10: 110 111 112, 100 101 102 | answers.
     best = await one(GuidedConfig(samples=6))
     assert answers(best) == ["0", "100", "200", "0", "100", "200"]
     scorer = OnesScorer()
@@ -63,7 +63,7 @@ async def test_beam_finds_what_best_of_n_misses_at_the_same_tokens() -> None:
     assert [c.token_count for c in beam.group.candidates] == [4] * 6
     assert accuracy([best.group], "min")["prm"].value == 0.0
     assert accuracy([beam.group], "min")["prm"].value == 1.0
-    # Six samples are three steps; equal ones are judged once. At the end two different solutions are scored.
+    # Six samples give three distinct steps, each scored once. At the end, two distinct solutions are scored.
     assert [len(steps) for steps in scorer.asked] == [1] * 3 + [2] * 6 + [3] * 6 + [4] * 2
     assert scorer.asked[:3] == [("0",), ("1",), ("2",)]
 
@@ -75,11 +75,11 @@ async def test_a_sampler_without_stops_finds_the_same() -> None:
     assert whole.tokens == 6 * (4 + 3 + 2 + 1)
 
 
-async def test_complete_solutions_take_up_places() -> None:
+async def test_complete_solutions_occupy_beams() -> None:
     asked: list[tuple[str, int]] = []
 
     class Sampler:
-        """The second sample of every request ends the solution."""
+        """Ends the solution in the second sample of every request."""
 
         async def sample(self, request: SampleRequest) -> tuple[Completion, ...]:
             asked.append((request.prefix, request.n))
@@ -88,7 +88,7 @@ async def test_complete_solutions_take_up_places() -> None:
             return tuple(Completion(text, 1, "stop") for text in texts)
 
     class FirstScorer:
-        """The earlier sample is the better one."""
+        """Scores earlier samples higher."""
 
         def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
             return [StepScores(tuple(0.5 if "<" in s else 1 - int(s[-1]) / 10 for s in x.steps)) for x in solutions]
@@ -108,10 +108,10 @@ async def test_dvts_trees_stay_apart() -> None:
     roots = [request for request in sampler.requests if not request.prefix]
     assert [request.n for request in roots] == [2, 2, 2, 2]
     assert len({request.seed for request in roots}) == 4
-    # A tree alone is a beam search with its slots and one beam; the first tree samples as that does.
+    # A tree alone is a beam search with its slots and one beam, so the first tree samples the same.
     alone = await one(GuidedConfig(strategy="beam", samples=2, beams=1), ScriptedSampler(world), LetterScorer())
     assert forest.group.candidates[:2] == alone.group.candidates
-    # Each tree went on from the better of its two first letters, and no tree with another's.
+    # Each tree continues from the better of its two first letters, and never from another tree's.
     beginnings = [candidate.steps[0] for candidate in forest.group.candidates]
     assert beginnings[::2] == beginnings[1::2]
     sampled = [
@@ -122,7 +122,7 @@ async def test_dvts_trees_stay_apart() -> None:
     assert forest.tokens == forest.samples == 8 * 4
 
 
-async def test_lookahead_sees_behind_a_promising_step() -> None:
+async def test_lookahead_sees_past_a_promising_step() -> None:
     ends = {"trap": "wrong", "plain": "right"}
 
     class Sampler:
@@ -143,12 +143,12 @@ async def test_lookahead_sees_behind_a_promising_step() -> None:
     for k, found, tokens in [(0, "wrong", 2 * 30), (1, "right", 2 * 30 + 20), (2, "right", 2 * 30 + 40)]:
         config = GuidedConfig(strategy="beam", samples=2, beams=1, lookahead=k)
         result = await one(config, Sampler(), Scorer(), [problem])
-        # Two samples at each of three depths, and k steps ahead of the two paths of the only choice.
+        # Two samples at each of three depths, plus k lookahead steps for the two paths of the only decision.
         assert (answers(result), result.tokens) == ([found, found], tokens)
 
 
 @pytest.mark.parametrize("strategy", ["best_of_n", "beam", "dvts"])
-async def test_the_seed_decides_whatever_else_is_in_flight(strategy: str) -> None:
+async def test_results_depend_only_on_the_seed(strategy: str) -> None:
     problems = [Problem(str(i), "q", "abc") for i in range(12)]
     config = GuidedConfig(strategy=strategy, samples=6, beams=3)
 
@@ -164,7 +164,7 @@ async def test_the_seed_decides_whatever_else_is_in_flight(strategy: str) -> Non
     assert [result.group.problem.id for result in first] == [problem.id for problem in problems]
 
 
-async def test_a_problem_without_any_step_keeps_what_was_written() -> None:
+async def test_a_problem_without_any_step_keeps_its_text() -> None:
     sampler = ScriptedSampler(lambda problem, prefix, rng: "I cannot say")
     result = await one(GuidedConfig(strategy="beam", samples=3, beams=1), sampler)
     assert [(c.response, c.steps, c.unsplit, c.scores) for c in result.group.candidates] == [
@@ -187,7 +187,7 @@ async def test_the_deepest_steps_are_the_end() -> None:
     assert result.tokens == 18
 
 
-async def test_one_problem_fails_and_the_others_go_on() -> None:
+async def test_one_problem_fails_and_the_others_continue() -> None:
     class Sampler(DigitSampler):
         async def sample(self, request: SampleRequest) -> tuple[Completion, ...]:
             if request.problem.id == "no image":

@@ -1,4 +1,4 @@
-"""Where a step of a guided search ends, and what the sampler is told about it."""
+"""Test where a step of guided search ends, and which stop strings the sampler gets."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def test_where_a_step_ends(step_format: StepFormat, text: str, finish: str, expe
     assert extended(PART, Completion(text, 2, finish), STOPS[step_format](2), step_format) == expected
 
 
-async def test_stops_know_the_number_of_the_step() -> None:
+async def test_stop_strings_depend_on_the_step_number() -> None:
     sampler = ScriptedSampler(lambda problem, prefix, rng: "<step_2>b</step_2><answer>1</answer>")
     (path,) = await Writer(PROBLEM, sampler, "tags", 0).steps(Path(("<step_1>a</step_1>",), 1), 1)
     assert path == Path(("<step_1>a</step_1>", "<step_2>b</step_2>"), 2)
 
 
-def test_servers_are_told_where_to_stop() -> None:
+def test_servers_get_stop_strings() -> None:
     engine = EngineConfig(model="m", servers=ServersConfig(urls=["http://localhost:1/v1"]))
     sampler = ServerSampler(engine, SamplingConfig(temperature=0.7))
     body = sampler._body([], "", SampleRequest(PROBLEM, "", 1, 0, ("</step>",), greedy=True))

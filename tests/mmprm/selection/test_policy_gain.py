@@ -1,3 +1,5 @@
+"""Test the comparison of a policy before and after training, paired by problem."""
+
 from __future__ import annotations
 
 import json
@@ -13,7 +15,7 @@ VERDICTS = {"r": Verdict.CORRECT, "w": Verdict.INCORRECT, "?": Verdict.UNKNOWN}
 
 
 def groups(*samples: str) -> list[CandidateGroup]:
-    """One problem a word, one sample a letter."""
+    """Return one group per word; each letter is the verdict of one sample."""
     return [
         CandidateGroup(
             Problem(str(number), "", ""), tuple(Candidate("", (), None, VERDICTS[letter], 1) for letter in word)
@@ -41,8 +43,8 @@ def test_shares_are_of_known_verdicts_and_paired_by_problem(metrics: Path) -> No
     assert gain_summary(gain)["steps"] == 2
 
 
-def test_an_equal_gain_of_all_problems_has_no_width(metrics: Path) -> None:
-    """Problems of very different difficulty: their spread is not that of the gain."""
+def test_equal_gains_have_an_interval_of_zero_width(metrics: Path) -> None:
+    """The problems differ widely in difficulty, but their paired gains are equal."""
     gain = gain_of(groups(*["wwww", "rrrw"] * 10), groups(*["wwwr", "rrrr"] * 10), metrics)
     assert (gain.gain.low, gain.gain.high) == (0.25, 0.25)
     assert gain.before.high - gain.before.low > 0.2

@@ -42,7 +42,7 @@ def choice(answer: str | None, correct: bool, reward: float = 0.0) -> Choice:
 
 
 def stacked(*problems: Sequence[Choice]) -> Choices:
-    """The problems as arrays."""
+    """Stack the candidates of the problems into arrays."""
     numbers = [{c.answer: None for c in row if c.answer is not None} for row in problems]
     positions = [{answer: position for position, answer in enumerate(known)} | {None: -1} for known in numbers]
     return Choices(
@@ -54,11 +54,11 @@ def stacked(*problems: Sequence[Choice]) -> Choices:
 
 
 def select(name: str, candidates: Sequence[Choice]) -> float:
-    """The selector's accuracy among all candidates of one problem."""
+    """Return the selector's accuracy on all candidates of one problem."""
     return SELECTORS[name](stacked(candidates), np.ones((1, len(candidates)), dtype=bool)).item()
 
 
-# "7" is right. The majority says 8, the best-rewarded says 7, and so does the weighted vote (1.0 against 0.9).
+# "7" is correct. The majority says 8; the highest-scored candidate and the weighted vote (1.0 against 0.9) say 7.
 FIVE = [
     choice("8", False, 0.3),
     choice("8", False, 0.3),
@@ -84,7 +84,7 @@ def test_ties_are_split_evenly() -> None:
 
 
 def test_votes_of_equal_weight_tie_in_any_order() -> None:
-    """0.1 + 0.2 + 0.3 is not 0.3 + 0.2 + 0.1 in floating point."""
+    """In floating point, 0.1 + 0.2 + 0.3 is not 0.3 + 0.2 + 0.1."""
     weights = [0.1, 0.2, 0.3]
     sampled = [choice("7", True, weight) for weight in weights] + [choice("8", False, w) for w in reversed(weights)]
     assert sum(weights) != sum(reversed(weights))
@@ -106,7 +106,7 @@ def test_an_unscored_candidate_is_chosen_last() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from("789"), st.floats(0, 1)), min_size=1, max_size=6), st.randoms())
 @settings(max_examples=50, deadline=None)
-def test_order_matters_only_to_first_and_the_oracle_is_the_ceiling(
+def test_only_first_depends_on_order_and_the_oracle_is_an_upper_bound(
     items: list[tuple[str, float]], rng: random.Random
 ) -> None:
     candidates = [choice(answer, answer == "7", reward) for answer, reward in items]
@@ -118,7 +118,7 @@ def test_order_matters_only_to_first_and_the_oracle_is_the_ceiling(
 
 
 def one_by_one(name: str, candidates: Sequence[Choice]) -> float:
-    """The rules in words, for one subset of one problem."""
+    """Apply the selection rules naively to one subset of one problem's candidates."""
     mean = statistics.fmean
     if name in ("majority", "weighted"):
         votes: dict[str, float] = {}
@@ -137,7 +137,7 @@ def one_by_one(name: str, candidates: Sequence[Choice]) -> float:
     }.get(name, mean(c.correct for c in candidates))
 
 
-def test_many_problems_and_subsets_at_once_are_each_one_by_one() -> None:
+def test_vectorized_selection_equals_the_naive_rules() -> None:
     rng = random.Random(0)
 
     def sampled() -> Choice:
@@ -185,13 +185,13 @@ def test_choices_aggregate_and_unknown_is_not_correct() -> None:
 
 
 def test_accuracy_at_n_by_hand() -> None:
-    # Minimal scores .8 (right), .2, .1, .5 (right). Best of the six pairs is right in all but {8, 8}.
+    # Minimum scores: .8 (correct), .2, .1, .5 (correct). The best of each of the six pairs is correct except in {8, 8}.
     one, two, four = accuracy_at_n([GROUP], "min", sizes=(1, 2, 4))
     assert {name: interval.value for name, interval in one.accuracy.items()} == dict.fromkeys(SELECTORS, 0.5)
     assert two.accuracy["prm"].value == pytest.approx(5 / 6)
     assert two.accuracy["oracle"].value == pytest.approx(5 / 6)
     assert two.accuracy["majority"].value == pytest.approx((1 + 4 * 0.5 + 0) / 6)
-    assert two.accuracy["first"].value == pytest.approx(3 / 6)  # pairs led by the first candidate
+    assert two.accuracy["first"].value == pytest.approx(3 / 6)  # pairs that contain the first candidate
     assert four.accuracy["prm"].value == 1.0
     assert four.minus_random["prm"].value == pytest.approx(0.5)
     assert four.minus_majority["weighted"].value == pytest.approx(0.5)
@@ -237,7 +237,7 @@ def test_different_answers_do_not() -> None:
 
 
 class CountingSampler:
-    """Writes the sample number as answer; fails for one problem."""
+    """Answers with the sample number, and fails for one problem."""
 
     def __init__(self) -> None:
         self.in_flight = self.most = 0
@@ -270,7 +270,7 @@ class RecordingScorer:
         return [StepScores(tuple(len(step) / 100 for step in solution.steps)) for solution in solutions]
 
 
-async def test_groups_hold_what_was_sampled_graded_and_scored() -> None:
+async def test_groups_contain_samples_verdicts_and_scores() -> None:
     problems = [Problem("a", "q", "1"), Problem("broken", "q", "1"), Problem("b", "q", "3")]
     sampler, scorer = CountingSampler(), RecordingScorer()
     sampled = await sample_groups(problems, sampler, TextGrader(), samples=4, step_format="tags", in_flight=4)
@@ -297,7 +297,7 @@ def test_equal_solutions_are_scored_once() -> None:
     assert all(c.scores == StepScores((0.01, 0.01)) for c in itertools.chain(*(g.candidates for g in scored)))
 
 
-def test_what_cannot_be_scored_has_a_reason_and_stops_nothing() -> None:
+def test_unscorable_candidates_have_a_reason_and_stop_nothing() -> None:
     class Picky(RecordingScorer):
         def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
             if any("<prm>" in solution.steps for solution in solutions):

@@ -1,4 +1,4 @@
-"""Sokoban: the rules, the exact distances, and levels with a known shortest solution."""
+"""Test Sokoban: rules, exact distances, and levels with a known shortest solution."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def play(state: SokobanState, *names: str) -> SokobanState:
     return state
 
 
-def test_a_push_onto_the_goal_solves() -> None:
+def test_pushing_the_box_onto_the_goal_solves_the_level() -> None:
     state = play(parse_level(PUSH), "right")
     assert level_text(state) == "#####\n# @*#\n#####"
     assert state.solved
@@ -61,7 +61,7 @@ def test_a_box_against_a_wall_cannot_be_pushed() -> None:
 
 
 def test_distances_of_a_room() -> None:
-    """Up, then right pushes the box onto the goal."""
+    """Moving up and then right pushes the box onto the goal."""
     state = parse_level(ROOM)
     assert moves_to_solve(state) == 2
     assert best_moves(state) == ["up"]
@@ -69,7 +69,7 @@ def test_distances_of_a_room() -> None:
     assert best_moves(play(state, "up", "right")) == []
 
 
-def test_a_box_in_a_corner_is_lost() -> None:
+def test_a_box_in_a_corner_is_unsolvable() -> None:
     state = play(parse_level("#####\n#   #\n#@$ #\n# . #\n#####"), "right")
     assert level_text(state) == "#####\n#   #\n# @$#\n# . #\n#####"
     assert moves_to_solve(state) is None
@@ -77,7 +77,7 @@ def test_a_box_in_a_corner_is_lost() -> None:
 
 
 def test_distances_agree_with_forward_search() -> None:
-    """Every state that can be reached from a level, against a search forwards from that state."""
+    """Checks every reachable state of a level against a forward search from that state."""
     start = make_level(random.Random(3), size=5, boxes=2, moves=range(4, 12))
     reached, queue = {start}, [start]
     while queue:

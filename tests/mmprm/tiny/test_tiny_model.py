@@ -1,4 +1,4 @@
-"""The tiny policy: its tokens, its inputs against the real processor, and the weights that ship."""
+"""Test the tiny policy: its tokens, its inputs against the real processor, and the shipped weights."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_prompt_and_prefill(processor) -> None:
     assert text == "<|im_start|>user\nHi <|im_end|>\n<|im_start|>assistant\n<step>blue="
 
 
-def test_training_inputs_are_those_of_the_processor(processor) -> None:
+def test_training_inputs_equal_those_of_the_processor(processor) -> None:
     problems = make_problems(2, 0, "train")
     texts = [render(processor, tiny.problem, "".join(solve(tiny)), PLAIN) + "<|im_end|>" for tiny in problems]
     images = [open_image(tiny.problem.images[0]) for tiny in problems]
@@ -95,7 +95,7 @@ def test_checks_are_half_true_and_a_drill_has_no_image(processor) -> None:
 
 
 def test_the_shipped_policy() -> None:
-    """The promises hold in the training run's figures, and a small sample of today agrees with them."""
+    """The recorded training metrics meet the documented bounds, and a small new evaluation agrees with them."""
     files = list(weights_path().iterdir())
     assert sum(file.stat().st_size for file in files) <= 8_000_000
     metrics = json.loads((weights_path() / "tiny.json").read_text())

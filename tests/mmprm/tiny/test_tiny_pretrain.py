@@ -1,4 +1,4 @@
-"""The training of the built-in policy at a size of seconds: a stopped run ends as one that was not."""
+"""Test the training of the built-in policy in seconds: a stopped and resumed run ends like an uninterrupted one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The built-in toy world: its truth by hand-made cases, then its promises over many problems."""
+"""Test the built-in toy world: its truth on hand-made cases, and its invariants over many problems."""
 
 from __future__ import annotations
 
@@ -81,12 +81,12 @@ def test_judged_by_hand(steps: tuple[str, ...], truths: str) -> None:
     assert judge(*tagged) == truths
 
 
-def test_kind_of_a_wrong_step() -> None:
+def test_kind_of_an_incorrect_step() -> None:
     assert error_kind("<step>red=8</step>") == "reading"
     assert {error_kind(step) for step in ("<step>5+3=9</step>", "<answer>9</answer>", "???")} == {"arithmetic"}
 
 
-def test_problems_keep_their_rules() -> None:
+def test_problems_follow_the_rules() -> None:
     problems = make_problems(300, 0, "test")
     for tiny in problems:
         value = tiny.digits[tiny.operands[0]]
@@ -99,7 +99,7 @@ def test_problems_keep_their_rules() -> None:
     assert {len(tiny.operators) for tiny in problems} == {1, 2, 3, 4}
 
 
-def test_long_problems_keep_the_rules_too() -> None:
+def test_long_problems_follow_the_rules() -> None:
     problems = make_problems(100, 0, "test", "long")
     for tiny in problems:
         steps = solve(tiny)
@@ -147,8 +147,8 @@ def test_a_mistake_is_carried_on_and_spoils_the_answer() -> None:
     assert spoiled > 50
 
 
-def test_mistakes_of_hard_steps_agree_with_each_other() -> None:
-    """3 is taken for 8, and 7 + 8 loses its carry: the wrong answers of one problem are few."""
+def test_mistakes_of_hard_steps_are_systematic() -> None:
+    """3 is misread as 8 and 7 + 8 loses its carry, so a problem has only a few different incorrect answers."""
     rng = random.Random(0)
     for tiny in make_problems(50, 3, "train"):
         steps = [step for _ in range(40) for step in solve(tiny, rng, Mistakes(0.0, 0.5))]
@@ -167,7 +167,7 @@ def test_mistakes_come_at_their_rate_and_in_both_kinds() -> None:
         steps = solve(tiny, rng, Mistakes(0.1, 0.1))[:-1]
         for step, true in zip(steps, judge_steps(tiny, steps), strict=True):
             kinds[error_kind(step)].append(not true)
-    # Slightly below the rate: mistakes that leave the range of results are sampled again.
+    # Slightly below the rate, because mistakes outside the range of results are sampled again.
     assert all(0.06 < sum(incorrect) / len(incorrect) < 0.12 for incorrect in kinds.values())
 
 
@@ -184,7 +184,7 @@ def test_the_truth_survives_the_problem_file(tmp_path) -> None:
         )
 
 
-def test_what_is_not_of_this_world_is_refused() -> None:
+def test_problems_from_elsewhere_are_rejected() -> None:
     with pytest.raises(DataError, match="'What is this\\?' is not a question"):
         truth_of(replace(TINY.problem, question="What is this?"))
     with pytest.raises(DataError, match="no purple cell"):

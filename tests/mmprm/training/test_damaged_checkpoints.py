@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, incomplete, older, or of another number of ranks."""
+"""Test checkpoints that are damaged, incomplete, older, or from another number of ranks."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ FAULTS = {flip_bytes: "deepspeed/weights.pt is damaged", another_step: "state.js
 @pytest.mark.parametrize(
     "spoil", [spoil_size, lose_file, cut_state, lose_state, flip_bytes, step_as_text, another_step]
 )
-def test_a_checkpoint_that_is_not_whole_is_passed_over(
+def test_an_incomplete_checkpoint_is_skipped(
     spoil: Callable[[Path], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(tmp_path, ScriptedEngine(), save_every=2, keep_checkpoints=3)
@@ -73,7 +73,7 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(
 
 
 def test_an_older_checkpoint_is_resumed(tmp_path: Path) -> None:
-    """It has no checksums, and does not record the decay of the learning rate, which was always a cosine."""
+    """Older checkpoints have no checksums, and no record of the learning rate decay, which was always a cosine."""
     run(tmp_path, ScriptedEngine(), save_every=4)
     for file in tmp_path.glob("checkpoints/*/state.json"):
         state = json.loads(file.read_text())

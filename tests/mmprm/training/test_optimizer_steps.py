@@ -1,4 +1,4 @@
-"""Steps of the real optimizer in one process: bad gradients, weight decay, small bf16 gradients."""
+"""Test steps of the real optimizer in one process: non-finite gradients, weight decay, and small bf16 gradients."""
 
 from __future__ import annotations
 
@@ -25,15 +25,17 @@ def loss_of(kind: int, seed: int) -> Callable[[nn.Module], Tensor]:
         return {
             GOOD: y,
             NAN_LOSS: y * float("nan"),
-            CONSTANT_NAN: y + float("inf"),  # the gradient alone would not tell
-            STEEP: (y - y.detach()).sqrt(),  # the loss alone would not: 0, with an infinite gradient
+            CONSTANT_NAN: y + float("inf"),  # not visible in the gradient alone
+            STEEP: (y - y.detach()).sqrt(),  # not visible in the loss alone: it is 0, with an infinite gradient
         }[kind]
 
     return loss_sum
 
 
 def train(config: TrainingConfig, kinds: Sequence[int]) -> tuple[dict[str, Tensor], float, list[bool]]:
-    """Each step has two micro-batches, a good one and one of its kind; data by number of good steps before."""
+    """Run steps of two micro-batches: a good one and one of the given kind. The data depends on the number of good
+    steps.
+    """
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.LayerNorm(8), nn.Linear(8, 1))
     engine = Engine(model, config, 6, join_ranks())
@@ -54,7 +56,7 @@ def train(config: TrainingConfig, kinds: Sequence[int]) -> tuple[dict[str, Tenso
     [(0, "none"), (1, "none"), (2, "none"), (3, "none"), (1, "optimizer"), (2, "optimizer"), (3, "all")],
 )
 def test_a_bad_step_leaves_no_trace(stage: int, offload: str, precision: str) -> None:
-    """Weights after it are, bit for bit, those of a run without it: so were gradients, moments and schedule."""
+    """Weights, gradients, moments and schedule are bitwise equal to a run without the bad step."""
     config = TrainingConfig(
         zero_stage=stage, offload=offload, precision=precision, learning_rate=0.05, warmup=0.5, gradient_clipping=0.5
     )
@@ -71,7 +73,9 @@ def test_a_bad_step_leaves_no_trace(stage: int, offload: str, precision: str) ->
 @pytest.mark.integration
 @pytest.mark.parametrize("stage", [0, 3])
 def test_matrices_decay_and_vectors_do_not(stage: int) -> None:
-    """w − rate · decay · w where the gradient is 0. Under ZeRO-3 as it is loaded: in parts, each weight of no shape."""
+    """With zero gradient, a matrix becomes w − rate · decay · w. Under ZeRO-3, weights are loaded as shards without
+    shape.
+    """
     config = TrainingConfig(zero_stage=stage, precision="fp32", learning_rate=0.5, warmup=0, weight_decay=0.2)
     ranks = join_ranks()
     with deepspeed.zero.Init(config_dict_or_path=deepspeed_config(config), enabled=stage == 3):
@@ -90,11 +94,11 @@ def test_matrices_decay_and_vectors_do_not(stage: int) -> None:
     [(0, "none"), (1, "none"), (2, "none"), (3, "none"), (1, "optimizer"), (2, "optimizer"), (3, "all")],
 )
 def test_many_small_gradients_of_bf16_add_up(stage: int, offload: str) -> None:
-    """512 micro-batches, each of gradient 1 for four weights: norm 512 · 2. In bf16 256 + 1 = 256."""
+    """512 micro-batches each add a gradient of 1 to four weights, with norm 512 · 2; in bf16, 256 + 1 = 256."""
     config = TrainingConfig(zero_stage=stage, offload=offload, precision="bf16")
     model = nn.Linear(2, 2, bias=False).to(torch.bfloat16)
     engine = Engine(model, config, 6, join_ranks())
     ones = torch.ones(1, 2, dtype=torch.bfloat16)
-    for _ in range(2):  # the second step begins at nothing
+    for _ in range(2):  # the second step starts from zero
         _, norm = engine.step([lambda model: model(ones).float().sum()] * 512, 1.0)
         assert norm == pytest.approx(1024)

@@ -1,4 +1,4 @@
-"""A run that meets bad numbers, a SIGTERM or a crash: what it skips, where it stops, what it goes on from."""
+"""Test a run with non-finite numbers, a SIGTERM or a crash: what it skips, where it stops, and where it resumes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_bad_steps_are_counted_and_too_many_in_a_row_end_the_run(tmp_path: Path)
     run(tmp_path / "many", ScriptedEngine(bad=(5, 6, 7)), max_bad_steps=4, save_every=4)
 
 
-def test_sigterm_saves_after_the_step_at_hand_and_exits_with_0(
+def test_sigterm_saves_after_the_current_step_and_exits_with_0(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = signal.getsignal(signal.SIGTERM)
@@ -56,7 +56,7 @@ def test_sigterm_saves_after_the_step_at_hand_and_exits_with_0(
     assert [row["loss"] for row in rows(tmp_path)] == [1.0 / step for step in range(1, 9)]
 
 
-def test_an_evaluation_that_fails_costs_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_evaluation_loses_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any) -> dict[str, float]:
         raise DataError("a held-out image is gone")
 
@@ -97,7 +97,7 @@ def test_a_request_at_the_last_step_lets_the_run_end(tmp_path: Path) -> None:
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_only_a_main_thread_listens() -> None:
+def test_only_the_main_thread_handles_signals() -> None:
     before = signal.getsignal(signal.SIGTERM)
     seen = []
 
@@ -120,7 +120,7 @@ def test_a_garbage_line_of_the_log_does_not_stop_a_resumed_run(tmp_path: Path) -
     assert [row["step"] for row in rows(tmp_path)] == list(range(1, 9))
 
 
-def test_ctrl_c_saves_after_the_step_at_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_saves_after_the_current_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     engine = ScriptedEngine(ask_at=3)
     engine.ask_with = signal.SIGINT
     with pytest.raises(KeyboardInterrupt):
@@ -138,8 +138,8 @@ def test_a_second_ctrl_c_stops_at_once() -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The checkpoint before is still there, and the half of the new one is never taken for whole."""
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The previous checkpoint is intact, and the partial new one is never taken for a complete one."""
 
     def full(folder: str, tag: str, **options: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -154,8 +154,8 @@ def test_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert checkpoints.newest(tmp_path) == tmp_path / "step-00000001"
 
 
-def test_state_of_the_caller_is_a_file_of_its_own(tmp_path: Path) -> None:
-    """It may be tens of megabytes, which nobody reads to tell whether a checkpoint is whole."""
+def test_the_callers_state_is_a_separate_file(tmp_path: Path) -> None:
+    """The state may take tens of megabytes, and checking a checkpoint must not read it."""
     extra = {"carried": [{"token_ids": list(range(20_000))}]}
     checkpoints.save(ScriptedEngine(), tmp_path, 1, {"seed": 0}, keep=2, extra=extra)
     path = tmp_path / "step-00000001"
@@ -172,7 +172,7 @@ def test_state_of_the_caller_is_a_file_of_its_own(tmp_path: Path) -> None:
 
 @contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
-    """What is written beyond fails in the system call, as on a full disk."""
+    """Make writes beyond `size` bytes fail in the system call, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -182,7 +182,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
 
 
 def test_what_torch_and_safetensors_raise_on_a_full_disk(tmp_path: Path) -> None:
-    """RuntimeError and SafetensorError, not OSError. What was there before stays, nothing half is left beside it."""
+    """They raise RuntimeError and SafetensorError, not OSError. The old file is kept, and no partial file remains."""
     engine, tensors = ScriptedEngine(), {"weight": torch.zeros(100_000)}
     checkpoints.save(engine, tmp_path, 1, {}, keep=1)
     engine.save_checkpoint = lambda folder, **options: torch.save(tensors, Path(folder) / "weights.pt")
@@ -204,7 +204,7 @@ def test_what_torch_and_safetensors_raise_on_a_full_disk(tmp_path: Path) -> None
 
 
 class ThreadRanks(Ranks):
-    """Ranks that are threads of one process; each may see a disk of its own."""
+    """Simulates ranks as threads of one process; each may see a different disk."""
 
     def gather(self, value: Any) -> list[Any]:
         gathered[self.rank] = value
@@ -248,6 +248,6 @@ def test_offload_without_the_sharding_that_it_needs() -> None:
     load(TrainingConfig, None, ["zero_stage=3", "offload=all"])
 
 
-def test_a_process_alone_leaves_no_rank_to_its_children() -> None:
+def test_a_single_process_sets_no_rank_for_its_children() -> None:
     assert join_ranks() == join_ranks()
     assert not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} & set(os.environ)

@@ -1,4 +1,4 @@
-"""A run store that was damaged, moved to a read-only folder, or written before there were checksums."""
+"""Test a run store that is damaged, in a read-only folder, or without checksums."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def mended(path: Path) -> list[tuple[str, str, int]]:
         store.close()
 
 
-def test_damage_anywhere_is_an_error_and_never_another_tree(path: Path, tmp_path: Path) -> None:
+def test_damage_is_always_an_error(path: Path, tmp_path: Path) -> None:
     whole, content, rng = read(path), path.read_bytes(), random.Random(0)
     told = 0
     for case in range(60):
@@ -84,9 +84,7 @@ def test_damage_anywhere_is_an_error_and_never_another_tree(path: Path, tmp_path
     assert told > 20
 
 
-def test_a_damaged_batch_is_named_dropped_and_its_problem_opened(
-    path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_batch_is_dropped_and_its_problem_reopened(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE batches SET correct = 3, incorrect = 1 WHERE number = 4")
         connection.execute("UPDATE batches SET problem = 1 WHERE number = 8")
@@ -97,7 +95,7 @@ def test_a_damaged_batch_is_named_dropped_and_its_problem_opened(
     assert "the batch of whole solutions from sample 0 of problem 'p1' is damaged" in capsys.readouterr().err
 
 
-def test_a_damaged_problem_is_read_anew(path: Path) -> None:
+def test_a_damaged_problem_is_read_again(path: Path) -> None:
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE problems SET id = 'q3' WHERE id = 'p3'")
     connection.close()
@@ -144,8 +142,8 @@ store.close()
 
 @pytest.mark.parametrize("killed", [False, True])
 def test_a_store_is_read_in_a_folder_that_cannot_be_written(path: Path, killed: bool) -> None:
-    folder = Path("/tmp") / f"mmprm-read-only-{os.getpid()}"  # where another user may look
-    if killed:  # its log is not merged
+    folder = Path("/tmp") / f"mmprm-read-only-{os.getpid()}"  # a path that other users can read
+    if killed:  # its write-ahead log is not merged
         store = Store.create_or_open(path, CONFIG)
         store.append([], [Finished("p0", "done", "too easy")])
         shutil.copytree(path.parent, folder, ignore=shutil.ignore_patterns("*-shm"))
@@ -166,7 +164,7 @@ def test_a_store_is_read_in_a_folder_that_cannot_be_written(path: Path, killed: 
         shutil.rmtree(folder)
 
 
-def test_a_clock_set_back_takes_no_time_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clock_set_back_subtracts_no_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mcts.status import read_status
 
     times = iter([5000.0, 100.0, 100.0])
@@ -178,7 +176,7 @@ def test_a_clock_set_back_takes_no_time_away(path: Path, monkeypatch: pytest.Mon
     store.close()
 
 
-def test_a_schema_that_is_no_text_is_an_error_that_names_the_store(path: Path) -> None:
+def test_an_invalid_schema_version_names_the_store(path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"CREATE TABLE batches", b"CREATE TABLE\x84batches"))
     for opened in (read, mended):
         with pytest.raises(StoreError, match=r"trees\.sqlite: .*(restore a copy|check the disk)"):

@@ -1,4 +1,4 @@
-"""Which rollouts count for which prefix: by hand, and as statistics over many trees of a known world."""
+"""Test which rollouts count for which prefix: by hand, and statistically on many trees of a known world."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHARED = StoppingRule(false_negative_rate=0, min_shared_rollouts=3)
 
 
 def node(steps: str, *rollouts: tuple[str, Verdict]) -> Node:
-    """One letter a step."""
+    """Return a node whose rollouts have one letter per step."""
     sampled = tuple(Rollout(tuple(text), verdict, 1, text) for text, verdict in rollouts)
     return Node(tuple(steps), (count_verdicts(sampled),), sampled)
 
@@ -30,13 +30,13 @@ def found(rule: StoppingRule, *nodes: Node) -> dict[str, Counts]:
 
 def test_by_hand() -> None:
     root = node("", ("abc", R), ("abd", R), ("axy", W), ("abz", U), ("q", R))
-    assert found(SHARED, root) == {"a": Counts(2, 1, 1)}, "ab has two known verdicts, and q was a last step"
-    # axy was searched: ax and a became states. ax is labeled by its own rollouts alone, a as it was before.
+    assert found(SHARED, root) == {"a": Counts(2, 1, 1)}, "ab has two known verdicts, and q is a final step"
+    # Searching axy made ax and a states. ax is labeled only by its own rollouts, and a as before.
     ax, a = node("ax", ("y", W), ("u", W)), node("a", ("xyz", R), ("bcd", R), ("bd!", W), ("bc", U), ("cc", R))
     assert found(SHARED, root, ax) == {"ax": Counts(0, 2), "a": Counts(2, 1, 1)}
     assert found(SHARED, root, ax, a) == {"ax": Counts(0, 2), "a": Counts(2, 1, 1)}
-    assert found(SHARED, a, root)["a"] == Counts(3, 1, 1), "sampled from before the root's batch ran through it"
-    # With two as enough the root's batch labels ab, and that of a, sampled because of how others ended, adds nothing.
+    assert found(SHARED, a, root)["a"] == Counts(3, 1, 1), "it has its own rollouts"
+    # If two rollouts suffice, the root's batch labels ab; the batch of a depends on earlier results and adds nothing.
     two = StoppingRule(false_negative_rate=0, min_shared_rollouts=2)
     assert found(two, root, ax, a)["ab"] == Counts(2, 0, 1)
     assert found(StoppingRule(false_negative_rate=0, min_shared_rollouts=None), root, ax, a) == {
@@ -46,7 +46,7 @@ def test_by_hand() -> None:
 
 
 def test_only_the_first_batch_of_a_state_is_shared() -> None:
-    """The second is sampled because of how the first one ended."""
+    """Later batches are sampled depending on earlier results, so they would be biased."""
     sampled = [Rollout(tuple(text), verdict, 1, text) for text, verdict in [("ab", R), ("ac", W), ("ad", R), ("ab", R)]]
     whole = Node((), (Counts(1, 1), Counts(2, 0)), tuple(sampled))
     assert found(StoppingRule(rollouts=4, min_shared_rollouts=2), whole) == {"a": Counts(1, 1)}
@@ -59,7 +59,9 @@ def test_a_problem_that_is_always_or_never_solved_shares_nothing(verdict: Verdic
 
 
 class World:
-    """Six steps from three letters, X with the chance `bad`, which is seldom mended: values follow from the letters."""
+    """Samples six steps of three letters. X occurs with probability `bad` and is rarely repaired, so values are
+    known.
+    """
 
     def __init__(self, seed: int, bad: float, mended: float = 0.03) -> None:
         self.rng = random.Random(seed)
@@ -84,7 +86,7 @@ class World:
 async def errors(
     config: SearchConfig, trees: int, bad: float = 0.15, mended: float = 0.03
 ) -> tuple[dict[str, list[float]], float]:
-    """Errors of the labels by kind, and rollouts a label."""
+    """Return the label errors by kind, and the rollouts per label."""
     found: dict[str, list[float]] = defaultdict(list)
     rollouts = labels = 0
     for number in range(trees):
@@ -105,7 +107,7 @@ def bias(found: dict[str, list[float]]) -> dict[str, float]:
 
 
 async def test_labels_are_unbiased_and_cost_less() -> None:
-    """Standard errors are below 0.004."""
+    """The standard errors are below 0.004."""
     fixed, fixed_cost = await errors(
         SearchConfig(false_negative_rate=0, min_shared_rollouts=None, max_rollouts=400), 300
     )
@@ -118,15 +120,14 @@ async def test_labels_are_unbiased_and_cost_less() -> None:
 
 
 async def test_a_common_error_that_is_sometimes_corrected() -> None:
-    """Asked after three failures it is sampled from; with its own rollouts instead, labels of 0 would go and
-    the mean of all shared ones rise by 0.03."""
+    """If a state kept only its own rollouts, the shared labels that remain would be biased upward by 0.03."""
     found, _ = await errors(SearchConfig(max_rollouts=200, min_shared_rollouts=3), 400, bad=0.3, mended=0.2)
     assert len(found["shared after X"]) > 300
     assert abs(bias(found)["shared after X"]) < 0.01
 
 
-async def test_values_of_seldom_solved_problems_are_too_high() -> None:
-    """It is searched only if one of its first rollouts was right. The states behind it are free of that."""
+async def test_values_of_rarely_solved_problems_are_biased_upward() -> None:
+    """A problem is searched only if one of its first rollouts is correct; states below the root are unbiased."""
     found, _ = await errors(SearchConfig(max_rollouts=200), 400, bad=0.4)
     means = bias(found)
     assert 0.0 < means["shared"] < 0.05

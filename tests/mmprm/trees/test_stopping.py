@@ -1,4 +1,4 @@
-"""The stopping rule, and the estimate that undoes its bias, against worked numbers and whole enumerations."""
+"""Test the stopping rule and the estimator that corrects its bias, on worked numbers and full enumerations."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ from mmprm.types import Counts
 RULE = StoppingRule(rollouts=16, false_negative_rate=0.03, prior_reset=0, max_posterior_std=0.12, batch=4)
 
 
-def test_probability_sound_by_hand() -> None:
-    """Ancestor 1 of 2 right: Beta(2, 2). L(2) = 2/4 · 3/5 = 0.3, so P = 0.3 / 1.3; a flat value has L(2) = 1/3."""
+def test_probability_recoverable_by_hand() -> None:
+    """With 1 of 2 correct in the ancestor, Beta(2, 2) gives L(2) = 2/4 · 3/5 = 0.3 and P = 0.3 / 1.3; a flat prior has
+    L(2) = 1/3.
+    """
     assert recovery_probability(0, Counts(1, 1), prior_reset=0.2) == 0.5
     assert recovery_probability(2, Counts(1, 1), prior_reset=0) == pytest.approx(0.3 / 1.3)
     mixed = 0.8 * 0.3 + 0.2 / 3
@@ -29,7 +31,7 @@ def test_probability_sound_by_hand() -> None:
 
 
 def test_first_rollouts_by_hand() -> None:
-    """Beta(2, 2): L = 0.5, 0.3, 0.2, 1/7, 3/28 …; P(sound) falls below a tenth with L < 1/9, at the fifth failure."""
+    """For Beta(2, 2), L = 0.5, 0.3, 0.2, 1/7, 3/28 …; P falls below a tenth when L < 1/9, at the fifth failure."""
     assert first_batch_size(Counts(1, 1), StoppingRule(false_negative_rate=0.1, prior_reset=0)) == 5
     assert (
         first_batch_size(Counts(15, 1), RULE)
@@ -38,7 +40,7 @@ def test_first_rollouts_by_hand() -> None:
     )
     assert first_batch_size(Counts(1, 15), RULE) == 16
     assert first_batch_size(Counts(16, 0), StoppingRule(rollouts=16, false_negative_rate=0)) == 16
-    # L is at most s / (1 + n), so P < 0.01 takes at least 0.1 / (1 + n) < 1/99.
+    # L is at most s / (1 + n), so P < 0.01 requires at least 0.1 / (1 + n) < 1/99.
     assert first_batch_size(Counts(99, 0), StoppingRule(false_negative_rate=0.01, prior_reset=0.1)) == 9
 
 
@@ -48,8 +50,8 @@ def test_posterior_deviation_by_hand() -> None:
 
 
 def test_next_rollouts() -> None:
-    assert next_batch_size(6, Counts(0, 6), RULE) == 0, "as many failures as were asked for"
-    assert next_batch_size(6, Counts(0, 4, 2), RULE) == 2, "unknown verdicts are no failures"
+    assert next_batch_size(6, Counts(0, 6), RULE) == 0, "as many failures as requested"
+    assert next_batch_size(6, Counts(0, 4, 2), RULE) == 2, "unknown verdicts are not failures"
     assert next_batch_size(6, Counts(1, 5), RULE) == 4
     assert next_batch_size(6, Counts(7, 7), RULE) == 2, "no more than the rule's rollouts"
     assert next_batch_size(6, Counts(10, 0), RULE) == 0, "narrow enough"
@@ -57,7 +59,7 @@ def test_next_rollouts() -> None:
 
 
 def runs(rule: StoppingRule, first: int, value: float) -> Iterator[tuple[float, tuple[Counts, ...]]]:
-    """Every sequence of batches that the rule can sample from a state of this value, with its probability."""
+    """Return every sequence of batches that the rule can produce for a state of this value, with its probability."""
 
     def go_on(probability: float, batches: tuple[Counts, ...], size: int) -> Iterator[tuple[float, tuple[Counts, ...]]]:
         if not size:
@@ -90,10 +92,11 @@ def test_the_estimate_is_unbiased_and_the_plain_mean_is_not(rule: StoppingRule, 
 
 
 def test_estimates_by_hand() -> None:
-    """First batch 2, then one at a time to 3: ends (0 of 2), (2 of 2: narrow enough), else a third rollout.
+    """The first batch has 2 rollouts, and a third follows unless both fail or both succeed.
 
-    One right of three: only R W W and W R W got there (W W R had stopped): the first is right in one of two. Two of
-    three: R W R and W R R, again one of two, where the plain mean says 2/3."""
+    One of three correct arises as R W W or W R W (W W R would have stopped), so the first is correct in one of two. Two
+    of three arise as R W R or W R R, again one of two, although the plain mean is 2/3.
+    """
     rule = StoppingRule(rollouts=3, batch=1, max_posterior_std=0.2)
     assert posterior_deviation(2, 0) < 0.2 < posterior_deviation(1, 1)
     assert unbiased([Counts(0, 2)], rule).value == 0
@@ -103,7 +106,9 @@ def test_estimates_by_hand() -> None:
 
 
 def test_unknown_verdicts_are_left_out() -> None:
-    """A first batch of 4 with a failure and three unknowns continues with three: everything was sampled, no bias."""
+    """A first batch of 4 with one failure and three unknowns continues with three more, so everything is sampled
+    without bias.
+    """
     rule = StoppingRule(rollouts=7, batch=3, max_posterior_std=0.01)
     batches = [Counts(0, 1, 3), Counts(2, 1)]
     assert unbiased(batches, rule).value == pytest.approx(2 / 4)

@@ -51,14 +51,14 @@ LOG = [
 PACKED = [pack_batch(entry) for entry in LOG]
 
 
-def test_problems_come_back_as_they_were(store: Store) -> None:
+def test_problems_round_trip(store: Store) -> None:
     assert store.problems() == [PROBLEM, Problem("q", "And now?", "4")]
     store.append([], [Finished("q", "failed", "a.png is missing")])
     assert (store.ids("open"), store.ids("failed")) == (["p"], ["q"])
     assert store.failures() == {"q": "a.png is missing"}
 
 
-def test_a_known_id_keeps_its_question_and_may_move_its_images(store: Store) -> None:
+def test_a_known_id_keeps_its_question_but_images_may_move(store: Store) -> None:
     moved = Problem("p", "How many?", "3", (ImageRef(path="c.png"),), ("A", "B"))
     store.add_problems([moved])
     assert store.problem("p") == moved
@@ -86,7 +86,7 @@ def test_a_tree_keeps_the_order_of_states_and_rollouts(store: Store) -> None:
 
 def test_summary_by_hand(store: Store) -> None:
     store.append(PACKED)
-    # States: two roots, a, ab, ab in two steps; labels: a and (a, b), as ("ab",) knows no verdict and a root no step.
+    # States: two roots, a, ab, and (a, b). Labels: a and (a, b), as ("ab",) has no verdict and roots have no step.
     assert (store.summary().states, store.summary().labels) == (5, 2)
     store.append([], [Finished("p", "done", "too easy", labels=3)])
     summary = store.summary()
@@ -131,7 +131,7 @@ def test_another_version_is_refused(store: Store) -> None:
         Store.read(store.path)
 
 
-def test_files_that_are_no_store(tmp_path: Path) -> None:
+def test_other_files_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="has no store"):
         Store.read(tmp_path / "none.sqlite")
     (tmp_path / "text.sqlite").write_text("not a database " * 100)
@@ -154,7 +154,7 @@ def test_a_reader_sees_what_is_committed_and_writes_nothing(store: Store) -> Non
     reader.close()
 
 
-def test_a_full_disk_is_said_and_loses_nothing(store: Store) -> None:
+def test_a_full_disk_is_reported_and_loses_nothing(store: Store) -> None:
     store.append(PACKED)
     # SQLite reports a file at its page limit just as it reports a full disk.
     pages = store.rows("PRAGMA page_count")[0][0]
@@ -173,7 +173,7 @@ def test_a_full_disk_is_said_and_loses_nothing(store: Store) -> None:
 
 
 def test_a_second_driver_is_refused_and_a_killed_one_leaves_no_lock(tmp_path: Path) -> None:
-    """The first driver also has a forked child that outlives it, as a grading process may."""
+    """The first driver also has a forked child that outlives it, like a grading process."""
     path = tmp_path / "trees.sqlite"
     code = (
         "import os, sys, time; from mmprm.trees.store import Store\n"

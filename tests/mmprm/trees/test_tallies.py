@@ -46,7 +46,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 @pytest.fixture
 def store(tmp_path: Path, clock: SimpleNamespace) -> Iterator[Store]:
-    """Two sessions: two engines for 10 s, one engine for 4 s."""
+    """Return a store with two sessions: two engines for 10 s, then one engine for 4 s."""
     opened = Store.create_or_open(tmp_path / "run" / "trees.sqlite", CONFIG)
     opened.add_problems([Problem(f"p{i}", f"question {i}", str(i)) for i in range(1, 6)])
     clock.seconds = 1000
@@ -71,7 +71,7 @@ def test_a_session_lasts_from_the_first_engine_to_the_last_commit(store: Store) 
 
 
 def test_engine_time_counts_each_engine_from_its_start_to_its_end(tmp_path: Path, clock: SimpleNamespace) -> None:
-    """One engine alone for 10 s, three for 10 s, and the two that are left for 4 s."""
+    """One engine runs alone for 10 s, three for 10 s, and the remaining two for 4 s."""
     store = Store.create_or_open(tmp_path / "trees.sqlite", CONFIG)
     store.add_problems([Problem("p", "?", "1")])
     clock.seconds = 1000
@@ -122,7 +122,7 @@ def test_tallies_by_problem(store: Store) -> None:
     assert begun(store) == 1
 
 
-def test_forks_keep_problems_and_batches_that_hold(store: Store, tmp_path: Path) -> None:
+def test_forks_keep_valid_problems_and_batches(store: Store, tmp_path: Path) -> None:
     other = {**CONFIG, "seed": 1}
     store.fork(tmp_path / "all" / "trees.sqlite", other, keep_batches=True)
     store.fork(tmp_path / "none" / "trees.sqlite", other, keep_batches=False)
@@ -140,10 +140,10 @@ def test_forks_keep_problems_and_batches_that_hold(store: Store, tmp_path: Path)
     assert store.ids("done") == ["p1", "p2"]
 
 
-def test_the_later_of_two_forks_at_once_is_refused(
+def test_the_later_of_two_concurrent_forks_is_rejected(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second begins when the first has copied all but not yet put its copy in place."""
+    """The second fork starts when the first has copied everything but not yet put the copy in place."""
     path, link = tmp_path / "new" / "trees.sqlite", os.link
 
     def fork_another_first(copy: str | Path, target: str | Path) -> None:
@@ -166,7 +166,7 @@ def test_a_fork_that_cannot_be_written_says_so(store: Store, tmp_path: Path) -> 
         store.fork(tmp_path / "new" / "trees.sqlite", CONFIG, keep_batches=True)
 
 
-def test_who_writes_is_seen_from_another_process(tmp_path: Path) -> None:
+def test_another_process_sees_the_writer(tmp_path: Path) -> None:
     path = tmp_path / "trees.sqlite"
     code = (
         f"from mmprm.trees.store import Store; Store.create_or_open({str(path)!r}, {{}}); print(1, flush=True); input()"
@@ -209,7 +209,7 @@ def test_retry_opens_failed_problems(
     store = Store.read(failed)
     assert store.ids("open") == list(opened)
     assert store.ids("done") == ["d"]
-    assert len(store.batches("a")) == 1, "what was sampled stays"
+    assert len(store.batches("a")) == 1, "sampled batches are kept"
     store.close()
     said = capsys.readouterr().out
     assert said.startswith(f"{len(opened)} problem{'s' if len(opened) > 1 else ''} reopened")
