@@ -71,7 +71,8 @@ def annotate(
     given = merged(settings, {"output": folder, "problems": {"path": source}})
     campaign = configured(CampaignConfig, "annotate", given, config)
     if not is_path:
-        write_problems(source, read_problems(problems, campaign.problems))
+        episodes = campaign.environment is not None
+        write_problems(source, read_problems(problems, campaign.problems, episodes))
         campaign = campaign.model_copy(update={"problems": ProblemsConfig(path=source)})
     return run_campaign(campaign, model_folder=policy_folder(campaign.engine))
 

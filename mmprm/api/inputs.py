@@ -84,10 +84,13 @@ def _in_terms_of_arguments(error: MmprmError, caller: str) -> MmprmError:
     return type(error)(text)
 
 
-def read_problems(given: Iterable[Problem | Row], config: ProblemsConfig) -> Iterator[Problem]:
+def read_problems(given: Iterable[Problem | Row], config: ProblemsConfig, episodes: bool = False) -> Iterator[Problem]:
     """Convert a list of `Problem` objects and dict rows to problems. Raises DataError naming the index of any other
-    item."""
-    reader = ProblemReader(config.columns, Path(config.image_root or "").absolute())
+    item.
+
+    With `episodes`, the problems are played in an environment and need no answer.
+    """
+    reader = ProblemReader(config.columns, Path(config.image_root or "").absolute(), episodes)
     for index, item in enumerate(given):
         location = f"problems[{index}]"
         if isinstance(item, Problem):

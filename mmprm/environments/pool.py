@@ -54,7 +54,8 @@ class EnvironmentThread:
             if not future.set_running_or_notify_cancel():
                 continue
             try:
-                environment = environment or make_environment(self._config)
+                if environment is None:
+                    environment = make_environment(self._config)
                 future.set_result(function(environment))
             except BaseException as error:
                 future.set_exception(error)

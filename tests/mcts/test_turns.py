@@ -22,6 +22,8 @@ from mmprm.environments.interface import Observation, Transition
 from mmprm.environments.load import EnvironmentConfig
 from mmprm.environments.pool import EnvironmentPool
 from mmprm.errors import ConfigError, DataError, EpisodeError, StoreError
+from mmprm.labels.build import LabelsConfig, build_labels
+from mmprm.labels.parquet import read_parquet
 from mmprm.metrics import roc_auc
 from mmprm.tiny.sokoban import moves_to_solve
 from mmprm.tiny.sokoban_player import SolverPlayer, action_text, state_after
@@ -131,6 +133,20 @@ def test_labels_and_first_errors_agree_with_the_solver(tmp_path: Path) -> None:
     assert roc_auc(values, truth) >= 0.95
     assert len(agree) >= 8
     assert sum(agree) >= 0.9 * len(agree)
+
+
+def test_a_run_becomes_labels_with_observations(tmp_path: Path) -> None:
+    chosen = sokoban_campaign.small_config(sokoban_campaign.write_levels(tmp_path, 4), tmp_path / "run")
+    sokoban_campaign.annotate(chosen, SolverPlayer(sokoban_campaign.MISTAKES))
+    counts = build_labels(LabelsConfig(store=chosen.output, output=str(tmp_path / "labels.parquet"))).counts
+    examples = read_parquet(tmp_path / "labels.parquet", turns=True)
+    assert counts.paths == len(examples) >= 4
+    for example in examples:
+        assert [len(observation.images) for observation in example.observations] == [1] * len(example.path.steps)
+    store = Store.read(chosen.output)
+    labels = {problem_id: evidence(store.tree(problem_id), chosen.search) for problem_id in store.ids()}
+    store.close()
+    assert counts.labels == sum(bool(steps) for found in labels.values() for steps in found)
 
 
 def test_killed_at_any_moment_it_ends_as_if_undisturbed(tmp_path: Path) -> None:
