@@ -9,6 +9,7 @@ restored by replaying them.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -122,11 +123,13 @@ async def play(
     except EngineStoppedError:
         raise
     except EpisodeError as error:
-        return _episode(start, turns, Verdict.UNKNOWN, str(error))
+        return _episode(start, turns, Verdict.UNKNOWN, _without_problem(error, start.problem))
     except SamplingError as error:
         if not turns:
             raise
-        return _episode(start, turns, Verdict.UNKNOWN, f"sampling failed: {error}")
+        # Reasons are counted by their text, and the lengths of prompts that are too long differ.
+        reason = re.sub(r"\d+", "…", _without_problem(error, start.problem))
+        return _episode(start, turns, Verdict.UNKNOWN, f"sampling failed: {reason}")
     return _episode(start, turns, *outcome([turn.transition for turn in turns], config.success_return))
 
 
@@ -167,6 +170,10 @@ def outcome(transitions: Sequence[Transition], success_return: float) -> tuple[V
     if last.terminated:
         return Verdict.INCORRECT, "no success"
     return Verdict.INCORRECT, "truncated" if last.truncated else "turn limit"
+
+
+def _without_problem(error: Exception, problem: Problem) -> str:
+    return str(error).removeprefix(f"problem {problem.id}: ")
 
 
 def _step(environment: Environment, text: str) -> Transition:
