@@ -21,13 +21,13 @@ from mmprm.prompts import assistant_beginning
 from mmprm.types import Grader, Problem
 from policy_rl.algorithms.advantages import ESTIMATORS
 from policy_rl.config import RLConfig
-from policy_rl.graded import Branch, GradedGroup, GradedResponse, Process, from_json, to_json
+from policy_rl.graded import BranchedPrefix, GradedGroup, GradedResponse, Process, from_json, to_json
 from policy_rl.rewards.cutter import StepCutter
 from policy_rl.rewards.outcome import OutcomeReward
-from policy_rl.rollouts.branching import Candidate, choose_prefixes
+from policy_rl.rollouts.branching import ChosenPrefix, choose_prefixes
 from policy_rl.rollouts.config import branch_seed, rollout_seed
 from policy_rl.rollouts.curriculum import Phase, Prompts, groups_to_ask, phase_of
-from policy_rl.types import Group, Prefix, Response, Reward, TrainingSample
+from policy_rl.types import Group, Response, ResponsePrefix, Reward, TrainingSample
 
 _T = TypeVar("T")
 
@@ -45,7 +45,7 @@ class Pool(Protocol):
         seed: int,
         version: int,
         max_tokens: int | None = None,
-        prefix: Prefix | None = None,
+        prefix: ResponsePrefix | None = None,
     ) -> Group:
         """Sample `n` responses to a problem from policy version `version`.
 
@@ -275,8 +275,8 @@ class Collector:
         return replace(group, branches=tuple(branch for branch in made if branch is not None))
 
     async def _continue(
-        self, group: GradedGroup, chosen: Candidate, seed: int, max_tokens: int, found: Collected
-    ) -> Branch | None:
+        self, group: GradedGroup, chosen: ChosenPrefix, seed: int, max_tokens: int, found: Collected
+    ) -> BranchedPrefix | None:
         """Sample and grade the continuations of a prefix. The result is None if the engine rejects it."""
         prefix = group.responses[chosen.response].response.prefix(chosen.tokens)
         seed = branch_seed(seed, group.problem.id, chosen.response, chosen.tokens)
@@ -287,7 +287,7 @@ class Collector:
         tokens = sum(len(response.token_ids) - chosen.tokens for response in sampled.responses)
         found.tokens, found.branch_tokens = found.tokens + tokens, found.branch_tokens + tokens
         graded = await asyncio.gather(*(self._graded(sampled, each, found) for each in sampled.responses))
-        return Branch(chosen.response, chosen.tokens, chosen.score, tuple(graded))
+        return BranchedPrefix(chosen.response, chosen.tokens, chosen.score, tuple(graded))
 
     async def _graded(self, group: Group, response: Response, found: Collected) -> GradedResponse:
         grading = await self._grader.grade(group.problem, self.prefill + response.text)

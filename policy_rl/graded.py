@@ -66,7 +66,7 @@ class GradedResponse:
 
 
 @dataclass(frozen=True, slots=True)
-class Branch:
+class BranchedPrefix:
     """Contains responses that continue the first `tokens` tokens of response number `response` of a group.
 
     They are complete responses, which begin with exactly these tokens. `score` is the PRM's score of the prefix, if it
@@ -95,7 +95,7 @@ class GradedGroup:
     prompt_tokens: int
     version: int
     responses: tuple[GradedResponse, ...]
-    branches: tuple[Branch, ...] = ()
+    branches: tuple[BranchedPrefix, ...] = ()
 
     @property
     def accuracies(self) -> list[float]:
@@ -136,8 +136,8 @@ def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.ndarray) else value
 
 
-def _branch(data: Mapping[str, Any]) -> Branch:
-    return Branch(data["response"], data["tokens"], data["score"], tuple(map(_response, data["continuations"])))
+def _branch(data: Mapping[str, Any]) -> BranchedPrefix:
+    return BranchedPrefix(data["response"], data["tokens"], data["score"], tuple(map(_response, data["continuations"])))
 
 
 def _response(data: Mapping[str, Any]) -> GradedResponse:

@@ -32,13 +32,13 @@ class Response:
     def __eq__(self, other: object) -> bool:
         return equal_fields(self, other)
 
-    def prefix(self, tokens: int) -> Prefix:
+    def prefix(self, tokens: int) -> ResponsePrefix:
         """Return the first `tokens` tokens."""
-        return Prefix(self.token_ids[:tokens], self.logprobs[:tokens])
+        return ResponsePrefix(self.token_ids[:tokens], self.logprobs[:tokens])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Prefix:
+class ResponsePrefix:
     """Holds the first tokens of a response and their log-probabilities; see Response."""
 
     token_ids: np.ndarray

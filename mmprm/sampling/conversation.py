@@ -23,7 +23,7 @@ from mmprm.types import ImageRef
 _ACTION = "\ue002"
 """Private-use character that stands for an action in a rendered conversation."""
 
-Content = tuple[str | None, ...]
+_Content = tuple[str | None, ...]
 """Text parts of an observation in order, with None for each image."""
 
 
@@ -90,14 +90,14 @@ class EpisodeEncoder:
             return action.ids
         return tuple(self._tokenizer(action.text.removeprefix(self.given), add_special_tokens=False).input_ids)
 
-    def _encode_segment(self, content: Content, first: bool) -> tuple[int, ...]:
+    def _encode_segment(self, content: _Content, first: bool) -> tuple[int, ...]:
         turns = self._first_turns(content) if first else _later_turns(content)
         text = render_turns(self._owner, turns, self._prompt, True) + assistant_beginning(self._prompt, "")
         if not first:
             text = text.partition(_ACTION)[2]
         return tuple(self._tokenizer(text, add_special_tokens=False).input_ids)
 
-    def _first_turns(self, content: Content) -> list[dict[str, Any]]:
+    def _first_turns(self, content: _Content) -> list[dict[str, Any]]:
         preset = PRESETS[self._prompt.preset]
         before, _, after = (self._prompt.user or preset.user).partition("{question}")
         system = preset.system if self._prompt.system is None else self._prompt.system
@@ -109,7 +109,7 @@ def _extended(tokens: EpisodeTokens, own: tuple[int, ...]) -> EpisodeTokens:
     return EpisodeTokens((*tokens.ids, *own), (*tokens.sampled, *[True] * len(own)), tokens.images)
 
 
-def _later_turns(content: Content) -> list[dict[str, Any]]:
+def _later_turns(content: _Content) -> list[dict[str, Any]]:
     return [
         {"role": "user", "content": "."},
         {"role": "assistant", "content": _ACTION},
@@ -117,12 +117,12 @@ def _later_turns(content: Content) -> list[dict[str, Any]]:
     ]
 
 
-def _content(observation: Observation, shown: bool) -> Content:
+def _content(observation: Observation, shown: bool) -> _Content:
     parts = (part if isinstance(part, str) else None for part in observation.parts)
     return tuple(part for part in parts if shown or part is not None)
 
 
-def _message(content: Content) -> str | list[dict[str, str]]:
+def _message(content: _Content) -> str | list[dict[str, str]]:
     """Return the content of a user turn: plain text if there is no image, because text-only templates accept nothing
     else."""
     if None not in content:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from policy_rl.algorithms.advantages import AdvantageConfig, clamp, returns_to_go
 from policy_rl.algorithms.tree_credit import BranchPoint, Edge, Trunk, credit_of_group
-from policy_rl.graded import Branch, GradedGroup, GradedResponse
+from policy_rl.graded import BranchedPrefix, GradedGroup, GradedResponse
 from policy_rl.types import Response, TrainingSample
 
 
@@ -112,13 +112,13 @@ def _row(response: Response, segments: Sequence[tuple[int, int, Edge]], settings
     return _Row(response, credit_T, weight_T)
 
 
-def _kept(group: GradedGroup, kept_K: Tensor) -> Iterator[tuple[GradedResponse, list[Branch]]]:
+def _kept(group: GradedGroup, kept_K: Tensor) -> Iterator[tuple[GradedResponse, list[BranchedPrefix]]]:
     """Yield the kept responses of a group, each with its branches in order of length."""
     for k in kept_K.nonzero()[:, 0].tolist():
         yield group.responses[k], [branch for branch in group.branches if branch.response == k]
 
 
-def _trunk(each: GradedResponse, branches: Sequence[Branch], settings: TreeSettings) -> Trunk:
+def _trunk(each: GradedResponse, branches: Sequence[BranchedPrefix], settings: TreeSettings) -> Trunk:
     points = (
         BranchPoint(
             branch.tokens,

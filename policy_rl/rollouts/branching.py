@@ -21,7 +21,7 @@ from policy_rl.rollouts.config import BranchingConfig
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class ChosenPrefix:
     """Describes a prefix that could be continued: the first `tokens` tokens of a response, which end with `step`.
 
     `score` is the PRM's score of this step, or None. `certainty` is lowest for the prefixes to choose first.
@@ -57,14 +57,14 @@ They read only the tokens of the prefix, of which first … end − 1 are those 
 
 def choose_prefixes(
     group: GradedGroup, cutter: StepCutter, config: BranchingConfig, max_tokens: int, budget: int
-) -> list[Candidate]:
+) -> list[ChosenPrefix]:
     """Choose the prefixes of a group's responses to continue, ordered by response and length.
 
     `max_tokens` limits a response including its prefix, and `budget` all continuations of the group together.
     """
     found = [each for index in range(len(group.responses)) for each in _candidates(group, index, cutter, config)]
     found.sort(key=lambda each: (each.step, each.certainty, each.response))
-    chosen: list[Candidate] = []
+    chosen: list[ChosenPrefix] = []
     for _, of_step in groupby(found, key=lambda each: each.step):
         taken = 0
         for each in of_step:
@@ -75,7 +75,7 @@ def choose_prefixes(
     return sorted(chosen, key=lambda each: (each.response, each.tokens))
 
 
-def _candidates(group: GradedGroup, index: int, cutter: StepCutter, config: BranchingConfig) -> Iterator[Candidate]:
+def _candidates(group: GradedGroup, index: int, cutter: StepCutter, config: BranchingConfig) -> Iterator[ChosenPrefix]:
     """Yield a candidate for each step of a response with a known reward, except the last step."""
     each = group.responses[index]
     if each.reward.total is None:
@@ -87,7 +87,7 @@ def _candidates(group: GradedGroup, index: int, cutter: StepCutter, config: Bran
         score = scores[step] if step < len(scores) else None
         certainty = RULES[config.choose](each, first, end, score, config)
         if certainty is not None:
-            yield Candidate(index, step, end, score, certainty)
+            yield ChosenPrefix(index, step, end, score, certainty)
         first = end
 
 

@@ -15,7 +15,7 @@ from mmprm.prompts import PromptConfig
 from mmprm.sampling.config import EngineConfig, SamplingConfig
 from mmprm.sampling.dtype import this_device
 from mmprm.types import Problem, SampleRequest
-from policy_rl.types import Group, Prefix, Response
+from policy_rl.types import Group, Response, ResponsePrefix
 from policy_rl.weights.probe import probe_token_ids
 from policy_rl.weights.transfer import Published
 
@@ -62,7 +62,7 @@ class RolloutEngine:
         return self._probe, self._banned
 
     async def sample(
-        self, problem: Problem, n: int, seed: int, version: int, prefix: Prefix | None = None, **settings: Any
+        self, problem: Problem, n: int, seed: int, version: int, prefix: ResponsePrefix | None = None, **settings: Any
     ) -> Group:
         """Sample `n` responses to a problem, labeled with policy version `version`.
 
@@ -145,7 +145,7 @@ class RolloutEngine:
         """Reallocate memory for the weights only. Caches follow later, because sending weights needs memory too."""
         await self._sampler.call("wake_up", ["weights"])
 
-    def _response(self, generated: Any, prefix: Prefix | None) -> Response:
+    def _response(self, generated: Any, prefix: ResponsePrefix | None) -> Response:
         token_ids, logprobs = list(generated.token_ids), generated.logprobs.logprobs
         finish_reason = generated.finish_reason if generated.finish_reason in FINISHED else "abort"
         if prefix is not None:

@@ -33,7 +33,7 @@ from mmprm.types import Problem
 from policy_rl.rollouts.config import RolloutConfig, check_sampling
 from policy_rl.rollouts.engine import RolloutEngine
 from policy_rl.rollouts.queue import Slot, Slots
-from policy_rl.types import Group, Prefix
+from policy_rl.types import Group, ResponsePrefix
 from policy_rl.weights.config import WeightsConfig, transport_of
 from policy_rl.weights.probe import TOLERANCE, ProbeCheck
 from policy_rl.weights.transfer import Published
@@ -136,7 +136,7 @@ class RolloutPool:
         seed: int,
         version: int,
         max_tokens: int | None = None,
-        prefix: Prefix | None = None,
+        prefix: ResponsePrefix | None = None,
     ) -> Group:
         """Sample `n` responses from policy version `version`. Aborted requests have finish_reason "abort".
 

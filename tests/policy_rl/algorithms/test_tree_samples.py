@@ -14,7 +14,7 @@ from policy_rl.algorithms.advantages import AdvantageConfig
 from policy_rl.algorithms.losses import LossConfig, policy_loss
 from policy_rl.algorithms.samples import AdvantageSettings, add_advantages, draft, kept_mask
 from policy_rl.algorithms.tree_samples import TreeSettings, add_tree_advantages, draft_continuations
-from policy_rl.graded import Branch, GradedGroup, GradedResponse
+from policy_rl.graded import BranchedPrefix, GradedGroup, GradedResponse
 from policy_rl.trainer.batch import loss_denominator
 from policy_rl.types import Response, Reward, TrainingSample
 
@@ -31,7 +31,7 @@ def group() -> GradedGroup:
     score ½, by an unknown, an incorrect and a correct continuation.
     """
     continuations = (graded([1, 2, 7], None), graded([1, 2, 5, 6, 7], 0.0), graded([1, 2, 5], 1.0))
-    branches = (Branch(0, 2, 0.5, continuations),)
+    branches = (BranchedPrefix(0, 2, 0.5, continuations),)
     return GradedGroup(Problem("p", "?", "1"), 5, 0, (graded([1, 2, 3, 4], 1.0), graded([9, 8], 0.0)), branches)
 
 
