@@ -4,7 +4,8 @@ first_error    bisect the solution for its first error, with few rollouts until 
 values         estimate the value of every prefix, as precisely as the search estimates the values of its states
 
 A correct answer can be reached from a recoverable prefix. Bisection assumes that a prefix of a recoverable prefix is
-recoverable, which is certain, and that a completer that fails from a prefix also fails from every longer one.
+recoverable, which is certain, and that a completer that fails from a prefix also fails from every longer one. The
+latter does not hold for solutions with a correct answer, so their prefixes are checked one by one.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import replace
 from mcts.roll import Roller
 from mcts.search import Roll, SearchConfig, SearchResult
 from mmprm.steps import StepFormat
-from mmprm.trees.given import first_error_bounds, label_steps, missing_rollouts
+from mmprm.trees.given import first_error_bounds, is_first_error, label_steps, missing_rollouts
 from mmprm.trees.serialization import count_verdicts
 from mmprm.trees.stopping import FirstErrorRule, StoppingRule
 from mmprm.types import (
@@ -90,33 +91,56 @@ def count_step_labels(problem: Problem, tree: Tree, config: SearchConfig) -> int
 
 
 async def _locate(steps: Steps, nodes: list[Node], roll: Roll, config: SearchConfig) -> str:
-    """Find the first error by bisection, sampling one batch at a time.
+    """Find the first error, sampling one batch at a time."""
+    rule = FirstErrorRule(**config.model_dump(include=set(StoppingRule.model_fields)))
+    verdict = nodes[0].counts
+    if verdict.value is None:
+        return "no known verdict"
+    choose = _next_to_check if verdict.correct else _next_to_bisect
+    while True:
+        found = choose(steps, nodes, rule)
+        if isinstance(found, str):
+            return found
+        size = missing_rollouts(nodes, found, rule)
+        if _sampled(nodes) + size > config.max_rollouts:
+            return "rollout budget"
+        _add(nodes, steps[:found], await roll(steps[:found], size))
+
+
+def _next_to_bisect(steps: Steps, nodes: Sequence[Node], rule: StoppingRule) -> int | str:
+    """Return the length of the prefix of an incorrect solution to sample from next, or why there is none.
 
     A prefix counts as failed for now if its first batch fails. Only when the prefix before it is recoverable is it
     sampled from until it has enough failures; if one of these rollouts is correct, bisection goes on behind it. If the
     first step fails, the question is sampled from too: a completer that never solves the problem cannot judge the step.
     """
-    rule = FirstErrorRule(**config.model_dump(include=set(StoppingRule.model_fields)))
-    if nodes[0].counts.value is None:
-        return "no known verdict"
-    while True:
-        recoverable, failed = first_error_bounds(nodes, steps)
-        if recoverable == len(steps):
-            return "no error"
-        if failed - recoverable > 1:
-            length = (recoverable + failed) // 2
-        elif failed < len(steps) and missing_rollouts(nodes, failed, rule):
-            length = failed
-        elif recoverable or _counts(nodes, ()).correct:
-            return "first error"
-        else:
-            length = 0
-        size = missing_rollouts(nodes, length, rule)
-        if not size:
-            return "too hard" if _counts(nodes, steps[:length]).known else "no known verdict"
-        if _sampled(nodes) + size > config.max_rollouts:
-            return "rollout budget"
-        _add(nodes, steps[:length], await roll(steps[:length], size))
+    recoverable, failed = first_error_bounds(nodes, steps)
+    if failed - recoverable > 1:
+        length = (recoverable + failed) // 2
+    elif failed < len(steps) and missing_rollouts(nodes, failed, rule):
+        length = failed
+    elif recoverable or _counts(nodes, ()).correct:
+        return "first error"
+    else:
+        length = 0
+    if missing_rollouts(nodes, length, rule):
+        return length
+    return "too hard" if _counts(nodes, steps[:length]).known else "no known verdict"
+
+
+def _next_to_check(steps: Steps, nodes: Sequence[Node], rule: StoppingRule) -> int | str:
+    """Return the length of the prefix of a solution with a correct answer to sample from next, or why there is none.
+
+    Two errors may cancel, so each prefix is checked, from the question on, unless correct rollouts from shorter ones
+    pass through it. If the completer fails from a prefix but is too weak to tell, the solution is trusted.
+    """
+    recoverable, failed = first_error_bounds(nodes, steps)
+    length = min(failed, recoverable + 1) if _counts(nodes, ()).correct else 0
+    if length >= len(steps):
+        return "no error"
+    if missing_rollouts(nodes, length, rule):
+        return length
+    return "first error" if length and is_first_error(nodes, steps, length, rule) else "no error"
 
 
 async def _evaluate(steps: Steps, nodes: list[Node], roll: Roll, config: SearchConfig) -> str:

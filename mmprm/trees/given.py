@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
-from mmprm.trees.stopping import StoppingRule, first_batch_size, next_batch_size, unbiased
+from mmprm.trees.stopping import StoppingRule, first_batch_size, next_batch_size, recovery_probability, unbiased
 from mmprm.types import Counts, GivenSolution, Node, Steps, Tree, Verdict
 
 StepLabels = tuple[Counts | None, ...]
@@ -22,12 +22,14 @@ def first_error_bounds(nodes: Sequence[Node], steps: Steps) -> tuple[int, int]:
 
     r is the length of the longest prefix that a correct rollout begins with: correct rollouts also prove the steps that
     they share with the solution. A prefix failed if it has known verdicts and none is correct; `missing_rollouts` says
-    whether they are enough. Without a failed prefix, f is one more than the number of steps.
+    whether they are enough. Without a failed prefix, f is one more than the number of steps. A correct verdict of the
+    solution itself proves nothing, because two errors may cancel.
     """
     recoverable, failed = 0, [len(steps) + 1]
     for node in nodes:
         if node.counts.correct:
-            recoverable = max(recoverable, _proven(node, steps))
+            proven = _proven(node, steps) if len(node.steps) < len(steps) else 0
+            recoverable = max(recoverable, proven)
         elif node.counts.known:
             failed.append(len(node.steps))
     return recoverable, min(length for length in failed if length > recoverable)
@@ -38,10 +40,22 @@ def missing_rollouts(nodes: Sequence[Node], length: int, rule: StoppingRule) -> 
 
     The prior is the counts of the nearest shorter prefix from which a rollout was correct.
     """
-    counts = {len(node.steps): node.counts for node in nodes}
-    shorter = [other for other in counts if other < length and counts[other].correct]
-    ancestor = counts[max(shorter)] if shorter else Counts()
-    return next_batch_size(first_batch_size(ancestor, rule), counts.get(length, Counts()), rule)
+    sampled = _counts_at(nodes, length)
+    return next_batch_size(first_batch_size(_ancestor(nodes, length), rule), sampled, rule)
+
+
+def is_first_error(nodes: Sequence[Node], steps: Steps, length: int, rule: StoppingRule) -> bool:
+    """Return whether the prefix with `length` steps has failed often enough to contain an error.
+
+    If the answer of the solution is correct, the number of failures does not suffice: the probability that the prefix
+    is recoverable must be below `false_negative_rate`, given the values of the prefixes before it.
+    """
+    if missing_rollouts(nodes, length, rule):
+        return False
+    if not _counts_at(nodes, len(steps)).correct:
+        return True
+    failures = _counts_at(nodes, length).incorrect
+    return recovery_probability(failures, _ancestor(nodes, length), rule.prior_reset) < rule.false_negative_rate
 
 
 def label_steps(tree: Tree, given: GivenSolution, rule: StoppingRule) -> StepLabels:
@@ -59,24 +73,27 @@ def root_value(tree: Tree, rule: StoppingRule) -> float | None:
 def first_error_labels(nodes: Sequence[Node], steps: Steps, rule: StoppingRule) -> StepLabels:
     """Return 1 for the recoverable steps, 0 for the failed prefix after them, and the verdict for the last step.
 
-    The other steps have no label, nor has a failed prefix with too few rollouts. There are no labels at all if no
-    prefix of an incorrect solution is known to be recoverable, since the problem may be too hard for the completer. A
-    label keeps the counts of its prefix; a step that only rollouts from other prefixes prove counts as one correct
-    rollout.
+    The other steps have no label, nor has a failed prefix with too few rollouts. If the answer is correct and no error
+    was found, all labels are 1. There are no labels at all if no prefix of an incorrect solution is known to be
+    recoverable, since the problem may be too hard for the completer. A label keeps the counts of its prefix; a step
+    that no rollout from its own prefix proves counts as one correct rollout.
     """
-    counts = {len(node.steps): node.counts for node in nodes}
     recoverable, failed = first_error_bounds(nodes, steps)
+    verdict = _counts_at(nodes, len(steps))
+    has_error = failed < len(steps) and is_first_error(nodes, steps, failed, rule)
+    if verdict.correct and not has_error:
+        recoverable = len(steps)
     labels: list[Counts | None] = [None] * len(steps)
-    if not recoverable and not counts.get(0, Counts()).correct:
+    if not recoverable and not _counts_at(nodes, 0).correct:
         return tuple(labels)
     for length in range(1, recoverable + 1):
-        own = counts.get(length, Counts())
+        own = _counts_at(nodes, length)
         own = own if own.correct else Counts(correct=1)
         labels[length - 1] = replace(own, estimate=1.0) if own.incorrect else own
-    if failed < len(steps) and not missing_rollouts(nodes, failed, rule):
-        labels[failed - 1] = counts[failed]
-    if counts[len(steps)].known:
-        labels[-1] = counts[len(steps)]
+    if has_error:
+        labels[failed - 1] = _counts_at(nodes, failed)
+    if verdict.known:
+        labels[-1] = verdict
     return tuple(labels)
 
 
@@ -85,6 +102,16 @@ def value_labels(nodes: Sequence[Node], steps: Steps, rule: StoppingRule) -> Ste
     values = {len(node.steps): unbiased(node.batches, rule) for node in nodes}
     found = (values.get(length, Counts()) for length in range(1, len(steps) + 1))
     return tuple(counts if counts.known else None for counts in found)
+
+
+def _counts_at(nodes: Sequence[Node], length: int) -> Counts:
+    return next((node.counts for node in nodes if len(node.steps) == length), Counts())
+
+
+def _ancestor(nodes: Sequence[Node], length: int) -> Counts:
+    """Return the counts of the nearest shorter prefix from which a rollout was correct."""
+    shorter = [node for node in nodes if node.counts.correct and len(node.steps) < length]
+    return max(shorter, key=lambda node: len(node.steps)).counts if shorter else Counts()
 
 
 def _proven(node: Node, steps: Steps) -> int:

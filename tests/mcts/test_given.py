@@ -48,8 +48,8 @@ async def run(
     """Return why labeling stopped, the requests as (prefix, n), and the label of each step."""
     script, given = Script(verdict, table), GivenSolution("p", tuple(solution), "author", mode)
     result = await label_solution(Problem("s", "question", "1", given=given), script, config)
-    rule = FirstErrorRule(rollouts=2, batch=1, false_negative_rate=0) if mode == "first_error" else config
-    labels = label_steps(result.tree, given, rule)
+    rule = FirstErrorRule(**config.model_dump(include=set(FirstErrorRule.model_fields)))
+    labels = label_steps(result.tree, given, rule if mode == "first_error" else config)
     return result.ended, script.asked, tuple(None if counts is None else counts.value for counts in labels)
 
 
@@ -61,8 +61,25 @@ async def test_bisection_by_hand() -> None:
     assert (ended, labels) == ("first error", (1, 1, 1, 0, None, 0))
 
 
-async def test_a_correct_solution_needs_no_rollout() -> None:
-    assert await run("abc", R, {}) == ("no error", [], (1, 1, 1))
+async def test_a_correct_solution_is_checked_prefix_by_prefix() -> None:
+    """A rollout from the question writes a and b as the solution does, so only abc is left to check."""
+    table = {"": [("z", W), ("abz", R)], "abc": [("z", R)]}
+    assert await run("abcd", R, table) == ("no error", [("", 1), ("", 1), ("abc", 1)], (1, 1, 1, 1))
+
+
+async def test_a_correct_solution_is_trusted_if_the_completer_is_too_weak() -> None:
+    """Two failures do not suffice to reject a step of a solution with a correct answer."""
+    table = {"": [("z", W), ("z", R)], "a": [("z", W), ("z", W)]}
+    assert (await run("abc", R, table))[::2] == ("no error", (1, 1, 1))
+    assert (await run("abc", R, {"": [("z", W), ("z", W)]}))[::2] == ("no error", (1, 1, 1))
+
+
+async def test_errors_that_cancel_are_found() -> None:
+    """All 16 rollouts from the second prefix fail, although those from the first succeed."""
+    table = {"": [("z", R)] * 4, "a": [("z", R)] * 4, "ab": [("z", W)] * 20}
+    ended, asked, labels = await run("abcd", R, table, config=SearchConfig())
+    assert sum(n for prefix, n in asked if prefix == "ab") == 16
+    assert (ended, labels) == ("first error", (1, 0, None, 1))
 
 
 async def test_a_solution_without_a_known_verdict_has_no_label() -> None:
