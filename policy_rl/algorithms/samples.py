@@ -88,7 +88,8 @@ def add_advantages(
     A_t = w·A_sequence + the return of the token's step + Σ_{l ≥ t} γ^(l − t)·(−β·k1_l), with ADORA's weight w, is
     clamped and then whitened over all tokens. With reinforce_pp, w·A_sequence is a reward of the last token T, so the
     first term becomes γ^(T − t)·w·A_sequence. With a critic, w·A_sequence is also a reward of the last token, step
-    rewards are rewards of the last token of their step, and A_t is the GAE of all rewards.
+    rewards are rewards of the last token of their step, and A_t is the GAE of all rewards. Distillation advantages are
+    added in all cases, before the clamp.
     """
     config = settings.advantage
     estimator = ESTIMATORS[config.estimator]
