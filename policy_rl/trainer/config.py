@@ -83,6 +83,6 @@ class TrainerConfig(TrainableConfig):
 
 
 def reference_sharding(config: TrainerConfig) -> OptimizationConfig:
-    """Return the reference model's sharding configuration: the policy's, with its own offload setting."""
+    """Return the sharding configuration of the reference model and the teacher: the policy's, but for the offload."""
     offloads = config.offload_reference or config.optimization.offload == "all"
     return config.optimization.model_copy(update={"offload": "all" if offloads else "none"})
