@@ -109,6 +109,7 @@ def environment(site: Path, **values: str) -> dict[str, str]:
     address = get_node_ip_address()
     own = {
         "HOME": str(site),
+        "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache")),  # operators built earlier
         "PATH": f"{site / 'stand-ins'}:{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
         "HOSTS": f"{address} {address}",
