@@ -11,7 +11,7 @@ END = "<|im_end|>"
 
 
 def byte_level(merges: Sequence[str] = ()) -> PreTrainedTokenizerFast:
-    """Return a tokenizer with one token per byte, and one for each text in `merges`, merged from the left."""
+    """Return a tokenizer with one token per byte, plus one per text in `merges`, merged from the left."""
     vocabulary = {symbol: index for index, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     pairs = []
     encode = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str
@@ -30,7 +30,7 @@ def byte_level(merges: Sequence[str] = ()) -> PreTrainedTokenizerFast:
 
 
 def sentence_piece() -> PreTrainedTokenizerFast:
-    """Return a tokenizer of characters, ▁ for a space, and bytes for all others; decoding drops the leading space."""
+    """Return a tokenizer of characters, ▁ for spaces, and bytes for the rest; decoding drops the leading space."""
     characters = ["▁", *"abcdefghijklmnopqrstuvwxyz<>/=0123456789.\n"]
     vocabulary = {symbol: index for index, symbol in enumerate(["<unk>", *(f"<0x{n:02X}>" for n in range(256))])}
     vocabulary |= {symbol: index for index, symbol in enumerate(characters, start=len(vocabulary))}

@@ -1,4 +1,4 @@
-"""Trainers on one rank, with the samples that they are given."""
+"""Provide trainers on one rank, and samples for them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def start(folder: Path, settings: TrainerConfig | None = None, **more: Any) -> T
 
 
 def make_samples(folder: Path) -> list[TrainingSample]:
-    """Four groups of three responses; the last group has no image."""
+    """Return four groups of three responses; the last group has no image."""
     backbone, processor = load_backbone(str(folder), torch.float32)
     encoder, rng = PromptEncoder(backbone, processor, PLAIN), np.random.default_rng(0)
     problems = [tiny.problem for tiny in make_problems(3, seed=0, split="train")] + [Problem("t", "2 + 3 = ?", "5")]

@@ -1,4 +1,4 @@
-"""Responses of a policy, and a process reward model whose scores are given by step."""
+"""Provide responses of a policy, and a process reward model with fixed scores per step."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def sampled(tokenizer: PreTrainedTokenizerFast, text: str, end: bool = True) -> 
 
 
 class Scripted:
-    """Score each step by its text; "?" marks a solution that is rejected."""
+    """Scores each step by its text; "?" marks a solution that is rejected."""
 
     def __init__(self, scores: dict[str, float] | None = None) -> None:
         self.scores, self.seen = scores or {}, list[Solution]()

@@ -1,4 +1,4 @@
-"""Provide engines, trainer and grader without a model, to test the loop itself. Answers are derived from content."""
+"""Provide engines, a trainer and a grader without a model, to test the RL loop. Answers are derived from content."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def write(problem: Problem, rng: random.Random) -> str:
 
 
 class ScriptedPool:
-    """Answer sample i with `write(problem, Random(seed + i))`, in 2 to 5 tokens.
+    """Answers sample i with `write(problem, Random(seed + i))`, in 2 to 5 tokens.
 
-    `asked` holds (problem, n, seed, version, max_tokens) per request; `during_update` counts what was sampled while the
-    trainer worked. Problem "refused" is refused.
+    `asked` holds (problem, n, seed, version, max_tokens) per request; `during_update` counts samples taken while the
+    trainer updates. Problem "refused" is rejected.
     """
 
     probe_token_ids = (1, 2)
@@ -94,7 +94,7 @@ class ScriptedPool:
 
 
 class ScriptedTrainer:
-    """Keep a hash of all updates as weights.
+    """Keeps a hash of all updates as its weights.
 
     `calls` lists the calls, and `progress` the completed fraction of the run at each update.
     """
@@ -168,7 +168,7 @@ class ScriptedTrainer:
 
 
 class ScriptedGrader:
-    """Grade `right` as correct, `wrong` as incorrect, and everything else as unknown."""
+    """Grades `right` as correct, `wrong` as incorrect, and everything else as unknown."""
 
     async def grade(self, problem: Problem, response: str) -> Grading:
         verdicts = {"right": Verdict.CORRECT, "wrong": Verdict.INCORRECT}
@@ -211,7 +211,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def metrics_of(output: Path, kind: str = "train") -> list[dict[str, Any]]:
-    """Return the lines of metrics.jsonl without times."""
+    """Return the rows of metrics.jsonl without timings."""
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     timed = ("seconds", "tokens_per_second", "overhead", "vision_calls")  # a resumed run computes features again
     return [{k: v for k, v in line.items() if not k.startswith(timed)} for line in lines if line["kind"] == kind]

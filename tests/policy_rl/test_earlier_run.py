@@ -1,4 +1,4 @@
-"""Test that an RL run that version 0.1 stopped after step 4 of 6 is resumed."""
+"""Test that an RL run stopped by version 0.1 after step 4 of 6 is resumed."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def run(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("name", "settings"), [("rl", {}), ("rl-ahead", AHEAD)])
-def test_it_ends_like_a_run_of_this_version(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
-    """A scripted trainer's weights are a hash of everything it was trained on. With one_step_ahead, the checkpoint also
-    holds the groups of step 5.
+def test_a_resumed_run_ends_like_one_of_this_version(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    """A scripted trainer's weights are a hash of its training data. With one_step_ahead, the checkpoint also has the
+    groups of step 5.
     """
     shutil.copytree(FOLDER / name, tmp_path / "rl")
     resumed, fresh = ScriptedTrainer(), ScriptedTrainer()

@@ -1,4 +1,4 @@
-"""Test the decisions of the loop with scripted engines and a scripted trainer."""
+"""Test the decisions of the RL loop with scripted engines and a scripted trainer."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def test_versions_and_seeds(tmp_path: Path) -> None:
         assert (n, most) == (3, None)
         assert seed == rollout_seed(0, version, problem, epochs[problem])
         epochs[problem] += 1
-    assert set(epochs.values()) == {2, 3}, "24 draws of 10 problems: none a third time before all had two"
+    assert set(epochs.values()) == {2, 3}, "24 draws from 10 problems: none a third time before all had two"
 
 
-def test_one_step_ahead_samples_beside_the_update(tmp_path: Path) -> None:
+def test_one_step_ahead_samples_during_the_update(tmp_path: Path) -> None:
     pool = ScriptedPool()
     asyncio.run(make_loop(make_config(tmp_path / "run", **KINDS["ahead"]), pool, ScriptedTrainer(delay=0.05)).run())
     assert pool.during_update > 0
@@ -62,7 +62,7 @@ def test_old_log_probabilities_only_where_needed(tmp_path: Path, changes: dict[s
 
 
 def test_colocated_engines_sleep_while_the_trainer_works(tmp_path: Path) -> None:
-    """Before they wake, the trainer returns its cached memory; the weights are sent between waking and loading."""
+    """Before they wake, the trainer frees its cached memory; weights are published after waking and then loaded."""
     pool, trainer = ScriptedPool(), ScriptedTrainer()
     trainer.calls = pool.events  # in one order
     config = make_config(tmp_path / "run", steps=2, save_every=0, rollouts={"colocated": True})
@@ -90,7 +90,7 @@ def test_minibatches_are_whole_groups(tmp_path: Path) -> None:
     assert groups[0] | groups[1] == {0, 1, 2, 3}
     every = [each for batch in trainer.batches for each in batch]
     assert [len(share) for share in minibatches(every, 3, "0/1")] in ([6, 3, 3], [3, 6, 3], [3, 3, 6])
-    assert minibatches(every, 9, "0/1") != minibatches(every, 9, "0/2"), "another order at another step"
+    assert minibatches(every, 9, "0/1") != minibatches(every, 9, "0/2"), "a different order in another step"
     assert len(minibatches(every, 9, "0/1")) == 4, "no more updates than groups"
 
 
@@ -116,7 +116,7 @@ def test_epochs_alone_need_old_log_probabilities(tmp_path: Path) -> None:
 
 
 def test_steps_with_nothing_to_train_on_end_the_run(tmp_path: Path) -> None:
-    """After two good steps every verdict is unknown; every second step is saved."""
+    """After two good steps, every verdict is unknown; every second step is saved."""
     trainer = ScriptedTrainer()
     pool = ScriptedPool(lambda problem, rng: rng.choice(("right", "wrong")) if pool.version < 2 else "what")
     config = make_config(tmp_path / "run", steps=20, save_every=2)

@@ -27,9 +27,7 @@ def test_progress_without_a_filter_is_that_of_the_updates(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("changes", [{"steps": None, "episodes": 3}, {"steps": 8}])
 def test_progress_with_a_filter_is_that_of_the_run(tmp_path: Path, changes: dict[str, Any]) -> None:
-    """It follows passes over the problems if these end the run, and steps otherwise, but never updates, of which there
-    may be fewer: the last update is near the end of the run.
-    """
+    """It is measured in passes over the problems or in steps, but never in updates, of which there may be fewer."""
     trainer, pool = ScriptedTrainer(), ScriptedPool()
     config = make_config(tmp_path / "run", **(KINDS["filter"] | changes))
     summary = asyncio.run(make_loop(config, pool, trainer).run())
@@ -44,7 +42,9 @@ def test_progress_with_a_filter_is_that_of_the_run(tmp_path: Path, changes: dict
 
 
 def test_a_run_whose_groups_wait_ends_with_its_passes_and_its_schedule(tmp_path: Path, capsys) -> None:
-    """With one round per step, half of the requested groups wait, so there are more steps than problems / prompts."""
+    """With one round per step, half of the requested groups are carried over, so there are more steps than problems /
+    prompts.
+    """
     trainer, pool = ScriptedTrainer(), ScriptedPool()
     config = make_config(tmp_path / "run", **(KINDS["filter with updates"] | {"steps": None, "episodes": 4}))
     summary = asyncio.run(make_loop(config, pool, trainer).run())
@@ -56,7 +56,7 @@ def test_a_run_whose_groups_wait_ends_with_its_passes_and_its_schedule(tmp_path:
 
 
 def test_updates_keep_their_size_under_a_filter(tmp_path: Path, capsys) -> None:
-    """There are two updates of two groups each from what one round leaves, never an update of one group or of three."""
+    """One round gives two updates of two groups each, never an update of one or three groups."""
     trainer = ScriptedTrainer()
     config = make_config(tmp_path / "run", **(KINDS["filter with updates"] | {"steps": 12}))
     asyncio.run(make_loop(config, trainer=trainer).run())
@@ -70,7 +70,7 @@ def test_updates_keep_their_size_under_a_filter(tmp_path: Path, capsys) -> None:
 
 
 def test_steps_that_wait_for_enough_groups_do_not_end_the_run(tmp_path: Path) -> None:
-    """One of ten problems passes the filter, so an update of two groups follows two passes over all."""
+    """One of ten problems passes the filter, so an update of two groups takes two passes over all of them."""
     middling = PROBLEMS[0].id
     pool = ScriptedPool(lambda problem, rng: rng.choice(("right", "wrong")) if problem.id == middling else "wrong")
     trainer = ScriptedTrainer()

@@ -1,4 +1,4 @@
-"""Test that a stopped run resumes as if it had not been stopped, with a scripted and once with a real trainer."""
+"""Test that a stopped run resumes as if it had not been stopped, with a scripted and with a real trainer."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from policy_rl.weights.transfer import FileTransfer
 
 
 class StopsAt(ScriptedTrainer):
-    """Receive SIGTERM during the update of a step."""
+    """Receives SIGTERM during the update of a step."""
 
     def __init__(self, update: int) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, 
 
 
 class LocalTrainer:
-    """Run a Trainer in this process, with the interface of a TrainerGroup."""
+    """Runs a Trainer in this process, with the interface of a TrainerGroup."""
 
     def __init__(self, model: Path, folder: Path) -> None:
         optimization = UpdateConfig(precision="fp32", micro_batch_tokens=400, learning_rate=1e-3)
@@ -87,7 +87,7 @@ class LocalTrainer:
 
 
 class HonestPool(ScriptedPool):
-    """Count the prompt's tokens as the trainer does."""
+    """Counts the prompt's tokens as the trainer does."""
 
     def __init__(self, trainer: LocalTrainer) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class HonestPool(ScriptedPool):
 
 
 def test_resumed_with_a_real_trainer(random_policy_folder: Path, tmp_path: Path) -> None:
-    """Weights, optimizer and schedule are restored too: two steps and two more equal four, bit by bit."""
+    """Weights, optimizer and schedule are restored: two steps and two more equal four, bit by bit."""
     torch.set_num_threads(1)
     problems = [Problem(f"p{i}", f"{i} + 3 = ?", "right") for i in range(5)]
     weights: dict[str, dict[str, torch.Tensor]] = {}
@@ -133,11 +133,11 @@ def test_resumed_with_a_real_trainer(random_policy_folder: Path, tmp_path: Path)
     assert metrics_of(tmp_path / "parts") == metrics_of(tmp_path / "whole")
     rows = [json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]
     names = metric_names(make_config(tmp_path, process={"scorer": {"prm": "x"}}))
-    assert {name for row in rows for name in row} - {"kind", "step"} <= names, "what alarms may watch"
+    assert {name for row in rows for name in row} - {"kind", "step"} <= names, "the metrics available to alarms"
 
 
-def test_what_was_trained_is_saved_when_the_engines_stop(tmp_path: Path) -> None:
-    """They stop in the rollouts of step 3. The same command then takes the steps of an uninterrupted run."""
+def test_training_progress_is_saved_when_the_engines_stop(tmp_path: Path) -> None:
+    """They stop during the rollouts of step 3; the same command then takes the steps of an uninterrupted run."""
 
     class Dying(ScriptedPool):
         async def sample(self, problem: Problem, n: int, seed: int, version: int, *limit: Any) -> Group:
@@ -169,7 +169,7 @@ def test_another_configuration_is_not_resumed(tmp_path: Path) -> None:
 
 
 async def _ended(config: RLConfig) -> Summary:
-    """Assert that a finished run does not train again."""
+    """Check that a finished run does not train again."""
     trainer = ScriptedTrainer()
     trainer.save_model = lambda folder: None
     summary = await make_loop(config, trainer=trainer).run()

@@ -1,4 +1,4 @@
-"""Test that the loop's event loop keeps running, and that the loop notices engines that die, in long calls."""
+"""Test that long calls do not block the event loop, and that engine deaths during them are noticed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from policy_rl.weights.transfer import Published
 
 
 class SlowSaves(ScriptedTrainer):
-    """A trainer whose save ends when the event loop lets it end."""
+    """A trainer whose save ends only when the event loop gets to run."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -65,7 +65,9 @@ def test_engines_get_what_ranks_and_prm_leave() -> None:
 
 
 def test_a_prm_on_several_gpus_has_them_on_one_machine() -> None:
-    """On 3 and 3 GPUs, an engine and a rank leave one GPU of the first machine, so a PRM on two is on the second."""
+    """On 3 and 3 GPUs, an engine and a rank leave only one GPU on the first machine, so a PRM on two uses the
+    second.
+    """
     placed = assign_gpus([3, 3], ranks=1, engines=1, prm="own", prm_gpus=2)
     assert placed == Placement((((0, 0),),), ((0, 1),), ((1, 0), (1, 1)))
     shared = assign_gpus([4], ranks=2, tensor_parallel=2, prm="shared", prm_gpus=2)
@@ -77,13 +79,13 @@ def test_a_prm_on_several_gpus_has_them_on_one_machine() -> None:
 
 
 def test_ranks_make_way_for_a_prm_that_needs_a_whole_machine() -> None:
-    """On 2, 2 and 1 GPUs, a rank on the second machine would leave one GPU each on two machines."""
+    """On 2, 2 and 1 GPUs, a rank on the second machine would leave one GPU on each of two machines."""
     placed = assign_gpus([2, 2, 1], ranks=2, engines=1, prm="own", prm_gpus=2)
     assert placed == Placement((((0, 0),),), ((0, 1), (2, 0)), ((1, 0), (1, 1)))
 
 
 def test_a_prm_shares_engines_gpus_on_a_machine_that_has_enough() -> None:
-    """On 3 and 2 GPUs, the last two of the engines' GPUs are on different machines."""
+    """On 3 and 2 GPUs, the engines' last two GPUs are on different machines."""
     placed = assign_gpus([3, 2], ranks=1, prm="shared", prm_gpus=2)
     assert placed.engines == tuple((slot,) for slot in ((0, 0), (0, 1), (0, 2), (1, 0)))
     assert (placed.ranks, placed.prm) == (((1, 1),), ((0, 1), (0, 2)))
@@ -94,9 +96,7 @@ def test_a_prm_shares_engines_gpus_on_a_machine_that_has_enough() -> None:
 
 
 def test_an_engine_does_not_span_machines() -> None:
-    """On 4 and 3 GPUs there are two engines of two on the first machine and one on the second, whose odd GPU is a
-    rank's.
-    """
+    """On 4 and 3 GPUs, the machines have two engines of two GPUs and one, and the odd GPU is used by a rank."""
     placed = assign_gpus([4, 3], ranks=1, tensor_parallel=2)
     assert placed == Placement((((0, 0), (0, 1)), ((0, 2), (0, 3)), ((1, 0), (1, 1))), ((1, 2),))
     with pytest.raises(
@@ -124,12 +124,12 @@ def test_colocated_ranks_may_be_more_than_the_engines_gpus() -> None:
         ([8], {"ranks": 4, "engines": 5, "colocated": True}, r"must be 1 to 4: .* share them with the engines"),
     ],
 )
-def test_too_much_is_refused_with_a_way_out(gpus: list[int], arguments: dict, message: str) -> None:
+def test_too_many_gpus_are_rejected_with_a_suggestion(gpus: list[int], arguments: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         assign_gpus(gpus, **arguments)
 
 
-def test_what_holds_for_all() -> None:
+def test_invariants_of_all_placements() -> None:
     placed = 0
     shapes = ([1], [2], [8], [4, 4], [3, 5], [8, 2, 1])
     choices = itertools.product(
@@ -146,7 +146,7 @@ def test_what_holds_for_all() -> None:
         assert len(set(of_engines)) == len(of_engines) == width * (engines or len(found.engines))
         assert all(len({machine for machine, _ in group}) == 1 for group in found.engines)
         overlap = set(of_engines) & set(found.ranks)
-        assert overlap == (set(of_engines) if colocated else set()), "ipc wants the same GPU, nccl another"
+        assert overlap == (set(of_engines) if colocated else set()), "ipc needs the same GPU, nccl a different one"
         assert len(found.prm) == (0 if prm == "none" else prm_gpus)
         assert len({machine for machine, _ in found.prm}) <= 1
         assert prm == "none" or set(found.prm).isdisjoint({*of_engines, *found.ranks}) == (prm == "own")

@@ -1,4 +1,4 @@
-"""An RL run that is resumed on another machine keeps the data type of its engines."""
+"""Test that an RL run resumed on another machine keeps the data type of its engines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Test which configurations of a run are refused, and the number of its steps."""
+"""Test which run configurations are rejected, and the number of steps of a run."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ LONE = {"batch": {"group_size": 1}, "advantage": {"estimator": "reinforce_pp"}}
         ({"sampling": {"top_p": 0.9}}, r"sampling.top_p does not exist"),
     ],
 )
-def test_what_cannot_work_is_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+def test_invalid_configurations_are_rejected(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         make_config(tmp_path, **changes)
 
@@ -56,7 +56,7 @@ def test_steps_of_a_run(tmp_path: Path) -> None:
     assert build(RLConfig, values).total_steps(3) == 1
 
 
-def test_a_warmup_of_the_critic_as_long_as_the_run_is_refused(tmp_path: Path) -> None:
+def test_a_critic_warmup_as_long_as_the_run_is_rejected(tmp_path: Path) -> None:
     critic = {"advantage": {"estimator": "gae"}, "batch": {"prompts": 4, "updates": 2}}
     with pytest.raises(ConfigError, match="warmup_updates=10 must be less than the 10 updates of this run"):
         make_config(tmp_path, steps=5, **critic).check_warmup(100)

@@ -25,7 +25,7 @@ def test_phases_add_up_to_the_step() -> None:
     found = shares(seconds, collected, 10.0, ahead=False)
     phases = {name: found[f"seconds_{name}"] for name in ("generate", "score", "old", "update", "sync", "other")}
     assert phases == {"generate": 4.0, "score": 1.0, "old": 1.0, "update": 2.0, "sync": 0.5, "other": 1.5}
-    assert found["overhead"] == pytest.approx(0.2), "sync and the rest"
+    assert found["overhead"] == pytest.approx(0.2), "sync and the remaining time"
     assert found["tokens_per_second"] == 200
     assert shares(seconds, collected, 10.0, ahead=True)["seconds_generate"] == 5.5
 
@@ -36,7 +36,7 @@ def test_metrics_of_several_updates() -> None:
         {"loss": 3.0, "entropy": 2.0, "tokens": 30.0, "log_ratio_min": -0.2, "log_ratio_max": 2.0, "seconds": 1.0},
     ]
     expected = {"updates": 2, "loss": 2.0, "tokens": 40.0, "log_ratio_min": -1.0, "log_ratio_max": 2.0}
-    expected["entropy"] = (1 * 10 + 2 * 30) / 40  # what is one over tokens
+    expected["entropy"] = (1 * 10 + 2 * 30) / 40  # metrics that sum to one over tokens
     assert merge_updates(updates) == expected
 
 

@@ -1,4 +1,4 @@
-"""Test what a run keeps, what it does when called again, and what it refuses before anything is loaded."""
+"""Test what a run saves, what a repeated command does, and what is rejected before anything is loaded."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_checkpoints_by_default_and_after_the_last_step_always(tmp_path: Path) -
 
 
 def evaluating(loop: Loop, instead: Callable[[], Awaitable[None]]) -> Loop:
-    """Return an evaluation that does something first."""
+    """Return an evaluation that first calls a function."""
     measure = loop._evaluation
 
     async def evaluation() -> Any:
@@ -52,7 +52,7 @@ def evaluating(loop: Loop, instead: Callable[[], Awaitable[None]]) -> Loop:
     return loop
 
 
-def test_an_evaluation_that_fails_costs_neither_step_nor_policy(tmp_path: Path, capsys) -> None:
+def test_a_failed_evaluation_loses_neither_step_nor_policy(tmp_path: Path, capsys) -> None:
     trainer, seen = ScriptedTrainer(), []
 
     async def fail() -> None:
@@ -72,7 +72,7 @@ def test_an_evaluation_that_fails_costs_neither_step_nor_policy(tmp_path: Path, 
 
 
 def killed_at(evaluation: int) -> Callable[[], Awaitable[None]]:
-    """Return what `evaluating` does first: kill the run at a step."""
+    """Return a function for `evaluating` that kills the run at a step."""
     asked = []
 
     async def killed() -> None:
@@ -115,7 +115,7 @@ def test_a_finished_run_called_again_says_so_and_changes_nothing(finished: RLCon
     assert "this run is finished and is left unchanged" in capsys.readouterr().out
     assert contents(output) == before
     assert not ray.is_initialized()
-    # Checkpoints may have been taken away since: they are large.
+    # Checkpoints may have been deleted since, because they are large.
     (output / "checkpoints").rename(output / "elsewhere")
     assert train_policy(finished).finished
 
@@ -181,13 +181,13 @@ PROCESS = {"scorer": SCORER, "score_timeout_seconds": 60}
         {"process": {**PROCESS, "scorer": {**SCORER, "batch_tokens": 99}, "own_gpu": False}},
     ],
 )
-def test_what_does_not_decide_the_course_may_change(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_settings_without_effect_on_the_result_may_change(tmp_path: Path, changes: dict[str, Any]) -> None:
     base = make_config(tmp_path, process=PROCESS)
     assert make_config(tmp_path, **{"process": PROCESS, **changes}).resume_key() == base.resume_key()
 
 
 def test_a_run_folder_of_version_0_1_is_resumed(tmp_path: Path) -> None:
-    """It stored keys of sampling and of supervised training that a run could not set."""
+    """Version 0.1 stored keys of sampling and of supervised training that a run could not set."""
     here = resume_key_of(make_config(tmp_path), 6, "problems")
     there = copy.deepcopy(here)
     there["sampling"] |= {"top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
@@ -198,7 +198,7 @@ def test_a_run_folder_of_version_0_1_is_resumed(tmp_path: Path) -> None:
         check_same(tmp_path, there, here)
 
 
-def test_what_decides_it_may_not(tmp_path: Path) -> None:
+def test_settings_that_affect_the_result_may_not_change(tmp_path: Path) -> None:
     base = make_config(tmp_path, process=PROCESS).resume_key()
     for changes in (
         {"trainer": {"optimization": {"seed": 1}}},
@@ -211,7 +211,7 @@ def test_what_decides_it_may_not(tmp_path: Path) -> None:
 
 
 def test_a_changed_learning_rate_and_filter_are_reported(tmp_path: Path, capsys) -> None:
-    """Error messages propose these changes: a lower rate after NaN, and a wider filter if nothing is left."""
+    """Error messages propose these changes: a lower rate after NaN, and a wider filter if no groups remain."""
     values = {"trainer": WEIGHED, "save_every": 2, "filter": {"low": 0.3, "high": 0.6}}
     pool = ScriptedPool(lambda problem, rng: rng.choice(("right", "wrong")) if pool.version < 2 else "what")
     with pytest.raises(TrainingError, match="Widen filter"):
@@ -228,7 +228,7 @@ def test_a_changed_learning_rate_and_filter_are_reported(tmp_path: Path, capsys)
 
 @pytest.mark.parametrize("ahead", [False, True])
 def test_episodes_count_what_a_filter_asked_for(tmp_path: Path, ahead: bool, capsys) -> None:
-    """20 problems are two passes over ten; without a filter they are five steps."""
+    """20 problems are two passes over ten problems; without a filter, they are five steps."""
     config = make_config(tmp_path / "run", episodes=2, one_step_ahead=ahead, **STRICT)
     assert make_config(tmp_path, episodes=2, steps=None).total_steps(10) == config.total_steps(10) == 5
     pool = ScriptedPool()
@@ -240,8 +240,8 @@ def test_episodes_count_what_a_filter_asked_for(tmp_path: Path, ahead: bool, cap
     asked = [json.loads(path.read_text()) for path in sorted((tmp_path / "run/checkpoints").glob("*/extra.json"))]
     positions = [extra["collector"]["position"] for extra in asked]
     assert len(pool.asked) == positions[-1] >= 20
-    assert asked[-1]["pending"] is None, "what was sampled ahead is trained on"
-    # The step before was not the last: passes were left, or a step sampled ahead.
+    assert asked[-1]["pending"] is None, "groups sampled ahead are trained on"
+    # The previous step was not the last: passes remained, or a step had been sampled ahead.
     assert positions[-2] < 20 or asked[-2]["pending"] is not None
     again = ScriptedPool()
     assert asyncio.run(make_loop(config, again).run()).steps == summary.steps
@@ -277,7 +277,7 @@ EARLY = [
 
 
 @pytest.mark.parametrize(("changes", "words"), EARLY)
-def test_refused_before_anything_is_read_or_loaded(
+def test_invalid_settings_are_rejected_before_loading(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], words: str
 ) -> None:
     (tmp_path / "raises_on_import.py").write_text("1 / 0")
@@ -286,8 +286,8 @@ def test_refused_before_anything_is_read_or_loaded(
         train_policy(make_config(tmp_path, **changes))
 
 
-def test_alarms_on_what_this_run_measures(tmp_path: Path) -> None:
-    """The early checks pass, and the run fails later because there are no problems."""
+def test_alarms_on_metrics_of_this_run(tmp_path: Path) -> None:
+    """The alarms pass the early checks, and the run fails later for lack of problems."""
     alarms = {name: {"max": 1} for name in ("kl_ref", "value_loss", "reward_json:loads", "seconds_sync", "prm_step_1")}
     config = make_config(
         tmp_path,
@@ -302,7 +302,7 @@ def test_alarms_on_what_this_run_measures(tmp_path: Path) -> None:
         train_policy(config)
 
 
-def test_fewer_steps_than_are_done_end_the_run_with_its_policy(
+def test_fewer_steps_than_done_end_the_run_with_its_policy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_problems(tmp_path / "train.jsonl", PROBLEMS)
@@ -310,7 +310,7 @@ def test_fewer_steps_than_are_done_end_the_run_with_its_policy(
     loop = make_loop(config)
     asyncio.run(loop.run())
     output = Path(config.output)
-    (output / "policy").rename(tmp_path / "elsewhere")  # as of a run that was stopped after its newest checkpoint
+    (output / "policy").rename(tmp_path / "elsewhere")  # like a run that was stopped after its newest checkpoint
     extra = {
         "step": 6,
         "identity": run_folder.resume_key_of(config, 40, problems_fingerprint(PROBLEMS, config)) | {"steps": 40},

@@ -1,4 +1,4 @@
-"""Test stages in one file: each starts from the previous one's policy, and finished ones are skipped."""
+"""Test stages in one file: each starts from the previous stage's policy, and finished ones are skipped."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def written(folder: Path, *stages: Any, **more: Any) -> Path:
 
 
 class Launcher:
-    """Replace the commands: a stage leaves a policy unless told otherwise. `seen` holds (kind, values)."""
+    """Replaces the commands: a stage leaves a policy unless told otherwise. `seen` holds (kind, values)."""
 
     def __init__(self, *outcomes: tuple[int, bool]) -> None:
         self.outcomes = list(outcomes)
@@ -112,7 +112,7 @@ def test_overriding_one_stage_leaves_another_that_shares_its_keys(tmp_path: Path
     assert second.folder == Path("elsewhere/stage-2-rl")
 
 
-def test_sft_takes_a_rank_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sft_uses_one_rank_per_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     file = Path("f.yaml")
@@ -128,7 +128,7 @@ def test_sft_takes_a_rank_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_command_itself_runs_a_stage_and_reports_its_error(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The stage is a real process, which fails because its data is missing."""
+    """The stage is a real process that fails because its data is missing."""
     missing = {**SFT, "model": str(tmp_path), "data": {"path": str(tmp_path / "missing.jsonl")}}
     assert main(["stages", "--config", str(written(tmp_path, {"sft": missing}))]) == 2
     error = capfd.readouterr().err
@@ -164,7 +164,7 @@ def test_a_stage_that_was_run_by_hand_from_its_file_is_skipped(
     assert capsys.readouterr().out.split() == [
         str(tmp_path / "run" / name / "stage.yaml") for name in ("stage-1-sft", "stage-2-rl")
     ]
-    (tmp_path / "run/stage-1-sft/policy").mkdir()  # as torchrun … mmprm sft --config stage.yaml leaves it
+    (tmp_path / "run/stage-1-sft/policy").mkdir()  # the state after torchrun … mmprm sft --config stage.yaml
     assert write_stage_files(file) == [tmp_path / "run/stage-2-rl/stage.yaml"]
     run_stages(file, (), launch)
     assert [kind for kind, _ in launch.seen] == ["rl"]

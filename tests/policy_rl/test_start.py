@@ -1,4 +1,4 @@
-"""The order in which engines and trainer of `mmprm rl` start, on stand-ins for both."""
+"""Test the order in which engines and trainer of `mmprm rl` start, with stand-ins for both."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from policy_rl import run
 
 @pytest.fixture
 def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What starts and ends, in order. Engines take longer than the trainer."""
+    """Record what starts and ends, in order. Engines take longer than the trainer."""
     seen: list[str] = []
 
     async def sleep() -> None:
@@ -53,7 +53,7 @@ async def test_engines_on_the_trainers_gpus_start_alone_and_sleep_first(events: 
     assert events[5:] == ["trainer closes", "engines close"]
 
 
-async def test_engines_on_gpus_of_their_own_start_beside_the_trainer(events: list[str], tmp_path: Path) -> None:
+async def test_engines_on_separate_gpus_start_concurrently_with_the_trainer(events: list[str], tmp_path: Path) -> None:
     await start(tmp_path)
     assert sorted(events[:2]) == ["engines start", "trainer starts"]
     assert events[2:] == ["trainer runs", "engines run", "trainer closes", "engines close"]

@@ -61,7 +61,7 @@ def test_a_half_correct_group(name: str, expected: list[float]) -> None:
 
 
 def test_the_standard_deviation_of_the_batch() -> None:
-    """Four of eight rewards are 1: std = √(2/7). GRPO gives the nearly unanimous groups 1.5 and −0.5 instead."""
+    """Four of eight rewards are 1, so std = √(2/7). GRPO would give the nearly unanimous groups 1.5 and −0.5."""
     rewards_PK, kept_PK = groups([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0]])
     found_PK = ESTIMATORS["grpo_batch_std"].advantages(rewards_PK, kept_PK)
     scale = math.sqrt(7 / 2)
@@ -75,7 +75,7 @@ def test_the_standard_deviation_of_the_batch() -> None:
 def test_unknown_verdict_leaves_the_group_and_a_single_sample_drops_it() -> None:
     rewards_PK, kept_PK = groups([[1.0, 0.0, None, 1.0], [1.0, None, None, None], [0.0, 1.0]])
     assert kept_PK.tolist() == [[True, True, False, True], [False] * 4, [True, True, False, False]]
-    # K = 3 in the first group: (3·1 − 2)/2 and (3·0 − 2)/2, where an unknown read as 0 would give 2/3 and −2/3.
+    # K = 3 in the first group: (3·1 − 2)/2 and (3·0 − 2)/2; an unknown counted as 0 would give 2/3 and −2/3.
     assert rloo(rewards_PK, kept_PK).tolist() == [[0.5, -1.0, 0.0, 0.5], [0.0] * 4, [-1.0, 1.0, 0.0, 0.0]]
 
 
@@ -92,8 +92,9 @@ def test_unknown_reward_may_be_nan() -> None:
 
 
 def test_unanimous_group_has_no_advantage() -> None:
-    """0.1 + 0.1 + 0.1 is not 0.3 in binary, so comparing the standard deviation with 0 would fail, and in float32,
-    which runs use, the rounding error is no smaller than ε.
+    """In binary, 0.1 + 0.1 + 0.1 is not 0.3, so comparing the standard deviation with 0 would fail.
+
+    In float32, which runs use, the rounding error is no smaller than ε.
     """
     for reward in (0.1, 0.9, 1.2, 7.3, 101.1):
         rewards_PK, kept_PK = groups([[reward] * 8])

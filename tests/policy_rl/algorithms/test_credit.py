@@ -29,7 +29,7 @@ from policy_rl.algorithms.credit import (
 
 
 def scored(scores: list[list[list[float]]], tokens: list[list[list[int]]] | None = None) -> ScoredSteps:
-    """Return the steps of groups given as nested lists; each step has 10 tokens unless given."""
+    """Return the steps of groups given as nested lists, with 10 tokens per step by default."""
     width = max(len(steps) for group in scores for steps in group)
     pad = [[[*steps, *[0.0] * (width - len(steps))] for steps in group] for group in scores]
     tokens = tokens or [[[10] * len(steps) for steps in group] for group in scores]
@@ -76,7 +76,7 @@ class TestMinForm:
     def test_token_baseline_counts_the_tokens_still_to_come(self) -> None:
         values = {"mode": "strict_min", "baseline": "pure_tokens"}
         steps = scored([[[0.9, 0.1, 0.8], [0.5]]], [[[2, 3, 4], [6]]])
-        # The other response earns 0 on 6 tokens, so only its own baseline shows: R* = −.8 over 9 tokens.
+        # The other response has reward 0 on 6 tokens, so only its baseline matters: R* = −.8 over 9 tokens.
         close(credit(steps, **values).returns_PKS[0, 0], [-0.8, -0.8, 0.6])
         close(credit(steps, **values).returns_PKS[0, 1, :1], [0.8 / 9 * 6])
         other = scored([[[0.9, 0.1, 0.8], [1.0]]], [[[2, 3, 4], [5]]])
@@ -143,8 +143,8 @@ class TestReturnToGo:
         close(result.returns_PKS[0, 1, :1], [0.4 - (1.6 / 15) * 10])
 
     def test_leave_one_out_by_source(self) -> None:
-        """PRIME: r_j minus the mean of the others' mean step rewards, then summed. A response without steps and a
-        dropped one do not count among the others.
+        """PRIME: r_j minus the mean of the others' mean step rewards, then summed over later steps. Responses without
+        steps and dropped ones do not count.
         """
         steps = scored([[[0.9, 0.1], [0.4], [], [0.7], [0.6]]])
         kept = [[True, True, True, False, True]]
@@ -177,7 +177,7 @@ class TestScalar:
         close(apart, [[3**0.5, 0.0, 0.0, -(3**0.5)]], 1e-3)
         together, _ = combine([outcome, process], ESTIMATORS["grpo"], per_source=False)
         assert together[0, 2].item() < -0.8
-        # Leave-one-out is linear: apart or together, it is the same.
+        # Leave-one-out is linear, so separate and summed sources give the same result.
         rloo = ESTIMATORS["rloo"]
         first, second = (combine([outcome, process], rloo, per_source=apart)[0] for apart in (True, False))
         torch.testing.assert_close(first, second)
@@ -228,7 +228,7 @@ class TestStepGae:
         close(rewards_NT, [[0, 0, 0.45, 0.05, 0, 0, 0.4, 0]])
 
 
-class TestWhoTakesPart:
+class TestParticipation:
     def test_default_is_soft_min_with_a_baseline_by_step_index(self) -> None:
         config = CreditConfig()
         assert (config.mode, config.baseline, config.gate, config.weight) == ("soft_min", "step_index", "none", 1.0)

@@ -1,4 +1,4 @@
-"""Test what baselines may depend on: step credit is centered at every step, and length alone earns nothing."""
+"""Test that baselines center step credit at every step, and that length alone earns no credit."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def steps_of(*groups: list[list[float]], tokens: int = 1) -> ScoredSteps:
 
 
 def credit_of(steps: ScoredSteps, values: dict[str, Any], kept_PK: Tensor | None = None) -> Tensor:
-    """Return returns_PKS."""
+    """Return returns_PKS of the step scores."""
     everyone = torch.ones(steps.mask_PKS.shape[:2], dtype=torch.bool)
     return assign(steps, everyone if kept_PK is None else kept_PK, everyone, build(CreditConfig, values)).returns_PKS
 
@@ -57,7 +57,7 @@ def test_identical_responses_earn_nothing_at_any_step(values: dict[str, Any]) ->
 
 @pytest.mark.parametrize("values", MODES.values(), ids=MODES)
 def test_equal_scores_at_any_length_earn_nothing_at_the_first_step(values: dict[str, Any]) -> None:
-    """Groups hold responses of 1 to 20 steps in all pairs of lengths, with long steps as well as short ones."""
+    """Groups contain responses of 1 to 20 steps in all pairs of lengths, with long and short steps."""
     for score in (0.1, 0.5, 0.9):
         whole = steps_of([[score] * length for length in range(1, 21)], tokens=7)
         assert credit_of(whole, values)[..., 0].abs().max() <= 1e-6
@@ -67,7 +67,7 @@ def test_equal_scores_at_any_length_earn_nothing_at_the_first_step(values: dict[
 
 @pytest.mark.parametrize("values", [*MODES.values(), *SUMS.values()], ids=[*MODES, *SUMS])
 def test_credit_is_centered_at_every_step(values: dict[str, Any]) -> None:
-    """It is centered over the responses of a group that have a step j, and so over all groups."""
+    """The credit at step j sums to zero over the responses of a group that have a step j."""
     steps = random_groups(0)
     returns_PKS = credit_of(steps, values)
     have_PS = steps.mask_PKS.sum(dim=1)
@@ -75,13 +75,15 @@ def test_credit_is_centered_at_every_step(values: dict[str, Any]) -> None:
     assert means_PS.abs().max() <= (1e-6 if values in MODES.values() else 1e-5)
     means_S = returns_PKS.double().sum(dim=(0, 1)) / steps.mask_PKS.sum(dim=(0, 1))
     assert means_S.abs().max() <= 1e-6
-    assert (returns_PKS[(have_PS == 1)[:, None] & steps.mask_PKS] == 0).all(), "nobody to compare with"
+    assert (returns_PKS[(have_PS == 1)[:, None] & steps.mask_PKS] == 0).all(), "no other response to compare with"
     assert returns_PKS.std() > 0.1
 
 
 def test_the_mean_of_the_others_by_hand() -> None:
-    """r = 2p − 1; strict min: (−.8, −.8, .6), (.2), (.6, .4). At step 1 the others' means are .3 (.2 and .4, since the
-    third's lowest is .4), −.2 and −.3; at step 2 they are .4 and −.8; no other response has a third step.
+    """With r = 2p − 1 and the strict minimum, the responses have (−.8, −.8, .6), (.2) and (.6, .4).
+
+    At step 1 the others' means are .3 (.2 and .4, since the third's lowest is .4), −.2 and −.3. At step 2 they are .4
+    and −.8; no other response has a third step.
     """
     steps = steps_of([[0.9, 0.1, 0.8], [0.6], [0.8, 0.7]])
     found = credit_of(steps, {"mode": "strict_min"})[0]
@@ -96,7 +98,7 @@ def test_dropped_samples_do_not_count_among_the_others() -> None:
 
 
 def test_the_length_after_a_step_does_not_change_the_others_credit() -> None:
-    """A response that goes on with steps as good as its last earns the same at its first step."""
+    """A response that continues with steps as good as its last earns the same credit at its first step."""
     short = steps_of([[0.9, 0.3], [0.7, 0.5]])
     for values in MODES.values():
         first = credit_of(short, values)[0, 0, 0].item()
@@ -115,10 +117,10 @@ def test_the_length_after_a_step_does_not_change_the_others_credit() -> None:
         ("prime_steps", (5, 10), 0.1, (-0.4, 0.8)),
     ],
 )
-def test_published_baselines_pay_for_length(
+def test_published_baselines_reward_length(
     baseline: str, lengths: tuple[int, int], score: float, expected: tuple[float, float]
 ) -> None:
-    """This is why they are not the default: equal step scores, one token per step, one response twice as long."""
+    """They are therefore not the default: the scores are equal, but one response is twice as long and earns more."""
     steps = steps_of([[score] * length for length in lengths])
     found = credit_of(steps, {"mode": "soft_min", "baseline": baseline})[0, :, 0]
     torch.testing.assert_close(found, torch.tensor(expected))
@@ -134,8 +136,11 @@ def test_the_token_baseline_of_a_minimum_is_not_centered() -> None:
 
 
 def test_pures_soft_min_with_its_token_baseline_by_hand() -> None:
-    """p = (.9, .1) over 2 + 3 tokens, and .55 over 5. z = w·r with w = softmax(−r/.1): (.8·2.5e-7…, −.8), .1; rates
-    .1/5 and −.8/5 per token, for 5, 3 and 5 tokens that are still to come."""
+    """Scores are p = (.9, .1) over 2 + 3 tokens, and .55 over 5.
+
+    z = w·r with w = softmax(−r/.1) is (.8·2.5e-7…, −.8), and .1. The rates are .1/5 and −.8/5 per token, for 5, 3 and 5
+    remaining tokens.
+    """
     steps = steps_of([[0.9, 0.1], [0.55]])
     steps = ScoredSteps(steps.scores_PKS, torch.tensor([[[2, 3], [5, 0]]]), steps.mask_PKS)
     found = credit_of(steps, {"mode": "soft_min", "baseline": "pure_tokens"})[0]

@@ -1,4 +1,4 @@
-"""Test importance weights and masks of tokens on whose probability trainer and engine disagree."""
+"""Test importance weights and masks of tokens whose probability differs between trainer and engine."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_truncated_weights_by_hand() -> None:
 
 
 def test_icepop_by_hand() -> None:
-    """Its weight is the ratio inside of [0.5, 5] and 0 outside."""
+    """IcePop's weight is the ratio inside [0.5, 5] and 0 outside."""
     weights = importance_weights(OLD, ENGINE, MASK, cap=5.0, limits=ICEPOP)
     torch.testing.assert_close(weights, double([[0.0, 1.0, 4.0, 0.0], [0.6, 0.6, 4.0, 0.0]]))
 
@@ -55,7 +55,7 @@ def test_a_mask_without_a_cap_weights_nothing() -> None:
 
 @pytest.mark.parametrize(("high", "expected"), [(1.7, [False, True]), (1.8, [True, True]), (1.0, [False, False])])
 def test_the_geometric_mean_decides_over_a_whole_response(high: float, expected: list[bool]) -> None:
-    """(0.4·1·4·6)^¼ = 1.7602 and (0.6·0.6·4)^⅓ = 1.1292, although single tokens differ by a factor of 4 or more."""
+    """The means (0.4·1·4·6)^¼ = 1.7602 and (0.6·0.6·4)^⅓ = 1.1292 decide, although single ratios reach 4 or more."""
     inside = inside_range(OLD, ENGINE, MASK, ImportanceMask(level="sequence", low=0.999, high=high))
     assert inside.tolist() == [[expected[0]] * 4, [expected[1]] * 3 + [False]]
 
@@ -76,7 +76,7 @@ def test_padding_order_and_micro_batches_change_nothing(level: str) -> None:
 
 
 def test_a_masked_token_has_no_gradient_and_still_counts_in_the_mean() -> None:
-    """On policy with A = 1: −weight / 4 tokens, whatever is masked."""
+    """On policy with A = 1, the gradient is −weight / 4 tokens, whichever tokens are masked."""
     config = LossConfig(importance_mask=ICEPOP)
     lp, mask = OLD[:1].clone().requires_grad_(), MASK[:1]
     weights = importance_weights(OLD[:1], ENGINE[:1], mask, None, ICEPOP)

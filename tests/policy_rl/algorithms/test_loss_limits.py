@@ -1,4 +1,4 @@
-"""Test the limits of log-ratios and of k3, as in verl: finite values, no gradient beyond a limit, counts of both."""
+"""Test the clamps of log-ratios and k3, as in verl: finite values, no gradient beyond a limit, and clamp counts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class OneRank:
 
 
 def gradient_of(lp: Tensor, old: Tensor, advantages: Tensor, config: LossConfig, **more: Tensor):
-    """Return (loss, gradient by lp, metrics) of tokens that all count."""
+    """Return (loss, gradient with respect to lp, metrics) of unmasked tokens."""
     lp = lp.clone().requires_grad_()
     mask = torch.ones(lp.shape, dtype=torch.bool)
     loss, loss_metrics = policy_loss(lp, old, advantages, mask, denominator(mask, config), config, **more)
@@ -55,8 +55,8 @@ def test_k3_within_its_limits_by_hand() -> None:
 
 @pytest.mark.parametrize("distance", [*FAR, -20.1, -90.0, -1e4])
 def test_a_far_reference_neither_pulls_nor_overflows(distance: float) -> None:
-    """One of 1,000 tokens is far off: e^20 would give a gradient of −4,852 times the coefficient, and e^90 is infinite
-    in float32.
+    """One of 1,000 tokens is far off: e^20 would give a gradient of −4,852 times the coefficient, and e^90 overflows
+    float32.
     """
     old = torch.full((1, 1000), -1.0)
     ref = old.clone()
@@ -73,7 +73,7 @@ def test_a_far_reference_neither_pulls_nor_overflows(distance: float) -> None:
 @pytest.mark.parametrize("advantage", [-1.0, 1.0])
 @pytest.mark.parametrize("distance", [*FAR, *(-each for each in FAR)])
 def test_an_enormous_ratio_gives_finite_numbers(surrogate: str, advantage: float, distance: float) -> None:
-    """It is computed in float32 without a dual clip."""
+    """The ratio is computed in float32 without a dual clip."""
     old = torch.full((1, 4), -1.0)
     lp = old.clone()
     lp[0, 1] += distance
@@ -84,7 +84,7 @@ def test_an_enormous_ratio_gives_finite_numbers(surrogate: str, advantage: float
     assert gradient.isfinite().all()
     assert loss_metrics.sums["ratio_clamped"].item() == (abs(distance) > MAX_LOG_RATIO)
     assert all(value.isfinite().all() for value in (*loss_metrics.sums.values(), *loss_metrics.terms.values()))
-    if surrogate in ("ppo_clip", "cpgd"):  # the others truncate the weight, or move all tokens of the response
+    if surrogate in ("ppo_clip", "cpgd"):  # the others truncate the weight, or affect all tokens of the response
         assert gradient[0, 0] != 0
         assert abs(distance) <= MAX_LOG_RATIO or gradient[0, 1] == 0, "clamped: no gradient"
 
@@ -116,7 +116,7 @@ def test_cpgd_as_released_and_as_published() -> None:
 
 
 def test_metrics_of_an_update_are_finite_and_count_what_was_clamped() -> None:
-    """Four tokens have ρ = 0, 100, −100 and 1; at the last one the reference is also far off."""
+    """Four tokens have ρ = 0, 100, −100 and 1; the reference is also far off at the last one."""
     old, rho = torch.zeros(1, 4), torch.tensor([[0.0, 100.0, -100.0, 1.0]])
     ref = old + rho
     ref[0, 3] -= 90.0
@@ -129,18 +129,18 @@ def test_metrics_of_an_update_are_finite_and_count_what_was_clamped() -> None:
     assert (metrics["ratio_clamped"], metrics["kl_clamped"]) == (0.5, 0.25)
     assert metrics["kl_old"] == pytest.approx((0 + 10 + 10 + math.e - 2) / 4)
     assert metrics["kl_ref"] == pytest.approx(10 / 4)
-    assert (metrics["log_ratio_min"], metrics["log_ratio_max"]) == (-100.0, 100.0), "what it was before"
+    assert (metrics["log_ratio_min"], metrics["log_ratio_max"]) == (-100.0, 100.0), "the unclamped value"
 
 
 class TestPromptMean:
-    """Test the mean over prompts of Σ loss / Σ tokens of the prompt's responses (CPGD's paper)."""
+    """Test the prompt mean of CPGD's paper: Σ loss / Σ tokens over a prompt's responses, averaged over prompts."""
 
     LOSS = double([[1.0, 2, 3], [10.0, 99, 99], [6.0, 8.0, 99]])
     MASK = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0]]) > 0
     CONFIG = LossConfig(aggregation="prompt_mean")
 
     def test_by_hand(self) -> None:
-        """The first prompt has two responses of 3 + 1 tokens, 16/4; the second has one of 2 tokens, 14/2."""
+        """One prompt has responses of 3 and 1 tokens with mean 16/4, the other has one of 2 tokens with mean 14/2."""
         tokens = torch.tensor([4, 4, 2])
         size = denominator(self.MASK, self.CONFIG, tokens)
         assert size.item() == pytest.approx(2)

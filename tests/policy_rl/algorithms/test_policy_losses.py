@@ -37,7 +37,7 @@ def run(lp: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, config: LossC
 
 
 def alone(rho: Tensor, advantages: Tensor) -> tuple[Tensor, ...]:
-    """Return a surrogate's (lp, old, advantages, mask) for log-ratios ρ of tokens that all count."""
+    """Return the arguments (lp, old, advantages, mask) of a surrogate for unmasked tokens with log-ratios ρ."""
     return rho, torch.zeros_like(rho), advantages, torch.ones(rho.shape, dtype=torch.bool)
 
 
@@ -320,7 +320,7 @@ class TestPolicyLoss:
         expected = torch.where(batch["mask"], -batch["advantages"], 0) / batch["mask"].sum()
         torch.testing.assert_close(lp.grad, expected)
 
-    def test_what_is_watched(self) -> None:
+    def test_reported_metrics(self) -> None:
         old = double([[-1.0, -1.0, -1.0, -1.0]])
         lp = old + double([[0.5, 0.5, -0.5, 0.1]])
         advantages = double([[1.0, -1.0, 1.0, 1.0]])
@@ -344,7 +344,9 @@ class TestPolicyLoss:
 
     @pytest.mark.parametrize(("aggregation", "bonus"), [("token_mean", 0.9 / 3), ("sequence_mean", (0.4 + 0.1) / 2)])
     def test_the_entropy_bonus_by_hand(self, aggregation: str, bonus: float) -> None:
-        """Entropies 0.6, 0.2 and 0.1: 0.1 times their mean is subtracted, with gradient −0.1 times their weights."""
+        """With entropies 0.6, 0.2 and 0.1, 0.1 times their mean is subtracted, so its gradient is −0.1 times their
+        weights.
+        """
         mask = torch.tensor([[True, True], [True, False]])
         entropy = double([[0.6, 0.2], [0.1, 9.0]]).requires_grad_()
         zeros = torch.zeros(2, 2).double()
@@ -365,7 +367,7 @@ class TestPolicyLoss:
 
 def test_value_loss_by_hand() -> None:
     values, old, returns = double([1.0, 1.0, 0.1]), double([0.0, 0.0, 0.0]), double([2.0, 0.0, 0.0])
-    # clip 0.2: values become .2, .2, .1; the worse square of the two counts, by half.
+    # clip 0.2: values become .2, .2, .1; the larger of the two squared errors counts, times one half.
     torch.testing.assert_close(value_loss(values, old, returns, clip=0.2), double([1.62, 0.5, 0.005]))
     torch.testing.assert_close(value_loss(values, old, returns, clip=None), double([0.5, 0.5, 0.005]))
 

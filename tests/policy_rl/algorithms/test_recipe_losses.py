@@ -40,7 +40,7 @@ def ppo(lp_T: Tensor, old_T: Tensor, ref_T: Tensor, advantage: Tensor) -> Tensor
 
 
 def ppo_up_to_3(lp_T: Tensor, old_T: Tensor, ref_T: Tensor, advantage: Tensor) -> Tensor:
-    """MM-Eureka with Qwen: the ratio is at most 3, whatever the advantage."""
+    """Compute MM-Eureka's loss with Qwen: the ratio is at most 3, whatever the advantage."""
     return clipped((lp_T - old_T).exp().clamp(max=3), advantage)
 
 
@@ -53,16 +53,14 @@ def with_k3(weight: float, surrogate: Loss) -> Loss:
 
 
 def cpg(lp_T: Tensor, old_T: Tensor, ref_T: Tensor, advantage: Tensor) -> Tensor:
-    """CPGD as released: the clipped log-probability, and a drift term with a coefficient of at most 2."""
+    """Compute CPGD's loss as released: clipped log-probabilities, and a drift term with a coefficient of at most 2."""
     above, below = (lp_T.clamp(max=old_T + math.log(1.2)), lp_T.clamp(min=old_T + math.log(0.8)))
     force_T = ((lp_T.detach() - old_T).exp() - 1).clamp(max=2.0)
     return -torch.where(advantage > 0, above, below) * advantage + 0.01 * force_T * lp_T
 
 
 def published(loss: Loss, micro: int, by_token: bool, batch: dict[str, list[Tensor]]) -> Tensor:
-    """Return the mean over micro-batches of `micro` responses of their mean over tokens, or over responses of token
-    means.
-    """
+    """Average over micro-batches of `micro` responses, each the mean over tokens or over response means."""
     means = []
     for start in range(0, len(LENGTHS), micro):
         parts = [loss(*each) for each in list(zip(*batch.values(), strict=True))[start : start + micro]]
@@ -141,7 +139,9 @@ def test_the_gradient_of_dapo() -> None:
 
 
 def test_half_of_dapos_penalty_for_half_of_its_reward() -> None:
-    """DAPO's reward is ±1 minus up to 1 above 16,384 tokens; GRPO's advantages of accuracy 1 or 0 are the same."""
+    """DAPO's reward is ±1 minus up to 1 above 16,384 tokens; with accuracy 1 or 0 and half the penalty, GRPO advantages
+    are equal.
+    """
     config = recipe("dapo-32b").rewards
     lengths = [100, 16384, 18432, 20480]
     penalties = [0.0, 0.0, -0.5, -1.0]
@@ -171,7 +171,7 @@ def scheduled(schedule: Callable[..., torch.optim.lr_scheduler.LambdaLR], steps:
 
 @pytest.mark.parametrize("name", ["mm-eureka-8b", "mm-eureka-7b", "lmm-r1-fre-multi"])
 def test_learning_rates_of_openrlhf(name: str) -> None:
-    """Of 1,220 updates 37 are warm-up. From the peak on, all rates are equal; before it they rise by 1/38 instead of
+    """37 of 1,220 updates are warm-up. From the peak on, all rates are equal; before it, they rise by 1/38 instead of
     1/37.
     """
     share = course(name, 1220)

@@ -1,4 +1,4 @@
-"""Test graded groups → advantages per token: worked numbers, and each place where process reward can be assigned."""
+"""Test converting graded groups to per-token advantages: worked numbers, and each way to assign process rewards."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def near(*rows: Sequence[float]) -> list:
 
 
 def test_rloo_by_hand() -> None:
-    """1, 0, 0 → 1 − 0, 0 − ½, 0 − ½ on each token; the engine's log-probabilities are kept."""
+    """Rewards 1, 0, 0 give 1 − 0, 0 − ½, 0 − ½ on each token; the engine's log-probabilities are kept."""
     found, metrics = made([group(0, response(1.0, 1), response(0.0, 3), response(0.0, 2))])
     assert values(found) == near([1], [-0.5] * 3, [-0.5] * 2)
     assert metrics == {"advantage_size": pytest.approx((1 + 5 * 0.5) / 6)}
@@ -79,7 +79,9 @@ def test_rloo_by_hand() -> None:
 
 
 def test_masked_truncated_responses_count_only_in_the_baselines() -> None:
-    """1, 0 and a truncated 0: RLOO gives 1, −½ and −½, and the last is not trained on; nor is the second group."""
+    """For 1, 0 and a truncated 0, RLOO gives 1, −½ and −½; neither the truncated response nor the second group is
+    trained on.
+    """
     cut = GradedResponse(Response("t", (1, 2), (-1.0, -1.0), "length"), *graded_as(0.0))
     groups = [group(0, response(1.0, 1), response(0.0, 3), cut), group(1, cut, cut)]
     settings = AdvantageSettings(AdvantageConfig(), mask_truncated=True)
@@ -138,7 +140,7 @@ def test_kl_in_the_reward_is_summed_to_the_end() -> None:
 
 
 def test_adora_weighs_whole_groups() -> None:
-    """The first group's correct response is not longer than its incorrect one; the second group's is."""
+    """Only in the second group is the correct response longer than the incorrect one."""
     groups = [group(0, response(1.0, 2), response(0.0, 2)), group(1, response(1.0, 3), response(0.0, 2))]
     found, _ = made(groups, AdvantageSettings(AdvantageConfig(), adora=AdoraConfig(weight=0.1)))
     assert values(found) == near([0.1] * 2, [-0.1] * 2, [1] * 3, [-1] * 2)
@@ -153,7 +155,9 @@ def with_scores(reward: float, *scores: float) -> GradedResponse:
 
 
 def test_step_returns_come_on_top_of_the_outcome() -> None:
-    """strict min of 2p − 1: p = (.9, .1) → (−.8, −.8), p = (.2, .8) → (−.6, .6); a token outside of steps has none."""
+    """The strict minimum of 2p − 1 is (−.8, −.8) for p = (.9, .1) and (−.6, .6) for (.2, .8); tokens outside steps get
+    none.
+    """
     credit = CreditConfig(mode="strict_min", baseline="none")
     groups = [group(0, with_scores(1.0, 0.9, 0.1), with_scores(0.0, 0.2, 0.8))]
     found, metrics = made(groups, AdvantageSettings(AdvantageConfig(), credit))
@@ -162,8 +166,9 @@ def test_step_returns_come_on_top_of_the_outcome() -> None:
 
 
 def test_the_token_baseline_counts_the_tokens_of_steps() -> None:
-    """Return-to-go of (1, 0) and (0, 1) with 3 step tokens each: both totals are 1, so the others earn 1/3 per token. G
-    − b·tokens left is (1 − 1, 0 − 1/3) and (1 − 1, 1 − 1/3).
+    """Returns-to-go of (1, 0) and (0, 1) have totals of 1 over 3 step tokens, so the other earns b = 1/3 per token.
+
+    G − b·remaining tokens is (1 − 1, 0 − 1/3) and (1 − 1, 1 − 1/3).
     """
     credit = CreditConfig(mode="return_to_go", baseline="pure_tokens")
     groups = [group(0, with_scores(0.0, 1.0, 0.0), with_scores(0.0, 0.0, 1.0))]
@@ -172,8 +177,8 @@ def test_the_token_baseline_counts_the_tokens_of_steps() -> None:
 
 
 def test_the_default_baseline_is_what_the_others_earn_at_the_same_step() -> None:
-    """Soft min of r = 2p − 1 = (.8, −.8) and (−.6, .6) is close to (−.8, −.8) and (−.6, 0); each is reduced by the
-    other's.
+    """The soft minimum of r = 2p − 1 is close to (−.8, −.8) and (−.6, 0) for (.8, −.8) and (−.6, .6); each is reduced
+    by the other's.
     """
     groups = [group(0, with_scores(0.0, 0.9, 0.1), with_scores(0.0, 0.2, 0.8))]
     found, metrics = made(groups, AdvantageSettings(AdvantageConfig(), CreditConfig()))
@@ -187,7 +192,7 @@ def test_a_response_without_scores_keeps_its_outcome() -> None:
     found, metrics = made(groups, AdvantageSettings(AdvantageConfig(), CreditConfig(mode="strict_min")))
     assert values(found)[1] == near([-0.75, -0.75])[0]
     assert (metrics["scored"], metrics["unscored"]) == (2, 1)
-    # Where steps are not held against others', 0 would be worse than most.
+    # If steps are not compared with others', 0 would be worse than most scores.
     alone = CreditConfig(mode="strict_min", baseline="none")
     found, metrics = made(groups, AdvantageSettings(AdvantageConfig(), alone))
     assert values(found) == near([-0.05, -0.05, -0.05, 0.75], [-0.8, -0.8, -0.8, 0])
@@ -195,7 +200,7 @@ def test_a_response_without_scores_keeps_its_outcome() -> None:
     groups = [group(0, with_scores(1.0, 0.9, 0.1), response(0.0, 2))]
     scalar = AdvantageSettings(AdvantageConfig(), CreditConfig(mode="scalar"), aggregate=min)
     found, metrics = made([group(0, *groups[0].responses, with_scores(0.0, 0.5, 0.5))], scalar)
-    assert len(found) == 2, "half of a sum is no reward"
+    assert len(found) == 2, "an incomplete sum is not a reward"
     assert values(found) == near([0.6] * 4, [-0.6] * 4)
     assert metrics["unscored"] == 1
 
@@ -211,7 +216,7 @@ def test_a_batch_without_a_scored_step_keeps_its_outcomes(mode: dict, baseline: 
 
 
 def test_sources_separate_and_summed() -> None:
-    """Outcome 1, 0, 0 and min score .5, .1, .3: GRPO of the sum, or the sum of the GRPO of each."""
+    """With outcomes 1, 0, 0 and minimum scores .5, .1, .3, GRPO is applied to the sum or to each source."""
     responses = [with_scores(r, p, 1.0) for r, p in ((1.0, 0.5), (0.0, 0.1), (0.0, 0.3))]
 
     def grpo(rewards: Sequence[float]) -> np.ndarray:
@@ -229,9 +234,7 @@ def test_sources_separate_and_summed() -> None:
 
 
 def test_the_gate_needs_a_correct_answer() -> None:
-    """Only correct answers are compared; the incorrect one keeps its outcome alone. A reward above 0 does not make an
-    answer correct.
-    """
+    """Only correct answers are compared; the incorrect one keeps only its outcome, although its reward is above 0."""
     credit = CreditConfig(mode="strict_min", baseline="none", gate="correct")
     incorrect = replace(with_scores(0.5, 0.2, 0.8), reward=Reward(0.5, {"accuracy": 0.0, "format": 1.0}))
     found, metrics = made(
@@ -242,7 +245,7 @@ def test_the_gate_needs_a_correct_answer() -> None:
 
 
 def test_the_gate_takes_the_accuracy_in_force() -> None:
-    """An answer is correct by exact label even if the grader's verdict is unknown, and vice versa."""
+    """With exact labels, an answer can be correct although the grader's verdict is unknown, and vice versa."""
     credit = CreditConfig(mode="strict_min", baseline="none", gate="correct")
     unsaid = replace(with_scores(1.0, 0.9, 0.1), grading=Grading(Verdict.UNKNOWN, "x", ""))
     said = replace(with_scores(0.0, 0.9, 0.1), grading=Grading(Verdict.CORRECT, "x", ""))
@@ -252,8 +255,8 @@ def test_the_gate_takes_the_accuracy_in_force() -> None:
 
 
 def test_each_source_has_its_own_leave_one_out() -> None:
-    """Outcomes 1, 0 → 1, −1. Step rewards (1, 0) and (0, .5) have means .5 and .25; .25 and .5 are subtracted per step
-    before the sum.
+    """Outcomes 1, 0 give 1, −1. Step rewards (1, 0) and (0, .5) have means .5 and .25, each subtracted from the other's
+    steps.
     """
     credit = CreditConfig(mode="return_to_go", baseline="prime_steps")
     groups = [group(0, with_scores(1.0, 1.0, 0.0), with_scores(0.0, 0.0, 0.5))]
@@ -269,8 +272,9 @@ def test_a_lone_scored_response_is_counted() -> None:
 
 
 def test_gae_with_step_rewards_by_hand() -> None:
-    """Rewards are (0, .5, .25, 1): those of steps at their last tokens, and the outcome at the end. With γ = λ = 1 and
-    V = 0.1, returns are the sums to the end, and advantages are those minus V.
+    """Rewards are (0, .5, .25, 1): steps at their last tokens, and the outcome at the end.
+
+    With γ = λ = 1 and V = 0.1, returns are the sums to the end, and advantages are returns minus V.
     """
 
     def fill(each: TrainingSample) -> TrainingSample:
@@ -294,8 +298,8 @@ def test_gae_with_step_rewards_by_hand() -> None:
     [("reinforce_pp", [0.25, 0.5, 1.0]), ("rloo", [1.0] * 3), ("reinforce_pp_baseline", [0.5] * 3)],
 )
 def test_gamma_discounts_the_sequence_reward_of_reinforce_pp(estimator: str, first: Sequence[float]) -> None:
-    """With γ = .5, three tokens and rewards 1 and 0, R is assigned to the last token. Other estimators do not discount
-    it.
+    """With γ = .5 and three tokens, R is assigned to the last token and discounted backward; other estimators do not
+    discount it.
     """
     config = AdvantageConfig(estimator=estimator, gamma=0.5)
     found, _ = made([group(0, response(1.0, 3), response(0.0, 3))], AdvantageSettings(config))

@@ -1,4 +1,4 @@
-"""Test CISPO, GSPO, and a user's surrogate: worked numbers, gradients, then invariances."""
+"""Test CISPO, GSPO, and a custom surrogate: worked numbers, gradients, then invariances."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def double(values: Any) -> Tensor:
 
 
 def result(lp: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, config: LossConfig):
-    """Return (loss, gradient by lp, number of clipped tokens)."""
+    """Return (loss, gradient with respect to lp, number of clipped tokens)."""
     lp = lp.clone().requires_grad_()
     loss, metrics = policy_loss(lp, old, advantages, mask, denominator(mask, config), config)
     loss.backward()
@@ -35,7 +35,7 @@ def result(lp: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, config: Lo
 
 
 class TestCispo:
-    """The gradient of −min(r, 1.2)·A·lp is −min(r, 1.2)·A, with r as a constant."""
+    """Test CISPO: the gradient of −min(r, 1.2)·A·lp is −min(r, 1.2)·A, with r as a constant."""
 
     OLD = double([[-1.0, -1.0, -1.0, -1.0]])
     LP = OLD + double([[LN(0.5), LN(1.1), LN(2.0), LN(4.0)]])
@@ -52,7 +52,7 @@ class TestCispo:
         assert clipped == 2
 
     def test_a_clipped_token_still_learns_unlike_ppo(self) -> None:
-        """At r = 2 and A = 3, PPO's clip removes the gradient, CISPO's keeps 1.2 of it."""
+        """At r = 2 and A = 3, PPO's clip removes the gradient, while CISPO keeps it with weight 1.2."""
         for surrogate, expected in (("ppo_clip", 0.0), ("cispo", -3.6 / 4)):
             _, gradient, _ = result(self.LP, self.OLD, self.ADVANTAGES, self.MASK, LossConfig(surrogate=surrogate))
             assert gradient[0, 2].item() == pytest.approx(expected)
@@ -64,7 +64,7 @@ class TestCispo:
 
 
 class TestGspo:
-    """Three responses; the last token of the first is masked. Mean log-ratios: ln 1.5, 0 and −ln 2."""
+    """Test GSPO on three responses with mean log-ratios ln 1.5, 0 and −ln 2; the last token of the first is masked."""
 
     OLD = double([[-1.0, -1.0, 0.0], [-1.0, -1.0, -1.0], [-1.0, -2.0, -3.0]])
     RHO = double([[LN(3), LN(0.75), 5.0], [0.3, -0.3, 0.0], [-LN(2), -LN(4), 0.0]])
@@ -80,7 +80,9 @@ class TestGspo:
         assert clipped == 2
 
     def test_equal_advantages_give_the_gradient_of_the_sequence_ratio(self) -> None:
-        """Written out: −mean over responses of min(s·A, clip(s)·A) with s = exp(mean ρ), all of it with a gradient."""
+        """The reference is −mean over responses of min(s·A, clip(s)·A) with s = exp(mean ρ), differentiated
+        through s.
+        """
         advantages_N1 = double([[1.0], [-1.0], [2.0]])
         lp = (self.OLD + self.RHO).requires_grad_()
         rho = torch.where(self.MASK, lp - self.OLD, 0)

@@ -43,7 +43,7 @@ def value(prefix: Path) -> float:
 
 
 def score(path: Path, start: int, end: int) -> np.ndarray:
-    """Return the gradient of log π of the tokens start … end − 1 with respect to the logits."""
+    """Return the gradient of log π of tokens start … end − 1 with respect to the logits."""
     gradient = np.zeros(len(PREFIXES))
     for index in range(start, end):
         gradient[PREFIXES.index(path[:index])] = path[index] - PROBABILITY[path[:index]]
@@ -113,7 +113,7 @@ class TestWorkedNumbers:
         assert {each.weight for each in first.continuations[0]} == {0.25}
 
     def test_two_branch_points_on_one_response(self) -> None:
-        # From the end: V = (0 + 1) / 2 = ½ after 6 tokens, then (½ + 1 + 1) / 3 = 5/6 after 2.
+        # Working backward: V = (0 + 1) / 2 = ½ after 6 tokens, then (½ + 1 + 1) / 3 = 5/6 after 2.
         trunk = Trunk(0.0, 8, (BranchPoint(2, (1.0, 1.0)), BranchPoint(6, (1.0,))))
         assert values_of_points(trunk) == pytest.approx([5 / 6, 0.5, 0.0])
         first, _ = credit_of_group([trunk, Trunk(1.0, 3)])
@@ -121,7 +121,7 @@ class TestWorkedNumbers:
         assert credit == [pytest.approx(each) for each in ((5 / 6 - 1, 1), (0.5 - 1, 1 / 3), (0 - 1, 1 / 6))]
         assert [edge.advantage for edge in first.continuations[0]] == pytest.approx([0.25, 0.25])
 
-    def test_a_prior_counts_as_so_many_children(self) -> None:
+    def test_a_prior_counts_as_a_number_of_children(self) -> None:
         # κ = 2, p = .9: V = (1 + 0 + 2·.9) / 4 = .7; the rest: 1 − (0 + 1.8) / 3; the continuation: 0 − (1 + 1.8) / 3.
         first, _ = credit_of_group([Trunk(1.0, 9, (BranchPoint(4, (0.0,), 0.9),)), Trunk(0.0, 5)], prior_weight=2.0)
         assert [edge.advantage for *_, edge in first.segments] == pytest.approx([0.7, 0.4])
@@ -132,7 +132,7 @@ class TestWorkedNumbers:
         first, _ = credit_of_group([Trunk(1.0, 9, (BranchPoint(4, (), 0.5),)), Trunk(0.0, 5)], prior_weight=1.0)
         assert [(edge.advantage, edge.weight) for *_, edge in first.segments] == [(0.75, 1.0), (0.5, 1.0)]
 
-    def test_a_point_about_which_nothing_is_known_changes_nothing(self) -> None:
+    def test_a_branch_point_without_known_verdicts_changes_nothing(self) -> None:
         plain = credit_of_group([Trunk(1.0, 9), Trunk(0.0, 5)])
         pointed = credit_of_group([Trunk(1.0, 9, (BranchPoint(4, (), 0.5),)), Trunk(0.0, 5)])
         assert [each.segments for each in pointed] == [each.segments for each in plain]
@@ -158,7 +158,7 @@ class TestExpectation:
         mean, _ = expectation(RULES["by the last token"], prior=value, weight=2.0)
         assert mean / 2 == pytest.approx(true_gradient(), abs=1e-12)
 
-    def test_a_wrong_prior_changes_the_gradient(self) -> None:
+    def test_an_inaccurate_prior_changes_the_gradient(self) -> None:
         mean, _ = expectation(RULES["by the last token"], prior=lambda prefix: 0.9, weight=2.0)
         assert np.abs(mean / 2 - true_gradient()).max() > 0.01
 

@@ -1,4 +1,4 @@
-"""Test hacking metrics, alarms, and the samples written for people to read."""
+"""Test hacking metrics, alarms, and the samples logged for inspection."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def graded(
     tokens: Sequence[int] | None = None,
     taking: bool = True,
 ) -> GradedResponse:
-    """Return a graded response; `tokens` are those per step, two by default."""
+    """Return a graded response; `tokens` gives the tokens per step, two by default."""
     step_of_token = [step for step, count in enumerate(tokens or [2] * len(scores or ())) for _ in range(count)]
     count = max(1, len(step_of_token))
     accuracy = None if verdict is Verdict.UNKNOWN else float(verdict is Verdict.CORRECT)
@@ -45,7 +45,7 @@ def group(*responses: GradedResponse, name: str = "p1") -> GradedGroup:
 WRONG, UNKNOWN = Verdict.INCORRECT, Verdict.UNKNOWN
 
 
-class TestSigns:
+class TestHackingMetrics:
     def test_by_hand(self) -> None:
         groups = [
             group(
@@ -61,11 +61,11 @@ class TestSigns:
         assert found["repeated_steps"] == pytest.approx(1 / 8)
         assert found["unsplit"] == pytest.approx(1 / 5)
         assert found["refused"] == pytest.approx(1 / 5)
-        # The right one's lowest score, .4, is above .3 and below .6.
+        # The correct response's lowest score, .4, is above .3 and below .6.
         assert found["prm_auc"] == pytest.approx(0.5)
         unknown = replace(graded("e", [0.35], WRONG), reward=Reward(1.0, {"accuracy": None}))
         assert hacking_metrics([*groups, group(unknown)], "blank_lines")["prm_auc"] == pytest.approx(0.5), (
-            "is no wrong one"
+            "is not incorrect"
         )
         assert found["prm_score"] == pytest.approx(3.5 / 6)
         assert found["prm_lowest"] == pytest.approx((0.4 + 0.3 + 0.6) / 3)
@@ -81,7 +81,7 @@ class TestSigns:
         assert found["prm_step_5"] == 0.5
         assert found["prm_step_later"] == pytest.approx(0.7)
 
-    def test_dropped_responses_are_no_part_of_it(self) -> None:
+    def test_dropped_responses_are_excluded(self) -> None:
         part = graded("a\n\nb", [0.9, 0.7])
         dropped = graded("<step>", None, UNKNOWN, taking=False)
         assert (
@@ -100,7 +100,7 @@ class TestSigns:
         for name, value in hacking_metrics([second, turned], "blank_lines").items():
             assert value == pytest.approx(expected[name], nan_ok=True), name
 
-    def test_without_a_prm_scores_say_nothing_and_steps_are_still_counted(self) -> None:
+    def test_without_a_prm_steps_are_still_counted(self) -> None:
         found = hacking_metrics([group(graded("a\n\nb", None))], "blank_lines")
         assert found["steps"] == 2
         assert all(math.isnan(value) for name, value in found.items() if name.startswith("prm_"))
@@ -169,7 +169,7 @@ class TestAlarms:
         assert "there is no checkpoint" in str(alarm_error(7, crossed, None))
 
     @pytest.mark.parametrize("bounds", [{}, {"min": 2, "max": 1}, {"minimum": 1}])
-    def test_bounds_that_are_none(self, bounds: dict) -> None:
+    def test_invalid_bounds_are_rejected(self, bounds: dict) -> None:
         with pytest.raises(ConfigError, match=r"alarms\.steps"):
             self.alarms(steps=bounds)
 
@@ -187,7 +187,7 @@ class TestSamples:
         assert chosen(groups, 0) == []
         assert chosen([], 4) == []
 
-    def test_a_sample_reads_well(self) -> None:
+    def test_the_text_of_a_sample(self) -> None:
         only = graded("<step>a\nb</step><answer>4</answer>", [0.9], tokens=[3])
         text = sample_of(3, group(only), only, "tags").markdown()
         assert "## Step 3, problem p1" in text

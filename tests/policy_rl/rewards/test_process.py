@@ -45,7 +45,7 @@ class TestTokens:
         (rewards,), _ = scored([response], Scripted(), tokenizer)
         after = len(response.token_ids) - position - 1
         assert rewards.step_of_token.tolist() == [0] * (position + 1) + [1] * after
-        # The text itself is cut inside that token.
+        # The text is split inside that token.
         assert split(text, "tags").steps == ("<step>a</step>", "<step>b</step>")
 
     def test_bytes_that_end_one_character_and_begin_the_next(self) -> None:
@@ -53,7 +53,9 @@ class TestTokens:
         text, ids = "😀😁", tokenizer.encode("😀😁", add_special_tokens=False)
 
         def decode(groups: Sequence[int]) -> str:
-            """Decode tokens of two, three and three bytes: the second one ends the first face and begins the second."""
+            """Decode tokens of two, three and three bytes; the second one ends the first emoji and starts the
+            second.
+            """
             parts = ids[:2], ids[2:5], ids[5:]
             return tokenizer.decode([each for group in groups for each in parts[group]])
 
@@ -140,7 +142,7 @@ WITHOUT = {
 }
 
 
-class TestWhatHasNoProcessReward:
+class TestMissingProcessRewards:
     def test_each_is_counted_by_its_reason_and_the_others_are_scored(self) -> None:
         tokenizer = byte_level()
         good = "<step>a</step><answer>4</answer>"
@@ -160,7 +162,7 @@ class TestWhatHasNoProcessReward:
         assert none is None
         assert process.unscored == {"step without a token": 1}
 
-    def test_nothing_is_asked_where_nothing_can_be_cut(self) -> None:
+    def test_unsplittable_responses_are_not_scored(self) -> None:
         scorer = Scripted()
         assert scored([sampled(byte_level(), "no steps")], scorer, byte_level())[0] == [None]
         assert not scorer.seen

@@ -1,4 +1,4 @@
-"""From scores of steps to advantages of tokens: the whole way of a group, by hand."""
+"""Test the whole path from step scores to token advantages, by hand."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TOKENS = [3, 4, 5]
 def batch(
     texts: Sequence[Sequence[str]], scores: dict[str, float], rewards: Sequence[Sequence[float | None]] | None = None
 ) -> list[GradedGroup]:
-    """Return groups that are actually split and scored; a reward above 0 means a correct answer."""
+    """Return groups whose responses are actually split and scored; a reward above 0 means a correct answer."""
     tokenizer, groups = byte_level(), []
     for p, row in enumerate(texts):
         responses = [sampled(tokenizer, text) for text in row]
@@ -68,7 +68,7 @@ def steps_of(values: Sequence[float], lengths: Sequence[int] = TOKENS) -> list[f
     return [value for value, length in zip(values, lengths, strict=True) for _ in range(length)]
 
 
-class TestWholeWay:
+class TestStepScoresToTokens:
     @pytest.mark.parametrize(
         ("credit", "expected"),
         [
@@ -94,7 +94,7 @@ class TestWholeWay:
         assert second == pytest.approx([0.6 + 6 * 0.8 / 12] * 6, abs=1e-6)
 
     def test_the_default_baseline_on_tokens(self) -> None:
-        # Strict form (−.8, −.8, .6) and (.6): each minus the other's first; no other one has later steps.
+        # Strict form (−.8, −.8, .6) and (.6): each minus the other's first step; there are no other later steps.
         groups = batch([[TEXT, "hhhhh"]], P | {"hhhhh": 0.8})
         first, second = advantages(groups, mode="strict_min")
         assert first == pytest.approx(steps_of([-1.4, 0.0, 0.0]), abs=1e-6)
@@ -124,7 +124,7 @@ class TestWholeWay:
     def test_step_gae(self) -> None:
         groups = batch([[TEXT]], P, rewards=[[1.0]])
         (row,) = advantages(groups, estimator="gae", mode="step_gae")
-        # No values, γ = λ = 1: the sum of what is still to come, the outcome at the end of turn.
+        # Without values and with γ = λ = 1: the sum of the remaining rewards, with the outcome at the end of turn.
         assert row == pytest.approx(steps_of([0.9 + 0.1 + 0.8 + 1, 0.1 + 0.8 + 1, 0.8 + 1]), abs=1e-6)
 
     def test_gate(self) -> None:
@@ -139,7 +139,9 @@ class TestWholeWay:
 
     @pytest.mark.parametrize("mode", ["soft_min", "strict_min"])
     def test_merging_two_steps_earns_nothing(self, mode: str) -> None:
-        """Two steps with equal scores are as long as the one that replaces them, and the first token earns the same."""
+        """Two steps with equal scores are as long as the step that replaces them, and the first token earns the
+        same.
+        """
         scores = {"aaaa": 0.9, "bb": 0.9, "bbbbbbbb": 0.9, "cc": 0.3, "dd": 0.7}
         other = "cc\n\ndd"
         for baseline in ("step_index", "pure_tokens"):
@@ -158,7 +160,7 @@ class TestWholeWay:
         assert apart[0][0] == pytest.approx(merged[0][0] + 0.9, abs=1e-6)
 
     @pytest.mark.parametrize("mode", ["scalar", "return_to_go", "soft_min", "strict_min"])
-    def test_order_and_longer_neighbors_change_nothing(self, mode: str) -> None:
+    def test_order_and_longer_responses_change_nothing(self, mode: str) -> None:
         scores = P | {"h": 0.5, "ii": 0.3, "jjj": 0.7, "k" * 40: 0.2}
         texts = [[TEXT, "h", "ii\n\njjj"], ["jjj", "h\n\nii"]]
         rewards = [[1.0, 0.0, 0.0], [1.0, 0.0]]

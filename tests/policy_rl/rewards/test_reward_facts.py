@@ -1,4 +1,4 @@
-"""Test what user reward functions receive in addition to problem, response and grading."""
+"""Test the arguments that custom reward functions can receive besides problem, response and grading."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         ("bonus", "length", 2.0),
     ],
 )
-def test_finish_reason_and_tokens_where_a_function_asks_for_them(
+def test_functions_can_request_finish_reason_and_tokens(
     path: str, name: str, finish_reason: str, expected: float
 ) -> None:
     config = build(RewardConfig, {"accuracy_weight": 0, "functions": [{"path": f"{path}:{name}"}]})
@@ -61,7 +61,7 @@ def test_finish_reason_and_tokens_where_a_function_asks_for_them(
 
 
 async def test_the_columns_of_a_row_reach_a_function(path: str, tmp_path: Path) -> None:
-    """From a file of problems to the reward of a group."""
+    """The columns go from the problem file to the reward of a group."""
     (tmp_path / "rows.jsonl").write_text('{"question": "q", "answer": "right", "level": 5, "source": {"split": "a"}}\n')
     config = make_config(
         tmp_path,
@@ -88,7 +88,7 @@ async def test_masked_truncated_responses_are_counted_and_kept_for_the_baselines
     assert [each.reward.total for each in collected.groups[0].responses] == [1.0, 1.0]
 
 
-def test_other_columns_are_another_run_where_a_reward_may_depend_on_them(tmp_path: Path) -> None:
+def test_other_columns_change_the_run_if_a_reward_may_use_them(tmp_path: Path) -> None:
     plain = make_config(tmp_path)
     told = make_config(tmp_path, rewards={"functions": [{"path": "told_rewards:level"}]})
 

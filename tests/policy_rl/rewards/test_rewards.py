@@ -1,4 +1,4 @@
-"""Test outcome rewards: what counts, what is dropped, and what user functions may not do."""
+"""Test outcome rewards: what counts, what is dropped, and the limits of custom functions."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class TestFormat:
         ],
     )
     def test_text_outside(self, text: str, reward: float) -> None:
-        """If it is accepted, it contains no further tag, and there is only white space between the two parts."""
+        """Text outside is accepted only without further tags, and only white space may separate the two parts."""
         assert format_reward(text, "think", text_outside=True) == reward
 
     @pytest.mark.parametrize(("thoughts", "reward"), [("x" * 300, 1.0), ("x" * 299, 0.0), (f" {'x' * 299}\n", 0.0)])
@@ -164,7 +164,7 @@ class TestExactLabel:
         assert total("5", Grading(Verdict.UNKNOWN, "5", "gold does not parse"), accuracy="exact_label") == 1.0
 
     def test_an_incorrect_word_is_a_signal(self) -> None:
-        """Symbols cannot decide between words: by the verdict, a group would contain only correct answers."""
+        """The symbolic grader cannot compare words, so by its verdicts a group would have only correct answers."""
         problem = Problem(id="p", question="left or right?", answer="left")
         undecided = Grading(Verdict.UNKNOWN, "right", "symbols cannot decide")
         by_verdict, by_label = (OutcomeReward(RewardConfig(accuracy=kind)) for kind in ("verdict", "exact_label"))
@@ -208,7 +208,7 @@ class TestLength:
 
 class TestTruncated:
     def test_a_penalty_for_the_finish_reason_not_the_length(self) -> None:
-        """Correct, wrong and finished: 1 − 0.5, 0 − 0.5, 1."""
+        """The correct truncated, incorrect truncated and correct finished responses earn 1 − 0.5, 0 − 0.5 and 1."""
         reward = OutcomeReward(build(RewardConfig, {"truncated": "penalize", "truncation_penalty": 0.5}))
         cases = [("length", RIGHT), ("length", WRONG), ("stop", RIGHT)]
         found = [reward(PROBLEM, written("5", 10, reason), grading) for reason, grading in cases]
@@ -254,13 +254,13 @@ class TestParts:
 
 class TestUserFunctions:
     async def test_a_slow_function_does_not_block_the_loop(self, user_module: str, monkeypatch) -> None:
-        """Other tasks continue meanwhile; calls do not overlap, so a function needs no locks."""
+        """Other tasks continue in the meantime, and calls never overlap, so a function needs no locks."""
         import my_rewards
 
         busy, ticks = threading.Lock(), 0
 
         def slow(problem: Problem, response: str, grading: Grading) -> float:
-            assert busy.acquire(blocking=False), "two calls at once"
+            assert busy.acquire(blocking=False), "two concurrent calls"
             time.sleep(0.1)
             busy.release()
             return float(response)
@@ -291,7 +291,7 @@ class TestUserFunctions:
             TrainingError, match=r"my_rewards:double: no answer for problem p1 within rewards.timeout_seconds"
         ):
             await reward.compute_async(PROBLEM, written("5"), RIGHT)
-        await asyncio.sleep(0.3)  # the thread ends, in a test
+        await asyncio.sleep(0.3)  # ends the thread, so that the test can end
 
     def test_sees_what_the_prompt_prefilled(self, user_module: str, monkeypatch) -> None:
         import my_rewards

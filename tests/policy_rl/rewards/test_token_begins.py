@@ -1,4 +1,4 @@
-"""Test the start offsets of tokens on random responses, against decoding run by run."""
+"""Test the start offsets of tokens on random responses against decoding each run of tokens separately."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TOKENIZERS = [byte_level, lambda: byte_level(["</step>", ">\n", "Ã© ", " b", "â‚
 
 
 def responses(tokenizer: object, rng: random.Random) -> list[list[int]]:
-    """Return token ids of texts, of the same with a token exchanged, and of arbitrary tokens."""
+    """Return token ids of texts, of texts with one token replaced, and of random tokens."""
     written = tokenizer.encode("".join(rng.choices(PIECES, k=rng.randint(1, 25))), add_special_tokens=False)
     changed = list(written)
     changed[rng.randrange(len(changed))] = rng.randrange(len(tokenizer))
@@ -26,7 +26,7 @@ def responses(tokenizer: object, rng: random.Random) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("make", TOKENIZERS)
-def test_as_if_each_run_were_decoded_by_itself(make) -> None:
+def test_offsets_equal_those_of_separately_decoded_runs(make) -> None:
     tokenizer, rng = make(), random.Random(0)
 
     def decode(ids: Sequence[int]) -> str:

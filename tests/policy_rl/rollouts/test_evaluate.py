@@ -31,7 +31,7 @@ def test_evaluation_before_between_and_after(tmp_path: Path) -> None:
     assert summary.before is not None
     assert summary.before.failed == 1
     seeds = {seed for problem, _, seed, _, _ in pool.asked if problem == "h2"}
-    assert len(seeds) == 1, "the same draws each time"
+    assert len(seeds) == 1, "the same samples each time"
 
 
 async def test_pass_at_1_by_hand() -> None:
@@ -55,7 +55,7 @@ async def test_pass_at_1_by_hand() -> None:
 
 
 async def test_an_evaluation_that_fails_asks_for_nothing_further() -> None:
-    """Its requests would otherwise reach the engines while they sleep or load new weights."""
+    """Further requests would reach the engines while they sleep or load new weights."""
     pool, waiting = ScriptedPool(lambda *_: "right"), asyncio.Event()
     sample, canceled = pool.sample, []
 

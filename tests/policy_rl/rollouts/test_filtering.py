@@ -1,4 +1,4 @@
-"""Test the online filter, carry-over, order of problems, ADORA weight and schedule."""
+"""Test the online filter, carried-over groups, the order of problems, the ADORA weight and the schedule."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WEIGHED = {"loss": {"importance_cap": 2.0}}
 
 
 def group(accuracies: Sequence[float | None], lengths: Sequence[int] | None = None, limit: int = 1000) -> GradedGroup:
-    """None: no verdict, so no reward. Responses of `limit` tokens were truncated."""
+    """Return a group; a reward of None means no verdict. Responses of `limit` tokens are truncated."""
     lengths = lengths or [3] * len(accuracies)
     responses = tuple(
         GradedResponse(
@@ -38,13 +38,13 @@ def group(accuracies: Sequence[float | None], lengths: Sequence[int] | None = No
 
 
 def test_groups_of_middling_accuracy_are_kept() -> None:
-    """Only known verdicts count: one correct of ten is 0.1, the lower bound, and is kept."""
+    """Only known verdicts count: one correct of ten is 0.1, the inclusive lower bound."""
     config = FilterConfig()
     assert config.verdict(group([1] + [0] * 9)) is None
     assert config.verdict(group([1] + [0] * 10)) == "too_hard"
     assert config.verdict(group([1] * 9 + [0])) is None
     assert config.verdict(group([1] * 8)) == "too_easy"
-    assert config.verdict(group([1, 1, None, None])) == "too_easy", "unknown is not wrong"
+    assert config.verdict(group([1, 1, None, None])) == "too_easy", "unknown is not incorrect"
     assert config.verdict(group([1, 0, None])) is None
 
 
@@ -67,12 +67,12 @@ def test_adora_excludes_truncated_incorrect_responses() -> None:
     """The response of 30 tokens was truncated. The mean of the others is 4; including it, it would be 12.7."""
     assert adora_weight(group([1, 0, 0, 0], [5, 3, 5, 30], limit=30), 0.1) == 1.0
     assert adora_weight(group([1, 0, 0, 0], [4, 3, 5, 30], limit=30), 0.1) == 0.1
-    assert adora_weight(group([1, 0, 0], [30, 3, 5], limit=30), 0.1) == 1.0, "a right one has its length"
+    assert adora_weight(group([1, 0, 0], [30, 3, 5], limit=30), 0.1) == 1.0, "a correct response has the same length"
     assert adora_weight(group([1, 0, 0], [5, 30, 30], limit=30), 0.1) == 1.0, "nothing to compare with"
 
 
 def test_as_many_updates_as_there_are_groups_for() -> None:
-    """128 groups in 8 updates: 16 each. 20 groups make one update and not 8 of 2 or 3."""
+    """128 groups in 8 updates make 16 each; 20 groups make one update, not 8 of 2 or 3."""
     assert [update_count(groups, 128, 8) for groups in (128, 127, 112, 40, 20, 16, 15, 1, 0)] == [8, 7, 7, 2] + [
         1
     ] * 4 + [0]
@@ -85,7 +85,7 @@ def test_phases_of_a_schedule() -> None:
     assert [phase_of(phases, step).group_size for step in range(1, 9)] == [16, 16, 8, 8, 8, 4, 4, 4]
 
 
-def test_prompts_come_once_an_epoch_in_another_order() -> None:
+def test_prompts_appear_once_per_epoch_in_a_new_order() -> None:
     prompts = Prompts(PROBLEMS, 3)
     taken = prompts.take(7) + prompts.take(13)
     first, second = taken[:10], taken[10:]
@@ -111,7 +111,7 @@ def test_groups_survive_a_checkpoint() -> None:
 
 
 def by_problem(rates: dict[str, float]):
-    """Return a grader for problems that are always, never or sometimes solved."""
+    """Return a grader that accepts all, none or some responses, depending on the problem."""
 
     def write(problem: Problem, rng: random.Random) -> str:
         return "right" if rng.random() < rates.get(problem.id, 0.5) else "wrong"
@@ -124,8 +124,8 @@ def collector(tmp_path: Path, pool: ScriptedPool, problems: Sequence[Problem] = 
     return Collector(config, problems, pool, ScriptedGrader(), Limits(12, frozenset()).check)
 
 
-async def test_further_rounds_replace_what_the_filter_takes(tmp_path: Path, capsys) -> None:
-    """Half of the problems are never solved. Groups beyond a batch come first in the next step."""
+async def test_further_rounds_replace_filtered_groups(tmp_path: Path, capsys) -> None:
+    """Half of the problems are never solved. Groups beyond a batch are used first in the next step."""
     hopeless = {problem.id: 0.0 for problem in PROBLEMS[::2]}
     pool = ScriptedPool(by_problem(hopeless))
     made = collector(tmp_path, pool, filter={"rounds": 9}, trainer=WEIGHED)
@@ -156,8 +156,9 @@ async def test_the_rounds_have_a_cap(tmp_path: Path, capsys) -> None:
 
 
 async def test_updates_are_whole_and_the_rest_waits(tmp_path: Path, capsys) -> None:
-    """Two updates of three groups per step. Of the first 12 problems 5 may pass, enough for one update; 2 wait, and
-    come first in the next step."""
+    """Each step has two updates of three groups. At most 5 of the first 12 problems pass, enough for one; 2 wait for
+    the next step.
+    """
     problems = [Problem(f"p{number}", "?", "right") for number in range(12)]
     first = [problem.id for problem, _ in Prompts(problems, 0).take(9)]
     rates = dict.fromkeys(first[5:], 1.0)
@@ -211,8 +212,8 @@ async def test_order_does_not_depend_on_which_group_ends_first(tmp_path: Path) -
     assert await ids(0) == await ids(1) == await ids(2)
 
 
-async def test_what_takes_no_part_is_counted_by_reason(tmp_path: Path) -> None:
-    """p0 has no verdicts, one problem is refused, some samples of p2 are unknown."""
+async def test_excluded_samples_are_counted_by_reason(tmp_path: Path) -> None:
+    """p0 has no verdicts, one problem is rejected, and some samples of p2 are unknown."""
     problems = [PROBLEMS[0], PROBLEMS[1], PROBLEMS[2], Problem("refused", "", "right")]
     texts = {"p0": ["what"], "p1": ["right", "wrong"], "p2": ["right", "what", "wrong"]}
     pool = ScriptedPool(lambda problem, rng: rng.choice(texts[problem.id]))
@@ -234,7 +235,7 @@ async def test_aborted_responses_are_dropped(tmp_path: Path) -> None:
 
 
 async def test_responses_beyond_the_context_are_dropped(tmp_path: Path) -> None:
-    """A prompt of 7 tokens and responses of 2 to 5: with a context of 10 those of 4 and 5 do not fit."""
+    """With a prompt of 7 tokens and a context of 10, responses of 4 and 5 tokens do not fit."""
     config = make_config(tmp_path, batch={"prompts": 4, "group_size": 8})
     check = Limits(10, frozenset()).check
     found = await Collector(config, PROBLEMS, ScriptedPool(), ScriptedGrader(), check).collect(1)
@@ -255,7 +256,7 @@ async def test_a_schedule_sets_length_and_number(tmp_path: Path) -> None:
 
 
 async def test_a_group_is_scored_while_others_are_generated(tmp_path: Path) -> None:
-    """Only responses with a reward are scored, and the scores come to their own response."""
+    """Only responses with a reward are scored, and each gets its own scores."""
     events: list[str] = []
 
     class Process:

@@ -29,7 +29,7 @@ def published(version: int) -> Published:
 
 
 class Script:
-    """Hold what all actors of a test share."""
+    """Holds the state shared by all actors of a test."""
 
     def __init__(self) -> None:
         self.actors: list[Actor] = []
@@ -141,7 +141,7 @@ async def test_a_group_larger_than_an_engine_runs_alone(script):
 
 
 async def change_amid_rollouts(pool: RolloutPool) -> tuple[asyncio.Task, asyncio.Task, asyncio.Task]:
-    """Request rollouts by the current weights, then new weights, then rollouts by these."""
+    """Request rollouts with the current weights, then load new weights, then request rollouts with these."""
     work = (ask(pool, 4), pool.load_weights(published(1)), pool.sample(problems(1)[0], 8, 1, 1))
     tasks = []
     for each in work:
@@ -184,7 +184,7 @@ async def test_earlier_requests_get_the_old_weights_even_if_an_engine_dies(scrip
     assert pool.restarts == 1
 
 
-async def test_another_version_is_the_callers_mistake(script):
+async def test_another_version_is_a_caller_error(script):
     pool = await start()
     with pytest.raises(AssertionError, match="version 2 was requested"):
         await pool.sample(problems(1)[0], 8, 1, 2)
@@ -239,7 +239,7 @@ async def start_on_gpus(colocated: bool = False, **engine) -> RolloutPool:
 
 
 async def test_a_dead_engine_ends_the_run_where_weights_go_from_gpu_to_gpu(script):
-    """A new engine could not get the current weights; before any were sent, it starts with those of the model."""
+    """A replacement could not get the current weights. Before the first transfer, it starts with the model's own."""
     pool = await start_on_gpus()
     script.dies = {0}
     await ask(pool, 6)

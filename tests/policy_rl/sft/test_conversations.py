@@ -1,4 +1,4 @@
-"""Test reading chat data in its published formats, and the loss mask against the chat template's own text."""
+"""Test chat data in its published formats, and the loss mask against the chat template's own text."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_sharegpt(tmp_path: Path) -> None:
 
 
 def test_messages_as_json_with_an_answer(tmp_path: Path) -> None:
-    """MM-Eureka and LMM-R1: no assistant turn; images among the parts, or in a column and then in front."""
+    """MM-Eureka and LMM-R1 have no assistant turn; images are message parts, or in a column and then shown first."""
     own = json.dumps([{"role": "user", "content": [{"type": "image", "image": "a.png"}, text("What?")]}])
     plain = [{"role": "user", "content": "What?"}]
     first, second, third = read(
@@ -73,7 +73,7 @@ def test_messages_as_json_with_an_answer(tmp_path: Path) -> None:
     assert [len(each.images) for each in (first, second, third)] == [1, 1, 0]
 
 
-def test_parts_may_say_where_the_columns_images_stand(tmp_path: Path) -> None:
+def test_parts_may_mark_the_positions_of_column_images(tmp_path: Path) -> None:
     parts = [
         {"type": "text", "text": "Look at", "image": None},
         {"type": "image", "text": None, "image": None},
@@ -92,7 +92,7 @@ def test_parts_may_say_where_the_columns_images_stand(tmp_path: Path) -> None:
     assert [image.path for image in found.images] == [str(tmp_path / "a.png")]
 
 
-def test_problems_with_solutions_are_asked_as_the_prompt_says(tmp_path: Path) -> None:
+def test_problems_with_solutions_use_the_configured_prompt(tmp_path: Path) -> None:
     prompt = PromptConfig(preset="plain", user="Q: {question}", system="S", prefill="<think>")
     (found,) = read(tmp_path, {"question": "1 + 1?", "answer": "2", "solution": "<step>2</step>"}, prompt=prompt)
     assert [message["content"] for message in found.messages] == ["S", "Q: 1 + 1?", "<think><step>2</step>"]
@@ -127,7 +127,7 @@ def encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def dialogue(name: str, folder: Path) -> Conversation:
-    """Return three assistant turns with two images of different size before the first and one before the last."""
+    """Return three assistant turns, with two images of different sizes before the first and one before the last."""
     images = []
     for number, size in enumerate(((56, 28), (84, 56), (28, 28))):
         Image.new("RGB", size, "red").save(folder / f"{number}.png")
@@ -167,7 +167,7 @@ def test_the_mask_is_the_templates_assistant_turns(
 def test_tokens_images_and_positions_are_the_processors(
     encoder: tuple[str, Any, ConversationEncoder], tmp_path: Path
 ) -> None:
-    """They are those of processing the whole text at once."""
+    """They equal those from processing the whole text at once."""
     name, processor, encode = encoder
     conversation = dialogue(name, tmp_path)
     encoded, size = encode(conversation), encode.size(conversation)
@@ -225,7 +225,7 @@ def test_templates_that_cannot_be_cut_are_refused(random_policy_folder: Path) ->
 
 
 def test_the_tiny_worlds_solutions_are_read_back(tmp_path: Path, random_policy_folder: Path) -> None:
-    """write_problems wrote the problems with their solutions, and the tokenizer knows every token."""
+    """write_problems stores problems with solutions, and the tokenizer knows every token."""
     problems = {tiny.problem.id: tiny for tiny in make_problems(3, seed=0, split="train")}
     solutions = {id_: {"solution": "".join(solve(tiny))} for id_, tiny in problems.items()}
     write_problems(tmp_path / "p.jsonl", [tiny.problem for tiny in problems.values()], solutions)

@@ -1,4 +1,4 @@
-"""Test rows of conversations: fields given twice, image marks, media, and images that cannot be decoded."""
+"""Test rows of conversations: duplicate fields, image marks, other media, and images that cannot be decoded."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_each_image_appears_once_at_its_mark(
         (row([text("Q"), {"type": "input_audio", "input_audio": {"data": "x"}}]), "input_audio"),
     ],
 )
-def test_what_would_be_learned_as_words_is_refused(folder: Path, bad: dict[str, Any], words: str) -> None:
+def test_marks_that_would_be_learned_as_text_are_rejected(folder: Path, bad: dict[str, Any], words: str) -> None:
     with pytest.raises(DataError, match=rf"c\.jsonl:2: .*{words}"):
         read(folder, row("Q"), bad)
 

@@ -1,4 +1,4 @@
-"""Fine-tune with a frozen vision tower: the cache of image features changes no loss and no gradient."""
+"""Test fine-tuning with a frozen vision tower: cached image features change neither loss nor gradients."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ EPOCHS = 2
 
 
 def conversations() -> list[Conversation]:
-    """Return four conversations: two about the first image, one about both images, and one without an image."""
+    """Return four conversations: two about one image, one about two images, and one without an image."""
     first, second = tiny_solutions("qwen2_5_vl", 2)
     images = [first.problem.images, first.problem.images, first.problem.images + second.problem.images, ()]
     found = []
@@ -70,7 +70,7 @@ def test_cached_features_give_the_same_bits(name: str, tmp_path: Path) -> None:
 
 
 def test_a_run_with_a_frozen_tower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Qwen3-VL run has the same losses with the cache; held-out images are computed once, too."""
+    """A Qwen3-VL run has the same losses with the cache, and held-out images are also computed once."""
     base = write_backbone("qwen3_vl", tmp_path / "base")
     problems = [(each.problem, "".join(solve(each))) for each in make_problems(6, seed=0, split="train")]
     answers = {problem.id: {"solution": solution} for problem, solution in problems}

@@ -1,4 +1,4 @@
-"""Test SFT: its loss against plain cross-entropy, packed and unpacked, and a run that learns, stops and resumes."""
+"""Test SFT: its loss against plain cross-entropy, packed and padded, and a run that learns, stops and resumes."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ def test_padding_to_the_grid_of_a_gpu_changes_neither_loss_nor_gradients(
 
 
 def test_the_loss_is_cross_entropy_on_the_learned_tokens(loaded: tuple[str, Any, Any]) -> None:
-    """The reference uses the whole model's logits, one conversation at a time; compared are padded and packed batches,
-    with gradients.
+    """Losses and gradients of padded and packed batches equal those of single conversations with the model's full
+    logits.
     """
     name, backbone, processor = loaded
     encoder, policy = ConversationEncoder(backbone, processor), Policy(backbone)
@@ -125,7 +125,7 @@ def test_the_loss_is_cross_entropy_on_the_learned_tokens(loaded: tuple[str, Any,
         assert any("vis" in key for key in left), "the vision tower learns, too"
 
 
-def test_a_stand_in_image_counts_nothing(loaded: tuple[str, Any, Any]) -> None:
+def test_a_placeholder_image_has_weight_zero(loaded: tuple[str, Any, Any]) -> None:
     name, backbone, processor = loaded
     if name not in WITH_IMAGE:
         return
@@ -163,9 +163,7 @@ def config(folder: Path, base: Path, output: str, **training: Any) -> SftConfig:
 
 @pytest.fixture(scope="module")
 def solutions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return 24 solved problems and 8 held-out ones; the first question is so long that its solution exceeds
-    max_length.
-    """
+    """Return 24 solved problems and 8 held-out ones; the first one's solution exceeds max_length."""
     folder = tmp_path_factory.mktemp("solutions")
     for name, count, split in (("train", 24, "train"), ("test", 8, "test")):
         tiny = make_problems(count, seed=0, split=split)
@@ -232,8 +230,9 @@ def test_nothing_short_enough(solutions: Path, random_policy_folder: Path) -> No
 
 
 def test_each_conversation_weighs_the_same_in_a_sequence_mean() -> None:
-    """With log-probabilities −1, −3 and −2 alone, the token mean is 6/3 = 2 and the sequence mean (2 + 2)/2 = 2; with
-    −5 instead of −2 they are 9/3 = 3 and (2 + 5)/2 = 3.5. Padding does not count.
+    """Log-probabilities −1, −3 and −2 alone have token mean 6/3 = 2 and sequence mean (2 + 2)/2 = 2.
+
+    With −5 instead of −2, they are 9/3 = 3 and (2 + 5)/2 = 3.5. Padding does not count.
     """
     response_NT = torch.tensor([[True, True], [True, False]])
     for last, by_token, by_sequence in ((-2.0, 2.0, 2.0), (-5.0, 3.0, 3.5)):
@@ -243,7 +242,7 @@ def test_each_conversation_weighs_the_same_in_a_sequence_mean() -> None:
 
 
 def test_a_sequence_mean_is_that_of_conversations_alone(loaded: tuple[str, Any, Any]) -> None:
-    """Loss and gradient of packed rows equal those of single conversations, one per device."""
+    """Loss and gradients of packed rows equal those of single conversations, one per device."""
     name, backbone, processor = loaded
     encoder, policy = ConversationEncoder(backbone, processor), Policy(backbone)
     samples = conversations(name)
@@ -285,7 +284,7 @@ OPENS = (
         ({"template": "raw", "prefill": "A: "}, "a", "qA: ", "a<|im_end|>"),
     ],
 )
-def test_what_the_prompt_writes_of_a_turn_is_not_learned(
+def test_the_prefilled_part_of_a_turn_is_not_learned(
     prompt: dict[str, Any], solution: str, given: str, learned: str
 ) -> None:
     config = PromptConfig(preset="plain", **prompt)

@@ -1,4 +1,4 @@
-"""A text-only Llama whose template has a system turn of its own, takes only texts, and pads with its end-of-turn token.
+"""Test a text-only Llama whose template adds a system turn, accepts only text, and pads with its end-of-turn token.
 
 Pretrained small models such as SmolLM2-Instruct are like this.
 """

@@ -1,4 +1,4 @@
-"""What the tests of one rank share."""
+"""Provide fixtures shared by the one-rank trainer tests."""
 
 from __future__ import annotations
 

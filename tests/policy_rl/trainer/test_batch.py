@@ -1,4 +1,4 @@
-"""Test the layout of rows and micro-batches by hand, and what must not be trained on."""
+"""Test the layout of rows and micro-batches by hand, and samples that must not be trained on."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PLAIN = PromptConfig(preset="plain")
 
 
 class Numbers:
-    """Encode prompts of numbers without a tokenizer; prompts of problems with images have two image tokens."""
+    """Encodes prompts of numbers without a tokenizer; prompts with images have two image tokens."""
 
     axes, padding = 1, 0
     stand_in = {"pixels": torch.zeros(1, 2)}  # noqa: RUF012 - as the encoder's
@@ -45,22 +45,20 @@ THREE = [respond("3 4 5", 0, 6, 7), respond("3 4 5", 0, 8), respond("9 10", 1, 1
 
 
 def test_a_row_with_two_responses() -> None:
-    """Prompt 3 4 5 with responses 6 7 and 8: each response attends to the prompt and itself, and both continue from
-    position 3.
-    """
+    """Responses 6 7 and 8 to prompt 3 4 5 attend to the prompt and themselves, and both continue from position 3."""
     inputs = collate_rows([(0, 1), (2,)], THREE, Numbers())
     assert inputs.input_ids_BL.tolist() == [[3, 4, 5, 6, 7, 8], [9, 10, 11, 12, 13, 0]]
     assert inputs.position_ids.tolist() == [[0, 1, 2, 3, 4, 3], [0, 1, 2, 3, 4, 0]]
     assert inputs.end_BL.tolist() == [[5, 5, 5, 4, 4, 5], [4, 4, 4, 4, 4, 5]]
     assert inputs.present_BL.tolist() == [[True] * 6, [True] * 5 + [False]]
-    # The first token of a response is read at the prompt's last one.
+    # The first token of a response is predicted at the prompt's last one.
     assert inputs.read_NT[inputs.response_NT].tolist() == [2, 3, 2, 7, 8, 9]
     assert inputs.token_NT.tolist() == [[6, 7, 0], [8, 0, 0], [11, 12, 13]]
     assert inputs.response_NT.sum(dim=1).tolist() == [2, 1, 3]
 
 
 def test_responses_that_begin_alike_share_tokens() -> None:
-    """Prompt 3 4 with responses 6 7 8, 6 7 9 9 and again 6 7 8: after 6 7 follow 8 and 9 9."""
+    """After prompt 3 4, the responses 6 7 8, 6 7 9 9 and 6 7 8 share 6 7, followed by 8 and 9 9."""
     samples = [respond("3 4", 0, *token_ids) for token_ids in ((6, 7, 8), (6, 7, 9, 9), (6, 7, 8))]
     assert plan(samples, 100, 1, share_prompt=True).rows == ((0, 2, 1),)
     inputs = collate_rows([(0, 2, 1)], samples, Numbers())
@@ -77,7 +75,7 @@ def test_rows_of_one_response_need_no_mask_of_their_own() -> None:
     assert inputs.input_ids_BL.tolist() == [[3, 4, 5, 6, 7], [3, 4, 5, 8, 0]]
 
 
-def test_images_stand_once_however_many_rows_show_them() -> None:
+def test_images_appear_once_for_all_rows() -> None:
     one, two = (
         [respond(f"{first} 4", group, 6, with_image=True) for _ in range(2)] for group, first in ((0, 3), (1, 5))
     )
@@ -94,7 +92,7 @@ def test_images_stand_once_however_many_rows_show_them() -> None:
 
 
 def test_plan_by_hand() -> None:
-    """Prompts of 3 and 2 tokens; responses of 2, 1 and 3. Shared: rows of 6 and 5 tokens."""
+    """Prompts have 3 and 2 tokens, and responses 2, 1 and 3; sharing prompts gives rows of 6 and 5 tokens."""
     shared = plan(THREE, 12, 1, share_prompt=True)
     assert shared.rows_of(0) == [([(0, 1), (2,)], False)]
     assert plan(THREE, 6, 1, share_prompt=True).rows_of(0) == [([(0, 1)], False), ([(2,)], False)]
@@ -109,9 +107,10 @@ def sizes_of(cuts: list[slice]) -> list[int]:
 
 
 def test_cheapest_rows() -> None:
-    """A prompt of 24 tokens, responses of 36 that share nothing, and a cost of 1/768 per pair: rows of 4 cost 168·(1 +
-    168/768)/4 = 51.2 per response, rows of 8 54.8, and rows of 1 64.7. Long responses gain nothing from sharing a row;
-    with free attention all share one.
+    """For a prompt of 24 tokens and responses of 36 that share nothing, rows of 4 responses are the cheapest.
+
+    At a cost of 1/768 per pair, rows of 4 cost 168·(1 + 168/768)/4 = 51.2 per response, rows of 8 54.8, and rows of 1
+    64.7. Long responses gain nothing from sharing a row; with free attention, all share one.
     """
     nothing = [0] * 7
     assert sizes_of(cheapest_rows(24, [36] * 8, nothing, 10_000, 1 / 768, 8)) == [4, 4]
@@ -123,8 +122,8 @@ def test_cheapest_rows() -> None:
     assert sizes_of(cheapest_rows(24, [36, 100, 36], nothing[:2], 96, 0.0, 3)) == [1, 1, 1]
 
 
-def test_rows_are_cut_where_least_is_shared() -> None:
-    """Two families: within one, 30 of 36 tokens are shared. A cut between them costs the prompt alone."""
+def test_rows_are_split_where_least_is_shared() -> None:
+    """Within each of two families, 30 of 36 tokens are shared, so splitting between them only repeats the prompt."""
     assert cheapest_rows(24, [36] * 6, [30, 30, 0, 30, 30], 100, 0.0, 6) == [slice(0, 3), slice(3, 6)]
     families = [(0, *range(1, 6)), (9, *range(1, 6))]
     samples = [respond("3 4", 0, *families[k % 2], 10 + k) for k in range(4)]
@@ -184,7 +183,7 @@ def test_responses_that_cannot_be_trained_on() -> None:
         limits.check(respond("1 2", 0, 6, 5))
 
 
-def test_what_is_not_finite_is_refused_where_it_counts() -> None:
+def test_non_finite_values_are_rejected_where_they_count() -> None:
     for value in (float("nan"), float("inf")):
         bad = respond("1", 0, 6, 7, advantages=np.array([0.5, value]))
         with pytest.raises(TrainingError, match="problem p0: advantages of a response is not finite, so no update"):
@@ -218,7 +217,7 @@ class TestEncoder:
         assert tokens[1] == 1 < tokens[0]
 
     def test_larger_images(self, random_policy_folder: Path) -> None:
-        """A token is 28 × 28 pixels: at least 100 of them; with both limits, between them."""
+        """A token is 28 × 28 pixels; an image has at least 100 tokens, or a number between both limits."""
         backbone, processor = load_backbone(str(random_policy_folder), torch.float32)
         problem = make_problems(1, seed=3, split="train")[0].problem
         area = 28 * 28

@@ -18,7 +18,7 @@ from policy_rl.types import TrainingSample
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_the_critic_has_a_learning_rate_of_its_own(random_policy_folder: Path, samples: list[TrainingSample]) -> None:
+def test_the_critic_has_its_own_learning_rate(random_policy_folder: Path, samples: list[TrainingSample]) -> None:
     """Adam's first step moves a weight by its learning rate, whatever the gradient."""
     critic = CriticConfig(learning_rate=1e-2, warmup_updates=0)
     trainer = start(random_policy_folder, config(rate=1e-4, critic=critic), critic=True)
@@ -53,9 +53,7 @@ def test_the_critics_learning_rate_may_be_the_policys_and_then_another(
 def test_the_critic_learns_alone_at_first(
     random_policy_folder: Path, samples: list[TrainingSample], tmp_path: Path
 ) -> None:
-    """Two updates change only the value head, bit by bit, in spite of weight decay and across a checkpoint; then both
-    learn.
-    """
+    """Two updates change only the value head, bitwise, despite weight decay and a checkpoint; then both learn."""
     optimization = UpdateConfig(precision="fp32", learning_rate=1e-3, weight_decay=0.1, micro_batch_tokens=400)
     settings = TrainerConfig(optimization=optimization, critic=CriticConfig(warmup_updates=2, learning_rate=1e-2))
     trainer = start(random_policy_folder, settings, critic=True)
@@ -74,4 +72,4 @@ def test_the_critic_learns_alone_at_first(
         trainer.save(tmp_path, {"step": update + 1}, keep=1)
         trainer = start(random_policy_folder, settings, critic=True)
         trainer.resume(tmp_path)
-    assert metrics["value_loss"] < 0.5, "it begins at 0, half the square of 1"
+    assert metrics["value_loss"] < 0.5, "values start at 0, so the loss is half the square of 1"

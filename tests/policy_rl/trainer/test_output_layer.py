@@ -16,7 +16,7 @@ BANNED = [0, 2]
 
 
 def make_layer(tokens: int, hidden: int, vocabulary: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return hidden states, a matrix, a bias and tokens that are not banned; the logits have a deviation of 4."""
+    """Return hidden states, weight, bias and tokens that are not banned; logits have standard deviation 4."""
     generator = torch.Generator().manual_seed(0)
     hidden_MH = torch.randn(tokens, hidden, generator=generator)
     weight_VH = torch.randn(vocabulary, hidden, generator=generator) * 4 / hidden**0.5
@@ -28,7 +28,7 @@ def make_layer(tokens: int, hidden: int, vocabulary: int, dtype: torch.dtype) ->
 def naive(
     hidden_MH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, token_M: Tensor, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Return the same with all logits at once, by autograd."""
+    """Return log-probabilities and entropies from all logits at once, by autograd."""
     logits_MV = hidden_MH @ weight_VH.T + (0 if bias_V is None else bias_V)
     logits_MV = logits_MV.index_fill(1, torch.tensor(BANNED), -1e30) / temperature
     logprobs_MV = logits_MV.log_softmax(dim=1)
@@ -47,8 +47,8 @@ def gradients(function: Any, *tensors: Tensor, bonus: float = 0.0, **options: An
 
 @pytest.mark.parametrize("bonus", [0.0, 0.7])
 @pytest.mark.parametrize("at_once", [2**26, 1000, 23])
-def test_equal_to_all_logits_at_once(monkeypatch: pytest.MonkeyPatch, at_once: int, bonus: float) -> None:
-    """There is one chunk, two of 43 and 7 tokens, or 50 of one token, two of which hold only a banned token."""
+def test_chunks_equal_all_logits_at_once(monkeypatch: pytest.MonkeyPatch, at_once: int, bonus: float) -> None:
+    """The chunks are one, two of 43 and 7 tokens, or 50 of one token, two of which contain only a banned token."""
     monkeypatch.setattr(output_layer, "LOGITS_AT_ONCE", at_once)
     layer = make_layer(23, 8, 50, torch.float32)
     found = gradients(token_logprobs, *layer, bonus=bonus, temperature=0.8, banned=BANNED)
@@ -69,7 +69,7 @@ def test_gradients_by_finite_differences(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_two_tokens_by_hand() -> None:
-    """Logits 0 and ln 3: probabilities 1/4 and 3/4; the gradient of log π(first) for W is (3/4, −3/4) · h."""
+    """Logits 0 and ln 3 have probabilities 1/4 and 3/4; the gradient of log π(first) for W is (3/4, −3/4) · h."""
     weight_VH = torch.tensor([[0.0], [0.5 * torch.log(torch.tensor(3.0))]], requires_grad=True)
     logprobs_M, entropy_M = token_logprobs(torch.tensor([[2.0]]), weight_VH, None, torch.tensor([0]))
     (by_entropy_VH,) = torch.autograd.grad(entropy_M.sum(), weight_VH, retain_graph=True)
@@ -82,7 +82,7 @@ def test_two_tokens_by_hand() -> None:
 
 
 def test_frozen_inputs_have_no_gradient() -> None:
-    """The matrix is frozen, as with adapters, or there is no gradient at all, as in a reference model."""
+    """The weight is frozen, as with adapters, or nothing requires a gradient, as in a reference model."""
     hidden_MH, weight_VH, bias_V, token_M = make_layer(4, 3, 6, torch.float32)
     hidden_MH.requires_grad_()
     logprobs_M, _ = token_logprobs(hidden_MH, weight_VH, bias_V, token_M)
@@ -97,8 +97,9 @@ def relative_error(found: Tensor, exact: Tensor) -> float:
 
 
 def test_bfloat16_gradients_are_rounded_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For 4,096 tokens in 8 chunks, the gradient differs from the exact one of the same tensors only by its own
-    rounding. Gradients of chunks of tokens that are summed in bfloat16 are off by several times as much.
+    """For 4,096 tokens in 8 chunks, the gradient differs from the exact one only by its own rounding.
+
+    Summing gradients of token chunks in bfloat16 is off by several times as much.
     """
     monkeypatch.setattr(output_layer, "LOGITS_AT_ONCE", 4096 * 32)
     layer = make_layer(4096, 32, 256, torch.bfloat16)
@@ -129,7 +130,7 @@ def weights(own: slice) -> Tensor:
 
 
 def test_bfloat16_logits_are_off_by_hundredths() -> None:
-    """Compared with float64 of the same tensors, float32_logits differ only by rounding."""
+    """Compared with float64, float32_logits differ only by rounding, while bfloat16 logits are off by hundredths."""
     layer = make_layer(200, 256, 4000, torch.bfloat16)
     exact_M = naive(*(tensor.double() if tensor.is_floating_point() else tensor for tensor in layer))[0]
     error_M, rounded_M = (
@@ -142,7 +143,7 @@ def test_bfloat16_logits_are_off_by_hundredths() -> None:
 
 
 class Largest(TorchDispatchMode):
-    """Record the number of elements of the largest new float32 tensor."""
+    """Records the number of elements of the largest new float32 tensor."""
 
     elements = 0
 
@@ -155,9 +156,7 @@ class Largest(TorchDispatchMode):
 
 
 def test_neither_all_logits_nor_a_float32_matrix_are_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With 64 tokens, a vocabulary of 1,024, hidden size 128 and 4,096 logits at once, hidden states are the largest
-    tensor.
-    """
+    """With 64 tokens, a vocabulary of 1,024 and hidden size 128, the hidden states are the largest tensor."""
     monkeypatch.setattr(output_layer, "LOGITS_AT_ONCE", 4096)
     layer = make_layer(64, 128, 1024, torch.bfloat16)
     with Largest() as largest:

@@ -1,4 +1,4 @@
-"""Test log-probabilities of response tokens: they equal the full computation in every form of a batch.
+"""Test log-probabilities of response tokens: they equal the full computation in every batch layout.
 
 Gradients are tested by finite differences through the whole model and the loss.
 """
@@ -52,8 +52,8 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def make_samples(
     name: str, encoder: PromptEncoder, groups: int = 3, each: int = 3, seed: int = 0
 ) -> list[TrainingSample]:
-    """Return groups of random responses of different lengths, some with common prefixes; with images, the last group
-    has none.
+    """Return groups of random responses of different lengths, some with common prefixes; the last group has no
+    image.
     """
     rng = random.Random(seed)
     problems = [solution.problem for solution in tiny_solutions(name, groups)]
@@ -88,7 +88,7 @@ def run(
 
 
 def alone(backbone: Any, processor: Any, sample: TrainingSample, temperature: float) -> tuple[Tensor, Tensor]:
-    """Return (log-probabilities, entropies) of one response from the model's own forward, with all its logits."""
+    """Return (log-probabilities, entropies) of one response from the model's own forward pass, with full logits."""
     encoded = PromptEncoder(backbone, processor, PLAIN)._encode(sample.problem)
     ids_1L = torch.cat([encoded.ids_P, torch.tensor(sample.token_ids)])[None]
     images = dict(encoded.images)
@@ -125,8 +125,8 @@ def test_padding_to_the_grid_of_a_gpu_changes_neither_loss_nor_gradients(
 
 @torch.no_grad()
 @pytest.mark.parametrize("share", [False, True])
-def test_equal_to_the_full_computation(loaded: tuple[str, Any, Any], share: bool) -> None:
-    """This holds for every backbone, with and without images, with prompts shared or repeated per response."""
+def test_log_probs_equal_the_full_computation(loaded: tuple[str, Any, Any], share: bool) -> None:
+    """Checks every backbone, with and without images, and with prompts shared or repeated per response."""
     name, backbone, processor = loaded
     encoder = PromptEncoder(backbone, processor, PLAIN)
     samples = make_samples(name, encoder)
@@ -139,7 +139,7 @@ def test_equal_to_the_full_computation(loaded: tuple[str, Any, Any], share: bool
 
 
 def test_sharing_the_prompt_changes_neither_loss_nor_gradients(loaded: tuple[str, Any, Any]) -> None:
-    """Micro-batches and the order of the responses do not change them either."""
+    """Micro-batches and the order of the responses do not matter either."""
     name, backbone, processor = loaded
     encoder = PromptEncoder(backbone, processor, PLAIN)
     policy = Policy(copy.deepcopy(backbone), critic=True)
@@ -182,7 +182,7 @@ def test_values_leave_the_backbone_alone_when_detached() -> None:
 
 
 def tiny_text_policy(critic: bool) -> Policy:
-    """A Qwen2 in float64; its norms compute in float32, so others take their place."""
+    """Return a Qwen2 in float64 whose norms are replaced, because the originals compute in float32."""
     torch.manual_seed(0)
     shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
     backbone = Qwen2ForCausalLM(Qwen2Config(vocab_size=30, num_key_value_heads=1, **shape)).double()
@@ -197,7 +197,7 @@ def tiny_text_policy(critic: bool) -> Policy:
 
 
 class TextEncoder:
-    """Encode prompts of numbers without a tokenizer."""
+    """Encodes prompts of numbers without a tokenizer."""
 
     axes, padding = 1, 0
 
@@ -216,7 +216,7 @@ class TextEncoder:
     ],
 )
 def test_gradient_by_finite_differences(config: LossConfig) -> None:
-    """Policy loss, KL and value loss through the whole model, along random directions."""
+    """Checks policy loss, KL and value loss through the whole model along random directions."""
     policy, rng = tiny_text_policy(critic=True), np.random.default_rng(0)
     problems = [Problem("a", "3 4 5", ""), Problem("b", "7 8 9 10", "")]
     responses = [(0, (4, 9, 2)), (0, (5, 6)), (1, (11, 12, 13, 2))]
@@ -258,7 +258,7 @@ def test_gradient_by_finite_differences(config: LossConfig) -> None:
         assert abs(expected) > 1e-3
 
 
-def test_a_new_critic_knows_nothing(random_policy_folder: Path) -> None:
+def test_a_new_critic_predicts_zero(random_policy_folder: Path) -> None:
     backbone, processor = load_backbone(str(random_policy_folder), torch.float32)
     encoder = PromptEncoder(backbone, processor, PLAIN)
     samples = make_samples("qwen2_5_vl", encoder)
@@ -298,9 +298,7 @@ def test_preparation(random_policy_folder: Path) -> None:
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_adapters_of_the_output_layer_are_refused(tied: bool) -> None:
-    """Log-probabilities are computed from its weights alone, so an adapter would change the engine's policy but not
-    ours.
-    """
+    """Log-probabilities use only its base weights, so an adapter would affect only the engine's policy."""
     shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = Qwen2Config(vocab_size=40, num_key_value_heads=2, tie_word_embeddings=tied, **shape)
     with pytest.raises(ConfigError, match=r"must not match the output layer lm_head"):

@@ -17,8 +17,8 @@ from tests.policy_rl.trainer.test_policy import PLAIN, alone, make_samples, run
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"])
-def test_equal_to_the_full_computation(name: str, tmp_path: Path) -> None:
-    """Responses share a prompt unless the model type has recurrent layers: then each has a padded row of its own."""
+def test_log_probs_equal_the_full_computation(name: str, tmp_path: Path) -> None:
+    """Responses share a prompt, except for recurrent model types, where each has a padded row."""
     backbone, processor = load_backbone(str(write_backbone(name, tmp_path)), torch.float32)
     encoder = PromptEncoder(backbone, processor, PLAIN)
     samples = make_samples(name, encoder)

@@ -1,4 +1,4 @@
-"""Test one rank on DeepSpeed: updates against plain torch, non-finite values, checkpoints, and sent weights."""
+"""Test one rank on DeepSpeed: updates against plain torch, non-finite values, checkpoints, and published weights."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_an_update_by_plain_torch(random_policy_folder: Path, samples: list[TrainingSample]) -> None:
-    """Two updates of a policy gradient (on policy the ratio is 1, the gradient −A·∇log π), written out."""
+    """The reference writes out two policy gradient updates; on policy, the ratio is 1 and the gradient −A·∇log π."""
     trainer = start(random_policy_folder)
     backbone, processor = load_backbone(str(random_policy_folder), torch.float32)
     policy = Policy(backbone, banned=vision_token_ids(backbone.config, processor.tokenizer))
@@ -66,7 +66,7 @@ def test_an_update_by_plain_torch(random_policy_folder: Path, samples: list[Trai
 
 
 def learned(metrics: dict[str, float]) -> dict[str, float]:
-    """Leave out the costs, which may differ between equal updates."""
+    """Return the metrics without timings, which may differ between equal updates."""
     return {name: value for name, value in metrics.items() if name not in ("seconds", "vision_calls")}
 
 
@@ -102,7 +102,7 @@ def test_own_log_probabilities_are_those_of_an_extra_pass(
 def test_the_split_changes_nothing(
     random_policy_folder: Path, samples: list[TrainingSample], form: dict[str, Any], aggregation: str
 ) -> None:
-    """Token budget, shared prompts and the order of responses change nothing, with masked tokens and several losses."""
+    """Token budget, shared prompts and the order of responses do not matter, even with masks and several losses."""
     loss = LossConfig(surrogate="cpgd", aggregation=aggregation, kl=KlConfig(coefficient=0.1))
     masks = [np.arange(len(e.token_ids)) != position % 3 for position, e in enumerate(samples)]
     samples = [replace(e, mask=mask) for e, mask in zip(samples, masks, strict=True)]
@@ -121,7 +121,7 @@ def test_the_split_changes_nothing(
         results.append((metrics, weights_of(trainer)))
     (metrics, weights), (other_metrics, other_weights) = results
     as_told = {"advantage": {"estimator": "gae"}, "trainer": {"loss": {"kl": {"coefficient": 0.1}}}}
-    assert metrics[0].keys() <= metric_names(make_config(Path("unused"), **as_told)), "what alarms may watch"
+    assert metrics[0].keys() <= metric_names(make_config(Path("unused"), **as_told)), "the metrics available to alarms"
     assert metrics[0]["value_loss"] > 0.1
     assert metrics[0]["kl_ref"] == pytest.approx(math.exp(-0.1) - 1 + 0.1, rel=1e-3)
     for one, other in zip(metrics, other_metrics, strict=True):
@@ -132,7 +132,7 @@ def test_the_split_changes_nothing(
 def test_the_learning_rate_follows_the_progress_of_the_run(
     random_policy_folder: Path, samples: list[TrainingSample]
 ) -> None:
-    """A cosine to 10 % over at most 100 updates, of which the run makes four, still ends near the end of the run."""
+    """A cosine to 10 % over at most 100 updates ends near the end of the run, although the run makes only four."""
     optimization = UpdateConfig(precision="fp32", learning_rate=1e-3, warmup=0.02, final_learning_rate=0.1)
     trainer = start(random_policy_folder, TrainerConfig(optimization=optimization))
     rates = [trainer.update(samples, progress)["learning_rate"] for progress in (0.0, 0.51, 0.995)]
@@ -143,7 +143,7 @@ def test_the_learning_rate_follows_the_progress_of_the_run(
     assert by_count == pytest.approx(1e-3, rel=0.01), "the fourth of 100, where nobody says otherwise"
 
 
-def test_what_is_not_finite_reaches_no_weight(random_policy_folder: Path, samples: list[TrainingSample]) -> None:
+def test_non_finite_values_reach_no_weight(random_policy_folder: Path, samples: list[TrainingSample]) -> None:
     trainer = start(random_policy_folder)
     before = weights_of(trainer)
     for name in ("advantages", "engine"):
@@ -156,7 +156,7 @@ def test_what_is_not_finite_reaches_no_weight(random_policy_folder: Path, sample
     with pytest.raises(DataError, match="context of 1024"):
         trainer.update([*samples, replace(samples[0], token_ids=(9,) * 1024, advantages=None, engine=None)])
     assert_same(weights_of(trainer), before)
-    # Finite numbers, and yet an infinite loss.
+    # Finite numbers that give an infinite loss.
     huge = [replace(e, advantages=np.full(len(e.token_ids), 3e38)) for e in samples]
     assert trainer.update(huge)["skipped"] == 1.0
     assert_same(weights_of(trainer), before)
@@ -186,8 +186,8 @@ def test_resumed_equals_uninterrupted(
 def test_resumed_at_another_learning_rate(
     random_policy_folder: Path, samples: list[TrainingSample], tmp_path: Path
 ) -> None:
-    """The error about non-finite updates proposes this; the position in the schedule is kept. Smaller micro-batches,
-    the way out of a lack of memory, keep it too.
+    """The error about non-finite updates proposes this. The schedule position is kept, also with smaller
+    micro-batches.
     """
     schedule = {"precision": "fp32", "warmup": 0.05, "final_learning_rate": 0.1}
 
@@ -204,10 +204,10 @@ def test_resumed_at_another_learning_rate(
     expected = [trainer.update(samples)["learning_rate"] for _ in range(6)]
     found = [resumed.update(samples)["learning_rate"] for _ in range(6)]
     assert found == pytest.approx([rate / 5 for rate in expected])
-    assert expected[0] < expected[3] > expected[-1], "it rises and falls"
+    assert expected[0] < expected[3] > expected[-1], "the rate rises and falls"
 
 
-def test_a_step_without_updates_has_a_checkpoint_of_its_own(
+def test_a_step_without_updates_has_its_own_checkpoint(
     random_policy_folder: Path, samples: list[TrainingSample], tmp_path: Path
 ) -> None:
     trainer = start(random_policy_folder)
@@ -224,7 +224,7 @@ def test_a_step_without_updates_has_a_checkpoint_of_its_own(
 def test_saved_and_published_weights(
     random_policy_folder: Path, samples: list[TrainingSample], tmp_path: Path, lora: LoraConfig | None
 ) -> None:
-    """Both are a plain model that reproduces the trainer's log-probabilities."""
+    """Both are plain models that reproduce the trainer's log-probabilities."""
     trainer = start(random_policy_folder, config(lora=lora, loss=LossConfig(kl=KlConfig(coefficient=0.1))))
     original = load_file(random_policy_folder / "model.safetensors")
     first = trainer.log_probs(samples)
@@ -266,7 +266,7 @@ def test_bf16(random_policy_folder: Path, samples: list[TrainingSample]) -> None
 
 
 def test_a_checkpoint_of_version_0_1_is_resumed(random_policy_folder: Path, tmp_path: Path) -> None:
-    """It stored the keys of supervised training, at their defaults."""
+    """Version 0.1 stored the keys of supervised training at their defaults."""
     older = start(random_policy_folder)
     older._resume_key["optimization"] |= {"epochs": 1, "log_every": 10}
     older.save(tmp_path, {"step": 3}, keep=1)
@@ -279,7 +279,7 @@ def test_a_checkpoint_of_version_0_1_is_resumed(random_policy_folder: Path, tmp_
 def test_features_of_a_frozen_tower_are_computed_once(
     random_policy_folder: Path, samples: list[TrainingSample]
 ) -> None:
-    """Log-probabilities of policy and reference run the tower; two updates do not."""
+    """The log-probabilities of policy and reference run the tower; two updates do not."""
     loss = LossConfig(kl=KlConfig(coefficient=0.1))
     found = {}
     for enabled in (False, True):

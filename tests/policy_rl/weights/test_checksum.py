@@ -1,4 +1,4 @@
-"""Test checksums of tensors, and that a worker compares those of the tensors that it receives."""
+"""Test checksums of tensors, and that a worker verifies those of received tensors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def signed(value: int) -> int:
 
 
 def odd(index: int) -> int:
-    """The multiplier by Python's integers, with the arithmetic shift of a signed number."""
+    """Compute the multiplier with Python integers and the arithmetic shift of a signed number."""
     mixed = signed((index + 1) * 0x5851F42D4C957F2D)
     mixed = signed((mixed ^ (mixed >> 29)) * 0x2545F4914F6CDD1D)
     return (mixed ^ (mixed >> 32)) | 1
@@ -72,7 +72,7 @@ class Model(nn.Module):
 
 
 class Worker(WeightLoading):
-    """Receive tensors as vLLM's worker does: it hands them to the model's load_weights."""
+    """Receives tensors like vLLM's worker, which passes them to the model's load_weights."""
 
     def __init__(self) -> None:
         self.model = Model()

@@ -1,4 +1,4 @@
-"""Test that the experts of a layer are sent to engines exactly as a published checkpoint stores them."""
+"""Test that a layer's experts are sent to engines exactly as a published checkpoint stores them."""
 
 from __future__ import annotations
 

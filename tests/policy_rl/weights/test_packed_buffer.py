@@ -1,4 +1,4 @@
-"""Test vLLM's own packer on the tensor shapes of every shipped recipe, at the buffer size that the trainer sets."""
+"""Test vLLM's own packer on the tensor shapes of every shipped recipe, with the trainer's buffer size."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def model_of(name: str) -> PreTrainedModel:
 
 @pytest.fixture(autouse=True)
 def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The buffer has a size and no bytes."""
+    """Replace the buffer by one that has a size but no storage."""
     stream = SimpleNamespace(synchronize=lambda: None)
 
     def empty(size: int, dtype: torch.dtype, device: str) -> torch.Tensor:
@@ -58,7 +58,7 @@ def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pack(weights: Any, buffer_bytes: int) -> tuple[list[str], int]:
-    """Return the names in the order in which they were packed, and the size of the largest chunk."""
+    """Return the names in packing order, and the size of the largest chunk."""
     tensors = ((info.name, torch.empty(info.shape, dtype=info.dtype, device="meta")) for info in weights.metadata())
     names, largest = [], 0
     for chunk in packed_tensor.packed_ipc_producer(tensors, "GPU", lambda item: item[1], buffer_bytes):
@@ -74,7 +74,7 @@ def buffer_bytes(weights: ModelWeights) -> int:
 
 
 def test_every_recipe_begins_with_a_listed_model() -> None:
-    """Later stages begin with what an earlier one of the same recipe left in runs/."""
+    """Later stages start from the output of an earlier stage of the same recipe in runs/."""
     assert len(PUBLISHED) >= 5
     assert {name for name in MODELS - set(PUBLISHED) if not name.startswith("runs/")} == {"tiny"}
 
@@ -89,7 +89,7 @@ def test_no_tensor_of_a_recipe_is_refused(name: str) -> None:
 
 
 def test_the_default_buffer_refuses_the_output_layer_of_a_7b_model() -> None:
-    """151,936 + 128 rows of 3,584 numbers of two bytes each."""
+    """It has 151,936 + 128 rows of 3,584 numbers of two bytes each."""
     weights = ModelWeights(model_of("Qwen2.5-VL-7B-Instruct"), torch.bfloat16)
     with pytest.raises(ValueError, match="has size 1089994752 bytes, which exceeds"):
         pack(weights, GIB)

@@ -1,4 +1,4 @@
-"""Test the transfer of weights to engines that die, and the removal of files of a killed run."""
+"""Test weight transfer to engines that die, and the removal of files left by a killed run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_an_engine_that_fails_in_a_transfer_is_reported(monkeypatch: pytest.Monk
 
 
 def test_files_of_a_trainer_that_was_killed_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own close did not run, because the ranks hang or are dead."""
+    """The trainer could not remove them itself, because its ranks hang or are dead."""
     config = make_config(tmp_path / "run", weights={"folder": str(tmp_path / "shared")})
     folder = shared_folder(WeightsConfig(folder=str(tmp_path / "shared")), tmp_path / "run")
 

@@ -1,4 +1,4 @@
-"""Test checksums of tensors that go through vLLM's own packed broadcast and its worker's transfer engine, on CPU."""
+"""Test checksums of tensors sent through vLLM's packed broadcast and weight transfer engine, on CPU."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Model(nn.Module):
 
 
 class Wire:
-    """The process group: what the sender broadcasts arrives in order, with one bit changed if `damage` is set."""
+    """Stands in for the process group: broadcasts arrive in order, with one bit flipped if `damage` is set."""
 
     def __init__(self) -> None:
         self.sent: deque[Tensor] = deque()
@@ -61,7 +61,7 @@ class Worker(WeightLoading):
 
 @pytest.fixture
 def wire(monkeypatch: pytest.MonkeyPatch) -> Wire:
-    """A wire, and streams on which all is done at once."""
+    """Install the wire, and streams that complete all work at once."""
     stream = SimpleNamespace(synchronize=lambda: None)
     cuda = SimpleNamespace(stream=lambda _: contextlib.nullcontext())
     names = {name: getattr(torch, name) for name in ("empty", "uint8", "cat", "split", "Tensor", "dtype")}
@@ -75,7 +75,7 @@ def wire(monkeypatch: pytest.MonkeyPatch) -> Wire:
 
 
 def send(wire: Wire, tensors: dict[str, Tensor]) -> dict[str, int]:
-    """Broadcast as the trainer's rank 0 does, and return its checksums."""
+    """Broadcast as the trainer's rank 0 does, and return the checksums."""
     transfer = VllmTransfer("nccl", [], 1, 0, 1.0)
     transfer._weights = list(tensors.items())
     packed_tensor.packed_nccl_broadcast_producer(

@@ -1,4 +1,4 @@
-"""Test the transfer of weights: files, checksums, transports, and the probe."""
+"""Test weight transfer: files, checksums, transports, and the probe."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_tied_tensors_come_once_as_copies_in_the_engines_format():
     assert torch.equal(sent["embed.weight"], model.embed.weight.to(torch.bfloat16))
     same = dict(ModelWeights(model, torch.float32))["embed.weight"]
     same += 1
-    assert not torch.equal(same, model.embed.weight), "the trainer's own weights are not handed out"
+    assert not torch.equal(same, model.embed.weight), "the published tensors are copies"
     assert [(info.name, info.dtype, info.shape) for info in ModelWeights(model, torch.bfloat16).metadata()] == [
         (name, tensor.dtype, tuple(tensor.shape)) for name, tensor in sent.items()
     ]
@@ -84,8 +84,8 @@ def test_files_hold_the_weights_and_their_version(tmp_path, monkeypatch):
         list(read_weights(files[0].parent, 8, published.checksums, [0, 0]))
 
 
-def test_weights_that_are_hardly_older_do_not_pass_for_new_ones(tmp_path):
-    """One bit of one element of one tensor differs, which no probe would show."""
+def test_slightly_older_weights_are_detected(tmp_path):
+    """One bit of one tensor differs, which no probe would detect."""
     model, transfer = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64)).bfloat16(), FileTransfer(tmp_path / "w")
     old = transfer.publish(ModelWeights(model, torch.bfloat16), 1, PROBE)
     with torch.no_grad():
@@ -98,7 +98,7 @@ def test_weights_that_are_hardly_older_do_not_pass_for_new_ones(tmp_path):
     assert len(list(read_weights(Path(old.folder), 1, old.checksums, [0, 0]))) == 4
 
 
-def test_an_engine_on_another_machine_says_what_it_does_not_see(tmp_path):
+def test_an_engine_without_the_shared_folder_names_the_path(tmp_path):
     with pytest.raises(
         TrainingError, match=r"/elsewhere: this engine's machine, .* set weights\.folder to a folder on"
     ):
@@ -117,8 +117,8 @@ def test_two_versions_are_kept_and_none_after_the_run(tmp_path):
     assert not (tmp_path / "w").exists()
 
 
-def test_a_users_own_folder_keeps_all_else(tmp_path, monkeypatch):
-    """Two runs use the same weights.folder, which also holds other files."""
+def test_other_files_in_a_users_folder_are_kept(tmp_path, monkeypatch):
+    """Two runs share a weights.folder that also contains other files."""
     own = tmp_path / "home"
     own.mkdir()
     (own / "thesis.txt").write_text("precious")
@@ -176,7 +176,7 @@ def test_the_transport_that_reaches_the_engines(gpu, colocated, found):
 
 @pytest.mark.parametrize(("transport", "colocated"), [("nccl", True), ("ipc", False)])
 def test_a_transport_that_cannot_reach_them_is_refused(transport, colocated):
-    """NCCL cannot have two ranks on one GPU, and ipc cannot share the memory of another GPU."""
+    """NCCL does not allow two ranks on one GPU, and CUDA IPC does not work across GPUs."""
     with pytest.raises(ConfigError, match=f"weights.transport={transport} does not reach .*; use .* or file"):
         transport_of(WeightsConfig(transport=transport), True, colocated)
 
@@ -189,7 +189,7 @@ def test_a_transport_between_gpus_needs_them(transport):
 
 def test_probe_of_the_trainer_is_the_next_tokens_log_probability():
     class Model(nn.Module):
-        """Assign P(v after token t) ∝ exp(v·t)."""
+        """Assigns P(v after token t) ∝ exp(v·t)."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -215,7 +215,7 @@ class TestProbe:
             ProbeCheck("engine 1", 0.2).check(PUBLISHED, (math.nan, -2.0, -3.0))
 
     def test_an_engine_that_stays_while_the_trainer_moves_is_found(self):
-        """Its answer is within the tolerance, but exactly the previous one."""
+        """The engine's answer is within the tolerance, but exactly equals its previous one."""
         check = ProbeCheck("engine 1", 0.2)
         check.check(PUBLISHED, PROBE)
         check.check(replace(PUBLISHED, version=2, probe=(-1.006, -2.0, -3.0)), PROBE)
