@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from mmprm.backbone.image_features import FeatureCache
 from mmprm.backbone.window_attention import use_window_batches
 from mmprm.prompts import PromptConfig
 from mmprm.tiny.model import build_model
@@ -107,8 +108,7 @@ def make_samples(trainer: Trainer) -> list[TrainingSample]:
 
 def run_step(trainer: Trainer, samples: list[TrainingSample], enabled: bool) -> tuple[float, float]:
     """Run a step's passes; return (CPU seconds, calls of the vision tower)."""
-    trainer._policy.image_features = replace(trainer._policy.image_features, enabled=enabled, tower_calls=0)
-    trainer._policy.image_features._kept.clear()
+    trainer._policy.image_features = FeatureCache(enabled)
     trainer._reference.image_features = trainer._policy.image_features
     trainer._vision_calls = 0
     started = time.process_time()

@@ -64,8 +64,8 @@ def content_key(images: Mapping[str, Tensor]) -> str:
 def sets_of_images(images: Mapping[str, Tensor], tokens: Sequence[int]) -> tuple[ImageSet, ...]:
     """Return one ImageSet per image, given the number of image tokens of each.
 
-    A tensor has one row per image (Qwen-VL's grids), or a fixed number of rows per image token (Qwen-VL's patches) or
-    of image tokens per row (InternVL's tiles).
+    A tensor has either one row per image (Qwen-VL's grids) or rows in proportion to the image tokens (Qwen-VL's
+    patches, InternVL's tiles).
     """
     total = sum(tokens)
     rows = {
