@@ -172,7 +172,7 @@ def _label(folder: Path, method: str, seed: int, completer: Sampler) -> dict[str
 
 def _located(store: Store, name: str, rule: StoppingRule) -> tuple[int, int | str | None]:
     given, tree = store.problem(name).given, store.tree(name)
-    assert given is not None, "the run labels given solutions"
+    assert given is not None, "the run must label given solutions"
     # The solution's own verdict takes no rollout, and 16 rollouts per step do not include the question.
     states = [node for node in tree.nodes if len(node.steps) < len(given.steps)]
     counted = [node for node in states if node.steps or given.mode == "first_error"]

@@ -67,7 +67,7 @@ def _labels_per_second(
 ) -> float:
     """Train with the demo's recipe, and return the number of labels trained per second.
 
-    Batches are larger than the demo's 32 paths, which would mostly measure the optimizer.
+    Batches are larger than the demo's 32 paths, because small ones would mostly measure the optimizer.
     """
     with tempfile.TemporaryDirectory() as folder:
         training = {"batch_size": batch_size, "micro_batch_tokens": micro_batch_tokens, "precision": "fp32"}

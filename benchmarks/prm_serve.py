@@ -51,7 +51,7 @@ def serve_load(
     command = [sys.executable, "-m", "mmprm", "serve", *(part for item in sets for part in ("--set", item))]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
-        assert process.stdout is not None, "it is a pipe"
+        assert process.stdout is not None, "stdout must be a pipe"
         url = process.stdout.readline().split()[2]
         metrics = asyncio.run(_load(url, clients, solutions, expected))
         process.send_signal(signal.SIGTERM)

@@ -119,7 +119,7 @@ def run_step(trainer: Trainer, samples: list[TrainingSample], enabled: bool) -> 
 
 
 def measure_features(rounds: int) -> dict[str, Any]:
-    """Measure steps with and without the cache, in turns."""
+    """Measure steps with and without the cache, alternating between both."""
     optimization = UpdateConfig(precision="fp32", micro_batch_tokens=2048)
     loss = LossConfig(kl=KlConfig(coefficient=0.1))
     config = TrainerConfig(loss=loss, optimization=optimization, frozen=("vision", "projector"))

@@ -1,6 +1,6 @@
 """Run MM-PRM's own OmegaPRM code on some of the problems, with an mmprm engine on one core.
 
-What is adapted, and nothing else:
+Only the following is adapted:
 
 engine     the checkout's LanguageModel is replaced by an engine with our settings, prompt and sampling; the steps that
            the checkout writes into the user turn are continued in the assistant turn, which the policy was trained on

@@ -1,7 +1,7 @@
 """Represent a problem's arithmetic expression, and list the values that a correct solution can compute.
 
-A sum may be added up in any order, a product multiplied in any order, and a factor distributed over a sum. A value is
-legitimate if some such order computes it.
+Sums may be added and products multiplied in any order, and a factor may be distributed over a sum. A value is
+legitimate if one of these orders computes it.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def annotate_flat(workspace: Workspace) -> Annotated:
 
 
 def _first_problems(workspace: Workspace) -> Path:
-    """Write as many of the first problems as the token budget needs to a file, and return the file."""
+    """Write as many of the first problems to a file as the token budget needs, and return its path."""
     lines = workspace.problems("annotate").read_text(encoding="utf-8").splitlines(keepends=True)
     path = workspace.problems("flat")
     path.write_text("".join(lines[: workspace.sizes.flat_problems]), encoding="utf-8")

@@ -52,7 +52,7 @@ def measure_prms(workspace: Workspace) -> Results:
 
 
 def within_budget(workspace: Workspace) -> dict[str, Annotated]:
-    """Run each method, and keep the problems of each that cost the same number of tokens together."""
+    """Run each method, and keep its first problems up to the same total number of tokens."""
     runs = {name: annotate_flat(workspace) if name == "flat" else annotate(workspace, name) for name in METHODS}
     budget = min(workspace.sizes.method_tokens, *(sum(each.tokens.values()) for each in runs.values()))
     return {name: run.within(budget) for name, run in runs.items()}

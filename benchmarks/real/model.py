@@ -86,7 +86,7 @@ def convert(source: Path, target: Path) -> None:
 
     quantized = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
     config = copy.deepcopy(quantized.config)
-    del config.quantization_config  # save_pretrained refuses a model that has one
+    del config.quantization_config  # save_pretrained rejects a model that has one
     plain = type(quantized)(config)
     plain.load_state_dict(quantized.state_dict())
     plain.generation_config = quantized.generation_config

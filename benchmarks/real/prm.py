@@ -1,6 +1,6 @@
-"""Train a PRM with `mmprm train`, and measure how much better than an untrained one it finds first errors.
+"""Train a PRM with `mmprm train`, and compare how well it and an untrained PRM locate first errors.
 
-Development problems choose the threshold; test problems, whose wordings no training stage saw, measure.
+Development problems choose the threshold. Test problems, whose wordings are unseen in training, give the results.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def train_sets(workspace: Workspace, name: str) -> dict[str, Path]:
 
 
 def untrained(workspace: Workspace) -> None:
-    """Save the PRM before its first label, as a baseline: what the policy itself knows about its steps."""
+    """Save the untrained PRM as a baseline, which shows what the policy itself knows about its steps."""
     folder = prm_folder(workspace, UNTRAINED)
     if not folder.exists():
         sets = [f"{key}={value}" for key, value in train_sets(workspace, UNTRAINED).items()]
@@ -127,8 +127,8 @@ def f1_summary(judged: Judged) -> Results:
 
 
 def f1_difference(one: Judged, other: Judged) -> Interval:
-    """Return the F1 of one PRM minus that of the other on the same solutions, resampling problems jointly."""
-    assert one.problems == other.problems, "the same solutions"
+    """Return the F1 of one PRM minus that of the other on both PRMs must have scored the same solutions, resampling problems jointly."""
+    assert one.problems == other.problems, "both PRMs must have scored the same solutions"
 
     def difference(indices: np.ndarray) -> float:
         first, second = (processbench_f1(each.claims[indices], each.truth[indices]).f1 for each in (one, other))

@@ -208,7 +208,7 @@ def _solved(story: Story, unit: str) -> tuple[list[Step], Expression]:
         operation = "/" if story.ending.kind == "share" else "*"
         running = compute(running, operation, story.ending.n, "dollars" if operation == "*" else unit)
         expression = apply(expression, operation, number(story.ending.n))
-    assert expression.value == running, "the steps compute the expression"
+    assert expression.value == running, "the steps must compute the expression"
     return steps, expression
 
 

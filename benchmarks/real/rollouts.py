@@ -33,7 +33,7 @@ def shares(rollouts: Rollouts) -> Results:
     found = {}
     for name, count in kinds.items():
         interval = wilson(count, len(listed))
-        assert interval is not None, "there are rollouts"
+        assert interval is not None, "there must be rollouts"
         found[name] = {"share": interval.value, "low": interval.low, "high": interval.high}
     return found | {"rollouts": len(listed)}
 

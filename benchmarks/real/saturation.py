@@ -1,6 +1,6 @@
 """Compare a campaign's tokens per second with those of the same engines given all its requests at once.
 
-The campaign is a short one of its own, run right before the comparison, so that both see the same machine.
+A short separate campaign runs right before the comparison, so that both see the same machine load.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Define the wordings of the generated problems and solutions: names, scenes, distractors and step sentences.
 
-A scene words the same kinds of events in its own way. Each kind has wordings for training and wordings that only held-
-out problems use. {n} and {k} are the event's numbers; the other fields come from the story.
+Each scene has its own wordings for the same kinds of events: some for training, and some that only held-out problems
+use. {n} and {k} are the event's numbers; the other fields come from the story.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Decide whether a step of a generated problem is true, from the problem's numbers and legitimate values.
 
-An equation is true if both sides are equal and its result is a value that a correct solution passes through. Other
-steps are judged by the numbers that they state. None means undecided.
+An equation is true if both sides are equal and its result is a value that correct solutions compute. Other steps are
+judged by the numbers that they state. None means undecided.
 """
 
 from __future__ import annotations
