@@ -29,8 +29,7 @@ from typing import Any
 
 import torch
 
-from mmprm.errors import EngineStoppedError, MmprmError, TrainingError
-from mmprm.report.training import write_training_report
+from mmprm.errors import EngineStoppedError, TrainingError
 from mmprm.sampling.dtype import engine_dtype
 from mmprm.training.checkpoints import newest, offer_best
 from mmprm.training.metrics_log import MetricsLog
@@ -47,7 +46,7 @@ from policy_rl.monitor.alarms import Alarms, alarm_error, hacking_metrics
 from policy_rl.monitor.samples import SampleLog, chosen, sample_of
 from policy_rl.rollouts.curriculum import update_count
 from policy_rl.rollouts.evaluate import Evaluation
-from policy_rl.run_folder import Summary, check_same, checkpoints_of, is_evaluated, policy_of, resume_key_of
+from policy_rl.run_folder import Summary, check_same, checkpoints_of, is_evaluated, policy_of, report_run, resume_key_of
 from policy_rl.trainer.batch import minibatches
 from policy_rl.trainer.protocol import TrainerLike
 from policy_rl.trainer.resume_key import current_state
@@ -125,7 +124,7 @@ class Loop:
                     if stopping and not saved:
                         await self._write_checkpoint(self._state(step))
             finally:
-                self._report()
+                report_run(self._output)
         if stopping:
             print(
                 f"{self._output}: {stop.name}; saved after step {step} of {self._total}, run the same command again to "
@@ -166,7 +165,7 @@ class Loop:
         due = self._evaluation is not None and (step == 0 or last or _due(self._config.eval_every, step))
         if due and not is_evaluated(self._output, step):
             await self._evaluate(step, log)
-            await asyncio.to_thread(self._report)
+            await asyncio.to_thread(report_run, self._output)
 
     def _write(
         self, step: int, groups: list[GradedGroup], metrics: dict[str, float], log: MetricsLog, samples: SampleLog
@@ -176,16 +175,6 @@ class Loop:
         picked = chosen(groups, self._config.monitor.samples)
         prefill = self._collector.prefill
         samples.write([sample_of(step, group, each, self._config.step_format, prefill) for group, each in picked])
-
-    def _report(self) -> None:
-        """Write the training report; print errors instead of raising them.
-
-        A failure to write it must neither end the run nor hide why the run ended.
-        """
-        try:
-            write_training_report(self._output)
-        except (MmprmError, OSError) as error:
-            print(f"the report could not be written: {error}", file=sys.stderr, flush=True)
 
     async def _step(self, step: int) -> tuple[list[GradedGroup], dict[str, float]]:
         """Run one training step, and return its groups and metrics."""

@@ -1,16 +1,17 @@
-"""Check whether a run folder belongs to the configured run, and whether that run is finished."""
+"""Check whether a run folder belongs to the configured run and whether that run is finished, and write its report."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmprm.config import differing_keys, with_current_names
-from mmprm.errors import CheckpointError
+from mmprm.errors import CheckpointError, MmprmError
 from mmprm.prm.trained import convert_checkpoint
-from mmprm.report.training import METRICS_FILE, read_metrics
+from mmprm.report.training import METRICS_FILE, read_metrics, write_training_report
 from mmprm.training.checkpoints import read_extra
 from mmprm.types import Problem
 from policy_rl.collector import problems_fingerprint
@@ -122,3 +123,14 @@ def check_same(checkpoints: Path, there: dict[str, Any], here: dict[str, Any]) -
 def is_evaluated(output: Path, step: int) -> bool:
     """Return whether metrics.jsonl contains an evaluation of `step`."""
     return any(record["kind"] == "eval" and record["step"] == step for record in read_metrics(output / METRICS_FILE))
+
+
+def report_run(output: Path) -> None:
+    """Write the training report of a run; print errors instead of raising them.
+
+    A failure to write it must neither end the run nor hide why the run ended.
+    """
+    try:
+        write_training_report(output)
+    except (MmprmError, OSError) as error:
+        print(f"the report could not be written: {error}", file=sys.stderr, flush=True)
