@@ -75,6 +75,8 @@ async def _bridged(problems: Sequence[Problem], wording: Wording, config: Bridge
             reasoner = await stack.enter_async_context(ModelRole(config.reasoner, cache))
             bridge = Bridge(seer, reasoner, grader, wording, config)
             progress = _Progress(len(problems))
+            urls = ", ".join(dict.fromkeys((*config.seer.client.urls, *config.reasoner.client.urls)))
+            print(f"{len(problems):,} problems; asking {urls}", file=sys.stderr)
             found = await bridge_problems(problems, bridge, progress.add)
             asked, cached = seer.asked + reasoner.asked, seer.cached + reasoner.cached
             print(f"{asked:,} requests, {cached:,} replies from the cache", file=sys.stderr)

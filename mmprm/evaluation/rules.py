@@ -11,13 +11,13 @@ import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
-from mmprm.grading.evaluation import evaluate_expression
+from mmprm.grading.evaluation import evaluate_expression, time_limit
 from mmprm.grading.expressions import UnreadableError, parse
 from mmprm.grading.labels import plain_words
 from mmprm.grading.numbers import number
 from mmprm.grading.operations import UndefinedError, Value
 from mmprm.grading.quantities import split_unit
-from mmprm.grading.symbolic import Decision
+from mmprm.grading.symbolic import MAX_INLINE_SECONDS, Decision
 from mmprm.grading.text import clean, is_prose
 from mmprm.grading.units import NO_UNIT, Unit
 from mmprm.grading.wording import core, denies, stated_values
@@ -116,11 +116,19 @@ async def grade_by_rule(
         return best
     for gold in (problem.answer, *also):
         grading = best if gold == problem.answer else await symbolic.grade(_with_answer(problem, gold), response)
-        decision = rule(gold, best.extracted) if rule is not None else None
+        decision = _applied(rule, gold, best.extracted) if rule is not None else None
         if decision is not None:
             grading = Grading(decision[0], best.extracted, decision[1])
         best = grading if gold == problem.answer else max(best, grading, key=_preference)
     return best
+
+
+def _applied(rule: AnswerRule, gold: str, answer: str) -> Decision | None:
+    try:
+        with time_limit(MAX_INLINE_SECONDS):
+            return rule(gold, answer)
+    except Exception:  # such as TooLongError or RecursionError: an unusual answer must not stop the others
+        return None
 
 
 def value_of(text: str) -> tuple[Fraction, Unit] | None:
@@ -147,7 +155,7 @@ def _evaluated(text: str) -> Fraction | None:
             return value
         real = value.imag == 0 and abs(value) < _VALUE_BOUND
         return Fraction(float(value.real)) if real else None
-    except (UnreadableError, UndefinedError, ArithmeticError, RecursionError, AttributeError):
+    except (UnreadableError, UndefinedError, ArithmeticError):
         return None
 
 

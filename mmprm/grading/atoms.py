@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from fractions import Fraction
 from typing import Any
 
+from mmprm.grading.numbers import MAX_POWER
 from mmprm.grading.tokens import (
     BRACKETS,
     CONJUNCTIONS,
@@ -298,5 +299,8 @@ class AtomParser(TokenStream, ABC):
 
 
 def number_of(text: str | int) -> Expression:
-    """Build the expression node for a number."""
+    """Build the expression node for a number. Raises UnreadableError beyond 10^±MAX_POWER, which would fill memory."""
+    _, _, power = str(text).lower().partition("e")
+    if power and (len(power) > 9 or abs(int(power)) > MAX_POWER):
+        raise UnreadableError(f"{text}: power of ten out of reach")
     return ("number", Fraction(text))

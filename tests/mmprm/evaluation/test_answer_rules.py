@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from fractions import Fraction
 
 import pytest
@@ -19,7 +20,7 @@ from mmprm.evaluation.rules import (
     within,
 )
 from mmprm.grading.symbolic import SymbolicGrader
-from mmprm.types import Problem, Verdict
+from mmprm.types import Grading, Problem, Verdict
 
 CORRECT, INCORRECT, UNKNOWN = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNKNOWN
 
@@ -99,3 +100,25 @@ def test_the_best_verdict_over_all_golds_counts() -> None:
     rule = within(absolute=0.001)
     assert graded(rule, "<answer>3</answer>", ("3.0", "4"))[0] is CORRECT
     assert graded(rule, "<answer>5</answer>", ("3.0", "4"))[0] is INCORRECT
+
+
+HOSTILE = (
+    *("9^{9^{9^{9}}}", "\\frac{1}{0}", "(" * 150 + "1" + ")" * 150, "1e999999999", "-", "%", "\\sqrt{-4}", "i", "\x00"),
+    *("\\sum_{k=1}^{10^9} k", "10^{400}!", "9" * 290, "∞", "\\log 0", "nan", "inf", "\ud800", "1/3%", "\\frac{", "$$"),
+)
+
+
+class Undecided:
+    """A grader that extracts the whole response and decides nothing, so that only the rule is at work."""
+
+    async def grade(self, problem: Problem, response: str) -> Grading:
+        return Grading(UNKNOWN, response, "")
+
+
+@pytest.mark.parametrize("answer", HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_answers_are_judged_quickly_and_never_raise(answer: str) -> None:
+    began = time.thread_time()
+    for rule in (within(relative=0.05), rounded(2), truncated, labeled("yes", "no"), containing):
+        grading = asyncio.run(grade_by_rule(Problem("1", "Q", "2.1"), (), rule, answer, Undecided()))
+        assert grading.verdict is not CORRECT
+    assert time.thread_time() - began < 2

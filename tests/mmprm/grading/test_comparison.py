@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from fractions import Fraction
 
 import pytest
@@ -189,3 +190,20 @@ def test_reading_shows_the_structure() -> None:
     assert read_answer("[1,2)").marks == ("[)",)
     assert read_answer("a<c<b").marks == ("<", "<")
     assert read_answer("1,251") == Leaf("1,251")
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        ("5", "1e999999999"),
+        ("5", "3+1e-99999999"),
+        ("2x", "x1e99999999"),
+        ("1e-999999999", "5"),
+        ("5", "1e" + "9" * 400),
+    ],
+    ids=range(5),
+)
+def test_powers_of_ten_out_of_reach_are_not_computed(gold: str, answer: str) -> None:
+    began = time.thread_time()
+    assert compare(gold, answer, lambda *_: UNDECIDED) is not SAME
+    assert time.thread_time() - began < 2
