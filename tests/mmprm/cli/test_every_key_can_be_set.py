@@ -27,13 +27,15 @@ PRM, SERVER = {"prm": "x"}, {"backend": "server", "server": {"urls": ["http://lo
 JUDGE = {"model": "x", "client": {"urls": ["http://localhost:1"]}}
 POLICY = {"grader": {"judge": JUDGE | {"calibration": "x"}}}
 SERVED_POLICY = {"engine": {"model": "x", "servers": {"urls": ["http://localhost:1"]}}}
+EPISODES = {"environment": {"path": "x"}, "prompt": {"preset": "plain"}}
 BEAM = {"strategy": "beam"}
 ZERO_3 = {"zero_stage": 3}
 GAE = {"advantage": {"estimator": "gae"}, "process": {"scorer": PRM}, "credit": {"mode": "step_gae"}}
+BOTH = {"process": {"scorer": PRM}, "credit": {"source": "both"}, "rollouts": {"branching": {"choose": "undecided"}}}
 FILTERED = {"filter": {}, "adora": {}, "trainer": {"loss": {"importance_cap": 2}, "lora": {}, "optimization": ZERO_3}}
 SETTINGS: dict[str, list[dict[str, Any]]] = {
     "BridgeConfig": [POLICY | {"seer": JUDGE, "reasoner": JUDGE}],
-    "CampaignConfig": [POLICY, SERVED_POLICY, {"solutions": {"path": "x"}}],
+    "CampaignConfig": [POLICY, SERVED_POLICY, {"solutions": {"path": "x"}}, EPISODES],
     "ConsensusConfig": [{"judge": JUDGE}, {"scorer": PRM}, {"scorer": SERVER}],
     "GraderConfig": [POLICY["grader"]],
     "ExportConfig": [{"format": "trl"}],
@@ -47,6 +49,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"process": {"scorer": SERVER}, "trainer": {"loss": {"importance_cap": 2}}},
         {"rewards": {"format": "think", "truncated": "penalize"}},
         {"trainer": {"loss": {"importance_mask": {"low": 0.5, "high": 5}}, "distillation": {"teacher": "y"}}},
+        BOTH,
         {"process": {"scorer": PRM}, "credit": {"mode": "scalar"}},
         {"process": {"scorer": PRM}, "credit": {"mode": "return_to_go", "transform": "clip"}},
     ],
