@@ -127,7 +127,7 @@ def f1_summary(judged: Judged) -> Results:
 
 
 def f1_difference(one: Judged, other: Judged) -> Interval:
-    """Return the F1 of one PRM minus that of the other on both PRMs must have scored the same solutions, resampling problems jointly."""
+    """Return the F1 of one PRM minus that of the other on the same solutions, resampling problems jointly."""
     assert one.problems == other.problems, "both PRMs must have scored the same solutions"
 
     def difference(indices: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""The GPU check: which results it keeps, and what the page says of parts without a result."""
+"""Test the GPU check: which results it keeps, and what the page shows for parts without a result."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def gpu() -> ModuleType:
         sys.modules.pop(name, None)
 
 
-def test_a_failure_does_not_replace_a_result_nor_a_device_another(gpu: ModuleType, tmp_path: Path) -> None:
+def test_failures_and_other_devices_do_not_replace_results(gpu: ModuleType, tmp_path: Path) -> None:
     path = tmp_path / "gpu.json"
     for device, found in (
         ("A", {"seconds": 1}),
@@ -46,7 +46,7 @@ def test_the_page_names_the_command_of_every_part_without_a_result(gpu: ModuleTy
 
 
 def test_the_share_of_the_peak_counts_matrices_only(gpu: ModuleType) -> None:
-    """23,349 tokens per second, 8 FLOPs per token and parameter without the embeddings: 276 of 989 TFLOP/s."""
+    """23,349 tokens per second at 8 FLOPs per token and non-embedding parameter are 276 of 989 TFLOP/s."""
     update = json.loads(gpu.RESULTS.read_text())["NVIDIA H200"]["update"]
     matrices = update["parameters"] - 152_064 * 3584
     rate = update["response_tokens"] / update["seconds"][-1]

@@ -1,4 +1,4 @@
-"""Episodes with the real engine and a policy of random weights, in Sokoban."""
+"""Test Sokoban episodes with a real engine and a policy with random weights."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ async def test_episodes_are_played_with_their_own_tokens(player: VllmTurnSampler
     before = player.stats()
     found = await episodes(player, 8, EpisodeStart(PROBLEM, 0, 0))
     assert {(len(each.turns), each.verdict, each.reason) for each in found} == {(4, Verdict.INCORRECT, "turn limit")}
-    assert len({each.turns[0].action.text for each in found}) > 1, "each episode has a seed of its own"
+    assert len({each.turns[0].action.text for each in found}) > 1, "each episode has its own seed"
     decode = player.template_owner.tokenizer.decode
     for turn in (turn for each in found for turn in each.turns):
         assert decode(list(turn.action.ids), skip_special_tokens=True) == turn.action.text
         assert turn.action.token_count == len(turn.action.ids) <= 12
     after = player.stats()
     cached = (after.cached_tokens - before.cached_tokens) / (after.prompt_tokens - before.prompt_tokens)
-    assert cached > 0.5, "a prompt begins with the previous one"
+    assert cached > 0.5, "a prompt starts with the previous one"
 
 
-async def test_a_restored_episode_continues_as_the_whole_one(player: VllmTurnSampler) -> None:
+async def test_a_restored_episode_continues_like_the_original(player: VllmTurnSampler) -> None:
     (whole,) = await episodes(player, 1, EpisodeStart(PROBLEM, 0, 0))
     actions = tuple(turn.action for turn in whole.turns[:2])
     (again,) = await episodes(player, 1, EpisodeStart(PROBLEM, 0, 0, actions))

@@ -21,7 +21,7 @@ MAX_TURNS = 16
 
 
 class SlowPlayer(SolverPlayer):
-    """Takes some time for each move, so that a kill comes in the middle of episodes."""
+    """Takes some time for each move, so that kills interrupt episodes."""
 
     async def act(self, request: TurnRequest) -> Action:
         await asyncio.sleep(0.02)
@@ -29,7 +29,7 @@ class SlowPlayer(SolverPlayer):
 
 
 def write_levels(folder: Path, count: int) -> Path:
-    """Write levels of 6 × 6 cells with two boxes that need 4 to 7 moves."""
+    """Write levels of 6 × 6 cells with two boxes that take 4 to 7 moves."""
     path, rng = folder / "levels.jsonl", random.Random(0)
     levels = [level_text(make_level(rng, 6, 2, range(4, 8))) for _ in range(count)]
     rows = [{"id": f"p{i}", "question": "Solve the level.", "level": level} for i, level in enumerate(levels)]
@@ -38,7 +38,7 @@ def write_levels(folder: Path, count: int) -> Path:
 
 
 def small_config(problems: Path, run: Path) -> CampaignConfig:
-    """The configuration of the campaign that tests kill."""
+    """Return the configuration of the campaign that tests kill."""
     return config(problems, run, rollouts=4, max_rollouts=40)
 
 

@@ -1,4 +1,6 @@
-"""Search over the turns of episodes: labels and first errors against Sokoban's solver, replay, and failures."""
+"""Test the search over the turns of episodes: labels and first errors against Sokoban's solver, replay, and
+failures.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,7 @@ def turn_rolls(player: object, stored: list[Batch], log: list[Batch], config: En
 
 
 class Recording(SolverPlayer):
-    """Records the requests of a solver that makes mistakes."""
+    """Records the requests to a solver that makes mistakes."""
 
     def __init__(self, mistake_rate: float = 0.4) -> None:
         super().__init__(mistake_rate)
@@ -57,7 +59,7 @@ class Recording(SolverPlayer):
         return await super().act(request)
 
 
-async def test_a_solver_wins_from_every_state_but_the_lost_one() -> None:
+async def test_a_solver_wins_from_every_solvable_state() -> None:
     solver = Recording(mistake_rate=0)
     roll = turn_rolls(solver, [], [])
     for length in range(len(LOST)):
@@ -95,13 +97,13 @@ async def test_replay_equals_the_undisturbed_search() -> None:
 
 
 def solvable(problem: Problem, steps: Steps) -> bool:
-    """Whether the solver still reaches the goal within the turn limit."""
+    """Return whether the solver can still reach the goal within the turn limit."""
     left = moves_to_solve(state_after(problem.extra["level"], list(steps)))
     return left is not None and left <= sokoban_campaign.MAX_TURNS - len(steps)
 
 
 def first_errors(tree: Tree, labels: dict[Steps, Counts]) -> list[tuple[Steps, int]]:
-    """Return the incorrect rollouts of the root in which bisection found the first error, with its number of turns."""
+    """Return the root's incorrect rollouts whose first error was found by bisection, with the error's turn number."""
     found = []
     for rollout in tree.nodes[0].rollouts:
         prefixes = [rollout.steps[:length] for length in range(1, len(rollout.steps) + 1)]
@@ -114,7 +116,7 @@ def first_errors(tree: Tree, labels: dict[Steps, Counts]) -> list[tuple[Steps, i
 
 
 def test_labels_and_first_errors_agree_with_the_solver(tmp_path: Path) -> None:
-    """An unsolvable state has the value 0. A solvable one may have it too if all 16 rollouts fail."""
+    """An unsolvable state has value 0. A solvable state can also have it if all 16 rollouts fail."""
     chosen = sokoban_campaign.config(sokoban_campaign.write_levels(tmp_path, 4), tmp_path / "run")
     sokoban_campaign.annotate(chosen, SolverPlayer(sokoban_campaign.MISTAKES))
     store = Store.read(tmp_path / "run")
@@ -177,7 +179,7 @@ def committed(run: Path) -> int:
 
 
 class Unreliable:
-    """Breaks in every third episode, or rewards each turn with a different number."""
+    """Fails in every third episode, or gives a different reward each time."""
 
     resets = turns = 0
 
@@ -221,7 +223,7 @@ async def test_an_environment_that_is_not_deterministic_fails_its_problem() -> N
 
 
 class Walker:
-    """Walks the shortest way over the lake, with a wrong turn now and then."""
+    """Walks the shortest path over the lake, with an occasional mistake."""
 
     async def act(self, request: TurnRequest) -> Action:
         way = ["down", "down", "right", "right", "down", "right"]

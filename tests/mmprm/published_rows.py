@@ -1,4 +1,4 @@
-"""Hand-made rows in the schemas of published benchmarks, beside those of benchmark_rows."""
+"""Provide hand-made rows in the schemas of published benchmarks, in addition to benchmark_rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mmprm bridge` against scripted servers: outputs, resuming, and the rows that `mmprm sft` reads."""
+"""Test `mmprm bridge` with scripted servers: outputs, resuming, and the rows that `mmprm sft` reads."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ def see(request: dict[str, Any]) -> Act:
 
 
 def solve(request: dict[str, Any]) -> Act:
-    """Answer 8 to the second problem, and return the thoughts apart, as servers with a reasoning parser do."""
+    """Answer 8 to the second problem, and return the reasoning in its own field, like servers with a reasoning
+    parser.
+    """
     answer = "8" if "number 1?" in text_of(request) else "7"
     message = {"role": "assistant", "content": f"<answer>{answer}</answer>", "reasoning_content": THOUGHTS}
     return says("", choice={"message": message})
@@ -127,7 +129,7 @@ def test_sharegpt_rows(tmp_path: Path) -> None:
     assert (tmp_path / "out" / row["images"][0]).is_file()
 
 
-def test_nothing_kept_is_an_error_with_the_reasons(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_keeping_no_rows_is_an_error_with_reasons(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with command(tmp_path, "--set=min_words=500") as (_, _, words):
         assert main(words) == 2
     assert "no problem was kept (thoughts too short 2, incorrect answer 1)" in capsys.readouterr().err
@@ -140,8 +142,10 @@ def stored(cache: Path) -> int:
         return connection.execute("SELECT COUNT(*) FROM replies").fetchone()[0]
 
 
-def test_a_killed_run_asks_nothing_twice(tmp_path: Path) -> None:
-    """The first run is cancelled with all 24 replies of the seer and 4 of the reasoner; the second asks for 8."""
+def test_a_resumed_run_repeats_no_requests(tmp_path: Path) -> None:
+    """The first run is canceled with all 24 replies of the seer and 4 of the reasoner; the second requests the
+    other 8.
+    """
     problems = load_problems(ProblemsConfig(path=str(write_data(tmp_path, 12))))
 
     def some(request: dict[str, Any]) -> Act:

@@ -1,4 +1,4 @@
-"""The stages for one problem, with scripted models: what is asked, what is kept, and every reason for refusal."""
+"""Test the stages for one problem with scripted models: requests, kept solutions, and every reason for rejection."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SHOWN = THOUGHTS.replace("description says", "image shows")
 
 
 class Model:
-    """Says the next reply of the script, repeating the last; a reply may be an exception."""
+    """Returns the script's next reply and repeats the last one; a reply may be an exception."""
 
     def __init__(self, *script: Said | Exception) -> None:
         self.script, self.asked = script, list[tuple[Any, int, int]]()
@@ -65,11 +65,11 @@ def test_a_correct_solution_is_repaired_and_kept() -> None:
     explain, describe = (str(messages) for messages, _, _ in seer.asked)
     assert "Correct answer: 7" in explain
     assert "notes" in describe
-    assert "7" not in describe, "the description is asked for without the answer"
+    assert "7" not in describe, "the description request does not contain the answer"
     ((messages, images, _),) = reasoner.asked
     assert images == 0
     assert "A line with AB = 3 and BC = 4." in messages[0]["content"]
-    assert messages[0]["content"].endswith("Problem:\nHow long is AC?"), "without the mark of the image"
+    assert messages[0]["content"].endswith("Problem:\nHow long is AC?"), "the image mark is removed"
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_further_attempts_end_with_the_first_success() -> None:
     assert bridged(wrong, right, attempts=1)[0].reason == "incorrect answer"
 
 
-def test_problems_that_need_not_be_asked(tmp_path: Path) -> None:
+def test_problems_that_need_no_request(tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"\x89PNG\r\n\x1a\nno image")
     problems = [
@@ -188,7 +188,7 @@ PIECES = (
 )
 
 
-def test_a_thousand_random_replies_never_crash_and_nothing_wrong_is_kept() -> None:
+def test_a_thousand_random_replies_keep_nothing_incorrect() -> None:
     chance = random.Random(0)
     wording, kept = build_wording(), 0
     config = build(BridgeConfig, {"problems": {"path": "x"}, "seer": ROLE, "reasoner": ROLE, "min_words": 5})

@@ -1,4 +1,4 @@
-"""Repairs, betrayals and leaks."""
+"""Test how wordings are repaired, and how phrases that reveal the description or leak the answer are detected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mmprm tiny problems`: levels, and solutions with and without mistakes."""
+"""Test `mmprm tiny problems`: levels, and solutions with and without mistakes."""
 
 from __future__ import annotations
 

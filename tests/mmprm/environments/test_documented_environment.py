@@ -1,4 +1,4 @@
-"""The environment of your own that the documentation shows."""
+"""Test the custom environment that the documentation shows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The extractor copies answers from responses, and never invents one."""
+"""Test that the extractor copies answers from responses and never invents one."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_responses_with_an_answer_are_not_sent(tmp_path: Path) -> None:
         ("4", "extractor: its answer is not in the response"),
     ],
 )
-def test_a_reply_that_is_not_in_the_response_is_no_answer(tmp_path: Path, reply: str, reason: str) -> None:
+def test_a_reply_that_is_not_in_the_response_is_ignored(tmp_path: Path, reply: str, reason: str) -> None:
     grading = gradings(tmp_path, says(reply), TALK)[0]["extracted"]
     assert (grading.verdict, grading.extracted, grading.reason) == (Verdict.INCORRECT, None, reason)
 

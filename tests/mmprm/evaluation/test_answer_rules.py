@@ -1,4 +1,4 @@
-"""Answer rules of published benchmarks, with worked values."""
+"""Test the answer rules of published benchmarks on worked values."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ HOSTILE = (
 
 
 class Undecided:
-    """A grader that extracts the whole response and decides nothing, so that only the rule is at work."""
+    """A grader that extracts the whole response and decides nothing, so that only the rule applies."""
 
     async def grade(self, problem: Problem, response: str) -> Grading:
         return Grading(UNKNOWN, response, "")

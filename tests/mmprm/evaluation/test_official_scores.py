@@ -1,4 +1,4 @@
-"""Aggregate scores of benchmarks, recomputed by hand on small files of responses."""
+"""Test the aggregate scores of benchmarks against values by hand on small files of responses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mmprm.types import Problem
 
 
 def items(rows: str, *names: str) -> tuple[list[Item], list[bool]]:
-    """One item per word FAMILY:PART:VALUE…=R or =W; the values belong to the groups `names`."""
+    """Return one item per word FAMILY:PART:VALUE…=R or =W; the values belong to the groups `names`."""
     found, correct = [], []
     for number, row in enumerate(rows.split()):
         keys, verdict = row.split("=")
@@ -23,7 +23,7 @@ def items(rows: str, *names: str) -> tuple[list[Item], list[bool]]:
 
 
 def test_cv_bench() -> None:
-    """2D: (1/2 + 1/4) / 2 = 3/8; 3D: 2/3; their mean 25/48, while accuracy is 4/9."""
+    """The 2D score is (1/2 + 1/4) / 2 = 3/8 and the 3D score 2/3; their mean is 25/48, while accuracy is 4/9."""
     rows = "a::ADE20K=R a::ADE20K=W b::COCO=R b::COCO=W b::COCO=W b::COCO=W c::Omni3D=R c::Omni3D=R c::Omni3D=W"
     found = official.cv_bench(*items(rows, "source"))
     assert found == pytest.approx({"2D": 3 / 8, "3D": 2 / 3, "mean of 2D and 3D": 25 / 48})
@@ -38,7 +38,9 @@ def test_the_mean_by_a_group_weights_its_values_equally() -> None:
 
 
 def test_mme() -> None:
-    """existence: accuracy 3/4, accuracy+ 1/2: 125; count: 50 + 0; code_reasoning: 100 + 100. OCR lacks a question."""
+    """existence has accuracy 3/4 and accuracy+ 1/2 (125 points), count 50 + 0, and code_reasoning 100 + 100. OCR lacks
+    a question.
+    """
     rows = (
         "1::existence=R 1::existence=R 2::existence=R 2::existence=W 3::count=R 3::count=W "
         "4::code_reasoning=R 4::code_reasoning=R 5::OCR=R"
@@ -48,7 +50,9 @@ def test_mme() -> None:
 
 
 def test_hallusionbench() -> None:
-    """Set s: pairs 0 (figures 0 and 1) and 1; figure 0 has both right. In set v, VS figure 0 is no figure."""
+    """In set s, two questions are asked about figures 0 and 1, and only figure 0 has both correct. In set v, VS figure
+    0 is not a figure.
+    """
     rows = "s:0/0:VD=R s:1/0:VD=W s:0/1:VD=R s:1/1:VD=R v:0/0:VS=R v:1/0:VS=R"
     found = official.hallusionbench(*items(rows, "category"))
     assert found == pytest.approx({"question pairs (qAcc)": 2 / 3, "figures (fAcc)": 2 / 3})
@@ -58,13 +62,13 @@ def test_hallusionbench() -> None:
 
 
 def test_dynamath() -> None:
-    """Three questions with three variants: all right, one wrong, all wrong: worst case 1/3."""
+    """Of three questions with three variants, one has all correct, one has an error, one has none: worst case 1/3."""
     rows = "1:=R 1:=R 1:=R 2:=R 2:=R 2:=W 3:=W 3:=W 3:=W"
     assert official.dynamath(*items(rows)) == {"worst case": pytest.approx(1 / 3)}
 
 
 def test_aggregates_are_averaged_over_samples() -> None:
-    """First samples: both variants right; second samples: one wrong."""
+    """In the first samples, both variants are correct; in the second samples, one is incorrect."""
     found = items("1:=R 1:=R")[0]
     assert aggregate_scores("dynamath", found, [[True, True], [True, False]]) == {"worst case": 0.5}
     assert aggregate_scores("math-500", found, [[True, True]]) == {}

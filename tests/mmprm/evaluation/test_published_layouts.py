@@ -1,4 +1,4 @@
-"""Schemas of further published benchmarks: each row is read, asked, and graded by the published rule."""
+"""Test more published benchmarks: each row is read, prompted, and graded by the published rule."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_cv_bench_and_blink_ask_the_published_prompt(tmp_path: Path) -> None:
 def test_mmstar_finds_the_options_in_the_question(tmp_path: Path) -> None:
     (item,) = read(tmp_path, "mmstar", rows.MMSTAR)
     assert item.problem.choices == ("The suitcase, closed.", "A cat.", "Nothing.", "A cup.")
-    assert item.problem.question == rows.MMSTAR["question"], "the options are in it already"
+    assert item.problem.question == rows.MMSTAR["question"], "the question already contains the options"
     assert verdicts(item, "A", "The suitcase, closed", "B", "a cat") == "CCII"
 
 

@@ -1,4 +1,4 @@
-"""Labels of turns: observations restored by replay, steps word for word, and files that other commands refuse."""
+"""Test labels of turns: observations restored by replay, verbatim steps, and commands that reject such files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def rollout(steps: tuple[str, ...], verdict: Verdict) -> Rollout:
 
 
 def run(folder: Path, won: tuple[str, ...] = WON, lost: tuple[str, ...] = LOST) -> Path:
-    """Write a run with a root of three episodes, and two more after the first turn of the lost ones."""
+    """Write a run with three root episodes, and two more that start after the first turn of the lost ones."""
     environment = EnvironmentConfig(path="sokoban", max_turns=3).resume_key()
     config = {"search": StoppingRule(rollouts=3).model_dump(), "seed": 7, "environment": environment}
     store = Store.create_or_open(folder / "trees.sqlite", config)
@@ -49,9 +49,9 @@ def labels(folder: Path, **steps: Any) -> list[LabeledExample]:
     return read_parquet(output, turns=True)
 
 
-def test_each_turn_comes_with_what_the_policy_saw(tmp_path: Path) -> None:
+def test_each_turn_has_the_observations_of_the_policy(tmp_path: Path) -> None:
     examples = {example.path.steps: example for example in labels(tmp_path)}
-    assert set(examples) == {WON, LOST}, "word for word"
+    assert set(examples) == {WON, LOST}, "verbatim"
     environment = make_environment(EnvironmentConfig(path="sokoban"))
     for steps, example in examples.items():
         episode = replay(environment, PROBLEM, 7, steps)

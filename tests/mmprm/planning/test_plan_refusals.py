@@ -1,4 +1,4 @@
-"""What a plan refuses besides memory, as vLLM would, and the changes that it proposes."""
+"""Test what a plan rejects besides memory, following vLLM's rules, and the changes that it proposes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def error_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (QWEN_7B, 7, "divide the 18,944 hidden units of an MLP"),
         (QWEN_72B, 16, None),  # 8 key-value heads, each on two GPUs
         (QWEN_72B, 32, "divide the 16 attention heads of the vision tower"),
-        ("OpenGVLab/InternVL3-38B-hf", 8, None),  # the 25 heads of its vision tower are not divided
+        ("OpenGVLab/InternVL3-38B-hf", 8, None),  # the 25 heads of its vision tower are not split
     ],
 )
 def test_a_model_is_split_as_vllm_can(model: str, split: int, reason: str | None) -> None:
@@ -49,8 +49,8 @@ def test_a_scorer_is_split_like_an_engine(capsys: pytest.CaptureFixture[str]) ->
     assert "scorer.tensor_parallel_size=3 must divide the 64 attention heads" in error
 
 
-def test_the_attention_of_internvls_tower_is_whole_on_every_gpu() -> None:
-    """45 layers of four matrices of 3200 × 3200."""
+def test_the_attention_of_internvls_tower_is_replicated_on_every_gpu() -> None:
+    """Its 45 layers have four matrices of 3200 × 3200 each."""
     shape = rl_shape(recipe("mm-eureka-zero-38b"))
     attention = 45 * 4 * 3200**2
     assert weights_per_gpu(shape, 4) == attention + (shape.total - attention) / 4
@@ -64,7 +64,7 @@ def test_a_context_shorter_than_prompt_and_response_is_refused() -> None:
 
 
 def test_a_step_of_an_engine_has_room_for_prompts() -> None:
-    """vLLM's default of 2,048 tokens is less than 4,096 sequences of one token."""
+    """vLLM's default of 2,048 tokens is less than 4,096 sequences of one token each."""
     assert (batched_tokens(256), batched_tokens(1024), batched_tokens(4096)) == (2048, 2048, 8192)
 
 
@@ -84,7 +84,7 @@ def test_a_step_of_an_engine_has_room_for_prompts() -> None:
          "use machines with at least 146 GiB of CPU memory"),
     ],
 )  # fmt: skip
-def test_ways_out(words: list[str], way: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_proposed_changes(words: list[str], way: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert way in error_of(capsys, *words)
 
 

@@ -1,4 +1,4 @@
-"""Sokoban levels as problem files: splits, columns, solutions, and reading them back."""
+"""Test Sokoban levels as problem files: splits, columns, solutions, and reading them back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmprm.tiny.sokoban import moves_to_solve, parse_level
 from mmprm.tiny.sokoban_problems import make_sokoban_problems
 
 
-def test_levels_are_what_their_columns_say() -> None:
+def test_levels_match_their_columns() -> None:
     problems = make_sokoban_problems(5, 0, "annotate", 6, 2)
     assert len({problem.id for problem in problems}) == 5
     for problem in problems:
@@ -30,7 +30,7 @@ def test_levels_are_what_their_columns_say() -> None:
 
 
 def test_splits_share_no_layout() -> None:
-    """Small levels repeat their layouts within a split, but never across."""
+    """Small levels may repeat a layout within a split, but never across splits."""
     layouts = []
     for split in ("train", "annotate", "dev", "test"):
         levels = [parse_level(each.extra["level"]) for each in make_sokoban_problems(15, 0, split, 5, 1)]

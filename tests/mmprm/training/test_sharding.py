@@ -1,4 +1,4 @@
-"""DeepSpeed's settings by ZeRO stage, and torch's for FlexAttention on a GPU."""
+"""Test DeepSpeed's settings by ZeRO stage, and torch's settings for FlexAttention on a GPU."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def test_zero_3_gathers_the_next_weights_during_a_layer(stage: int, overlaps: bo
 def test_a_gpu_that_would_compile_too_many_attention_graphs_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Instead of attention that stores all pairs of tokens."""
+    """An error is better than falling back to attention that stores all pairs of tokens."""
     backbone = AutoModelForCausalLM.from_pretrained(write_backbone("qwen2", tmp_path / "base"))
     monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
     monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", False)
     try:
         use_block_masks(backbone)
-        assert torch._dynamo.config.recompile_limit == 8, "no GPU, no compiled graphs"
+        assert torch._dynamo.config.recompile_limit == 8, "without a GPU, no graphs are compiled"
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         use_block_masks(backbone)
         assert torch._dynamo.config.recompile_limit == COMPILED_GRAPHS == 64

@@ -1,4 +1,4 @@
-"""Test on-policy distillation: worked numbers, its expected gradient, and its place among the advantages."""
+"""Test on-policy distillation: worked numbers, its expected gradient, and how it is combined with other advantages."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]]) > 0
     ],
 )
 def test_by_hand(discount: float, expected: list[list[float]]) -> None:
-    """2·(teacher − old) = −2, 2 and −1; the second response's log-ratio of 29 is clamped to 20."""
+    """2·(teacher − old) gives −2, 2 and −1; the second response's log-ratio of 29 is clamped to 20."""
     config = DistillationConfig(teacher="t", coefficient=2.0, discount=discount)
     advantages, kl = distillation_advantages(OLD, TEACHER, MASK, config)
     torch.testing.assert_close(advantages, double(expected))
@@ -51,7 +51,7 @@ def test_by_hand(discount: float, expected: list[list[float]]) -> None:
 
 
 def test_the_expected_gradient_is_that_of_the_reverse_kl() -> None:
-    """Every token of a vocabulary of four, weighted by its probability, as one response of one token each."""
+    """Each token of a vocabulary of four is a response of one token, weighted by its probability."""
     logits = double([0.3, -1.0, 0.8, 0.0]).requires_grad_()
     teacher = torch.log_softmax(double([0.0, 0.5, -0.4, 0.2]), dim=0)[:, None]
     lp = torch.log_softmax(logits, dim=0)[:, None]
@@ -64,7 +64,7 @@ def test_the_expected_gradient_is_that_of_the_reverse_kl() -> None:
 
 
 def test_with_discount_1_it_is_the_gradient_for_whole_responses() -> None:
-    """All four responses of two binary tokens, whose second distribution depends on the first token."""
+    """Enumerates all four responses of two binary tokens, where the second distribution depends on the first token."""
     first, second = double([0.4, -0.3]).requires_grad_(), double([[1.0, 0.0], [-0.5, 0.7]]).requires_grad_()
     lp_first, lp_second = torch.log_softmax(first, dim=0), torch.log_softmax(second, dim=1)
     lp = torch.stack([torch.stack([lp_first[a], lp_second[a, b]]) for a in (0, 1) for b in (0, 1)])
@@ -93,7 +93,7 @@ def advantages_of(samples: Sequence[TrainingSample]) -> list[list[float]]:
 
 @pytest.mark.parametrize(("clamp", "first"), [(None, [1.5, -1.0]), (1.2, [1.2, -1.0])])
 def test_it_is_added_to_the_outcome_before_the_clamp(clamp: float | None, first: list[float]) -> None:
-    """RLOO gives 1 and −1, the teacher 0.5 and −2 for the tokens of both responses."""
+    """RLOO gives 1 and −1, and the teacher 0.5 and −2 for the tokens of both responses."""
     groups = [graded(1.0, 0.0)]
     kept = kept_mask(groups, 2)
     old = np.array([-1.0, -1.0], dtype=np.float32)
@@ -106,7 +106,7 @@ def test_it_is_added_to_the_outcome_before_the_clamp(clamp: float | None, first:
 
 
 class TaughtTrainer(ScriptedTrainer):
-    """The teacher finds every token half a nat less likely than the policy."""
+    """Has a teacher that finds every token half a nat less likely than the policy does."""
 
     def log_probs(self, samples: Sequence[TrainingSample], reference_only: bool = False) -> list[TrainingSample]:
         return [replace(each, teacher=each.old - 0.5) for each in super().log_probs(samples, reference_only)]
@@ -122,6 +122,6 @@ def test_a_run_without_any_other_reward(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("values", [{}, {"teacher": "t", "coefficient": 0}, {"teacher": "t", "discount": 1.5}])
-def test_it_needs_a_teacher_and_a_meaning(values: dict) -> None:
+def test_invalid_distillation_settings_are_rejected(values: dict) -> None:
     with pytest.raises(ConfigError, match=r"teacher|coefficient|discount"):
         build(DistillationConfig, values)

@@ -27,8 +27,9 @@ def graded(ids: Sequence[int], reward: float | None, finish_reason: str = "stop"
 
 
 def group() -> GradedGroup:
-    """Return responses 1 2 3 4 (correct) and 9 8 (incorrect), of which the first is continued after 1 2, with PRM
-    score ½, by an unknown, an incorrect and a correct continuation.
+    """Return responses 1 2 3 4 (correct) and 9 8 (incorrect).
+
+    The first is continued after 1 2, where the PRM score is ½, by an unknown, an incorrect and a correct continuation.
     """
     continuations = (graded([1, 2, 7], None), graded([1, 2, 5, 6, 7], 0.0), graded([1, 2, 5], 1.0))
     branches = (BranchedPrefix(0, 2, 0.5, continuations),)
@@ -50,7 +51,7 @@ def test_continuations_repeat_the_tokens_of_their_prefix_masked() -> None:
 
 
 def test_advantages_with_their_weights() -> None:
-    # Known children of 1 2: 1, 0, 1, so V = 2/3. Below it, the weight is 1/3 and the baseline the mean of the others.
+    # Known children of 1 2: 1, 0, 1, so V = 2/3. After it, the weight is 1/3 and the baseline the mean of the others.
     # Tokens 4 + 2 + 3 + 1 = 10; their weights 2 + 2/3 + 2 + 1 + 1/3 = 6.
     first, second, wrong, right = (each.advantages.tolist() for each in made([group()]))
     scale = 10 / 6

@@ -1,4 +1,4 @@
-"""Test the teacher of a distillation: its log-probabilities, and which models can be one."""
+"""Test the teacher of a distillation: its log-probabilities, and which models are accepted."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def start(model: Path, teacher: Path | None = None) -> Trainer:
 
 
 def test_the_teacher_scores_the_responses_as_a_policy_would(random_policy_folder: Path, policy_folder: Path) -> None:
-    """It has other weights, also in the vision tower, and stays as it was after an update of the policy."""
+    """The teacher has different weights, also in the vision tower, and an update of the policy does not change them."""
     trainer, expert = start(random_policy_folder, policy_folder), start(policy_folder)
     problem = next(iter(make_problems(1, seed=0, split="train"))).problem
     tokens = len(trainer._encoder._encode(problem).ids_P)

@@ -1,4 +1,4 @@
-"""Branches that only run on a GPU: the product of the output layer, and memory that colocated engines need."""
+"""Test branches that only run on a GPU: the product of the output layer, and memory for colocated engines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from policy_rl.trainer.trainer import Trainer
 
 
 def test_bfloat16_products_on_a_gpu_are_summed_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without float32 copies of the factors."""
+    """The factors are not copied to float32."""
     seen: list[Any] = []
     monkeypatch.setattr(torch, "mm", lambda *factors, **options: seen.append((factors, options)))
     left, right = (SimpleNamespace(is_cuda=True, dtype=torch.bfloat16) for _ in range(2))
