@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from mmprm.sampling.config import sampling_of
+from mmprm.user_function import load_function
 from policy_rl.config import RLConfig
 from policy_rl.metrics import metric_names
 from policy_rl.monitor.alarms import check_alarms
 from policy_rl.rollouts.config import check_sampling
-from policy_rl.user_function import load_function
 
 
 def check_early(config: RLConfig) -> None:

@@ -23,6 +23,7 @@ LAYERS = [
         "written",
         "files",
         "halving",
+        "user_function",
         "signals",
         "orphans",
         "actors",

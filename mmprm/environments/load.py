@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -12,6 +11,7 @@ from mmprm.environments.actions import ACTION
 from mmprm.environments.gymnasium_adapter import GymnasiumEnvironment
 from mmprm.environments.interface import Environment
 from mmprm.errors import ConfigError
+from mmprm.user_function import load_function
 
 BUILT_IN = {"sokoban": "mmprm.tiny.sokoban_environment:SokobanEnvironment"}
 """Maps the names of the built-in environments to their import paths."""
@@ -57,16 +57,14 @@ def make_environment(config: EnvironmentConfig) -> Environment:
     if kind == "gymnasium" and separator:
         return GymnasiumEnvironment(name, config.arguments, config.actions, config.pattern, config.success_return)
     path = BUILT_IN.get(config.path, config.path)
-    module, separator, factory = path.partition(":")
-    if not separator or not module or not factory:
+    if ":" not in path:
         raise ConfigError(
             f"environment.path={config.path!r} must be one of {', '.join(BUILT_IN)}, gymnasium:ID, or package.module:"
             "factory; correct it"
         )
+    factory = load_function(path, "environment.path")
     try:
-        made = getattr(importlib.import_module(module), factory)(**config.arguments)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"environment.path={config.path!r} cannot be imported: {error}; correct it") from error
+        made = factory(**config.arguments)
     except TypeError as error:
         raise ConfigError(
             f"environment.arguments={config.arguments} do not fit {config.path}: {error}; correct them"

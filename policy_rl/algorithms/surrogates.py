@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from mmprm.errors import TrainingError
-from policy_rl.user_function import load_function
+from mmprm.user_function import load_function
 
 if TYPE_CHECKING:
     from policy_rl.algorithms.losses import LossConfig

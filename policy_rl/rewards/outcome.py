@@ -20,8 +20,8 @@ from pydantic import Field, model_validator
 from mmprm.config import Config
 from mmprm.errors import TrainingError
 from mmprm.types import Grading, Problem, Verdict
+from mmprm.user_function import load_function
 from policy_rl.types import Response, Reward
-from policy_rl.user_function import load_function
 
 UserFunction = Callable[..., float | None]
 

@@ -1,4 +1,4 @@
-"""Import the Python functions that a configuration names by import path, such as a reward function or a surrogate."""
+"""Import the functions and classes that a configuration names by import path, such as a user's reward function."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ def load_function(path: str, key: str) -> Callable[..., Any]:
     try:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{key}={path!r}: {error}; put its folder on PYTHONPATH") from error
+        raise ConfigError(
+            f"{key}={path!r} cannot be imported: {error}; correct it, or put its folder on PYTHONPATH"
+        ) from error
     except (Exception, SystemExit) as error:  # importing a module runs arbitrary code
         raise ConfigError(f"{key}={path!r}: {type(error).__name__} on import: {error}; fix the module") from error
     if not callable(function):
