@@ -1,6 +1,4 @@
-"""Test problems from rows in other projects' formats: fields in structs, duplicate fields, unread columns,
-other types.
-"""
+"""Test problems from rows in other projects' formats: structs, duplicate fields, unread columns, other types."""
 
 from __future__ import annotations
 

@@ -175,5 +175,5 @@ def test_a_missing_surrogate_is_reported_before_the_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"surrogate='ppo' must be one of ppo_clip, cpgd, cispo, gspo, or the import"):
         build(LossConfig, {"surrogate": "ppo"})
     config = make_config(tmp_path, trainer={"loss": {"surrogate": "no_such:f"}})
-    with pytest.raises(ConfigError, match=r"trainer\.loss\.surrogate='no_such:f' cannot be imported: No module named 'no_such'"):
+    with pytest.raises(ConfigError, match=r"trainer\.loss\.surrogate='no_such:f' cannot be imported: No module named"):
         check_early(config)
