@@ -141,7 +141,7 @@ def messages() -> str:
 
 
 def test_troubleshooting_quotes_messages_as_they_are() -> None:
-    """Checks cells that are a single quotation, except in tables of other packages' messages."""
+    """A table cell that is one quotation must match a message, except in tables of other packages' messages."""
     page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
     quoted = [
         quote for table in OWN_MESSAGES.findall(page) for quote in re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)

@@ -62,13 +62,13 @@ async def test_bisection_by_hand() -> None:
 
 
 async def test_a_correct_solution_is_checked_prefix_by_prefix() -> None:
-    """A rollout from the question writes a and b as the solution does, so only abc is left to check."""
+    """A rollout from the question contains a and b like the solution, so only abc remains to be checked."""
     table = {"": [("z", W), ("abz", R)], "abc": [("z", R)]}
     assert await run("abcd", R, table) == ("no error", [("", 1), ("", 1), ("abc", 1)], (1, 1, 1, 1))
 
 
 async def test_a_correct_solution_is_trusted_if_the_completer_is_too_weak() -> None:
-    """Two failures do not suffice to reject a step of a solution with a correct answer."""
+    """Two failures are not enough to reject a step of a solution with a correct answer."""
     table = {"": [("z", W), ("z", R)], "a": [("z", W), ("z", W)]}
     assert (await run("abc", R, table))[::2] == ("no error", (1, 1, 1))
     assert (await run("abc", R, {"": [("z", W), ("z", W)]}))[::2] == ("no error", (1, 1, 1))
@@ -116,7 +116,7 @@ async def test_every_value_by_hand() -> None:
 
 
 async def test_the_budget_ends_the_labeling() -> None:
-    """One failure is too few for a label of abc."""
+    """Only one rollout from abc fits into the budget, and one failure is not enough for a label."""
     config = CONFIG.model_copy(update={"max_rollouts": 3})
     table = {"abc": [("z", W)], "a": [("z", R)], "ab": [("z", R)]}
     ended, asked, labels = await run("abcdef", W, table, config=config)

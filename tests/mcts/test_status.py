@@ -98,9 +98,7 @@ def test_text(store: Store) -> None:
 
 
 def test_labels_from_rollouts_of_other_states_are_named(tmp_path: Path) -> None:
-    """Of p0's four labels, one comes from its state's own rollouts. p1 is unfinished, so only its state's own label
-    counts.
-    """
+    """Only one of p0's four labels comes from its state's own rollouts; p1 is unfinished and has only that kind."""
     writer = Store.create_or_open(tmp_path / "trees.sqlite", {})
     writer.add_problems([Problem(name, "?", "1") for name in ("p0", "p1")])
     batches = [batch(name, steps, 0, R, W) for name in ("p0", "p1") for steps in ((), ("a",))]

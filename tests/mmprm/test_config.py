@@ -98,7 +98,7 @@ def test_earlier_names_in_lists_are_read() -> None:
 
 
 def test_keys_of_the_users_choice_keep_their_names() -> None:
-    """A chat template may well have an option `layout`, and an environment an argument `width`."""
+    """For example, a chat template may have an option `layout`, and an environment an argument `width`."""
     stored = {"prompt": {"template_options": {"layout": "wide"}}, "environment": {"arguments": {"width": 5}}}
     assert with_current_names(stored) == stored
 

@@ -25,7 +25,7 @@ SETTINGS = {"training": {"learning_rate": 1e-5, "betas": (0.9, 0.95)}, "lora": N
 
 
 class FakeRun:
-    """A run of wandb, swanlab or trackio, with `log(data, step=…)` and `finish()`."""
+    """Stands in for a run of wandb, swanlab or trackio, with `log(data, step=…)` and `finish()`."""
 
     def __init__(self, arguments: dict[str, Any]) -> None:
         self.arguments, self.logged, self.finished = arguments, [], False
@@ -38,7 +38,7 @@ class FakeRun:
 
 
 class FakeClient:
-    """MLflow's client, with explicit run ids and no active run."""
+    """Stands in for MLflow's client, with explicit run ids and no active run."""
 
     stores: ClassVar[dict[str, list[dict[str, Any]]]] = {}
 

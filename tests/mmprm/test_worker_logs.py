@@ -78,8 +78,8 @@ start("an error of its own")
 """
 
 
-def test_an_error_that_points_to_another_one_tells_it(tmp_path: Path) -> None:
-    """As of a scorer with tensor parallelism, whose workers are other processes."""
+def test_an_error_that_refers_to_another_process_includes_its_error(tmp_path: Path) -> None:
+    """This occurs with a tensor-parallel scorer, whose workers are separate processes."""
     log = tmp_path / "worker.err"
     with log.open("w") as err:
         done = subprocess.run(

@@ -1,4 +1,6 @@
-"""Test problems played in an environment: they need no answer, and all columns distinguish them."""
+"""Test problems played in an environment: they need no answer, and rows that differ in any column are different
+problems.
+"""
 
 from __future__ import annotations
 

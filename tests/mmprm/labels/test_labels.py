@@ -77,7 +77,7 @@ def test_last_steps_take_their_own_verdict_in_equal_numbers() -> None:
 
 
 def test_complete_solutions_are_those_of_the_root() -> None:
-    """ "a x d" recovers from a bad step; complete solutions come only from the policy's own rollouts at the root."""
+    """The correct "a x d" recovers from a bad step; complete solutions come only from rollouts at the root."""
     recovery = node("a x", ("d A", "r"), ("z A", "w"))
     paths = label_tree(tree(node("", ("a b A", "r"), ("a x z A", "w")), recovery), FIXED, "tags", seed=0)
     correct = {path.steps for path in paths if path.complete and path.counts[-1] == CORRECT}

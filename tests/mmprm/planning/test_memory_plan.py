@@ -29,7 +29,7 @@ from policy_rl.trainer.output_layer import LOGITS_AT_ONCE
 
 @pytest.mark.parametrize(("stage", "gigabytes"), [(0, 120.0), (1, 31.4), (2, 16.6), (3, 1.9)])
 def test_memory_equals_that_of_the_zero_paper(stage: int, gigabytes: float) -> None:
-    """Rajbhandari et al. 2020, figure 1: 7.5 billion parameters on 64 GPUs, K = 12; gradients take two bytes each."""
+    """Figure 1 of Rajbhandari et al. 2020 has 7.5 billion parameters on 64 GPUs, K = 12 and gradients of two bytes."""
     held = states(7_500_000_000, 0, 64, stage, "bf16", "none")
     assert (held.on_gpu - held.gradients / 2) / 1e9 == pytest.approx(gigabytes, abs=0.05)
     assert held.host == 0

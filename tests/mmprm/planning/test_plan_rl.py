@@ -118,7 +118,9 @@ def test_caches_in_the_memory_of_a_node() -> None:
 
 
 def test_a_teacher_is_sharded_and_offloaded_like_the_reference() -> None:
-    """Qwen2.5-VL-32B teaches 7B: its own parameters in bfloat16, on 8 ranks, and its own layers in the forward pass."""
+    """Qwen2.5-VL-32B teaches 7B: its parameters are sharded over 8 ranks in bfloat16, and the forward pass holds one of
+    its layers.
+    """
     sets = ("trainer.distillation.teacher=Qwen/Qwen2.5-VL-32B-Instruct",)
     taught, alone = plan_rl(recipe("mm-eureka-7b", *sets)), plan_rl(recipe("mm-eureka-7b"))
     size = 2 * rl_shape(recipe("mm-eureka-7b", "engine.model=Qwen/Qwen2.5-VL-32B-Instruct")).total

@@ -86,7 +86,9 @@ def test_cosine_with_warmup() -> None:
 
 
 def test_linear_decay() -> None:
-    """Without warm-up it falls by 1/8 per step to 0; with one step of warm-up, from 1 at step 1 to 0.2 over 8 steps."""
+    """Without warm-up, the rate falls by 1/8 per step to 0; with one step of warm-up, from 1 at step 1 to 0.2 over 8
+    steps.
+    """
     assert shares(8, warmup=0.0, learning_rate_decay="linear") == pytest.approx([1 - step / 8 for step in range(9)])
     share = shares(9, warmup=0.1, final_learning_rate=0.2, learning_rate_decay="linear")
     assert share == pytest.approx([0.5, *(1 - 0.1 * step for step in range(9))])

@@ -60,7 +60,9 @@ def test_outcome_reward() -> None:
 
 
 def test_precision_is_that_of_the_beta_posterior() -> None:
-    """8 of 16: Beta(9, 9), 81 / (324 · 19) = 1/76; 16 of 16: Beta(17, 1), 17 / (324 · 19); 2 of 4: 1/28; none: 12."""
+    """The variance is 81 / (324 · 19) = 1/76 for 8 of 16, 17 / (324 · 19) for 16 of 16, 1/28 for 2 of 4, and 1/12 for
+    none.
+    """
     assert precision(8, 8) == pytest.approx(76)
     assert precision(16, 0) == pytest.approx(324 * 19 / 17)
     assert precision(2, 2) == pytest.approx(28)
@@ -105,7 +107,7 @@ def test_an_ignore_index_is_rejected_as_a_target() -> None:
 
 
 def test_soft_labels_survive_the_file(tmp_path: Path) -> None:
-    """47 of 50 stays 0.94 from counts to target, never 0 or 1."""
+    """A label of 47 of 50 remains 0.94 from counts to target and is never rounded to 0 or 1."""
     write_parquet(tmp_path / "labels.parquet", [example(Counts(47, 3), None)])
     (target,) = make_targets(read_parquet(tmp_path / "labels.parquet"), TargetConfig())
     assert target.values[0] == pytest.approx(0.94)
@@ -113,7 +115,7 @@ def test_soft_labels_survive_the_file(tmp_path: Path) -> None:
 
 
 def test_progress_is_the_change_of_value() -> None:
-    """From 0.5 at the root: +0.25, unknown after an unlabeled step, and -0.5."""
+    """With 0.5 at the root, progress is +0.25, unknown after an unlabeled step, and -0.5."""
     steps = ("a", "b", "c", "d")
     path = LabeledPath("p", steps, (Counts(3, 1), None, Counts(2, 2), Counts(0, 4)), False, 0.5)
     assert values([LabeledExample(PROBLEM, path, "train")], kind="progress") == [[0.625, None, None, 0.25]]

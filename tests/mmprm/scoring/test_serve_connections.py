@@ -249,7 +249,7 @@ def test_connection_limits_are_per_address() -> None:
 
 
 def test_requests_still_pending_at_shutdown_get_503(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client gets a 503 response; outside of tests, the service waits five seconds before."""
+    """The test shortens the five seconds that the service allows for pending requests."""
     monkeypatch.setattr("mmprm.scoring.http.server.CLOSING_SECONDS", 0.3)
     scorer = StepScorer()
     service = make_service(lambda: scorer)

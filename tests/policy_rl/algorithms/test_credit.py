@@ -143,8 +143,9 @@ class TestReturnToGo:
         close(result.returns_PKS[0, 1, :1], [0.4 - (1.6 / 15) * 10])
 
     def test_leave_one_out_by_source(self) -> None:
-        """PRIME: r_j minus the mean of the others' mean step rewards, then summed over later steps. Responses without
-        steps and dropped ones do not count.
+        """As in PRIME, the mean of the others' mean step rewards is subtracted from r_j, then later steps are summed.
+
+        A response without steps and a dropped one do not count among the others.
         """
         steps = scored([[[0.9, 0.1], [0.4], [], [0.7], [0.6]]])
         kept = [[True, True, True, False, True]]

@@ -129,7 +129,7 @@ def test_published_baselines_reward_length(
 
 
 def test_the_token_baseline_of_a_minimum_is_not_centered() -> None:
-    """Four identical responses, r = −.8 at each of three steps: 0, −.267 and −.533."""
+    """Four identical responses with r = −.8 at each of three steps get 0, −.267 and −.533."""
     steps = steps_of([[0.1, 0.1, 0.1]] * 4)
     found = credit_of(steps, {"mode": "strict_min", "baseline": "pure_tokens"})[0, 0]
     torch.testing.assert_close(found, torch.tensor([0, -0.8 / 3, -1.6 / 3]))

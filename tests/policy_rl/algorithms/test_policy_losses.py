@@ -291,7 +291,7 @@ class TestPolicyLoss:
         assert torch.autograd.gradcheck(lambda x: run(x, **batch, config=config)[0], lp, eps=1e-7, atol=1e-6)
 
     def test_gradient_with_drift_by_finite_differences(self) -> None:
-        """The drift's gradient is that of α·Σ m·min(e^ρ − 1, c)-limited k3: its integral past e^ρ = c + 1 is linear."""
+        """The reference integrates the capped drift force α·m·min(e^ρ − 1, c), which is linear past e^ρ = c + 1."""
         batch = random_batch(4)
         batch["lp"][0, 0] = batch["old"][0, 0] + 2.0
         config = LossConfig(surrogate="cpgd", drift=0.5)

@@ -125,7 +125,7 @@ def test_clamped_and_whitened_over_all_tokens() -> None:
 
 
 def test_kl_in_the_reward_is_summed_to_the_end() -> None:
-    """k1 = old − ref = 0.5 at the first token and 1 at the second, β 0.1, γ 0.5: −0.05 − 0.5·0.1, and −0.1."""
+    """For k1 = old − ref = 0.5 and 1 at two tokens, β = 0.1 and γ = 0.5, the sums are −0.05 − 0.5·0.1 and −0.1."""
 
     def fill(each: TrainingSample) -> TrainingSample:
         return replace(each, old=np.array([-1.0, -1.0]), ref=np.array([-1.5, -2.0]))

@@ -217,7 +217,7 @@ class TestEncoder:
         assert tokens[1] == 1 < tokens[0]
 
     def test_larger_images(self, random_policy_folder: Path) -> None:
-        """A token is 28 × 28 pixels; an image has at least 100 tokens, or a number between both limits."""
+        """A token is 28 × 28 pixels; the image has at least 100 tokens, and at most 120 if both limits are set."""
         backbone, processor = load_backbone(str(random_policy_folder), torch.float32)
         problem = make_problems(1, seed=3, split="train")[0].problem
         area = 28 * 28
