@@ -121,6 +121,26 @@ async def test_logprobs_belong_to_the_sampled_tokens(engine, started, policy_fol
     assert "stop" in ends
 
 
+async def test_a_prefix_is_continued_with_exactly_its_tokens(engine, started, policy_folder):
+    from transformers import AutoProcessor
+
+    _, _, banned = started
+    processor, model = AutoProcessor.from_pretrained(policy_folder), load_model(policy_folder)
+    for problem in PROBLEMS[:2]:
+        assert problem.images
+        whole = await engine.sample(problem, 1, 7, 0)
+        prefix = whole.responses[0].prefix(9)
+        group = await engine.sample(problem, 4, 11, 0, prefix=prefix, max_tokens=20)
+        assert group.prompt_tokens == whole.prompt_tokens
+        assert len({response.text for response in group.responses}) > 1
+        for response in group.responses:
+            assert response.token_ids[:9].tolist() == prefix.token_ids.tolist()
+            assert 9 < len(response.token_ids) <= 29
+            assert response.text == processor.tokenizer.decode(response.token_ids, skip_special_tokens=True)
+            expected = trainer_logprobs(model, processor, problem, response, banned)
+            assert response.logprobs.tolist() == pytest.approx(expected, abs=1e-4)
+
+
 def image_pixels(problem: Problem):
     from mmprm.problems import open_image
 

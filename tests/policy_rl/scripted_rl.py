@@ -183,11 +183,13 @@ def make_loop(
     process: Any = None,
     check: Any = None,
     held_out: Sequence[Problem] = (),
+    grader: Any = None,
+    cutter: Any = None,
 ) -> Loop:
-    pool, grader, trainer = pool or ScriptedPool(), ScriptedGrader(), trainer or ScriptedTrainer()
+    pool, grader, trainer = pool or ScriptedPool(), grader or ScriptedGrader(), trainer or ScriptedTrainer()
     pool.trainer = trainer if isinstance(trainer, ScriptedTrainer) else None
     check = check or Limits(1000, frozenset()).check
-    collector = Collector(config, problems, pool, grader, check, process)
+    collector = Collector(config, problems, pool, grader, check, process, cutter=cutter)
 
     async def measure():
         return await evaluate(pool, grader, held_out, 2, config.seed)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from mmprm.backbone.token_tree import token_tree
 from mmprm.types import Grading, Problem, Verdict
 from policy_rl.algorithms.advantages import AdvantageConfig
 from policy_rl.algorithms.losses import LossConfig, policy_loss
@@ -47,6 +48,8 @@ def test_continuations_repeat_the_tokens_of_their_prefix_masked() -> None:
     samples = made([group()])
     assert [each.token_ids.tolist() for each in samples[2:]] == [[1, 2, 5, 6, 7], [1, 2, 5]]
     assert [each.counted.tolist() for each in samples[2:]] == [[False] * 2 + [True] * 3, [False] * 2 + [True]]
+    # 1 2 is computed once, and so is the 5 of both continuations: 1 2 3 4, 9 8, 5 6 7.
+    assert len(token_tree([each.token_ids for each in samples])) == 9
     assert {each.group for each in samples} == {0}
 
 

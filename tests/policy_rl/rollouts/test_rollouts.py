@@ -6,6 +6,7 @@ import asyncio
 import re
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from ray.exceptions import RayActorError
@@ -36,6 +37,8 @@ class Script:
         self.options: list[dict] = []
         """Of each actor, by order."""
         self.further: list[dict] = []
+        self.settings: list[dict] = []
+        """Of each request, by order."""
         self.dies: set[int] = set()
         """Actors, by order of their start, that are dead as soon as they are asked for a rollout."""
         self.lost_from: int | None = None
@@ -68,7 +71,8 @@ class Actor:
         await asyncio.sleep(self.script.start_delay)
         return (1, 2, 3), (9,)
 
-    async def _sample(self, problem: Problem, n: int, seed: int, version: int) -> Group:
+    async def _sample(self, problem: Problem, n: int, seed: int, version: int, **settings: Any) -> Group:
+        self.script.settings.append(settings)
         if problem.id == "bad":
             raise SamplingError("problem bad: too long")
         self.in_flight += n
@@ -118,6 +122,15 @@ async def start(max_restarts: int = 3, **weights) -> RolloutPool:
     engine = EngineConfig(model="m", max_num_seqs=16, dtype="float32")
     config = RolloutConfig(engines=2, max_restarts=max_restarts)
     return await RolloutPool.start(engine, SamplingConfig(), PromptConfig(), config, WeightsConfig(**weights))
+
+
+async def test_a_prefix_and_a_limit_reach_the_engine(script):
+    pool = await start()
+    prefix = Response("ab", (1, 2), (-0.5, -0.5), "stop").prefix(1)
+    await pool.sample(Problem("p", "?", "1"), 2, 7, 0, max_tokens=9, prefix=prefix)
+    await pool.sample(Problem("p", "?", "1"), 2, 7, 0)
+    assert script.settings == [{"max_tokens": 9, "prefix": prefix}, {}]
+    assert (prefix.token_ids.tolist(), prefix.logprobs.tolist()) == ([1], [-0.5])
 
 
 def problems(count: int) -> list[Problem]:
