@@ -98,9 +98,11 @@ def _check(config: CampaignConfig, problems: Sequence[Problem], model_folder: st
     engine = config.engine
     if model_folder is not None:
         engine = engine.model_copy(update={"model": model_folder})
+    sampling = config.sampling
     if config.environment is not None:
         problems = [first_prompt(config.environment, engine.images_per_prompt, problems[0], config.seed)]
-    check_policy(engine, config.sampling, config.prompt, problems, config.search.rollouts, "search.rollouts")
+        sampling = sampling.model_copy(update={"max_tokens": config.environment.max_turn_tokens})
+    check_policy(engine, sampling, config.prompt, problems, config.search.rollouts, "search.rollouts")
 
 
 def _annotate(config: CampaignConfig, store: Store, progress: Progress, make_worker: MakeWorker | None) -> None:

@@ -23,8 +23,8 @@ def first_prompt(config: EnvironmentConfig, images_per_prompt: int, problem: Pro
     needed = len(observation.images) * shown
     if needed > images_per_prompt:
         raise ConfigError(
-            f"engine.images_per_prompt={images_per_prompt} must be at least {needed}: the last prompt of an episode "
-            f"shows {shown} observations with {len(observation.images)} images each; raise it, or set "
+            f"engine.images_per_prompt={images_per_prompt} must be at least {needed}, the number of images in the last "
+            f"prompt of an episode ({shown} observations × {len(observation.images)}); raise it, or set "
             "environment.images to show fewer"
         )
     return Problem(problem.id, observation.text, "", observation.images)

@@ -268,7 +268,7 @@ def test_a_configuration_that_cannot_play_is_refused(values: dict, message: str)
 def test_the_first_prompt_is_checked_before_the_engine_starts() -> None:
     prompt = first_prompt(SOKOBAN, 9, PROBLEM, 0)
     assert (prompt.id, prompt.question, len(prompt.images)) == ("p", "Solve the level.", 1)
-    with pytest.raises(ConfigError, match=r"engine\.images_per_prompt=8 must be at least 9: .* shows 9 observations"):
+    with pytest.raises(ConfigError, match=r"engine\.images_per_prompt=8 must be at least 9, .* \(9 observations × 1\)"):
         first_prompt(SOKOBAN, 8, PROBLEM, 0)
     few = SOKOBAN.model_copy(update={"images": 3})
     assert first_prompt(few, 3, PROBLEM, 0) == prompt
