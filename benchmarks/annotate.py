@@ -50,8 +50,8 @@ def first_error_difference(details: Results) -> tuple[float, float, float]:
     problem are not independent: one prefix may decide several of them.
     """
     problems = np.array([each for one in details["rounds"] for each in one["errors"]["pairs"]["problems"]])
-    draws = np.random.default_rng(0).integers(len(problems), size=(10_000, len(problems)))
-    solutions, surplus = problems[draws].sum(axis=1).T
+    resamples = np.random.default_rng(0).integers(len(problems), size=(10_000, len(problems)))
+    solutions, surplus = problems[resamples].sum(axis=1).T
     low, high = np.quantile(surplus / solutions, (0.025, 0.975))
     return float(problems[:, 1].sum() / problems[:, 0].sum()), float(low), float(high)
 

@@ -146,8 +146,8 @@ def all_at_once(store: Store, seed: int, policy: Policy | None = None) -> tuple[
         problem = store.problem(problem_id)
         for batch in batches:
             prefix = "".join(batch.steps)
-            draws = derive_seed(seed, problem_id, prefix, batch.first_sample)
-            requests[engine].append(SampleRequest(problem, prefix, len(batch.rollouts), draws))
+            batch_seed = derive_seed(seed, problem_id, prefix, batch.first_sample)
+            requests[engine].append(SampleRequest(problem, prefix, len(batch.rollouts), batch_seed))
     ray.init(include_dashboard=False, log_to_driver=False)
     try:
         actors = [ray.remote(num_cpus=1)(AllAtOnce).remote() for _ in CORES]

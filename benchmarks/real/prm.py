@@ -63,7 +63,7 @@ def prm_folder(workspace: Workspace, name: str) -> Path:
 
 
 def train(workspace: Workspace, name: str) -> float:
-    """Train a PRM on the labels of the campaign `name` unless it exists; return the seconds of the last call."""
+    """Train a PRM on the labels of the campaign `name` unless it exists; return the seconds that training took."""
     seconds = workspace.folder / f"prm-{name}" / "seconds.json"
     if not prm_folder(workspace, name).exists():
         write_json(seconds, run_command("train", "train.yaml", train_sets(workspace, name)))

@@ -130,19 +130,19 @@ async def test_the_image_is_seen(server_url):
     first, second = PROBLEMS[0], next(other for other in PROBLEMS if other.images != PROBLEMS[0].images)
     swapped = Problem(first.id, first.question, first.answer, second.images)
     async with served(server_url) as remote:
-        draws = [await remote.sample(ask(problem, n=8)) for problem in (first, swapped)]
-    assert [draw.text for draw in draws[0]] != [draw.text for draw in draws[1]]
+        completions = [await remote.sample(ask(problem, n=8)) for problem in (first, swapped)]
+    assert [completion.text for completion in completions[0]] != [completion.text for completion in completions[1]]
 
 
 async def test_sample_i_of_n_has_the_seed_plus_i(server_url):
     async with served(server_url) as remote:
-        draws = await remote.sample(ask(TEXT_ONLY, n=6, seed=100))
+        completions = await remote.sample(ask(TEXT_ONLY, n=6, seed=100))
         alone = [await remote.sample(ask(TEXT_ONLY, seed=100 + i)) for i in range(6)]
         again = await remote.sample(ask(TEXT_ONLY, n=6, seed=100))
-    assert len({draw.text for draw in draws}) > 1
-    assert again == draws
+    assert len({completion.text for completion in completions}) > 1
+    assert again == completions
     # Rounding depends on the batch and may change a sample, but most samples are the same.
-    assert sum(draw == one for draw, (one,) in zip(draws, alone, strict=True)) >= 4
+    assert sum(completion == one for completion, (one,) in zip(completions, alone, strict=True)) >= 4
 
 
 async def test_an_error_about_a_long_prompt_names_the_problem(server_url):

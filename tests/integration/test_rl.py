@@ -90,7 +90,7 @@ def test_a_run_stops_on_sigterm_and_resumes(tmp_path: Path, sets: list[str]) -> 
     assert [line["step"] for line in train] == list(range(1, 9))
     assert train[: len(first)] == first
     assert [line["step"] for line in lines_of(output) if line["kind"] == "eval"] == [0, 8]
-    # 32 draws from 16 problems: each one twice.
+    # 32 prompts from 16 problems: each one twice.
     assert sum(line["dropped_refused"] for line in train) == 2
     assert sum(line["dropped_unknown"] for line in train) >= 4, "of 8; a response without an answer is incorrect"
     for line in train:

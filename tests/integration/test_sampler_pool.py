@@ -25,7 +25,7 @@ async def test_pool(policy_folder):
     pool = SamplerPool(engine, SamplingConfig(max_tokens=32), PromptConfig(preset="plain"), size=2)
     try:
         answers = await asyncio.gather(*(pool.sample(SampleRequest(problem, "", 4, 0)) for problem in problems))
-        tokens = sum(draw.token_count for answer in answers for draw in answer)
+        tokens = sum(completion.token_count for answer in answers for completion in answer)
         assert (await pool.stats()).generated_tokens == tokens
         with pytest.raises(SamplingError, match=f"problem {problems[0].id}.*maximum context length"):
             await pool.sample(SampleRequest(problems[0], "1" * 5000, 1, 0))

@@ -44,8 +44,8 @@ async def test_a_prefix_is_continued_not_repeated(greedy, problem):
 async def test_the_image_is_seen(sampler):
     first, second = PROBLEMS[0], next(other for other in PROBLEMS if other.images != PROBLEMS[0].images)
     swapped = Problem(first.id, first.question, first.answer, second.images)
-    draws = [await sampler.sample(ask(problem, n=8)) for problem in (first, swapped)]
-    assert [generated.text for generated in draws[0]] != [generated.text for generated in draws[1]]
+    completions = [await sampler.sample(ask(problem, n=8)) for problem in (first, swapped)]
+    assert [generated.text for generated in completions[0]] != [generated.text for generated in completions[1]]
 
 
 async def test_the_same_seed_gives_the_same_text(sampler):
@@ -64,13 +64,13 @@ async def test_many_requests_are_in_flight_at_once(sampler):
     while not answers.done():
         await asyncio.sleep(0.002)
         running = max(running, sampler.stats().running)
-    draws = [generated for answer in await answers for generated in answer]
+    completions = [generated for answer in await answers for generated in answer]
     assert running == 128, "the engine computes max_num_seqs at once"
-    assert len(draws) == 256
-    assert {generated.finish_reason for generated in draws} <= {"stop", "length"}
-    assert all(generated.token_count == 96 for generated in draws if generated.finish_reason == "length")
+    assert len(completions) == 256
+    assert {generated.finish_reason for generated in completions} <= {"stop", "length"}
+    assert all(generated.token_count == 96 for generated in completions if generated.finish_reason == "length")
     assert sampler.stats().generated_tokens - before.generated_tokens == sum(
-        generated.token_count for generated in draws
+        generated.token_count for generated in completions
     )
     assert (sampler.stats().running, sampler.stats().waiting) == (0, 0)
 
@@ -121,9 +121,9 @@ async def test_a_token_that_straddles_the_prefix_is_sampled_again(sampler):
     text, _, ids = await written(sampler, PROBLEMS[0])
     position = [decode([index]) for index in ids].index("</step>")
     prefix = text[: text.index("</step>")] + "</"
-    draws = await sampler.sample(replace(ask(PROBLEMS[0], prefix, n=8), prefix_ids=ids[:position]))
+    completions = await sampler.sample(replace(ask(PROBLEMS[0], prefix, n=8), prefix_ids=ids[:position]))
     continued = [
-        generated for generated in draws if generated.tokens is not None
+        generated for generated in completions if generated.tokens is not None
     ]  # the others never matched the prefix
     assert continued
     for generated in continued:

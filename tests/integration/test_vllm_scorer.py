@@ -60,7 +60,7 @@ def test_vllm_scores_equal_those_of_transformers(tmp_path: Path) -> None:
     assert after_a_refusal[0].scores == pytest.approx(expected[-1].scores, abs=1e-3)
 
 
-def test_why_a_process_of_the_scorer_did_not_start_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_start_of_a_scorer_process_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(**arguments: object) -> None:
         raise Exception("WorkerProc initialization failed. See stack trace for root cause.")
 

@@ -111,7 +111,7 @@ def test_the_limit_excludes_loading(problems: Path, tmp_path: Path, monkeypatch:
     assert run_campaign(chosen).problems["done"] == PROBLEMS
 
 
-def test_an_idle_worker_takes_what_a_dead_one_leaves(problems: Path, tmp_path: Path) -> None:
+def test_an_idle_worker_takes_the_problems_of_a_dead_one(problems: Path, tmp_path: Path) -> None:
     problems.write_text("".join(problems.read_text().splitlines(keepends=True)[:2]))
     chosen = scripted.config(str(problems), str(tmp_path / "run"), max_restarts=0)
 

@@ -167,7 +167,7 @@ async def test_finds_the_true_first_error(number: int, monkeypatch: pytest.Monke
         first_bad = next(i for i, step in enumerate(steps) if "bad" in step)
         assert steps[:first_bad] in nodes
         assert steps[: first_bad + 1] in nodes
-        assert steps not in nodes, "a complete solution is no state"
+        assert steps not in nodes, "a complete solution is not a state"
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ class Fixed:
         (((),), r"returned 0 scores for \d steps; return one per step"),
     ],
 )
-def test_a_scorer_with_too_few_results_is_told(results: tuple[tuple[float, ...], ...], message: str) -> None:
+def test_a_scorer_with_too_few_results_is_an_error(results: tuple[tuple[float, ...], ...], message: str) -> None:
     with pytest.raises(mmprm.MmprmError, match=message):
         mmprm.score_steps(Fixed(*results), "q", ["a"])
     with pytest.raises(mmprm.MmprmError, match=message):

@@ -76,7 +76,7 @@ def test_thoughts_may_begin_with_a_mark() -> None:
 
 
 @pytest.mark.parametrize("answer", ["#### 5", "#### $\\frac12$", "### Conclusion\nIt is 5.", "**Final result:** 5"])
-def test_answers_in_more_forms_are_a_step_of_their_own(answer: str) -> None:
+def test_answers_in_more_forms_are_a_separate_step(answer: str) -> None:
     assert split(f"Step 1: a\nStep 2: b\n\n{answer}", "numbered").steps == ("Step 1: a\n", "Step 2: b\n\n", answer)
 
 

@@ -23,7 +23,7 @@ async def fail(error: Exception) -> None:
     raise error
 
 
-async def test_a_long_wait_says_what_it_waits_for(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_long_wait_names_what_it_waits_for(capsys: pytest.CaptureFixture[str]) -> None:
     assert await wait(asyncio.sleep(0.12, "up"), "engine 1 to start") == "up"
     assert capsys.readouterr().err.splitlines() == ["waiting for engine 1 to start (0 s)"] * 2
 
@@ -56,7 +56,7 @@ async def test_an_error_of_the_actors_code_is_raised_unchanged() -> None:
     assert seen.value is cause
 
 
-async def test_a_dead_actor_is_named_with_what_was_waited_for() -> None:
+async def test_a_dead_actor_is_named_with_the_pending_call() -> None:
     with pytest.raises(EngineStoppedError, match=r"^engine 1 to load: The actor experienced"):
         await wait(fail(RayActorError()), "engine 1 to load")
 

@@ -90,7 +90,7 @@ def test_an_error_that_refers_to_another_process_includes_its_error(tmp_path: Pa
     assert second == "Exception an error of its own"
 
 
-def test_without_a_log_the_error_itself_is_told() -> None:
+def test_without_a_log_the_error_itself_is_shown() -> None:
     done = subprocess.run([sys.executable, "-c", STARTING], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("SetupError m: the scorer did not start (WorkerProc initialization failed.")
 

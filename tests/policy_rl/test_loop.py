@@ -30,7 +30,7 @@ def test_versions_and_seeds(tmp_path: Path) -> None:
         assert (n, most) == (3, None)
         assert seed == rollout_seed(0, version, problem, epochs[problem])
         epochs[problem] += 1
-    assert set(epochs.values()) == {2, 3}, "24 draws from 10 problems: none a third time before all had two"
+    assert set(epochs.values()) == {2, 3}, "24 prompts from 10 problems: none a third time before all were used twice"
 
 
 def test_one_step_ahead_samples_during_the_update(tmp_path: Path) -> None:

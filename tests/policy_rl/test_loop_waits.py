@@ -18,7 +18,7 @@ from policy_rl.weights.transfer import Published
 
 
 class SlowSaves(ScriptedTrainer):
-    """A trainer whose save ends only when the event loop gets to run."""
+    """Saves a checkpoint only when the event loop gets to run."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ def test_the_event_loop_runs_while_a_checkpoint_is_written(tmp_path: Path) -> No
 
 
 class DyingPool(ScriptedPool):
-    """A pool whose engines stop in the third step."""
+    """Stops its engines in the third step."""
 
     async def sample(self, problem: Any, n: int, seed: int, version: int, max_tokens: int | None = None) -> Any:
         if version == 2:
@@ -70,7 +70,7 @@ def test_the_event_loop_runs_while_the_engines_death_is_saved(tmp_path: Path) ->
 
 
 class SleeplessPool(ScriptedPool):
-    """A pool with an engine that dies asleep in the third step."""
+    """Loses a sleeping engine in the third step."""
 
     async def sleep(self) -> None:
         if self.version == 2:
@@ -87,7 +87,7 @@ def test_an_engine_that_dies_before_an_update_costs_one_step(tmp_path: Path) -> 
 
 
 class Broadcasting(ScriptedTrainer):
-    """A trainer whose first broadcast ends only if its ranks are killed."""
+    """Ends its first broadcast only if its ranks are killed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class LosingPool(ScriptedPool):
         return EngineStoppedError("engine 1 of 2: the actor died; its log is /x.err")
 
 
-def test_a_broadcast_ends_with_the_engine_that_it_waits_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broadcast_to_a_dead_engine_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publish, "REPORT_SECONDS", 0.05)
     trainer = Broadcasting()
     loop = make_loop(make_config(tmp_path / "run"), LosingPool(), trainer)

@@ -57,7 +57,7 @@ def test_recipes(name: str) -> None:
     ]
 
 
-def test_engines_get_what_ranks_and_prm_leave() -> None:
+def test_engines_get_the_gpus_left_by_ranks_and_prm() -> None:
     placed = assign_gpus([4], ranks=1, prm="own")
     assert placed == Placement((((0, 0),), ((0, 1),)), ((0, 2),), ((0, 3),))
     assert assign_gpus([4], ranks=1, prm="shared") == Placement((((0, 0),), ((0, 1),), ((0, 2),)), ((0, 3),), ((0, 2),))

@@ -227,7 +227,7 @@ def test_a_changed_learning_rate_and_filter_are_reported(tmp_path: Path, capsys)
 
 
 @pytest.mark.parametrize("ahead", [False, True])
-def test_episodes_count_what_a_filter_asked_for(tmp_path: Path, ahead: bool, capsys) -> None:
+def test_episodes_count_prompts_requested_under_a_filter(tmp_path: Path, ahead: bool, capsys) -> None:
     """20 problems are two passes over ten problems; without a filter, they are five steps."""
     config = make_config(tmp_path / "run", episodes=2, one_step_ahead=ahead, **STRICT)
     assert make_config(tmp_path, episodes=2, steps=None).total_steps(10) == config.total_steps(10) == 5

@@ -36,7 +36,7 @@ def test_repairs(thoughts: str, repaired: str, count: int) -> None:
         ("I see that the answer is 5.", None),
     ],
 )
-def test_betrayals(thoughts: str, betrayal: str | None) -> None:
+def test_phrases_that_reveal_the_description(thoughts: str, betrayal: str | None) -> None:
     wording = build_wording()
     assert wording.betrayal(wording.repaired(thoughts)[0]) == betrayal
 

@@ -118,7 +118,7 @@ def test_empty_cells_and_lists(value: Any, count: int) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_photographs_stand_upright(form: str, orientation: int) -> None:
+def test_photographs_are_upright(form: str, orientation: int) -> None:
     """Pillow's own transposition is the reference, pixel by pixel."""
     from PIL import ImageOps
 

@@ -33,7 +33,7 @@ def load(path: Path, **options) -> list[Problem]:
     return load_problems(ProblemsConfig(path=str(path), **options))
 
 
-def test_json_list_with_image_paths_beside_it(tmp_path: Path) -> None:
+def test_json_list_with_relative_image_paths(tmp_path: Path) -> None:
     (tmp_path / "k12.json").write_text(
         json.dumps([{"id": "a", "question": "Q", "answer": "25°.", "image_path": "i/a.png"}])
     )

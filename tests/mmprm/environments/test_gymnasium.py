@@ -80,6 +80,6 @@ def test_a_turn_without_an_action_changes_nothing() -> None:
         (LAKE | {"arguments": {"no_such": 1}}, "cannot be made"),
     ],
 )
-def test_an_invalid_environment_says_what_to_change(keys: dict, message: str) -> None:
+def test_an_invalid_environment_proposes_a_change(keys: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make_environment(EnvironmentConfig(**keys))

@@ -114,6 +114,6 @@ def test_a_nondeterministic_environment_is_detected(part: str, name: str) -> Non
         ({"path": "sokoban", "arguments": {"pattern": "move"}}, "must have a group"),
     ],
 )
-def test_an_invalid_configuration_says_what_to_change(keys: dict, message: str) -> None:
+def test_an_invalid_configuration_proposes_a_change(keys: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make_environment(EnvironmentConfig(**keys))

@@ -1,4 +1,4 @@
-"""Test labels combined with a judge's opinion: what both say, and what is kept, by hand."""
+"""Test labels combined with a judge's opinion: their agreement, and which labels are kept, by hand."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def test_numbers_operators_and_short_words_distinguish_questions(other: str) -> 
     assert asked("What is 2 + 3?", other) == {}
 
 
-def test_long_questions_may_differ_in_a_word_but_not_in_a_number() -> None:
+def test_long_duplicates_may_differ_in_a_word_but_not_in_a_number() -> None:
     assert asked(LONG, LONG.replace("steady", "strong")) == {1: 0}
     assert asked(LONG + " It has 12 sails.", LONG + " It has 13 sails.") == {}
     assert asked(LONG, " ".join(reversed(LONG.split()))) == {}
@@ -112,7 +112,7 @@ def test_a_broken_image_is_named_only_where_it_matters() -> None:
         near_duplicates([alone[0], Problem("c", "What is shown ?", "1", (broken,))])
 
 
-def test_the_shortcut_finds_what_comparing_all_pairs_finds() -> None:
+def test_the_shortcut_equals_comparing_all_pairs() -> None:
     chance = random.Random(0)
     words = LONG.split()
     questions = []

@@ -56,7 +56,7 @@ def only_record(folder: Path, problem: Problem, form: str, **keys: Any) -> dict[
     return json.loads(line)
 
 
-def test_trl_merges_what_it_cannot_mask(tmp_path: Path) -> None:
+def test_trl_merges_steps_that_it_cannot_mask(tmp_path: Path) -> None:
     assert only_record(tmp_path, PLAIN, "trl") == {
         "prompt": "What is 2 + 3?",
         "completions": ["Two here.", "Three there.\nFive in all.", "<answer>5</answer>"],

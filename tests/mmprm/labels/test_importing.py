@@ -172,7 +172,7 @@ def test_hard_exports_round_trip_as_hard_labels(tmp_path: Path, name: str) -> No
     assert values == [[1.0, None, 0.0] if masked else [1.0, 0.0], [None, 1.0]]
 
 
-def test_the_command_prints_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_a_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path, PLAIN, PLAIN)
     main(["labels", "import", str(path), "--format", "steps", "--set", f"output={tmp_path / 'x.parquet'}"])
     assert capsys.readouterr().out.splitlines() == [

@@ -83,7 +83,7 @@ def saved_by_one_more(make: Callable[[int], nn.Module], precision: str, checkpoi
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize("shape", [(64, 160, 4, 2), (96, 160, 4, 4), (64, 320, 2, 2)])
-def test_torch_keeps_what_the_formula_says(shape: tuple[int, int, int, int], precision: str) -> None:
+def test_torch_keeps_as_many_bytes_as_the_formula_says(shape: tuple[int, int, int, int], precision: str) -> None:
     hidden, intermediate, heads, groups = shape
 
     def make(layers: int) -> nn.Module:

@@ -68,7 +68,7 @@ def test_a_model_is_split_over_the_gpus_of_one_machine() -> None:
     assert refusal == "scorer.tensor_parallel_size=4 is more than hardware.gpus=8 / hardware.nodes=4"
 
 
-def test_a_38b_scorer_on_one_gpu_is_told_to_use_more(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_38b_scorer_on_one_gpu_is_advised_to_use_more(capsys: pytest.CaptureFixture[str]) -> None:
     sets = ["scorer.prm=OpenGVLab/InternVL3-38B-hf", "hardware.gpus=4"]
     assert main(["plan", "serve", *(word for pair in sets for word in ("--set", pair))]) == 2
     assert "what would fit: --set scorer.backend=vllm --set scorer.tensor_parallel_size=2" in capsys.readouterr().err

@@ -163,7 +163,7 @@ def test_host_memory_of_saving_and_loading() -> None:
     ]
 
 
-def test_the_command_refuses_what_cannot_fit(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_rejects_plans_that_cannot_fit(capsys: pytest.CaptureFixture[str]) -> None:
     command = ["plan", "train", "--config", str(CONFIGS / "train" / "internvl3-8b.yaml")]
     assert main([*command, "--paths", "200000"]) == 0
     shown = capsys.readouterr().out

@@ -66,7 +66,7 @@ def test_other_rows_and_padding_change_nothing(prm: Prm, solutions: list[Solutio
 
 
 @torch.no_grad()
-def test_a_step_is_judged_by_what_comes_before_it(prm: Prm, solutions: list[Solution]) -> None:
+def test_a_step_is_judged_only_by_its_prefix(prm: Prm, solutions: list[Solution]) -> None:
     problem, steps = solutions[0].problem, solutions[0].steps
     first_M2 = prm.model(**prm.renderer.encode([Solution(problem, steps[:2])]))
     other_end_M2 = prm.model(**prm.renderer.encode([Solution(problem, (*steps[:2], "red=1"))]))

@@ -45,12 +45,12 @@ async def test_a_scripted_sample_depends_only_on_seed_plus_number():
     sampler = ScriptedSampler(write)
     whole = await sampler.sample(SampleRequest(PROBLEM, "a", 4, 100))
     tail = await sampler.sample(SampleRequest(PROBLEM, "a", 2, 102))
-    assert [draw.text for draw in whole[2:]] == [draw.text for draw in tail]
-    assert len({draw.text for draw in whole}) == 4
+    assert [completion.text for completion in whole[2:]] == [completion.text for completion in tail]
+    assert len({completion.text for completion in whole}) == 4
     assert whole[0].token_count == 3
 
 
-async def test_scripted_sampler_counts_what_is_in_flight():
+async def test_scripted_sampler_counts_requests_in_flight():
     sampler = ScriptedSampler(write, delay=0.01)
     await asyncio.gather(*(sampler.sample(SampleRequest(PROBLEM, str(i), 1, i)) for i in range(5)))
     assert (sampler.in_flight, sampler.in_flight_max, len(sampler.requests)) == (0, 5, 5)

@@ -98,7 +98,7 @@ def test_ids_that_end_inside_a_character_are_rejected(tokenizer: Any) -> None:
         assert rest == (None if "�" in written else "€😀ü"[len(written) :])
 
 
-def test_a_word_that_a_byte_level_vocabulary_holds_as_it_is() -> None:
+def test_a_word_that_a_byte_level_vocabulary_contains_verbatim() -> None:
     tokenizer = byte_level(PATTERNS["llama 3"])
     tokenizer.convert_ids_to_tokens = lambda index: "步骤"
     assert TokenText(tokenizer).tokens([300], "步骤") == Tokens((300,), (2,))

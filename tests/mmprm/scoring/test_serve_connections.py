@@ -99,7 +99,9 @@ def test_a_header_has_a_time_limit() -> None:
     ],
     ids=["silent", "half a header", "half a body"],
 )
-def test_too_many_connections_from_one_address_block_nobody(sent: bytes, caplog: pytest.LogCaptureFixture) -> None:
+def test_too_many_connections_from_one_address_do_not_block_others(
+    sent: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     """Forty connections are opened where eight are allowed: the oldest idle ones are closed, with one log line."""
     caplog.set_level(logging.WARNING)
     limits = QUICK.model_copy(update={"header_seconds": 30.0})

@@ -49,7 +49,7 @@ def answers(result: Guided) -> list[str | None]:
     return [candidate.answer for candidate in result.group.candidates]
 
 
-async def test_beam_finds_what_best_of_n_misses_at_the_same_tokens() -> None:
+async def test_beam_search_beats_best_of_n_at_equal_tokens() -> None:
     # By depth: 0 1 2 0 1 2 | from 1 and 0: 10 11 12, 00 01 02 | from 11 and 10: 110 111 112, 100 101 102 | answers.
     best = await one(GuidedConfig(samples=6))
     assert answers(best) == ["0", "100", "200", "0", "100", "200"]
@@ -102,7 +102,7 @@ async def test_complete_solutions_occupy_beams() -> None:
     assert result.tokens == 9
 
 
-async def test_dvts_trees_stay_apart() -> None:
+async def test_dvts_trees_stay_independent() -> None:
     sampler = ScriptedSampler(world)
     forest = await one(GuidedConfig(strategy="dvts", samples=8, beams=4), sampler, LetterScorer())
     roots = [request for request in sampler.requests if not request.prefix]

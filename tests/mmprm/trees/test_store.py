@@ -144,7 +144,7 @@ def test_other_files_are_rejected(tmp_path: Path) -> None:
         Store.create_or_open(tmp_path / "foreign.sqlite", CONFIG)
 
 
-def test_a_reader_sees_what_is_committed_and_writes_nothing(store: Store) -> None:
+def test_a_reader_sees_committed_data_and_writes_nothing(store: Store) -> None:
     store.append(PACKED)
     reader = Store.read(store.path)
     assert reader.tree("p") == store.tree("p")

@@ -164,7 +164,7 @@ def test_gae_with_lambda_1_is_the_return_minus_the_value() -> None:
     torch.testing.assert_close(advantages_NT, returns_to_go(rewards_NT, mask_NT, gamma=0.9) - values_NT)
 
 
-def test_gae_skips_masked_tokens_wherever_they_stand() -> None:
+def test_gae_skips_masked_tokens_at_any_position() -> None:
     rewards_NT, values_NT = torch.tensor([[0.0, 0.0, 1.0]]).double(), torch.tensor([[0.5, 0.6, 0.7]]).double()
     expected_NT, _ = gae(rewards_NT, values_NT, torch.ones(1, 3) > 0, 0.9, 0.8)
     position = torch.tensor([1, 2, 5])

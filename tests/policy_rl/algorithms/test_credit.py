@@ -90,7 +90,7 @@ class TestMinForm:
                 first, second = (credit(x, mode=mode, baseline=baseline).returns_PKS[0, 0, :1] for x in (apart, merged))
                 close(first, second.tolist())
 
-    def test_padding_steps_are_no_minimum(self) -> None:
+    def test_padding_steps_do_not_count_as_minimum(self) -> None:
         steps = scored([[[0.9], [0.95, 0.8]]])
         assert credit(steps, mode="strict_min", baseline="none").returns_PKS[0, 0, 0].item() == pytest.approx(0.8)
 
@@ -220,7 +220,7 @@ class TestScalar:
 
 
 class TestStepGae:
-    def test_rewards_stand_at_the_last_token_of_each_step(self) -> None:
+    def test_rewards_are_at_the_last_token_of_each_step(self) -> None:
         result = credit(scored(ONE), mode="step_gae", weight=0.5)
         assert (result.returns_PKS == 0).all()
         assert not result.sources
@@ -235,7 +235,7 @@ class TestParticipation:
         assert (config.mode, config.baseline, config.gate, config.weight) == ("soft_min", "step_index", "none", 1.0)
 
     @pytest.mark.parametrize("mode", ["soft_min", "strict_min", "return_to_go"])
-    def test_dropped_samples_and_those_without_steps_are_no_baseline(self, mode: str) -> None:
+    def test_dropped_samples_and_those_without_steps_are_not_in_the_baseline(self, mode: str) -> None:
         full = scored([[[0.9, 0.2], [0.4], [0.7, 0.6]]])
         wide = scored([[[0.9, 0.2], [0.1], [0.4], [], [0.7, 0.6]]])
         expected = credit(full, mode=mode)

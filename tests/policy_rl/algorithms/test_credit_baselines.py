@@ -120,7 +120,7 @@ def test_the_length_after_a_step_does_not_change_the_others_credit() -> None:
 def test_published_baselines_reward_length(
     baseline: str, lengths: tuple[int, int], score: float, expected: tuple[float, float]
 ) -> None:
-    """They are therefore not the default: the scores are equal, but one response is twice as long and earns more."""
+    """With equal scores, a response twice as long earns more, so these baselines are not the default."""
     steps = steps_of([[score] * length for length in lengths])
     found = credit_of(steps, {"mode": "soft_min", "baseline": baseline})[0, :, 0]
     torch.testing.assert_close(found, torch.tensor(expected))

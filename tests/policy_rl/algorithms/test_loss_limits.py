@@ -115,7 +115,7 @@ def test_cpgd_as_released_and_as_published() -> None:
     torch.testing.assert_close(gradient, double([[0.6, -0.994741]]), atol=5e-7, rtol=0)
 
 
-def test_metrics_of_an_update_are_finite_and_count_what_was_clamped() -> None:
+def test_metrics_of_an_update_are_finite_and_count_clamped_tokens() -> None:
     """Four tokens have ρ = 0, 100, −100 and 1; the reference is also far off at the last one."""
     old, rho = torch.zeros(1, 4), torch.tensor([[0.0, 100.0, -100.0, 1.0]])
     ref = old + rho

@@ -105,7 +105,7 @@ class TestGspo:
         torch.testing.assert_close(ours[1], theirs[1])
 
     @pytest.mark.parametrize("given", [{}, {"clip_low": 3e-4}, {"clip_high": 4e-4}])
-    def test_it_needs_a_clip_range_of_its_own(self, given: dict[str, float]) -> None:
+    def test_it_needs_its_own_clip_range(self, given: dict[str, float]) -> None:
         with pytest.raises(ConfigError, match="set clip_low and clip_high, such as"):
             build(LossConfig, {"surrogate": "gspo", **given})
 

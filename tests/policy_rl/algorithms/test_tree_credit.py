@@ -59,10 +59,10 @@ def branched(rule: Rule, m: int) -> list[tuple[float, Path, list[tuple[int, tupl
     found = []
     for path, probability in ends(()):
         lengths = [length for length in range(1, DEPTH) if rule(path[:length], path)]
-        draws = [list(itertools.product(list(ends(path[:length])), repeat=m)) for length in lengths]
-        for drawn in itertools.product(*draws):
-            chance = probability * np.prod([each for group in drawn for _, each in group])
-            points = [(length, tuple(end for end, _ in group)) for length, group in zip(lengths, drawn, strict=True)]
+        options = [list(itertools.product(list(ends(path[:length])), repeat=m)) for length in lengths]
+        for chosen in itertools.product(*options):
+            chance = probability * np.prod([each for group in chosen for _, each in group])
+            points = [(length, tuple(end for end, _ in group)) for length, group in zip(lengths, chosen, strict=True)]
             found.append((chance, path, points))
     return found
 

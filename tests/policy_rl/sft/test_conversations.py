@@ -167,7 +167,7 @@ def test_the_mask_is_the_templates_assistant_turns(
 def test_tokens_images_and_positions_are_the_processors(
     encoder: tuple[str, Any, ConversationEncoder], tmp_path: Path
 ) -> None:
-    """They equal those from processing the whole text at once."""
+    """Token ids, images and positions equal those from processing the whole text at once."""
     name, processor, encode = encoder
     conversation = dialogue(name, tmp_path)
     encoded, size = encode(conversation), encode.size(conversation)

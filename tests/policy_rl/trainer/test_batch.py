@@ -69,7 +69,7 @@ def test_responses_that_begin_alike_share_tokens() -> None:
     assert inputs.token_NT.tolist() == [[6, 7, 8, 0], [6, 7, 8, 0], [6, 7, 9, 9]]
 
 
-def test_rows_of_one_response_need_no_mask_of_their_own() -> None:
+def test_rows_of_one_response_need_no_mask() -> None:
     inputs = collate_rows([(0,), (1,)], THREE, Numbers())
     assert inputs.end_BL is None
     assert inputs.input_ids_BL.tolist() == [[3, 4, 5, 6, 7], [3, 4, 5, 8, 0]]

@@ -186,7 +186,7 @@ def test_resumed_equals_uninterrupted(
 def test_resumed_at_another_learning_rate(
     random_policy_folder: Path, samples: list[TrainingSample], tmp_path: Path
 ) -> None:
-    """The error about non-finite updates proposes this. The schedule position is kept, also with smaller
+    """The error about non-finite updates suggests this change; it keeps the schedule position, also with smaller
     micro-batches.
     """
     schedule = {"precision": "fp32", "warmup": 0.05, "final_learning_rate": 0.1}
