@@ -36,7 +36,7 @@ def test_threshold_and_f1_by_hand() -> None:
     unseen = [
         judged("c", (0.9, 0.5), 1),
         judged("c", (0.9, 0.7), NO_ERROR),
-        judged("d", (0.5, 0.2), 1),  # claimed too early
+        judged("d", (0.5, 0.2), 1),  # predicted too early
         judged("d", (0.6, 0.6), NO_ERROR),
     ]
     result = judge("tiny", "first_error_f1", unseen, threshold=threshold)

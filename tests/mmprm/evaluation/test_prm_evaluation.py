@@ -84,7 +84,7 @@ def prm800k(*ratings: int | None) -> dict[str, Any]:
 
 def test_steps_come_in_the_forms_of_other_projects() -> None:
     (found,) = read("steps", prm800k(1, 0, -1, None))
-    assert found.correct == (True, True, False, None)  # PRM800K's neutral step is no error
+    assert found.correct == (True, True, False, None)  # PRM800K's neutral step is not an error
     turns = [
         {"from": "human", "value": "<image>\nQuestion: q\nProcess: a<prm>b<prm>"},
         {"from": "gpt", "value": [0.6, 0.4]},
@@ -146,7 +146,7 @@ def test_first_error_f1_by_source_and_average() -> None:
     assert (result.pooled.parts["on_bad"].value, result.pooled.parts["on_good"].value) == (0.5, 1.0)
     assert (result.pooled.solutions, result.pooled.steps, result.sources["a"].steps) == (4, 7, 4)
     assert (result.threshold, result.threshold_from) == (0.5, "given")
-    # Correct: .9 .8 .7 .9 .6; incorrect: .2 .6. Of 10 pairs, 5 + 4 are won, with one tie among them.
+    # Correct: .9 .8 .7 .9 .6; incorrect: .2 .6. Of 10 pairs, 5 + 4 are won and one is tied.
     assert result.auc == pytest.approx(0.95)
     # Bins of width 0.1: 0.2 (0 of 1 correct), 0.6 (1 of 2), 0.7, 0.8, 0.9 (all of 1, 1, 2).
     assert [(entry.count, entry.observed) for entry in result.curve] == [(1, 0), (2, 0.5), (1, 1), (1, 1), (2, 1)]
