@@ -24,9 +24,8 @@ def tree_lines(problem: Problem, ended: str, root: Branch, step_format: StepForm
     The position is · for a prefix that was never sampled from. With `rollouts`, the rollouts sampled from each state
     are shown too.
     """
-    head = Text.assemble(
-        (printable(problem.question.strip()), "bold"), printable(f"\ngold answer {problem.answer} · {ended}\n")
-    )
+    gold = f"gold answer {problem.answer} · " if problem.answer else ""  # an environment's problems have none
+    head = Text.assemble((printable(problem.question.strip()), "bold"), printable(f"\n{gold}{ended}\n"))
     lines = Lines(_label(root, step_format), guide_style="dim")
     _grow(lines, root, step_format, rollouts)
     return Group(head, lines)

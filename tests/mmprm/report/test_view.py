@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from mmprm.cli.main import main
 from mmprm.cli.tree import find_id
 from mmprm.errors import DataError
+from mmprm.report.terminal import tree_lines
 from mmprm.report.trees import grow
 from mmprm.report.view import evenly_spaced
 from mmprm.trees.serialization import pack_batch
@@ -108,6 +110,13 @@ def test_a_step_between_two_states_is_shown_with_the_later_one() -> None:
     tree = Tree("alpha-1", tuple(Node(b.steps, (Counts(1, 1),), b.rollouts) for b in log))
     (branch,) = grow(tree, StoppingRule(min_shared_rollouts=None)).children
     assert (branch.above, branch.steps) == (0, steps("a", "b", "c"))
+
+
+def test_a_problem_without_a_gold_answer_shows_none(capsys: pytest.CaptureFixture[str]) -> None:
+    tree = Tree("p", (Node((), (Counts(0, 1),), (rollout(W, "left"),)),))
+    root = grow(tree, StoppingRule(min_shared_rollouts=None))
+    Console().print(tree_lines(Problem("p", "Go.", ""), "done, too hard", root, "tags", rollouts=False))
+    assert capsys.readouterr().out.splitlines()[:2] == ["Go.", "done, too hard"]
 
 
 def test_tree_in_the_terminal(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
