@@ -86,7 +86,7 @@ def running(service: Service, listener: socket.socket | None = None, wait: bool 
 def until(true: Callable[[], bool], seconds: float = 20) -> None:
     end = time.monotonic() + seconds
     while not true():
-        assert time.monotonic() < end, "it did not become true"
+        assert time.monotonic() < end, "the condition did not become true"
         time.sleep(0.005)
 
 

@@ -116,5 +116,5 @@ def test_the_log_of_a_dead_worker_is_found_by_its_process(tmp_path: Path, monkey
     found = cause_of_death(message)
     assert found == f"Fatal Python error: Segmentation fault; its log is {log} on {os.uname().nodename}"
     assert cause_of_death("The actor died. pid: 78") == ""
-    assert cause_of_death(message.replace("10.0.0.1", "10.0.0.2")) == "", "log log of another machine"
+    assert cause_of_death(message.replace("10.0.0.1", "10.0.0.2")) == "", "log of another machine"
     assert cause_of_death("The actor never ran.") == ""

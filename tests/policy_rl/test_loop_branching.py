@@ -31,14 +31,14 @@ FILTERED |= {"batch": {"prompts": 4, "group_size": 3, "updates": 2}}
 
 
 class Letters:
-    """Decode each token as the character with this code."""
+    """Decodes each token to the character with this code."""
 
     def decode(self, token_ids: list[int], skip_special_tokens: bool) -> str:
         return "".join(map(chr, token_ids))
 
 
 class BranchingPool(ScriptedPool):
-    """Write two steps and an answer, one character per token, or what is missing after a prefix."""
+    """Writes two steps and an answer, one character per token, or completes a prefix."""
 
     def __init__(self, refuses: bool = False) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class BranchingPool(ScriptedPool):
 
 
 class LastWord:
-    """Grade a response by its answer."""
+    """Grades a response by its answer."""
 
     async def grade(self, problem: Problem, response: str) -> Grading:
         return Grading(Verdict.CORRECT if response.endswith("right") else Verdict.INCORRECT, response[-5:], "")
@@ -134,7 +134,7 @@ def test_continuations_that_the_engine_refuses_are_counted(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("changes", [{}, FILTERED], ids=["plain", "filter"])
 def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, changes: dict[str, Any]) -> None:
-    """With a filter, the checkpoint holds groups that are carried over, with their continuations."""
+    """With a filter, the checkpoint contains carried-over groups and their continuations."""
     whole, resumed = ScriptedTrainer(), ScriptedTrainer()
     asyncio.run(loop_of(tmp_path / "whole", BranchingPool(), whole, **changes).run())
     assert not asyncio.run(loop_of(tmp_path / "parts", BranchingPool(), StopsAt(3), **changes).run()).finished

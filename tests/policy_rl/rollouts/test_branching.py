@@ -1,4 +1,4 @@
-"""Test which prefixes of a group are continued, and that the choice does not read what follows them."""
+"""Test which prefixes of a group are continued, and that the choice does not depend on what follows them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Test what a rollout engine asks vLLM for, and which responses it makes of the answer, with a scripted vLLM."""
+"""Test the requests of a rollout engine to vLLM and the responses that it builds, with a scripted vLLM."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PREFIX = ResponsePrefix(np.array([97, 98], dtype=np.int32), np.array([-0.5, -0.2
 
 
 class ScriptedSampler:
-    """Answer "c" and "de" after the prompt and the requested prefix, or after other tokens."""
+    """Answers "c" and "de" after the prompt and the requested prefix, or after other tokens."""
 
     def __init__(self, changed: bool = False) -> None:
         self.requests: list[tuple[SampleRequest, dict[str, Any]]] = []

@@ -140,7 +140,7 @@ def test_the_learning_rate_follows_the_progress_of_the_run(
     assert rates[1] == pytest.approx(1e-3 * (0.1 + 0.9 * 0.5))
     assert rates[2] == pytest.approx(1e-4, rel=0.01)
     by_count = trainer.update(samples)["learning_rate"]
-    assert by_count == pytest.approx(1e-3, rel=0.01), "the fourth of 100, where nobody says otherwise"
+    assert by_count == pytest.approx(1e-3, rel=0.01), "the fourth of 100 updates by default"
 
 
 def test_non_finite_values_reach_no_weight(random_policy_folder: Path, samples: list[TrainingSample]) -> None:
