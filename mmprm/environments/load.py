@@ -26,8 +26,8 @@ class EnvironmentConfig(Config):
     actions: tuple[str, ...] | None = None
     """Names of a gymnasium environment's actions, in the order of their indices; null uses the indices as names."""
     pattern: str = ACTION
-    """Regular expression that finds the action in the policy's text. The last match counts, and its first group is the
-    action's name."""
+    """Regular expression that finds the action in the policy's text, in Sokoban and gymnasium environments. The last
+    match counts, and its first group is the action's name."""
     success_return: float = 1e-9
     """Minimum return of a successful episode, for environments that do not report success themselves; by default, any
     positive return. The episode must also have ended by itself."""
@@ -63,8 +63,9 @@ def make_environment(config: EnvironmentConfig) -> Environment:
             "factory; correct it"
         )
     factory = load_function(path, "environment.path")
+    own = {"pattern": config.pattern} if config.path in BUILT_IN else {}
     try:
-        made = factory(**config.arguments)
+        made = factory(**(own | config.arguments))
     except TypeError as error:
         raise ConfigError(
             f"environment.arguments={config.arguments} do not fit {config.path}: {error}; correct them"

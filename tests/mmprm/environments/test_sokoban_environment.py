@@ -53,6 +53,13 @@ def test_the_last_action_of_a_turn_counts() -> None:
     assert environment.step(f"Not {LEFT} but {UP}").info["action"] == "up"
 
 
+def test_another_pattern_finds_the_action() -> None:
+    environment = make_environment(EnvironmentConfig(path="sokoban", pattern=r"# (\w+)"))
+    environment.reset(PROBLEM, 0)
+    assert environment.step("# up").info["action"] == "up"
+    assert environment.step(UP).info["action"] is None
+
+
 def test_a_state_is_restored_by_replay() -> None:
     environment = sokoban()
     episode = replay(environment, PROBLEM, 0, [UP, RIGHT])
