@@ -26,8 +26,8 @@ HEADS, GROUPS, VISION_HEADS, TILE, PATCH = 4, 2, 2, 28, 7
 
 
 def old_config(language: str, rows: int, six_billion: bool, **changes: Any) -> dict[str, Any]:
-    """Return a tiny config.json of the older format. `six_billion` selects the norms of InternViT-6B, else those of
-    -300M.
+    """Return a tiny config.json of the older format, with the norms of InternViT-6B if `six_billion`, else of
+    InternViT-300M.
     """
     llm = {
         "architectures": [language],

@@ -122,7 +122,7 @@ def test_experts_of_qwen3_vl_are_stored_transposed(
 def test_packing_is_rejected_before_weights_are_loaded(
     folders: dict[str, Path], name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Both PRM training and SFT reject it; with packing=none, both go on to read the data."""
+    """Both PRM training and SFT reject it; with packing=none, both proceed to read the data."""
     assert "recurrent" in why_not_packed(prm_of(folders, name).model.backbone)
     check_packing(str(folders[name]), "none")
     for module, config, packing in ((train, TrainConfig, "trees"), (sft, sft.SftConfig, "samples")):

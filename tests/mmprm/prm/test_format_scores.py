@@ -1,4 +1,4 @@
-"""Test every family of process reward models, scored from a checkpoint of its own kind."""
+"""Test the scores of every family of process reward models on checkpoints in its published format."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def test_scores_of_a_checkpoint(name: str, folders: Callable[[str], Path]) -> No
 
 
 def test_score_positions_account_for_image_tokens(folders: Callable[[str], Path]) -> None:
-    """Scores are read before each + although a 56 × 56 image has four tokens, and two tiles with a thumbnail twelve."""
+    """Scores are read before each +; a 56 × 56 image takes four tokens, and two tiles with a thumbnail twelve."""
     scorer = TransformersScorer(ScorerConfig(prm=str(folders("visualprm")), format="visualprm"))
     found = scorer._format
     items = [solution(images=(image(56, 56),)), solution(images=(image(112, 56), image(56, 56)))]

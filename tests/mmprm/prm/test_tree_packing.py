@@ -186,7 +186,7 @@ def test_only_the_judgment_is_learned(prm: Prm) -> None:
 
 
 def test_marks_are_the_tokens_of_the_processor(prm: Prm) -> None:
-    """The tokens up to a marker are the same at the end of a text and within it, whatever the step ends with."""
+    """The tokens up to a marker are the same at the end of a text and inside it, for any end of a step."""
     form, marks = form_of(prm), Marks(form_of(prm))
     solution = tree_samples(prm, "once")[0].solution
     steps = ("2+3 =", " 5\n", "so Yes", "Question:", "é <answer>", "5</answer>")

@@ -1,4 +1,4 @@
-"""Test that each engine on a machine gets a core of its own."""
+"""Test that each engine on a machine gets a different core."""
 
 from __future__ import annotations
 

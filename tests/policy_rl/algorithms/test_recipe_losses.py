@@ -40,7 +40,7 @@ def ppo(lp_T: Tensor, old_T: Tensor, ref_T: Tensor, advantage: Tensor) -> Tensor
 
 
 def ppo_up_to_3(lp_T: Tensor, old_T: Tensor, ref_T: Tensor, advantage: Tensor) -> Tensor:
-    """Compute MM-Eureka's loss with Qwen: the ratio is at most 3, whatever the advantage."""
+    """Compute MM-Eureka's loss with Qwen: the ratio is at most 3 for any advantage."""
     return clipped((lp_T - old_T).exp().clamp(max=3), advantage)
 
 

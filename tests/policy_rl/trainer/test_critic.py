@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_the_critic_has_its_own_learning_rate(random_policy_folder: Path, samples: list[TrainingSample]) -> None:
-    """Adam's first step moves a weight by its learning rate, whatever the gradient."""
+    """Adam's first step moves a weight by its learning rate, regardless of the gradient."""
     critic = CriticConfig(learning_rate=1e-2, warmup_updates=0)
     trainer = start(random_policy_folder, config(rate=1e-4, critic=critic), critic=True)
     before, found = weights_of(trainer), trainer.log_probs(samples)

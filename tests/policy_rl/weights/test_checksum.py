@@ -25,7 +25,7 @@ def signed(value: int) -> int:
 
 
 def odd(index: int) -> int:
-    """Compute the multiplier with Python integers and the arithmetic shift of a signed number."""
+    """Compute a word's odd multiplier with Python integers, to check the tensor version and its signed shifts."""
     mixed = signed((index + 1) * 0x5851F42D4C957F2D)
     mixed = signed((mixed ^ (mixed >> 29)) * 0x2545F4914F6CDD1D)
     return (mixed ^ (mixed >> 32)) | 1
