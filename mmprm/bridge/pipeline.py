@@ -149,7 +149,8 @@ async def bridge_problems(
 ) -> list[BridgedProblem]:
     """Run all problems, in any order, and return them in file order. `done` is called with each as it ends.
 
-    Problems without images and near-duplicates of earlier problems are not asked.
+    Problems without images and near-duplicates of earlier problems are not asked. Raises EngineStoppedError if the
+    servers are gone.
     """
     refused = await asyncio.to_thread(_refused, problems)
     free = asyncio.Semaphore(PROBLEMS_IN_FLIGHT)
@@ -163,7 +164,13 @@ async def bridge_problems(
         done(found)
         return found
 
-    return list(await asyncio.gather(*(one(index, problem) for index, problem in enumerate(problems))))
+    tasks = [asyncio.ensure_future(one(index, problem)) for index, problem in enumerate(problems)]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:  # if the servers are gone, the other problems must not ask on
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _refused(problems: Sequence[Problem]) -> dict[int, BridgedProblem]:

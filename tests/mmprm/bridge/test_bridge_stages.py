@@ -100,6 +100,30 @@ def test_failures_name_their_kind() -> None:
         bridged(EngineStoppedError("gone"))
 
 
+def test_servers_that_are_gone_end_all_problems() -> None:
+    """The second problem waits for its reply when the first one finds the servers gone."""
+    config = build(BridgeConfig, {"problems": {"path": "x"}, "seer": ROLE, "reasoner": ROLE})
+    ended: list[str] = []
+
+    class Gone:
+        async def ask(self, messages: Any, images: Any, seed: int) -> Said:
+            if "AC" in str(messages):
+                raise EngineStoppedError("gone")
+            try:
+                await asyncio.sleep(60)
+            finally:
+                ended.append("canceled")
+            return Said("notes")
+
+    async def run() -> None:
+        problems = [PROBLEM, Problem("other", "What is next to it?", "7", PROBLEM.images)]
+        with SymbolicGrader() as grader, pytest.raises(EngineStoppedError):
+            await bridge_problems(problems, Bridge(Gone(), Gone(), grader, build_wording(), config))
+        assert ended == ["canceled"]
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize(
     ("seer", "reason"),
     [
