@@ -213,11 +213,10 @@ def _assign(values: dict[str, Any], path: list[str], value: Any, key: str) -> No
 
 
 def _explain(model: type[Config], item: Any, source: str) -> str:
-    # Among the alternatives of a key, pydantic adds the type, such as tuple[str, ...], to the path.
-    location = [part for part in item["loc"] if "[" not in str(part)]
-    key = ".".join(map(str, location)) or "(top)"
     if item["type"] == "extra_forbidden":
-        return f"{source}: {_explain_unknown(model, location)}"
+        *path, name = item["loc"]
+        return f"{source}: {_explain_unknown(model, _without_types(path), name)}"
+    key = ".".join(map(str, _without_types(item["loc"]))) or "(top)"
     if item["type"] == "missing":
         return f"{source}: {key} is required; set it in the file or with --set {key}=…"
     # The value of a group is not shown: it is long, and the message names the invalid key.
@@ -228,9 +227,13 @@ def _explain(model: type[Config], item: Any, source: str) -> str:
     return f"{source}: {prefix.removeprefix('(top): ')}{message}; correct the value"
 
 
-def _explain_unknown(model: type[Config], location: Sequence[str | int]) -> str:
-    *path, name = location
-    key = ".".join(map(str, location))
+def _without_types(location: Sequence[str | int]) -> list[str | int]:
+    """Remove the types, such as tuple[str, ...], that pydantic adds to the location of an error in a union."""
+    return [part for part in location if "[" not in str(part)]
+
+
+def _explain_unknown(model: type[Config], path: Sequence[str | int], name: str) -> str:
+    key = ".".join(map(str, [*path, name]))
     groups = _groups_at(model, path)
     for group in groups:
         if name in group.absent:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import pytest
 from pydantic import Field
 
-from mmprm.config import Config, build, describe, load, with_current_names
+from mmprm.config import Config, PathText, build, describe, load, with_current_names
 from mmprm.errors import ConfigError
 from mmprm.evaluation.policy_config import PolicyEvalConfig
 
@@ -114,6 +114,7 @@ class Monitored(Config):
     alarms: dict[str, Limits] = Field(default_factory=dict)
     timeout_seconds: float = 1.0
     data: Limits = Limits()
+    files: PathText | tuple[PathText, ...] = ()
 
 
 @pytest.mark.parametrize(
@@ -124,6 +125,8 @@ class Monitored(Config):
         ({"alarms": {"loss": {"least": 1}}}, r"alarms\.loss\.least is called alarms\.loss\.min; rename the key$"),
         ({"data": {"timeout_s": 1}}, r"data\.timeout_s does not exist; did you mean timeout_seconds\?"),
         ({"data": {"top_p": 1}}, r"data\.top_p does not exist; --help lists the keys$"),
+        ({"data[0]": 1}, r"configuration: data\[0\] does not exist; did you mean data\?"),
+        ({"files": 5}, r"^configuration: files=5: .*\nconfiguration: files=5: .* valid tuple; correct the value$"),
     ],
 )
 def test_an_unknown_key_names_the_way_out(values: dict[str, Any], message: str) -> None:
