@@ -8,7 +8,8 @@ these parts:
 
 1. collect: sample, grade, score, filter (policy_rl.collector)
 2. old: compute old and reference log-probabilities and values, if several updates, KL or a critic need them
-3. advantages (policy_rl.algorithms.samples), then up to `batch.updates` optimizer steps per epoch, each on some groups
+3. advantages (policy_rl.algorithms.samples, or tree_samples if responses branch), then up to `batch.updates` optimizer
+   steps per epoch, each on some groups
 4. sync: send the weights to all engines and verify that they use them; the policy version is the step number. A first
    sync precedes the first step, so that a broken transfer wastes no rollouts
 5. write a checkpoint if one is due, then evaluate if an evaluation is due

@@ -120,21 +120,27 @@ def describe_groups(collected: Collected, version: int) -> dict[str, float]:
 def describe_branches(groups: Sequence[GradedGroup], tokens: int) -> dict[str, float]:
     """Compute the metrics of continuations. Undefined means are NaN.
 
-    branches: number of prefixes that were continued; branch_tokens: number of tokens generated for it; branch_value:
-    mean reward of the continuations, averaged over prefixes; branch_decided: fraction of prefixes whose continuations
-    all have the same reward; branch_prm_error: mean absolute difference between a prefix's PRM score and the fraction
-    of its continuations that are correct.
+    branches: number of prefixes that were continued
+    branch_tokens: number of tokens generated for this
+    branch_value: mean reward of a prefix's continuations, averaged over prefixes
+    branch_decided: fraction of prefixes whose continuations all have the same reward as the response itself
+    branch_prm_error: mean distance between a prefix's PRM score and the fraction of its continuations that are correct
     """
-    branches = [branch for group in groups for branch in group.branches]
-    rewards = [[each.reward.total for each in branch.known] for branch in branches if branch.known]
-    scored = [branch for branch in branches if branch.known and branch.score is not None]
-    errors = [abs(branch.score - fmean(each.correct for each in branch.known)) for branch in scored]
+    branches = [(group, branch) for group in groups for branch in group.branches]
+    values, decided, errors = [], [], []
+    for group, branch in branches:
+        rewards = [each.reward.total for each in branch.known]
+        if not rewards:
+            continue
+        values.append(fmean(rewards))
+        decided.append(set(rewards) == {group.responses[branch.response].reward.total})
+        if branch.score is not None:
+            errors.append(abs(branch.score - fmean(each.correct for each in branch.known)))
+    means = {"branch_value": values, "branch_decided": decided, "branch_prm_error": errors}
     return {
         "branches": float(len(branches)),
         "branch_tokens": float(tokens),
-        "branch_value": fmean(map(fmean, rewards)) if rewards else math.nan,
-        "branch_decided": fmean(len(set(each)) == 1 for each in rewards) if rewards else math.nan,
-        "branch_prm_error": fmean(errors) if errors else math.nan,
+        **{name: fmean(found) if found else math.nan for name, found in means.items()},
     }
 
 

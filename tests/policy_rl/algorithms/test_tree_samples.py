@@ -16,6 +16,7 @@ from policy_rl.algorithms.losses import LossConfig, policy_loss
 from policy_rl.algorithms.samples import AdvantageSettings, add_advantages, draft, kept_mask
 from policy_rl.algorithms.tree_samples import TreeSettings, add_tree_advantages, draft_continuations
 from policy_rl.graded import BranchedPrefix, GradedGroup, GradedResponse
+from policy_rl.metrics import describe_branches
 from policy_rl.trainer.batch import loss_denominator
 from policy_rl.types import Response, Reward, TrainingSample
 
@@ -112,6 +113,19 @@ def test_truncated_continuations_count_only_in_values() -> None:
     assert len(samples) == 3
     # Tokens 4 + 2 + 3 = 9; weights 2 + 2/3 + 2 + 1 = 17/3.
     assert samples[0].advantages[0] == pytest.approx(2 / 3 * 9 / (17 / 3))
+
+
+def test_metrics_of_branches() -> None:
+    # After 1 2: rewards 0 and 1, score ½. After 9: rewards 0 and 0, as the response, score ¼.
+    second = BranchedPrefix(1, 1, 0.25, (graded([9, 7], 0.0), graded([9, 8], 0.0)))
+    found = describe_branches([replace(group(), branches=(*group().branches, second))], tokens=17)
+    assert found == {
+        "branches": 2,
+        "branch_tokens": 17,
+        "branch_value": 0.25,
+        "branch_decided": 0.5,
+        "branch_prm_error": 0.125,
+    }
 
 
 def test_kl_in_the_reward_is_summed_over_the_tokens_that_follow() -> None:
