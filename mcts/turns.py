@@ -18,6 +18,7 @@ from mmprm.environments.episode import Action, Episode, EpisodeStart, TurnSample
 from mmprm.environments.load import EnvironmentConfig
 from mmprm.environments.pool import EnvironmentPool
 from mmprm.environments.replay import check_same_episode, replay
+from mmprm.errors import EpisodeError
 from mmprm.sampling.seeds import derive_seed, environment_seed
 from mmprm.trees.evidence import count_labeled_prefixes
 from mmprm.types import Batch, Problem, Rollout, Steps, Verdict
@@ -64,10 +65,15 @@ class TurnRolls(ReplayedRolls):
         if not longest.turns:
             return
         problem, texts = self._problem, [turn.action.text for turn in longest.turns]
-        async with self._environments.borrow() as environment:
-            again = await environment.call(
-                lambda each: replay(each, problem, self._environment_seed, texts), turns=len(texts) + 1
-            )
+        try:
+            async with self._environments.borrow() as environment:
+                again = await environment.call(
+                    lambda each: replay(each, problem, self._environment_seed, texts), turns=len(texts) + 1
+                )
+        except EpisodeError as error:
+            if error.__cause__ is None:  # the replayed episode ended earlier
+                raise
+            return  # an environment that breaks now and then may still be deterministic
         check_same_episode(problem, longest.replayed(), again)
 
 

@@ -188,6 +188,7 @@ class Unreliable:
 
     def reset(self, problem: Problem, seed: int) -> Observation:
         Unreliable.resets += 1
+        self._left = 2
         return Observation(("Go.",))
 
     def step(self, text: str) -> Transition:
@@ -195,7 +196,8 @@ class Unreliable:
         if self._fault == "break" and Unreliable.resets % 3 == 0:
             raise OSError("no display")
         reward = float(Unreliable.turns) if self._fault == "random" else 1.0
-        return Transition(Observation(("Done.",)), reward, terminated=True)
+        self._left = 0 if self._fault != "early" or Unreliable.resets == 3 else self._left - 1
+        return Transition(Observation(("Done.",)), reward, terminated=self._left == 0)
 
     def close(self) -> None: ...
 
@@ -206,20 +208,28 @@ class Constant:
 
 
 def unreliable(fault: str) -> EnvironmentConfig:
-    return EnvironmentConfig(path=f"{__name__}:Unreliable", arguments={"fault": fault})
+    """One environment at a time, so that the order of the episodes is known."""
+    return EnvironmentConfig(path=f"{__name__}:Unreliable", arguments={"fault": fault}, max_environments=1)
 
 
 async def test_an_environment_that_breaks_leaves_unknown_rollouts() -> None:
+    """The third episode is the replay of the first batch, and the sixth belongs to the second batch."""
     Unreliable.resets = 0
-    rollouts = await turn_rolls(Constant(), [], [], unreliable("break"))((), 1)
-    rollouts += await turn_rolls(Constant(), [], [], unreliable("break"))((), 1)
-    assert [each.verdict for each in rollouts] == [Verdict.CORRECT, Verdict.UNKNOWN]
-    assert (rollouts[1].steps, rollouts[1].unsplit) == ((), "environment failed: OSError: no display")
+    rolls = turn_rolls(Constant(), [], [], unreliable("break"))
+    assert [rollout.verdict for rollout in await rolls((), 2)] == [Verdict.CORRECT] * 2
+    second = await rolls((), 3)
+    assert [rollout.verdict for rollout in second] == [Verdict.CORRECT, Verdict.CORRECT, Verdict.UNKNOWN]
+    assert (second[2].steps, second[2].unsplit) == ((), "environment failed: OSError: no display")
 
 
-async def test_an_environment_that_is_not_deterministic_fails_its_problem() -> None:
-    with pytest.raises(EpisodeError, match="problem p: the reward of turn 1 differs when the same actions"):
-        await turn_rolls(Constant(), [], [], unreliable("random"))((), 2)
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [("random", "the reward of turn 1 differs when the same actions"), ("early", "the episode ended before turn 2")],
+)
+async def test_an_environment_that_is_not_deterministic_fails_its_problem(fault: str, message: str) -> None:
+    Unreliable.resets = 0
+    with pytest.raises(EpisodeError, match=f"problem p: {message}"):
+        await turn_rolls(Constant(), [], [], unreliable(fault))((), 2)
 
 
 class Walker:

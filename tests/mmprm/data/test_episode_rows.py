@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from mmprm.api.inputs import read_problems
 from mmprm.errors import DataError
 from mmprm.problems import ProblemsConfig, load_problems
 from mmprm.types import Problem
@@ -26,6 +27,12 @@ def test_levels_of_the_same_question_are_different_problems(tmp_path: Path) -> N
     assert one.id != two.id
     assert (one.answer, one.extra, two.extra) == ("", {"level": "a"}, {"level": "b"})
     assert load(tmp_path, {"question": "Solve it.", "level": "a"})[0].id == one.id, "ids depend only on content"
+
+
+def test_rows_of_the_python_api_need_no_answer_either(tmp_path: Path) -> None:
+    row = {"question": "Solve it.", "level": "a"}
+    (problem,) = read_problems([row], ProblemsConfig(path="p.jsonl"), episodes=True)
+    assert (problem.id, problem.extra) == (load(tmp_path, row)[0].id, {"level": "a"})
 
 
 def test_an_id_of_two_levels_is_refused(tmp_path: Path) -> None:
