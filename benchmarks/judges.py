@@ -1,8 +1,6 @@
 """Measure labels and judges: `make bench-judges` writes benchmarks/results/judges.json.
 
-given             labeling given solutions with the built-in policy as the completer: rollouts per solution relative to
-                  16 per step, and the share of correct first errors
-given_simulated   the same with a simulated completer, which needs no engine
+given    labeling given solutions: rollouts per solution relative to 16 per step, and the share of correct first errors
 
 Ratios and accuracies are medians of several rounds with different problems, with their minimum and maximum. All other
 measurements are stored in judges_details.json. An interrupted part resumes after its last finished round.
@@ -17,7 +15,7 @@ import platform
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import closing
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,38 +24,24 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(Path(__file__).parent))
 
 Results = dict[str, Any]
-GIVEN_BAR = (
-    "rollout_ratio at most 0.25; first errors correct no less often than with 16 per step (paired, 95 %)",
-    lambda r: r["rollout_ratio"] <= 0.25 and r["accuracy_difference"]["high"] >= 0,
-)
-BARS: dict[str, tuple[str, Callable[[Any], bool]]] = {"given": GIVEN_BAR, "given_simulated": GIVEN_BAR}
+BARS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "given": (
+        "rollout_ratio at most 0.25; first errors correct no less often than with 16 per step (paired, 95 %)",
+        lambda r: r["rollout_ratio"] <= 0.25 and r["accuracy_difference"]["high"] >= 0,
+    ),
+}
 
 
 def given(arguments: argparse.Namespace, details: Results) -> Results:
-    from judges_given import policy
-
-    return label_given("given", policy(), arguments, details)
-
-
-def given_simulated(arguments: argparse.Namespace, details: Results) -> Results:
-    from judges_given import simulated
-
-    return label_given("given_simulated", simulated(), arguments, details)
-
-
-def label_given(
-    part: str, opened: AbstractContextManager[Any], arguments: argparse.Namespace, details: Results
-) -> Results:
     """Label given solutions adaptively and with 16 rollouts per step; return medians over the rounds."""
-    from judges_given import one_round, summarize
+    from judges_given import one_round, open_completer, summarize
 
     from mmprm.metrics import bootstrap_mean
 
-    key = f"{part}_rounds"
-    if len(details.get(key, [])) >= arguments.rounds:
-        del details[key]
-    rounds = details.setdefault(key, [])
-    with opened as completer:
+    if len(details.get("given_rounds", [])) >= arguments.rounds:
+        del details["given_rounds"]
+    rounds = details.setdefault("given_rounds", [])
+    with closing(open_completer()) as completer:
         for number in range(len(rounds), arguments.rounds):
             with tempfile.TemporaryDirectory(prefix="mmprm-bench-") as folder:
                 rounds.append(one_round(Path(folder), number, arguments, completer))
@@ -72,10 +56,7 @@ def label_given(
     return metrics
 
 
-PARTS: dict[str, Callable[[argparse.Namespace, Results], Results]] = {
-    "given": given,
-    "given_simulated": given_simulated,
-}
+PARTS: dict[str, Callable[[argparse.Namespace, Results], Results]] = {"given": given}
 
 
 def main() -> None:

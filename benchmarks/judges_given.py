@@ -1,6 +1,6 @@
 """Label given solutions of the built-in world, in which the correctness of each step is known.
 
-Completers are the built-in policy, or a simulated one that solves problems of the world with random mistakes. Methods:
+The built-in policy completes their prefixes, with two methods:
 
 adaptive    mmprm annotate --solutions with its defaults: bisection, and no further rollouts after a correct one
 fixed       16 rollouts from every prefix of every solution, as in Math-Shepherd and MM-PRM
@@ -11,8 +11,6 @@ from __future__ import annotations
 import json
 import random
 from argparse import Namespace
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -25,30 +23,16 @@ from mmprm.config import build
 from mmprm.grading.symbolic import SymbolicGrader
 from mmprm.problems import write_problems
 from mmprm.sampling.config import EngineConfig
-from mmprm.sampling.scripted import ScriptedSampler
-from mmprm.steps import plain, split
+from mmprm.sampling.vllm_sampler import VllmSampler
 from mmprm.tiny.model import weights_path
-from mmprm.tiny.world import (
-    LOOK_ALIKE,
-    OPERATION,
-    OPERATORS,
-    READING,
-    Mistakes,
-    TinyProblem,
-    judge_steps,
-    make_problems,
-    solve,
-    truth_of,
-)
+from mmprm.tiny.world import Mistakes, TinyProblem, judge_steps, make_problems, solve
 from mmprm.trees.given import label_steps
 from mmprm.trees.stopping import StoppingRule, rule_of
 from mmprm.trees.store import Store
-from mmprm.types import Problem, Sampler, Steps
+from mmprm.types import Steps
 
 MISTAKES = Mistakes(easy=0.08, hard=0.3)
 """Rates of mistakes with which 60% of the solutions have an error, as many as those of the built-in policy."""
-STEP_MISTAKES = 0.13
-"""Rate of mistakes with which the simulated completer solves as many problems as the built-in policy."""
 FIXED_ROLLOUTS = 16
 METHODS: dict[str, dict[str, Any]] = {
     "adaptive": {"mode": "first_error", "search": {}},
@@ -59,54 +43,12 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-@contextmanager
-def policy() -> Iterator[Sampler]:
-    """Start one engine with the built-in policy, and stop it at the end of the block."""
-    from mmprm.sampling.vllm_sampler import VllmSampler
-
-    with closing(VllmSampler(EngineConfig(model=str(weights_path())), SAMPLING, DEMO_PROMPT)) as sampler:
-        yield sampler
+def open_completer() -> VllmSampler:
+    """Start one engine with the built-in policy."""
+    return VllmSampler(EngineConfig(model=str(weights_path())), SAMPLING, DEMO_PROMPT)
 
 
-@contextmanager
-def simulated() -> Iterator[Sampler]:
-    """Yield a sampler without a model, which makes a mistake in each step with probability STEP_MISTAKES."""
-    truths: dict[str, TinyProblem] = {}
-
-    def write(problem: Problem, prefix: str, rng: random.Random) -> str:
-        name = problem.given.problem_id if problem.given else problem.id
-        if name not in truths:
-            truths[name] = truth_of(problem)
-        return complete(truths[name], prefix, rng)
-
-    yield ScriptedSampler(write)
-
-
-def complete(tiny: TinyProblem, prefix: str, rng: random.Random) -> str:
-    """Continue a solution; values that the prefix states, correct or not, are used as they are.
-
-    An incorrect result is off by 100, so that it does not undo an earlier mistake by chance.
-    """
-    written = [plain(step, "tags") for step in split(prefix, "tags").steps]
-    readings = {found[1]: int(found[2]) for found in map(READING.fullmatch, written) if found}
-    results = [int(found[4]) for found in map(OPERATION.fullmatch, written) if found]
-    lines = []
-    for color in dict.fromkeys(tiny.operands):
-        if color not in readings:
-            digit = tiny.digits[color]
-            readings[color] = LOOK_ALIKE[digit] if rng.random() < STEP_MISTAKES else digit
-            lines.append(f"{color}={readings[color]}")
-    value = results[-1] if results else readings[tiny.operands[0]]
-    remaining = list(zip(tiny.operators, tiny.operands[1:], strict=True))[len(results) :]
-    for operator, color in remaining:
-        result = OPERATORS[operator](value, readings[color])
-        result += 100 if rng.random() < STEP_MISTAKES else 0
-        lines.append(f"{value}{operator}{readings[color]}={result}")
-        value = result
-    return "".join(f"<step>{line}</step>" for line in lines) + f"<answer>{value}</answer>"
-
-
-def one_round(folder: Path, number: int, arguments: Namespace, completer: Sampler) -> dict[str, Any]:
+def one_round(folder: Path, number: int, arguments: Namespace, completer: VllmSampler) -> dict[str, Any]:
     """Label the same solutions with both methods; return rollouts and correct first errors per solution."""
     problems = make_problems(arguments.problems, number, "annotate")
     rng = random.Random(number)
@@ -137,7 +79,7 @@ def _row(found: dict[str, dict[str, tuple[int, Any]]], name: str) -> dict[str, t
     return {method: results[name] for method, results in found.items()}
 
 
-def _label(folder: Path, method: str, seed: int, completer: Sampler) -> dict[str, tuple[int, int | str | None]]:
+def _label(folder: Path, method: str, seed: int, completer: VllmSampler) -> dict[str, tuple[int, int | str | None]]:
     """Return (rollouts, index of the first error, None or "unlabeled") of each solution."""
     output = folder / method
     config = build(
