@@ -13,6 +13,17 @@ class DataError(MmprmError):
     """Raised for an input file, line, image or record that cannot be used."""
 
 
+class UnknownScoresError(DataError):
+    """Raised for a solution about which no verdicts of a thinking judge could be read.
+
+    `tokens` is the number of tokens that the judge generated for it.
+    """
+
+    def __init__(self, message: str, tokens: int = 0) -> None:
+        super().__init__(message)
+        self.tokens = tokens
+
+
 class SamplingError(MmprmError):
     """Raised when an engine or server fails to produce completions."""
 

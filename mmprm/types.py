@@ -247,10 +247,12 @@ class Solution:
 class StepScores:
     """Holds P(step is correct) for each step of a solution, in [0, 1].
 
-    If the scorer is configured to truncate long solutions, only the first steps have scores.
+    If the scorer is configured to truncate long solutions, only the first steps have scores. `tokens` is the number of
+    tokens that a thinking judge generated for the scores, and None for a process reward model, which generates none.
     """
 
     scores: tuple[float, ...]
+    tokens: int | None = None
 
 
 class Sampler(Protocol):

@@ -1,6 +1,7 @@
 """Ask a judge about every labeled step, and add its answers to the labels file.
 
-The judge is a process reward model (`scorer`) or a vision-language model on a server (`judge`). The output is the
+The judge is a process reward model or a thinking judge (`scorer`), or a vision-language model on a server that is asked
+about each labeled prefix (`judge`). The output is the
 labels file with two more columns: `judge`, one P(no error so far) per labeled step, and `judged_by`.
 
 Examples:
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,7 +36,7 @@ class ConsensusConfig(Config):
     output: PathText
     """Parquet file to write; may be the same file as `labels`."""
     scorer: ScorerConfig | None = None
-    """Process reward model to use as the judge."""
+    """Process reward model, or thinking judge (scorer.backend=judge), to use as the judge."""
     judge: StepJudgeConfig | None = None
     """Model on OpenAI-compatible servers to use as the judge."""
     image_root: PathText | None = None
@@ -62,7 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
         examples, failures = asyncio.run(_ask(config.judge, examples))
     else:
         assert config.scorer is not None
-        examples, failures = _score(config.scorer, examples), {}
+        examples, failures = _score(config.scorer, examples)
     write_parquet(config.output, examples, read_metadata(config.labels))
     print(agreement_summary(count_agreement(examples, config.agreement)))
     for reason, count in failures.items():
@@ -94,12 +96,15 @@ async def _ask(
         return await judge.judge(examples), dict(judge.failures)
 
 
-def _score(config: ScorerConfig, examples: Sequence[LabeledExample]) -> list[LabeledExample]:
+def _score(config: ScorerConfig, examples: Sequence[LabeledExample]) -> tuple[list[LabeledExample], dict[str, int]]:
     from mmprm.scoring.open import open_scorer
 
-    name = config.prm if config.server is None else ", ".join(config.server.urls)
+    costs: Counter[str] = Counter()
     scorer = open_scorer(config)
     try:
-        return judge_with_scorer(examples, scorer, name)
+        judged = judge_with_scorer(examples, scorer, config.described, costs)
     finally:
         scorer.close()
+    if costs["tokens"]:
+        print(f"{costs['tokens']:,} tokens of the judge")
+    return judged, {"paths about which its verdicts are unknown": costs["unknown"]} if costs["unknown"] else {}

@@ -20,6 +20,7 @@ import argparse
 import itertools
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,7 +31,7 @@ from mmprm.cli.shared.jsonl import output
 from mmprm.cli.shared.options import add_config_options, load_config
 from mmprm.config import Config, PathText
 from mmprm.data.rows import read_file
-from mmprm.errors import ConfigError, DataError
+from mmprm.errors import ConfigError, DataError, UnknownScoresError
 from mmprm.evaluation.aggregators import described
 from mmprm.evaluation.best_of_n import BestOfN, evaluate_best_of_n
 from mmprm.evaluation.label_quality import judged_labels, known_from
@@ -38,6 +39,7 @@ from mmprm.evaluation.labeled import DATASETS, LabeledSolution, MetricName, Opti
 from mmprm.evaluation.policy_config import PolicyEvalConfig
 from mmprm.evaluation.policy_scores import PolicyScores
 from mmprm.evaluation.prm_evaluation import PrmEvaluation, ScoredSolution, judge
+from mmprm.halving import score_unless_unknown
 from mmprm.labels.formats import LABEL_FORMATS
 from mmprm.labels.parquet import read_parquet
 from mmprm.report.page import write_page
@@ -47,6 +49,7 @@ from mmprm.scoring.aggregate import AGGREGATORS
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.open import open_scorer, scorer_info
 from mmprm.selection.candidates import read_groups
+from mmprm.types import StepScores
 
 _CHUNK = 2000
 """Number of solutions scored at once, large enough to form batches of similar length."""
@@ -77,7 +80,7 @@ class PrmEvalConfig(MeasureConfig):
     """Configures the evaluations that run a process reward model."""
 
     scorer: ScorerConfig
-    """Process reward model, and the settings for running it."""
+    """Process reward model or thinking judge, and the settings for running it."""
     image_root: PathText | None = None
     """Base folder for relative image paths; by default the folder of the input file."""
 
@@ -128,14 +131,12 @@ def _judge_scores(kind: str, files: Sequence[Path], config: PrmEvalConfig) -> Pr
     labeled = _labeled(kind, files, config, config.image_root)
     info = scorer_info(config.scorer)
     _check_threshold(config, info.threshold)
-    scorer = open_scorer(config.scorer)
-    judged: list[ScoredSolution] = []
-    try:
-        for start in range(0, len(labeled), _CHUNK):
-            part = labeled[start : start + _CHUNK]
-            judged += zip(part, scorer.score([item.solution for item in part]), strict=True)
-    finally:
-        scorer.close()
+    judged, costs = _scored(config.scorer, labeled)
+    if not judged:
+        raise DataError(
+            f"{', '.join(map(str, files))}: the judge's verdicts on every solution are unknown; raise "
+            "scorer.judge.sampling.max_tokens, or check scorer.judge.verdict_format"
+        )
     whole = [(item, scores) for item, scores in judged if len(scores.scores) == len(item.solution.steps)]
     if len(whole) < len(judged):
         print(f"note: {len(judged) - len(whole)} solutions exceed the PRM's context and are left out", file=sys.stderr)
@@ -144,15 +145,36 @@ def _judge_scores(kind: str, files: Sequence[Path], config: PrmEvalConfig) -> Pr
             f"{', '.join(map(str, files))}: every solution exceeds the PRM's context; give shorter solutions, or a PRM "
             "with a longer context"
         )
-    server = config.scorer.server
-    return _measured(
+    measured = _measured(
         kind,
         whole,
         config,
         info.threshold,
-        scored_by=config.scorer.prm if server is None else ", ".join(server.urls),
+        scored_by=config.scorer.described,
         aggregator=described(info.aggregator, info) if info.aggregator else "",
     )
+    return replace(measured, **costs)
+
+
+def _scored(config: ScorerConfig, labeled: Sequence[LabeledSolution]) -> tuple[list[ScoredSolution], dict[str, int]]:
+    """Return the solutions with their scores, and the costs of a thinking judge, if it is one.
+
+    Solutions about which its verdicts are unknown are left out and counted.
+    """
+    scorer = open_scorer(config)
+    scored: list[ScoredSolution] = []
+    tokens: list[int] = []
+    unknown = 0
+    try:
+        for start in range(0, len(labeled), _CHUNK):
+            part = labeled[start : start + _CHUNK]
+            answers = score_unless_unknown(scorer, [item.solution for item in part])
+            scored += [(item, each) for item, each in zip(part, answers, strict=True) if isinstance(each, StepScores)]
+            unknown += sum(isinstance(answer, UnknownScoresError) for answer in answers)
+            tokens += [answer.tokens for answer in answers if answer.tokens is not None]
+    finally:
+        scorer.close()
+    return scored, {"unknown": unknown, "tokens": sum(tokens)} if tokens else {}
 
 
 def _judge_labels(kind: str, files: Sequence[Path], config: LabelQualityConfig) -> PrmEvaluation:

@@ -48,7 +48,7 @@ from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.open import open_scorer, scorer_info
 from mmprm.selection.accuracy import AccuracyAtN, accuracy_at_n, sizes_up_to
 from mmprm.selection.candidates import candidate_lines
-from mmprm.selection.groups import CandidateGroup, SampledGroups, sample_groups, score_groups
+from mmprm.selection.groups import CandidateGroup, SampledGroups, sample_groups, score_costs, score_groups
 from mmprm.selection.sample_file import SampleFile
 from mmprm.types import Problem, Verdict
 
@@ -61,8 +61,8 @@ class RerankConfig(PolicyConfig):
     output: PathText = "runs/rerank"
     """Folder for candidates.jsonl, summary.json and samples.jsonl."""
     scorer: ScorerConfig | None = None
-    """Process reward model, and the settings for running it; null disables scoring and the selectors that need
-    scores."""
+    """Process reward model or thinking judge, and the settings for running it; null disables scoring and the selectors
+    that need scores."""
     samples: int = Field(8, ge=1)
     """Number of solutions sampled per problem."""
     aggregator: str | None = None
@@ -99,7 +99,7 @@ def _run(config: RerankConfig, choosing: bool) -> None:
     if choosing and not Path(prm or "-").is_dir():
         raise ConfigError(
             f"scorer.prm={prm!r} must be a local folder, because --choose-aggregator writes its prm.json; download the "
-            "model and give its folder"
+            "model and give its folder, or, for a server or a judge, set aggregator"
         )
     info = scorer_info(config.scorer) if config.scorer else PrmInfo()
     aggregator = settled(config.aggregator, info) if config.scorer and not choosing else None
@@ -133,6 +133,8 @@ def _run(config: RerankConfig, choosing: bool) -> None:
     print(f"{len(groups)} problems, {len(sampled.failed)} failed; see {folder}")
     if aggregator is not None:
         print(f"aggregator {described(aggregator, info)}")
+    if costs := score_costs(groups):
+        print(f"{costs['unknown_scores']} solutions unknown, {costs['score_tokens']:,} tokens of the judge")
 
 
 def _scored(groups: Sequence[CandidateGroup], config: ScorerConfig | None) -> list[CandidateGroup]:
@@ -157,6 +159,7 @@ def rerank_summary(
         "unknown_verdicts": sum(candidate.verdict is Verdict.UNKNOWN for candidate in candidates),
         "unsplit": dict(collections.Counter(c.unsplit for c in candidates if c.unsplit is not None)),
         "unscored": sum(candidate.unscored is not None for candidate in candidates),
+        **score_costs(groups),
         "generated_tokens": sum(candidate.token_count for candidate in candidates),
         "aggregator": aggregator,
         "accuracy": {name: interval.value for name, interval in points[-1].accuracy.items()},

@@ -9,6 +9,9 @@ several `responses` to its question. With `responses`, `steps`, `scores` and `ag
 response, and `chosen` is the index of the best one. A response that cannot be split has no scores; `unsplit`
 gives the reason.
 
+With a thinking judge (scorer.backend=judge), each line also has `tokens`, the number of tokens that the judge
+generated, and `unknown`, the reason why a solution has no scores, or null.
+
 example:
   echo '{"question": "What is 1 + 2?", "steps": ["1+2=3", "<answer>3</answer>"]}' > solutions.jsonl
   mmprm score solutions.jsonl --output scored.jsonl --set scorer.prm=runs/demo/train/prm
@@ -35,9 +38,11 @@ from mmprm.data.cells import cut, names_of
 from mmprm.data.columns import Columns, read_cell
 from mmprm.data.images import unreadable_images
 from mmprm.data.rows import read_file
-from mmprm.errors import DataError
+from mmprm.errors import DataError, UnknownScoresError
 from mmprm.evaluation.aggregators import described
+from mmprm.halving import score_unless_unknown
 from mmprm.preflight import check_output, check_prm
+from mmprm.prm.info import JudgeInfo
 from mmprm.problems import ProblemReader
 from mmprm.scoring.aggregate import Aggregator, aggregator
 from mmprm.scoring.config import ScorerConfig
@@ -54,7 +59,7 @@ class ScoreConfig(Config):
     """Configures `mmprm score`."""
 
     scorer: ScorerConfig
-    """Process reward model, and the settings for running it."""
+    """Process reward model or thinking judge, and the settings for running it."""
     aggregator: str | None = None
     """Aggregator of step scores; by default the one in the PRM's prm.json. Choices: min, last, mean, max, product,
     sum_log, sum_log_odds or mean_odds."""
@@ -89,14 +94,19 @@ def run(arguments: argparse.Namespace) -> None:
             while chunk := list(itertools.islice(lines, _CHUNK)):
                 answers = iter(_scored(scorer, [solution for line in chunk for solution in line.solutions]))
                 for line in chunk:
-                    row = line.row | line.result([next(answers) for _ in line.solutions], aggregate, name)
+                    own = [next(answers) for _ in line.solutions]
+                    row = line.row | line.result(own, aggregate, name, isinstance(info, JudgeInfo))
                     out.write(json.dumps(row, ensure_ascii=False, default=value_as_json) + "\n")
-                    counts["scored"] += len(line.solutions)
+                    counts["unknown"] += sum(isinstance(each, UnknownScoresError) for each in own)
+                    counts["scored"] += sum(isinstance(each, StepScores) for each in own)
+                    counts["tokens"] += sum(each.tokens or 0 for each in own)
                     counts["unsplit"] += sum(found.reason is not None for found in line.splits)
     finally:
         scorer.close()
     reader.tell()
     print(f"{counts['scored']} solutions scored\naggregator {described(name, info)}", file=sys.stderr)
+    if isinstance(info, JudgeInfo):
+        print(f"{counts['unknown']} solutions unknown, {counts['tokens']:,} tokens of the judge", file=sys.stderr)
     if counts["unsplit"]:
         print(
             f"note: {counts['unsplit']} responses could not be split into steps with step_format={config.step_format}",
@@ -114,10 +124,10 @@ def _check(arguments: argparse.Namespace, config: ScoreConfig) -> None:
         read_line(row, location, reader, config)
 
 
-def _scored(scorer: Scorer, solutions: list[Solution]) -> list[StepScores]:
+def _scored(scorer: Scorer, solutions: list[Solution]) -> list[StepScores | UnknownScoresError]:
     """Score the solutions of all lines. Raises DataError naming the line if an image cannot be read."""
     try:
-        return scorer.score(solutions)
+        return score_unless_unknown(scorer, solutions)
     except DataError as error:
         broken = unreadable_images((solution.problem.id, solution.problem.images) for solution in solutions)
         if not broken:
@@ -136,23 +146,34 @@ class Line:
     splits: tuple[StepSplit, ...] = ()
     """Result of splitting each response into steps, in order; empty if the line has `steps`."""
 
-    def result(self, judged: Sequence[StepScores], aggregate: Aggregator, name: str) -> dict[str, Any]:
-        """Return the output fields to add to the line."""
+    def result(
+        self, judged: Sequence[StepScores | UnknownScoresError], aggregate: Aggregator, name: str, costs: bool
+    ) -> dict[str, Any]:
+        """Return the output fields to add to the line. With `costs`, they include those of a thinking judge."""
         if not self.splits:
-            return {"scores": judged[0].scores, "aggregator": name, "aggregate": aggregate(judged[0].scores)}
+            return {**_fields(judged[0], aggregate, costs), "aggregator": name}
         answers = iter(judged)
-        scores = [next(answers).scores if found.steps else None for found in self.splits]
-        totals = [None if each is None else aggregate(each) for each in scores]
+        fields = [_fields(next(answers) if found.steps else None, aggregate, costs) for found in self.splits]
         columns = {
             "steps": [found.steps for found in self.splits],
             "unsplit": [found.reason for found in self.splits],
-            "scores": scores,
-            "aggregate": totals,
+            **{key: [each[key] for each in fields] for key in fields[0]},
         }
         if "responses" not in self.row:
             return {key: values[0] for key, values in columns.items()} | {"aggregator": name}
+        totals = columns["aggregate"]
         known = [position for position, total in enumerate(totals) if total is not None]
         return {**columns, "aggregator": name, "chosen": max(known, key=totals.__getitem__, default=None)}
+
+
+def _fields(answer: StepScores | UnknownScoresError | None, aggregate: Aggregator, costs: bool) -> dict[str, Any]:
+    """Return the output fields of one solution, or of a response that could not be split."""
+    scores = answer.scores if isinstance(answer, StepScores) else None
+    fields = {"scores": scores, "aggregate": None if scores is None else aggregate(scores)}
+    if not costs:
+        return fields
+    unknown = str(answer) if isinstance(answer, UnknownScoresError) else None
+    return {**fields, "tokens": 0 if answer is None else answer.tokens, "unknown": unknown}
 
 
 def read_line(row: dict[str, Any], location: str, reader: ProblemReader, config: ScoreConfig) -> Line:

@@ -54,7 +54,7 @@ class GuidedSearchConfig(PolicyConfig):
     output: PathText = "runs/search"
     """Folder for candidates.jsonl and summary.json."""
     scorer: ScorerConfig
-    """Process reward model, and the settings for running it."""
+    """Process reward model or thinking judge, and the settings for running it."""
     search: GuidedConfig = GuidedConfig()
     """Search strategy and its settings."""
     baseline: int = Field(0, ge=0)
@@ -105,6 +105,8 @@ def run(arguments: argparse.Namespace) -> None:
     print(_table(metrics))
     print(f"{len(groups)} problems, {len(searched.failed)} failed; see {folder}")
     print(f"aggregator {described(aggregator, info)}")
+    if "score_tokens" in metrics:
+        print(f"{metrics['unknown_scores']} paths unknown, {metrics['score_tokens']:,} tokens of the judge")
 
 
 def search_summary(
@@ -115,6 +117,8 @@ def search_summary(
     candidates = [candidate for group in groups for candidate in group.candidates]
     tokens = sum(result.tokens for result in searched.results)
     accuracies = accuracy(groups, aggregator, config.seed)
+    score_tokens = sum(result.score_tokens for result in searched.results)
+    unknown = sum(result.unknown_scores for result in searched.results)
     equal = None if baseline is None else compare_at_equal_tokens(searched, baseline, aggregator, config.seed)
     return {
         "search": config.search.model_dump(),
@@ -126,6 +130,7 @@ def search_summary(
         "samples": sum(result.samples for result in searched.results),
         "generated_tokens": tokens,
         "tokens_per_problem": tokens / len(groups),
+        **({"unknown_scores": unknown, "score_tokens": score_tokens} if score_tokens else {}),
         "aggregator": aggregator,
         "accuracy": {name: asdict(interval) for name, interval in accuracies.items()},
         "best_of_n_at_equal_tokens": None if equal is None else asdict(equal),

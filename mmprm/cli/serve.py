@@ -13,8 +13,10 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import hashlib
 import ipaddress
 import logging
+import math
 import os
 import socket
 from pathlib import Path
@@ -33,6 +35,7 @@ from mmprm.scoring.http.limits import ServiceLimits
 from mmprm.scoring.http.server import BACKLOG, Server
 from mmprm.scoring.http.service import Service
 from mmprm.scoring.http.wire import ModelOut
+from mmprm.scoring.judge_scorer import judge_identity
 from mmprm.scoring.open import open_scorer, scorer_info
 from mmprm.weights import fingerprint
 
@@ -40,16 +43,16 @@ from mmprm.weights import fingerprint
 class ServedScorerConfig(LocalScorerConfig):
     """Configures the scorer that the server runs."""
 
-    backend: Literal["vllm", "transformers"] = "vllm"
+    backend: Literal["vllm", "transformers", "judge"] = "vllm"
     """Inference backend: vllm (vLLM's pooling runner), or transformers, which starts faster. Their scores agree within
-    1e-3 in float32."""
+    1e-3 in float32. judge: a thinking judge in place of a process reward model."""
 
 
 class ServeConfig(Config):
     """Configures `mmprm serve`."""
 
     scorer: ServedScorerConfig
-    """Process reward model, and the settings for running it."""
+    """Process reward model or thinking judge, and the settings for running it."""
     aggregator: str | None = None
     """Aggregator of step scores; by default the one in the PRM's prm.json. Choices: min, last, mean, max, product,
     sum_log, sum_log_odds or mean_odds."""
@@ -106,7 +109,7 @@ def run(arguments: argparse.Namespace) -> None:
     with _listening(config) as listener:
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
-        print(f"{config.scorer.prm} on http://{shown}:{port} ({config.scorer.backend})", flush=True)
+        print(f"{config.scorer.described} on http://{shown}:{port} ({config.scorer.backend})", flush=True)
         Server(service, config.shutdown_seconds).run(sockets=[listener])
     if service.failure is not None:
         if isinstance(service.failure, MmprmError):
@@ -125,12 +128,23 @@ def make_service(config: ServeConfig) -> Service:
     if root is not None and not root.is_dir():
         raise ConfigError(f"image_root={root}: is not a folder; give an existing one, or leave it out")
     name = chosen_aggregator(config.aggregator, info.aggregator)
+    judge = config.scorer.judge
+    limits = config.limits
+    if judge is None:
+        own = {
+            "fingerprint": fingerprint(config.scorer.prm),
+            "format": info.format,
+            "dtype": scorer_dtype(config.scorer, torch.cuda.is_available()),
+        }
+    else:
+        identity = hashlib.sha256(judge_identity(judge).encode()).hexdigest()[:16]
+        own = {"fingerprint": identity, "format": judge.verdict_format, "dtype": judge.engine.dtype}
+        # A chain takes as long alone as beside others, so smaller batches would only be slower.
+        limits = limits.model_copy(update={"batch_seconds": math.inf})
     facts = ModelOut(
-        model=config.name or Path(config.scorer.prm).resolve().name,
-        fingerprint=fingerprint(config.scorer.prm),
-        format=info.format,
+        model=config.name or Path(config.scorer.described).resolve().name,
+        **own,
         backend=config.scorer.backend,
-        dtype=scorer_dtype(config.scorer, torch.cuda.is_available()),
         aggregator=name,
         aggregator_evidence=info.aggregator_evidence if name == info.aggregator else None,
         threshold=info.threshold,
@@ -139,7 +153,7 @@ def make_service(config: ServeConfig) -> Service:
     return Service(
         facts,
         lambda: open_scorer(config.scorer),
-        limits=config.limits,
+        limits=limits,
         key=_api_key(config),
         local_only=_is_loopback(config.host) and not config.has_key,
         image_root=root,

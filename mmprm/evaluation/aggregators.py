@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mmprm.metrics import Interval, bootstrap_means
-from mmprm.prm.info import AggregatorEvidence, PrmInfo
+from mmprm.prm.info import AggregatorEvidence, JudgeInfo, PrmInfo
 from mmprm.scoring.aggregate import AGGREGATORS
 from mmprm.selection.groups import CandidateGroup, choices, common_size
 from mmprm.selection.selectors import best_of_n
@@ -55,6 +55,8 @@ def with_choice(info: PrmInfo, choice: AggregatorChoice) -> PrmInfo:
 def described(name: str, info: PrmInfo) -> str:
     """Format a description of the aggregator in use and the evidence for it, to be shown next to scores."""
     evidence = info.aggregator_evidence
+    if isinstance(info, JudgeInfo):
+        return f"{name}, the default for a judge" if name == info.aggregator else f"{name}, as configured"
     if name != info.aggregator:
         return f"{name}, as configured; prm.json has {info.aggregator or 'none'}"
     if evidence is None:

@@ -54,6 +54,8 @@ class PrmEvaluation:
     `scored_by` is the PRM folder, or the label files used as scores; `aggregator` describes the PRM's aggregator.
     `average` is the mean of the sources' F1, and `pooled` treats all items as one source. Both exclude the development
     split unless it is a named source. `curve` and `ece` compare P(correct) with the truth for every judged step.
+    `unknown` counts the solutions that are left out because a thinking judge's verdicts on them are unknown, and
+    `tokens` is the number of tokens that it generated for all solutions; None for a process reward model.
     """
 
     dataset: str
@@ -68,6 +70,8 @@ class PrmEvaluation:
     auc: float | None
     curve: list[ReliabilityBin]
     ece: float
+    unknown: int = 0
+    tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

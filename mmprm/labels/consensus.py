@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pydantic import Field
 
 from mmprm.config import Config
-from mmprm.errors import DataError
-from mmprm.halving import run_halving
+from mmprm.errors import UnknownScoresError
+from mmprm.halving import score_each
 from mmprm.labels.parquet import LabeledExample
 from mmprm.types import Counts, Scorer, Solution, Steps, StepScores
 
@@ -137,26 +137,35 @@ def count_agreement(examples: Sequence[LabeledExample], rule: AgreementRule) -> 
     )
 
 
-def judge_with_scorer(examples: Sequence[LabeledExample], scorer: Scorer, name: str) -> list[LabeledExample]:
-    """Add a PRM's P(correct) to each labeled step of the examples, or None where the PRM cannot score the step."""
+def judge_with_scorer(
+    examples: Sequence[LabeledExample], scorer: Scorer, name: str, costs: Counter[str] | None = None
+) -> list[LabeledExample]:
+    """Add a scorer's P(correct) to each labeled step of the examples, or None where it cannot score the step.
+
+    `costs` counts the tokens of a thinking judge, and the paths about which its verdicts are unknown.
+    """
     judged: list[LabeledExample] = []
+    costs = Counter() if costs is None else costs
     for start in range(0, len(examples), SCORED_TOGETHER):
         chunk = examples[start : start + SCORED_TOGETHER]
-        for example, scores in zip(chunk, _scores(chunk, scorer), strict=True):
+        for example, scores in zip(chunk, _scores(chunk, scorer, costs), strict=True):
             pairs = zip(example.path.counts, scores, strict=True)
             probabilities = tuple(score if counts is not None else None for counts, score in pairs)
             judged.append(replace(example, judged=probabilities, judged_by=name))
     return judged
 
 
-def _scores(examples: Sequence[LabeledExample], scorer: Scorer) -> list[tuple[float | None, ...]]:
-    """Score the examples; after a failure, score each half separately, so that only invalid examples have no scores."""
+def _scores(examples: Sequence[LabeledExample], scorer: Scorer, costs: Counter[str]) -> list[tuple[float | None, ...]]:
+    """Score the examples; those that cannot be scored, and steps that the scorer truncated, have no scores."""
     solutions = [Solution(example.problem, example.path.steps) for example in examples]
-    judged = run_halving(solutions, scorer.score, lambda _, error: StepScores(()), DataError)
-    # Steps that the scorer truncated were not judged.
-    return [
-        each.scores + (None,) * (len(one.steps) - len(each.scores)) for each, one in zip(judged, solutions, strict=True)
-    ]
+    found: list[tuple[float | None, ...]] = []
+    for solution, answer in zip(solutions, score_each(scorer, solutions), strict=True):
+        scores = answer.scores if isinstance(answer, StepScores) else ()
+        found.append(scores + (None,) * (len(solution.steps) - len(scores)))
+        if isinstance(answer, UnknownScoresError):
+            costs["unknown"] += 1
+        costs["tokens"] += getattr(answer, "tokens", None) or 0
+    return found
 
 
 def prefixes_of(example: LabeledExample) -> list[Prefix]:

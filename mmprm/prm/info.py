@@ -85,6 +85,19 @@ class PrmInfo(Config):
         return values | {"tokens": family.model_dump() | given} if family and isinstance(given, dict) else values
 
 
+class JudgeInfo(PrmInfo):
+    """Holds the defaults of a thinking judge, which has no prm.json.
+
+    With the aggregator min, the value of a solution is the fraction of chains that find no error in it. The threshold
+    is that of a majority vote.
+    """
+
+    aggregator: str | None = "min"
+    """Aggregator that reduces step scores to one solution score."""
+    threshold: float | None = Field(0.5, ge=0, le=1)
+    """Score below which a step counts as an error."""
+
+
 def read_info(path: str | Path, format: FormatName | Literal["auto"] = "auto") -> PrmInfo:
     """Read prm.json from a folder.
 

@@ -45,8 +45,14 @@ def _evaluation(result: PrmEvaluation) -> str:
     scores, step = ("Labels", "prefix") if result.dataset == "labels" else ("Scores", "step")
     auc = "" if result.auc is None else f" AUC of the steps is {result.auc:.3f}."
     aggregator = f" Its aggregator: {escaped(result.aggregator)}." if result.aggregator else ""
+    judge = ""
+    if result.tokens is not None:
+        judge = (
+            f" The judge generated {result.tokens:,} tokens; {result.unknown:,} solutions are left out because its "
+            "verdicts on them are unknown."
+        )
     return f"""<section><h2>{escaped(result.dataset)}</h2>
-<p class="note">{scores} of <code>{escaped(result.scored_by)}</code>.{aggregator}</p>
+<p class="note">{scores} of <code>{escaped(result.scored_by)}</code>.{aggregator}{judge}</p>
 <p class="note">{NOTES.get(result.dataset, NOTES[result.metric])} Threshold {result.threshold:.3f}
 ({escaped(result.threshold_from)}). Ranges are 95 % bootstrap intervals over problems.</p>
 {f"<figure>{bars}</figure>" if bars else ""}

@@ -35,6 +35,8 @@ def prm_evaluation_table(result: PrmEvaluation) -> str:
     lines.append(f"calibration error {result.ece:.3f}{auc}")
     if result.aggregator:
         lines.append(f"aggregator {result.aggregator}")
+    if result.tokens is not None:
+        lines.append(f"{result.unknown:,} solutions unknown and left out, {result.tokens:,} tokens of the judge")
     return "\n".join(lines)
 
 

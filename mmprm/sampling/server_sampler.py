@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from typing import Any
+from typing import Any, Literal
 
 from mmprm.client import Choice, Client, Reply
 from mmprm.data.marks import IMAGE
@@ -26,15 +26,23 @@ class ServerSampler:
     A prefix is the beginning of the assistant turn, which the server is asked to continue. All n samples are one
     request: vLLM gives sample i the seed `seed + i`, as local engines do. `token_count` counts the token ids if the
     server returns them (vLLM). Otherwise, the server's total token count is split in proportion to the text lengths.
+
+    A chain of thought that the server returns in a separate field is an error with reasoning="refuse", because the
+    steps of a policy would be missing from its text. With "join", the text begins with it, between <think> tags.
     """
 
     def __init__(
-        self, engine: EngineConfig, sampling: SamplingConfig | None = None, prompt: PromptConfig | None = None
+        self,
+        engine: EngineConfig,
+        sampling: SamplingConfig | None = None,
+        prompt: PromptConfig | None = None,
+        reasoning: Literal["refuse", "join"] = "refuse",
     ) -> None:
         assert engine.servers is not None, "the caller has checked the configuration"
         self._engine, self._servers = engine, engine.servers
         self._sampling = sampling or SamplingConfig()
         self._prompt = prompt or PromptConfig()
+        self._reasoning = reasoning
         self._client = Client(engine.servers)
 
     async def sample(self, request: SampleRequest) -> tuple[Completion, ...]:
@@ -49,7 +57,8 @@ class ServerSampler:
             beginning = assistant_beginning(self._prompt, own.prefix)
             turns = await with_images(messages(problem, self._prompt, request.prefix), problem.images)
             reply = await self._client.chat(self._body(turns, beginning, request), affinity=problem.id)
-            _check_whole_text(reply)
+            if self._reasoning == "refuse":
+                _check_whole_text(reply)
             trimmed = self._trimmed(reply, beginning)
             if not beginning:
                 self._check_question(reply, problem)
@@ -60,7 +69,7 @@ class ServerSampler:
         except MmprmError as error:
             raise type(error)(f"problem {problem.id}: {error}") from error
         sampled = (
-            Completion(choice.text.removeprefix(trimmed), count, _finish_reason(choice))
+            Completion(_whole_text(choice).removeprefix(trimmed), count, _finish_reason(choice))
             for choice, count in zip(reply.choices, counts, strict=True)
         )
         return tuple(with_given(completion, given) for completion in sampled)
@@ -170,6 +179,10 @@ def served_opening(prompt_text: str) -> str:
     none."""
     found = _OPENING.search(prompt_text)
     return found[0] if found else ""
+
+
+def _whole_text(choice: Choice) -> str:
+    return f"<think>{choice.reasoning}</think>{choice.text}" if choice.reasoning else choice.text
 
 
 def _check_whole_text(reply: Reply) -> None:

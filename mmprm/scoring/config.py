@@ -10,6 +10,7 @@ from mmprm.client import ClientConfig
 from mmprm.config import Config, PathText
 from mmprm.prm.info import FormatName
 from mmprm.scoring.context import TooLong
+from mmprm.scoring.judge_config import ThinkingJudgeConfig
 
 
 class ServerConfig(ClientConfig):
@@ -32,9 +33,11 @@ class LocalScorerConfig(Config):
     format: FormatName | Literal["auto"] = "auto"
     """Model family of a checkpoint without prm.json: math-shepherd, qwen, rlhflow, skywork, visualprm, trl or mm-prm;
     auto reads it from prm.json."""
-    backend: Literal["transformers", "vllm"] = "transformers"
+    backend: Literal["transformers", "vllm", "judge"] = "transformers"
     """Inference backend: transformers starts immediately; vllm uses vLLM's pooling runner, which is faster for large
-    workloads. Their scores agree within 1e-3 in float32."""
+    workloads. Their scores agree within 1e-3 in float32. judge: a thinking judge in place of a process reward model."""
+    judge: ThinkingJudgeConfig | None = None
+    """Thinking judge, for backend=judge; its configuration then replaces the other settings."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Data type of weights and activations. auto: the checkpoint's data type on GPU; float32 on CPU, where it is
     faster."""
@@ -54,9 +57,22 @@ class LocalScorerConfig(Config):
     kv_cache_gib: float = Field(1.0, gt=0)
     """Size of the KV cache in GiB (vllm on CPU only)."""
 
+    @property
+    def described(self) -> str:
+        """Return the folder of the process reward model, or the name of the judge's model."""
+        return self.prm if self.judge is None else self.judge.engine.model
+
+    @model_validator(mode="after")
+    def _has_a_judge(self) -> LocalScorerConfig:
+        if (self.backend == "judge") != (self.judge is not None):
+            raise ValueError("backend=judge and judge.engine.model must be set together; set both, or neither")
+        if self.judge is not None and self.prm:
+            raise ValueError(f"prm={self.prm} with backend=judge: the judge replaces it; remove one of them")
+        return self
+
     @model_validator(mode="after")
     def _has_a_model(self) -> LocalScorerConfig:
-        if not self.prm:
+        if not self.prm and self.backend != "judge":
             raise ValueError("prm is empty; set it to the folder of a process reward model")
         return self
 
@@ -71,16 +87,23 @@ class LocalScorerConfig(Config):
 
 
 class ScorerConfig(LocalScorerConfig):
-    """Configures a scorer whose process reward model is loaded on this machine or served by `mmprm serve`."""
+    """Configures a scorer whose process reward model is loaded on this machine or served by `mmprm serve`, or a
+    thinking judge."""
 
     prm: PathText = ""
     """Folder of a process reward model written by `mmprm train`, or a checkpoint of another family. Must be empty
-    with backend=server."""
-    backend: Literal["transformers", "vllm", "server"] = "transformers"
+    with backend=server and backend=judge."""
+    backend: Literal["transformers", "vllm", "server", "judge"] = "transformers"
     """Inference backend: transformers starts immediately; vllm uses vLLM's pooling runner, which is faster for large
-    workloads; server uses one or more `mmprm serve` processes. Their scores agree within 1e-3 in float32."""
+    workloads; server uses one or more `mmprm serve` processes. Their scores agree within 1e-3 in float32. judge: a
+    thinking judge in place of a process reward model."""
     server: ServerConfig | None = None
     """Connection to the servers, for backend=server; the server's configuration then replaces the other settings."""
+
+    @property
+    def described(self) -> str:
+        """Return the folder of the process reward model, the name of the judge's model, or the servers."""
+        return super().described if self.server is None else ", ".join(self.server.urls)
 
     @model_validator(mode="after")
     def _has_a_model(self) -> ScorerConfig:
@@ -89,7 +112,7 @@ class ScorerConfig(LocalScorerConfig):
                 "backend=server and server.urls must be set together; set both, for example "
                 "server.urls=[http://localhost:8100], or neither"
             )
-        if (self.backend == "server") == bool(self.prm):
+        if self.backend != "judge" and (self.backend == "server") == bool(self.prm):
             raise ValueError(
                 "prm must be empty with backend=server, and name a folder otherwise; set prm to the folder of a "
                 "process reward model, or remove it"

@@ -23,6 +23,7 @@ def candidate_lines(groups: Sequence[CandidateGroup], aggregate: str | None) -> 
         digest = content_id(problem.question, problem.answer, problem.images, problem.choices)
         for number, candidate in enumerate(group.candidates):
             scored = candidate.scores is not None
+            judge = {"score_tokens": candidate.score_tokens} if candidate.score_tokens is not None else {}
             yield {
                 "problem_id": problem.id,
                 "problem_digest": digest,
@@ -35,6 +36,7 @@ def candidate_lines(groups: Sequence[CandidateGroup], aggregate: str | None) -> 
                 "unscored": candidate.unscored,
                 "tokens": candidate.token_count,
                 "scores": candidate.scores.scores if scored else None,
+                **judge,
                 "reward": reward_M[number] if scored else None,
                 "chosen": number == best,
             }
@@ -66,8 +68,10 @@ def read_groups(
                 verdict=Verdict[row["verdict"].upper()],
                 token_count=row.get("tokens", 0),
                 unsplit=row["unsplit"],
-                scores=None if scores is None else StepScores(tuple(scores)),
+                scores=None if scores is None else StepScores(tuple(scores), row.get("score_tokens")),
                 unscored=row.get("unscored"),
+                unknown_scores=scores is None and row.get("score_tokens") is not None,
+                score_tokens=row.get("score_tokens"),
             )
             found.setdefault(row["problem_id"], []).append(candidate)
         except (KeyError, TypeError, AttributeError) as error:

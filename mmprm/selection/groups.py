@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from mmprm import steps
-from mmprm.errors import DataError, EngineStoppedError, MmprmError
+from mmprm.errors import DataError, EngineStoppedError, MmprmError, UnknownScoresError
 from mmprm.grading import choice
 from mmprm.grading.numbers import number
 from mmprm.grading.text import key
-from mmprm.halving import run_halving
+from mmprm.halving import score_each
 from mmprm.sampling.seeds import derive_seed
 from mmprm.scoring.aggregate import aggregator, vote_weight
 from mmprm.selection.selectors import Choices
@@ -37,7 +37,8 @@ class Candidate:
 
     `steps` are plain. They are empty if the text could not be split; `unsplit` then holds the reason. Such a candidate
     has an answer and a verdict but no `scores`. A candidate whose steps could not be scored has no `scores` either, and
-    `unscored` holds the reason.
+    `unscored` holds the reason. `unknown_scores` is true if the reason is that a thinking judge's verdicts could not be
+    read. `score_tokens` is the number of tokens that such a judge generated, and None for a process reward model.
     """
 
     response: str
@@ -48,6 +49,8 @@ class Candidate:
     unsplit: str | None = None
     scores: StepScores | None = None
     unscored: str | None = None
+    unknown_scores: bool = False
+    score_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +158,7 @@ def score_groups(groups: Sequence[CandidateGroup], scorer: Scorer) -> list[Candi
         for candidate in group.candidates
         if candidate.steps
     }
-    answers = dict(zip(solutions, _scored_apart(list(solutions.values()), scorer), strict=True))
+    answers = dict(zip(solutions, score_each(scorer, list(solutions.values())), strict=True))
     # If nothing can be scored, the cause is the model or a setting, not the solutions.
     if answers and all(isinstance(answer, DataError) for answer in answers.values()):
         raise next(iter(answers.values()))
@@ -169,14 +172,26 @@ def score_groups(groups: Sequence[CandidateGroup], scorer: Scorer) -> list[Candi
 
 def with_answer(candidate: Candidate, answer: StepScores | DataError | None) -> Candidate:
     """Return the candidate with the scorer's answer: its step scores, or the reason why it cannot be scored."""
+    if isinstance(answer, UnknownScoresError):
+        return replace(candidate, unscored=str(answer), unknown_scores=True, score_tokens=answer.tokens)
     if isinstance(answer, DataError):
         return replace(candidate, unscored=str(answer))
-    return replace(candidate, scores=answer)
+    return replace(candidate, scores=answer, score_tokens=None if answer is None else answer.tokens)
 
 
-def _scored_apart(solutions: list[Solution], scorer: Scorer) -> list[StepScores | DataError]:
-    """Score the solutions, halving each list that fails, so that only those that cannot be scored get a DataError."""
-    return run_halving(solutions, scorer.score, lambda _, error: error, DataError)
+def score_costs(groups: Iterable[CandidateGroup]) -> dict[str, int]:
+    """Return the number of candidates with unknown scores, and the tokens of the judge, counting equal steps once.
+
+    The result is empty if no thinking judge scored the candidates.
+    """
+    tokens: dict[tuple[str, Steps], int] = {}
+    unknown = 0
+    for group in groups:
+        for candidate in group.candidates:
+            unknown += candidate.unknown_scores
+            if candidate.score_tokens is not None:
+                tokens[group.problem.id, candidate.steps] = candidate.score_tokens
+    return {"unknown_scores": unknown, "score_tokens": sum(tokens.values())} if tokens else {}
 
 
 def rewards(group: CandidateGroup, aggregate: str | None) -> list[float]:

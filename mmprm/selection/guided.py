@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from mmprm.errors import DataError, EngineStoppedError, MmprmError
+from mmprm.errors import DataError, EngineStoppedError, MmprmError, UnknownScoresError
 from mmprm.scoring.aggregate import aggregator
 from mmprm.scoring.http.queue import ScoreQueue
 from mmprm.selection.groups import CandidateGroup, graded_candidate, with_answer
 from mmprm.selection.paths import Path, Writer
 from mmprm.selection.strategies import STRATEGIES, GuidedConfig, ahead, solutions
 from mmprm.steps import StepFormat
-from mmprm.types import Grader, Problem, Sampler, Scorer, Solution
+from mmprm.types import Grader, Problem, Sampler, Scorer, Solution, Steps, StepScores
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +22,15 @@ class Guided:
     """Holds the graded and scored solutions that a search found for one problem.
 
     `tokens` and `samples` count everything that was generated, including discarded paths; a candidate's `token_count`
-    covers only its own path.
+    covers only its own path. `score_tokens` counts what a thinking judge generated for all paths, and `unknown_scores`
+    the paths about which its verdicts are unknown.
     """
 
     group: CandidateGroup
     tokens: int
     samples: int
+    score_tokens: int = 0
+    unknown_scores: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,18 +66,26 @@ async def search_problems(
 
     async def search(problem: Problem) -> Guided:
         writer = Writer(problem, sampler, step_format, run_seed)
+        costs: dict[Steps, StepScores | DataError] = {}  # a judge is asked once about equal steps
+
+        async def scored_paths(solutions: Sequence[Solution]) -> list[StepScores | DataError]:
+            answers = await queue.score_apart(solutions)
+            costs.update(zip((solution.steps for solution in solutions), answers, strict=True))
+            return answers
 
         async def judge(paths: Sequence[Path]) -> list[float]:
             if config.lookahead:
                 # A path is scored by its lookahead steps, but the search continues from the path itself.
                 paths = await asyncio.gather(*(ahead(writer, path, config.lookahead) for path in paths))
-            scored = await queue.score_apart([Solution(problem, writer.plain(path)) for path in paths])
+            scored = await scored_paths([Solution(problem, writer.plain(path)) for path in paths])
             return [-math.inf if isinstance(entry, DataError) else value(entry.scores) for entry in scored]
 
         found = solutions(await STRATEGIES[config.strategy](writer, judge, config))
         graded = (graded_candidate(problem, path.text, path.token_count, grader, step_format) for path in found)
-        group = await _scored(CandidateGroup(problem, tuple(await asyncio.gather(*graded))), queue)
-        return Guided(group, writer.tokens, writer.samples)
+        group = await _scored(CandidateGroup(problem, tuple(await asyncio.gather(*graded))), scored_paths)
+        tokens = sum(getattr(answer, "tokens", None) or 0 for answer in costs.values())
+        unknown = sum(isinstance(answer, UnknownScoresError) for answer in costs.values())
+        return Guided(group, writer.tokens, writer.samples, tokens, unknown)
 
     async def attempt(problem: Problem) -> Guided | str:
         async with slots:
@@ -97,9 +108,11 @@ async def search_problems(
     )
 
 
-async def _scored(group: CandidateGroup, queue: ScoreQueue) -> CandidateGroup:
+async def _scored(
+    group: CandidateGroup, score: Callable[[Sequence[Solution]], Awaitable[list[StepScores | DataError]]]
+) -> CandidateGroup:
     """Score the candidates of a group; raise DataError if none of them can be scored."""
-    answers = await queue.score_apart([Solution(group.problem, c.steps) for c in group.candidates if c.steps])
+    answers = await score([Solution(group.problem, c.steps) for c in group.candidates if c.steps])
     reasons = [answer for answer in answers if isinstance(answer, DataError)]
     if reasons and len(reasons) == len(answers):
         raise reasons[0]

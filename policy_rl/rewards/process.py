@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mmprm.config import Config
 from mmprm.errors import DataError, MmprmError, TrainingError
@@ -55,6 +55,15 @@ class ProcessConfig(Config):
     """Timeout in seconds for scoring one group."""
     max_restarts: int = Field(3, ge=0)
     """Maximum number of times to restart a dead PRM process before the run fails."""
+
+    @model_validator(mode="after")
+    def _has_no_judge_of_its_own(self) -> ProcessConfig:
+        if self.scorer.judge is not None:
+            raise ValueError(
+                "scorer.backend=judge needs an engine or servers of its own; run it with mmprm serve, and set "
+                "scorer.backend=server and scorer.server.urls"
+            )
+        return self
 
     def aggregate(self) -> Aggregator:
         """Return the aggregator for credit.mode=scalar.

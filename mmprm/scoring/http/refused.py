@@ -17,16 +17,21 @@ class Refused(HTTPException):
     parsing.
     """
 
-    def __init__(self, status: int, kind: str, message: str, field: str | None = None) -> None:
+    def __init__(
+        self, status: int, kind: str, message: str, field: str | None = None, tokens: int | None = None
+    ) -> None:
         super().__init__(status, message)
-        self.status, self.kind, self.field = status, kind, field
+        self.status, self.kind, self.field, self.tokens = status, kind, field, tokens
 
     def __str__(self) -> str:
         return self.detail
 
     def body(self) -> dict[str, Any]:
         """Return the error as a JSON object."""
-        return error_body(self.kind, self.detail, self.field)
+        body = error_body(self.kind, self.detail, self.field)
+        if self.tokens is not None:
+            body["error"]["tokens"] = self.tokens
+        return body
 
 
 def error_body(kind: str, message: str, field: str | None = None) -> dict[str, Any]:

@@ -15,9 +15,10 @@ from pydantic import TypeAdapter, ValidationError
 from mmprm.client import Body, Client, Failure
 from mmprm.data.choices import asked_question
 from mmprm.data.images import image_bytes
-from mmprm.errors import ConfigError, DataError, EngineStoppedError, SamplingError
+from mmprm.errors import ConfigError, DataError, EngineStoppedError, SamplingError, UnknownScoresError
 from mmprm.problems import image_pixels
 from mmprm.scoring.config import ServerConfig
+from mmprm.scoring.context import all_scored
 from mmprm.scoring.http.wire import MIB, BatchOut, ErrorOut, ModelOut
 from mmprm.types import ImageRef, Solution, StepScores
 
@@ -53,6 +54,10 @@ class RemoteScorer:
 
     def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
         """Return P(step is correct) for each step of each solution."""
+        return all_scored(self.score_each(solutions))
+
+    def score_each(self, solutions: Sequence[Solution]) -> list[StepScores | DataError]:
+        """Score solutions like `score`, but return a DataError for each one that the server cannot score."""
         return self._wait(self._score(solutions))
 
     def close(self) -> None:
@@ -80,8 +85,8 @@ class RemoteScorer:
         self._thread.join()
         self._loop.close()
 
-    async def _score(self, solutions: Sequence[Solution]) -> list[StepScores]:
-        scores: dict[int, StepScores] = {}
+    async def _score(self, solutions: Sequence[Solution]) -> list[StepScores | DataError]:
+        scores: dict[int, StepScores | DataError] = {}
         requests = self._requests(solutions)  # shared by the workers, so that solutions are read lazily
 
         async def work() -> None:
@@ -125,7 +130,7 @@ class RemoteScorer:
         # The server limits the bytes of images sent by path like those in the body.
         return size + sum(_length(image) * 4 // 3 + 16 for image in solution.problem.images)
 
-    async def _ask(self, solutions: Sequence[Solution]) -> list[StepScores]:
+    async def _ask(self, solutions: Sequence[Solution]) -> list[StepScores | DataError]:
         body = await asyncio.to_thread(self._body, solutions)
         try:
             answer = await self._post(body, solutions[0].problem.id)
@@ -135,14 +140,21 @@ class RemoteScorer:
             if len(solutions) > 1:
                 middle = len(solutions) // 2
                 return [*await self._ask(solutions[:middle]), *await self._ask(solutions[middle:])]
-            raise DataError(f"problem {solutions[0].problem.id}: {error}") from error
-        scores = []
+            return [DataError(f"problem {solutions[0].problem.id}: {error}")]
+        scores: list[StepScores | DataError] = []
         for solution, result in zip(solutions, answer.results, strict=True):
             if isinstance(result, ErrorOut):
                 await self._see_that_it_works(result)
-                raise DataError(self._client.quoted(_complaint(solution, result)))
-            scores.append(StepScores(tuple(result.scores)))
+                scores.append(self._failed(solution, result))
+            else:
+                scores.append(StepScores(tuple(result.scores), result.tokens))
         return scores
+
+    def _failed(self, solution: Solution, result: ErrorOut) -> DataError:
+        message = self._client.quoted(_complaint(solution, result))
+        if result.error.type == "unknown":
+            return UnknownScoresError(message, result.error.tokens or 0)
+        return DataError(message)
 
     async def _post(self, body: Body, affinity: str) -> BatchOut:
         answer = await self._client.ask("/v1/score/batch", body, affinity, _read_batch, _SOMEBODY)

@@ -21,7 +21,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from mmprm.errors import DataError
+from mmprm.errors import DataError, UnknownScoresError
 from mmprm.scoring.aggregate import aggregator
 from mmprm.scoring.http.api_page import api_page
 from mmprm.scoring.http.body import bounded_route, parse_body
@@ -222,6 +222,8 @@ class Service:
         return prepared
 
     def _scored(self, answer: ScoreResult) -> dict[str, Any] | Refused:
+        if isinstance(answer, UnknownScoresError):
+            return Refused(422, "unknown", str(answer), tokens=answer.tokens)
         if isinstance(answer, DataError):
             return Refused(422, "unscorable", str(answer))
         if isinstance(answer, Exception):
@@ -233,7 +235,8 @@ class Service:
             return Refused(500, "internal", "the model returned a score that is not finite; check its weights")
         self.metrics.solutions.inc()
         self.metrics.steps.inc(len(answer.scores))
-        return {"scores": answer.scores, "aggregate": self._aggregate(answer.scores)}
+        scored = {"scores": answer.scores, "aggregate": self._aggregate(answer.scores)}
+        return scored if answer.tokens is None else scored | {"tokens": answer.tokens}
 
     async def _probe(self) -> None:
         assert self._queue is not None, "something was scored"

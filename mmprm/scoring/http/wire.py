@@ -56,12 +56,14 @@ class ErrorDetail(_Message):
     """Reason why a request or one of its solutions was rejected."""
 
     type: str
-    """Type of the error: invalid_request, too_large, too_slow, unscorable, unauthorized, not_found, busy, loading,
-    closing or internal."""
+    """Type of the error: invalid_request, too_large, too_slow, unscorable, unknown, unauthorized, not_found, busy,
+    loading, closing or internal. unknown: the verdicts of a thinking judge could not be read."""
     message: str
     """Explanation of the error: what is wrong, what is allowed, and how to fix it."""
     field: str | None
     """Path of the invalid field in the request, such as steps[3]."""
+    tokens: int | None = None
+    """Number of tokens that a thinking judge generated, if the type is unknown."""
 
 
 class ErrorOut(_Message):
@@ -77,6 +79,8 @@ class ScoresOut(_Message):
     """P(step is correct) for each step."""
     aggregate: float
     """The step scores aggregated into one number."""
+    tokens: int | None = None
+    """Number of tokens that a thinking judge generated for the scores; absent for a process reward model."""
 
 
 class ScoreOut(ScoresOut):

@@ -1,0 +1,178 @@
+"""Test how verdicts are read from the texts of a thinking judge, with worked texts and 1,000 malformed ones."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from typing import get_args
+
+import pytest
+
+from mmprm.scoring.verdicts import VERDICT_FORMATS, AfterError, FormatOfVerdicts, read_verdicts
+
+FORMATS: tuple[FormatOfVerdicts, ...] = get_args(FormatOfVerdicts)
+
+
+def read(text: str, steps: int, form: FormatOfVerdicts = "plain", after: AfterError = "as_judged") -> object:
+    return read_verdicts(text, steps, VERDICT_FORMATS[form], after)
+
+
+def written(verdicts: list[bool], form: FormatOfVerdicts) -> str:
+    """Write verdicts in the layout of a format, after some reasoning."""
+    if form == "plain":
+        words = ("incorrect", "correct")
+        return "I check.\n\n" + "\n".join(f"Step {n}: {words[v]}" for n, v in enumerate(verdicts, start=1))
+    if form == "thinkprm":
+        words = ("incorrect", "correct")
+        return "\n".join(f"Step {n}: it adds.\nIt is \\boxed{{{words[v]}}}." for n, v in enumerate(verdicts, start=1))
+    block = "<analyze>\nIt adds.\n</analyze>\n<output>\n**Judgement**: $\\boxed{{{}}}$\n</output>\n"
+    return "".join(block.format("Yes" if v else "No") for v in verdicts)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_layout_is_read(form: FormatOfVerdicts) -> None:
+    for verdicts in ([True], [False], [True, True, False], [True, False, True, True]):
+        assert read(written(verdicts, form), len(verdicts), form) == tuple(verdicts)
+
+
+def test_decorated_lines_are_read() -> None:
+    assert read("**Step 1:** correct\n- Step 2: **incorrect**.\n> STEP 3 : Correct", 3) == (True, False, True)
+
+
+def test_steps_after_the_first_error_are_incorrect_unless_judged() -> None:
+    text = written([True, False, True], "plain")
+    assert read(text, 3, after="incorrect") == (True, False, False)
+    assert read(text, 3, after="as_judged") == (True, False, True)
+
+
+def test_a_judge_may_stop_at_the_first_error() -> None:
+    text = written([True, False], "thinkprm")
+    assert read(text, 4, "thinkprm", "incorrect") == (True, False, False, False)
+    assert read(text, 4, "thinkprm", "as_judged") == "a step without a verdict"
+    assert read(written([True, True], "thinkprm"), 4, "thinkprm", "incorrect") == "a step without a verdict"
+
+
+def test_verdicts_without_step_numbers_must_be_complete() -> None:
+    """A single \\boxed{incorrect} may be about the whole solution, so it is no verdict on step 1."""
+    assert read("The solution is \\boxed{incorrect}.", 3, "thinkprm", "incorrect") == (
+        "another number of verdicts than steps"
+    )
+    assert read("\\boxed{correct} and \\boxed{\\text{incorrect}}", 2, "thinkprm") == (True, False)
+
+
+def test_the_reply_counts_and_not_the_thoughts() -> None:
+    thoughts = "<think>Step 1: correct\nno, wait</think>"
+    assert read(thoughts + "Step 1: incorrect", 1) == (False,)
+    assert read(thoughts, 1) == "no reply"
+    assert read("<think>\nStep 1: correct", 1) == "no reply"
+
+
+def test_thinkprm_gives_its_verdicts_in_the_thoughts() -> None:
+    text = f"<think>{written([True, False], 'thinkprm')}</think>\nIs the solution correct? No"
+    assert read(text, 2, "thinkprm") == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "no reply"),
+        ("All steps are correct.", "no verdicts"),
+        ("Step 1: mostly correct\nStep 2: correct", "a step without a verdict"),
+        ("Step 1: correct", "a step without a verdict"),
+        ("Step 1: correct\nStep 2: correct\nStep 3: correct", "a verdict on a step that does not exist"),
+        ("Step 0: correct\nStep 1: correct\nStep 2: correct", "a verdict on a step that does not exist"),
+        ("Step 1: correct\nStep 2: correct\nStep 1: incorrect", "contradictory verdicts"),
+        ("Step 1: correct or incorrect\nStep 2: correct", "a step without a verdict"),
+    ],
+)
+def test_what_cannot_be_read_has_a_reason(text: str, reason: str) -> None:
+    assert read(text, 2) == reason
+
+
+def test_malformed_layouts_of_the_publications() -> None:
+    blocks = written([True, False], "genprm")
+    assert read(blocks.removesuffix("</output>\n"), 2, "genprm") == "an <output> block without exactly one verdict"
+    assert read(blocks, 3, "genprm", "incorrect") == "another number of verdicts than steps"
+    assert read(blocks.replace("No", "Maybe"), 2, "genprm") == "an <output> block without exactly one verdict"
+    before = "\\boxed{correct}\n" + written([True, True], "thinkprm")
+    assert read(before, 2, "thinkprm") == "a verdict before the first step"
+
+
+Damage = Callable[[list[bool], FormatOfVerdicts, random.Random], str]
+
+
+def without_one(verdicts: list[bool], form: FormatOfVerdicts, rng: random.Random) -> str:
+    """Leave out the verdict on the last step, which nothing else determines, as no step before it is incorrect."""
+    return written([True] * (len(verdicts) - 1), form)
+
+
+def with_one_too_many(verdicts: list[bool], form: FormatOfVerdicts, rng: random.Random) -> str:
+    return written([*verdicts, rng.random() < 0.5], form)
+
+
+def contradicting(verdicts: list[bool], form: FormatOfVerdicts, rng: random.Random) -> str:
+    return written(verdicts, form) + "\n" + written([not verdict for verdict in verdicts], form)
+
+
+def in_other_words(verdicts: list[bool], form: FormatOfVerdicts, rng: random.Random) -> str:
+    text = written(verdicts, form)
+    for word in ("incorrect", "correct", "Yes", "No"):
+        text = text.replace(word, rng.choice(["good", "wrong?", "corect", "", "Yes/No", "{}", "\\text{", "7"]))
+    return text
+
+
+def in_another_layout(verdicts: list[bool], form: FormatOfVerdicts, rng: random.Random) -> str:
+    """Write another layout. The numbered lines of the plain layout contain no boxes, and boxes are no such lines."""
+    return written(verdicts, rng.choice([other for other in FORMATS if other != form]))
+
+
+def still_thinking(verdicts: list[bool], form: FormatOfVerdicts, rng: random.Random) -> str:
+    return "<think>" + written(verdicts, form)[: rng.randrange(12)]
+
+
+def noise(verdicts: list[bool], form: FormatOfVerdicts, rng: random.Random) -> str:
+    pieces = ["Step 1", "correct", "\\boxed", "{", "}", "<output>", "</output", "\n", " ", "\x00", "٣", "½", "{}" * 9]
+    return "".join(rng.choice(pieces) for _ in range(rng.randrange(60)))
+
+
+def huge_number(verdicts: list[bool], form: FormatOfVerdicts, rng: random.Random) -> str:
+    return f"Step {'9' * rng.randrange(7, 5000)}: correct\n<output>\\boxed{{{'Yes' * 9}}}</output>"
+
+
+def blank(verdicts: list[bool], form: FormatOfVerdicts, rng: random.Random) -> str:
+    return rng.choice(["", " ", "\n\n\t", "<think></think>", "<think>\n</think>\n\n"])
+
+
+DAMAGES: list[Damage] = [
+    without_one,
+    with_one_too_many,
+    contradicting,
+    in_other_words,
+    in_another_layout,
+    still_thinking,
+    noise,
+    huge_number,
+    blank,
+]
+
+
+def malformed(index: int) -> tuple[FormatOfVerdicts, int, str]:
+    """Return a format, a number of steps, and a text that gives no verdicts on them."""
+    rng = random.Random(index)
+    form = FORMATS[index % len(FORMATS)]
+    verdicts = [True, *(rng.random() < 0.5 for _ in range(rng.randrange(1, 6)))]
+    return form, len(verdicts), DAMAGES[index // len(FORMATS) % len(DAMAGES)](verdicts, form, rng)
+
+
+def test_no_verdict_is_made_up_for_malformed_texts() -> None:
+    reasons: Counter[object] = Counter()
+    for index in range(1000):
+        form, steps, text = malformed(index)
+        for after in get_args(AfterError):
+            answer = read(text, steps, form, after)
+            assert isinstance(answer, str), (index, DAMAGES[index // 3 % len(DAMAGES)].__name__, after, text, answer)
+        reasons[answer] += 1
+    assert reasons.total() == 1000
+    assert min(reasons.values()) > 0
+    assert len(reasons) >= 7
