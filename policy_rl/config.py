@@ -223,7 +223,10 @@ class RLConfig(Config):
     def resume_key(self) -> dict[str, Any]:
         """Return the settings that must be unchanged for a run to be resumed. The problems are checked separately."""
         whole = self.model_dump(mode="json", exclude=_CHANGEABLE)
-        return whole | self.model_dump(mode="json", include=_IN_PART)
+        key = whole | self.model_dump(mode="json", include=_IN_PART)
+        if self.process is not None and self.process.scorer.judge is not None:
+            key["process"]["scorer"]["judge"] = self.process.scorer.judge.identity()
+        return key
 
     def noted(self) -> dict[str, Any]:
         """Return the settings that affect training but may change on resume. Such changes are reported."""

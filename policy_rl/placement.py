@@ -138,7 +138,7 @@ def _no_machine_for_prm(prm: str, count: int) -> str:
 def place_run(config: RLConfig, gpus: Sequence[int]) -> Placement:
     """Assign GPUs to the actors of a configuration. `gpus` lists the number of GPUs per machine."""
     process = config.process
-    local = process is not None and process.scorer.backend != "server"
+    local = process is not None and not process.scorer.is_remote
     prm = ("own" if process.own_gpu else "shared") if local else "none"
     rollouts, width = config.rollouts, config.engine.tensor_parallel_size
     prm_gpus = process.scorer.tensor_parallel_size if local else 1

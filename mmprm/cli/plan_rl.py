@@ -199,5 +199,5 @@ def _longest(config: RLConfig, prompt_tokens: int) -> int:
 
 def _scorer(config: RLConfig) -> ScorerConfig | None:
     """Return the settings of the scorer if it runs on these GPUs, or None otherwise."""
-    local = config.process is not None and config.process.scorer.backend != "server"
+    local = config.process is not None and not config.process.scorer.is_remote
     return config.process.scorer if local else None

@@ -139,11 +139,11 @@ def _engine(config: Served) -> EngineConfig | None:
 def _scorer(config: Served) -> LocalScorerConfig | None:
     """Return the scorer settings if a scorer runs on this machine, or None otherwise."""
     scorer = None if isinstance(config, CampaignConfig) else config.scorer
-    if scorer is not None and scorer.judge is not None:
-        if scorer.judge.engine.servers is None:
-            raise ConfigError(
-                "scorer.backend=judge: the memory of a judge is not planned with other models; plan its engine alone "
-                "with mmprm plan annotate"
-            )
+    if scorer is None or scorer.is_remote:
         return None
-    return None if scorer is None or scorer.backend == "server" else scorer
+    if scorer.judge is not None:
+        raise ConfigError(
+            "scorer.backend=judge: the memory of a judge is not planned with other models; plan its engine alone with "
+            "mmprm plan annotate"
+        )
+    return scorer

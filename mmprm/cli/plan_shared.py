@@ -108,7 +108,7 @@ def engine_settings(engine: LocalEngineConfig, shape: Shape) -> EngineSettings:
 
 def scorer_settings(scorer: LocalScorerConfig) -> ScorerSettings:
     """Extract the settings that determine the memory use of a scorer on this machine's GPUs."""
-    assert scorer.backend != "server", "a server has its own plan"
+    assert scorer.backend not in ("server", "judge"), "they have plans of their own"
     return ScorerSettings(
         backend=scorer.backend,
         dtype=STORED_DTYPE if scorer.dtype == "auto" else scorer.dtype,

@@ -62,6 +62,11 @@ class LocalScorerConfig(Config):
         """Return the folder of the process reward model, or the name of the judge's model."""
         return self.prm if self.judge is None else self.judge.engine.model
 
+    @property
+    def is_remote(self) -> bool:
+        """Return whether servers run the model, so that nothing runs on this machine."""
+        return self.judge is not None and self.judge.engine.servers is not None
+
     @model_validator(mode="after")
     def _has_a_judge(self) -> LocalScorerConfig:
         if (self.backend == "judge") != (self.judge is not None):
@@ -104,6 +109,11 @@ class ScorerConfig(LocalScorerConfig):
     def described(self) -> str:
         """Return the folder of the process reward model, the name of the judge's model, or the servers."""
         return super().described if self.server is None else ", ".join(self.server.urls)
+
+    @property
+    def is_remote(self) -> bool:
+        """Return whether servers run the model, so that nothing runs on this machine."""
+        return self.server is not None or super().is_remote
 
     @model_validator(mode="after")
     def _has_a_model(self) -> ScorerConfig:

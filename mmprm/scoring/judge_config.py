@@ -26,8 +26,12 @@ class ThinkingJudgeConfig(Config):
     written by ThinkPRM; genprm: output blocks as written by GenPRM."""
     request: str | None = None
     """Text of the request, which replaces the one of verdict_format; must contain {question} and {steps}."""
-    prompt: PromptConfig = PromptConfig(preset="plain")
-    """Further settings of the prompt, such as system, prefill and template_options."""
+    system: str = ""
+    """Text of the system turn; an empty text omits the turn."""
+    prefill: str = ""
+    """Text that starts the judge's turn."""
+    template_options: dict[str, Any] | None = None
+    """Variables to pass to the chat template, such as {enable_thinking: true}."""
     chains: int = Field(1, ge=1)
     """Maximum number of chains of thought per solution. The score of a step is the fraction of the readable chains
     whose verdict on it is correct."""
@@ -42,11 +46,6 @@ class ThinkingJudgeConfig(Config):
     seed: int = 0
     """Random seed of the chains, combined with the content of each request."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _chat_template_of_a_file(cls, values: Any) -> Any:
-        return template_of_file(values, "engine", "chat_template")
-
     @field_validator("request")
     @classmethod
     def _holds_both(cls, request: str | None) -> str | None:
@@ -59,10 +58,7 @@ class ThinkingJudgeConfig(Config):
 
     @model_validator(mode="after")
     def _can_judge(self) -> ThinkingJudgeConfig:
-        if self.prompt.preset != "plain":
-            raise ValueError(
-                f"prompt.preset={self.prompt.preset} asks for a solution, not for verdicts; set prompt.preset=plain"
-            )
+        _ = self.prompt  # raises an error for invalid template options, and for a template that cannot be read
         if self.chains > 1 and self.sampling.temperature == 0:
             raise ValueError(
                 f"chains={self.chains} with sampling.temperature=0: all chains would be equal; try "
@@ -74,3 +70,21 @@ class ThinkingJudgeConfig(Config):
                 "not even one chain fits; raise the former or lower the latter"
             )
         return self
+
+    @property
+    def prompt(self) -> PromptConfig:
+        """Return the settings with which requests become prompts."""
+        template = template_of_file({"engine": self.engine}, "engine", "chat_template").get("prompt", {})
+        return PromptConfig(
+            preset="plain",
+            system=self.system,
+            prefill=self.prefill,
+            template_options=self.template_options,
+            **template,
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """Return the model and the settings that determine the chain of a given number."""
+        settings = {"sampling", "verdict_format", "request", "system", "prefill", "template_options", "seed"}
+        engine = {"model", "chat_template", "max_pixels", "min_pixels"}
+        return self.model_dump(mode="json", include=dict.fromkeys(settings, True) | {"engine": engine})

@@ -186,12 +186,10 @@ class JudgeScorer:
 
 
 def judge_identity(config: ThinkingJudgeConfig) -> str:
-    """Return a text that identifies the judge: its model, and all settings that determine a chain."""
-    engine = config.engine.model_dump(mode="json", include={"model", "max_pixels", "min_pixels", "chat_template"})
-    settings = config.model_dump(mode="json", include={"sampling", "verdict_format", "request", "prompt", "seed"})
-    request = VERDICT_FORMATS[config.verdict_format].request
+    """Return a text that identifies the judge: its model, and all that determines the chain of a given number."""
+    request = config.request or VERDICT_FORMATS[config.verdict_format].request
     weights = "" if config.engine.servers is not None else fingerprint(config.engine.model)
-    return json.dumps([engine, settings, request, weights], sort_keys=True)
+    return json.dumps([config.identity(), config.prompt.chat_template, request, weights], sort_keys=True)
 
 
 @asynccontextmanager

@@ -58,7 +58,7 @@ class RemotePrm:
     def __init__(self, config: ProcessConfig, options: dict[str, Any] | None) -> None:
         actors.connect()
         self._config = config
-        self._name = f"the PRM {config.scorer.prm or 'of the server'}"
+        self._name = f"the PRM {config.scorer.described}"
         resources = options or _resources(config)
         self._booked = {name: amount for name, amount in resources.items() if name in ("num_cpus", "num_gpus")}
         # With retries, Ray sends pending calls to the restarted process, which then loads the PRM again.
@@ -148,7 +148,7 @@ class PrmActor:
         return process, [_portable(answer) for answer in answers]
 
     def _load(self) -> Any:
-        if self._config.backend == "server":
+        if self._config.is_remote:
             return open_scorer(self._config)
         import torch
 
@@ -167,6 +167,6 @@ def _portable(answer: ScoreResult) -> ScoreResult:
 
 
 def _resources(config: ProcessConfig) -> dict[str, float]:
-    if config.scorer.backend != "server" and ray.cluster_resources().get("GPU", 0) > 0:
+    if not config.scorer.is_remote and ray.cluster_resources().get("GPU", 0) > 0:
         return {"num_cpus": 0, "num_gpus": config.scorer.tensor_parallel_size}
     return {"num_cpus": 0}

@@ -57,11 +57,11 @@ class ProcessConfig(Config):
     """Maximum number of times to restart a dead PRM process before the run fails."""
 
     @model_validator(mode="after")
-    def _has_no_judge_of_its_own(self) -> ProcessConfig:
-        if self.scorer.judge is not None:
+    def _runs_a_judge_elsewhere(self) -> ProcessConfig:
+        if self.scorer.judge is not None and not self.scorer.is_remote:
             raise ValueError(
-                "scorer.backend=judge needs an engine or servers of its own; run it with mmprm serve, and set "
-                "scorer.backend=server and scorer.server.urls"
+                "scorer.backend=judge must run on servers, because the run places no engine for it; set "
+                "scorer.judge.engine.servers.urls"
             )
         return self
 

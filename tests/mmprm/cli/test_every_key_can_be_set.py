@@ -25,7 +25,14 @@ VALUES: list[Any] = [
 ]
 PRM, SERVER = {"prm": "x"}, {"backend": "server", "server": {"urls": ["http://localhost:1"]}}
 JUDGE = {"model": "x", "client": {"urls": ["http://localhost:1"]}}
+THINKING = {"engine": {"model": "x"}, "chains": 2, "sampling": {"max_tokens": 2}, "request": "{question}{steps}"}
+THINKS = {"backend": "judge", "judge": THINKING}
+THINKS_ON_SERVER = {
+    "backend": "judge",
+    "judge": THINKING | {"engine": {"model": "x", "servers": {"urls": ["http://localhost:1"]}}},
+}
 POLICY = {"grader": {"judge": JUDGE | {"calibration": "x"}}}
+SCORERS = [{"scorer": each} for each in (PRM, SERVER, THINKS, THINKS_ON_SERVER)]
 SERVED_POLICY = {"engine": {"model": "x", "servers": {"urls": ["http://localhost:1"]}}}
 EPISODES = {"environment": {"path": "x"}, "prompt": {"preset": "plain"}}
 BEAM = {"strategy": "beam"}
@@ -36,16 +43,17 @@ FILTERED = {"filter": {}, "adora": {}, "trainer": {"loss": {"importance_cap": 2}
 SETTINGS: dict[str, list[dict[str, Any]]] = {
     "BridgeConfig": [POLICY | {"seer": JUDGE, "reasoner": JUDGE}],
     "CampaignConfig": [POLICY, SERVED_POLICY, {"solutions": {"path": "x"}}, EPISODES],
-    "ConsensusConfig": [{"judge": JUDGE}, {"scorer": PRM}, {"scorer": SERVER}],
+    "ConsensusConfig": [{"judge": JUDGE}, *SCORERS],
     "GraderConfig": [POLICY["grader"]],
     "ExportConfig": [{"format": "trl"}],
     "ImportConfig": [{"format": "prm800k"}],
-    "GuidedSearchConfig": [POLICY | {"scorer": PRM, "search": BEAM}, SERVED_POLICY | {"scorer": SERVER}],
+    "GuidedSearchConfig": [POLICY | {"scorer": PRM, "search": BEAM}, SERVED_POLICY | {"scorer": SERVER}, *SCORERS],
     "PolicyEvalConfig": [POLICY | {"sampling": {"temperature": 0.5}, "extractor": JUDGE}, SERVED_POLICY],
-    "PrmEvalConfig": [{"scorer": PRM}, {"scorer": SERVER}],
+    "PrmEvalConfig": SCORERS,
     "RLConfig": [
         POLICY | FILTERED | {"process": {"scorer": PRM}, "held_out": {"path": "x"}},
         GAE,
+        {"process": {"scorer": THINKS_ON_SERVER}},
         {"process": {"scorer": SERVER}, "trainer": {"loss": {"importance_cap": 2}}},
         {"rewards": {"format": "think", "truncated": "penalize"}},
         {"trainer": {"loss": {"importance_mask": {"low": 0.5, "high": 5}}, "distillation": {"teacher": "y"}}},
@@ -53,9 +61,9 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"process": {"scorer": PRM}, "credit": {"mode": "scalar"}},
         {"process": {"scorer": PRM}, "credit": {"mode": "return_to_go", "transform": "clip"}},
     ],
-    "RerankConfig": [POLICY | {"scorer": PRM}, SERVED_POLICY | {"scorer": SERVER}],
-    "ScoreConfig": [{"scorer": PRM}, {"scorer": SERVER}],
-    "ServeConfig": [{"scorer": PRM, "without_key": True}],
+    "RerankConfig": [POLICY | {"scorer": PRM}, SERVED_POLICY | {"scorer": SERVER}, *SCORERS],
+    "ScoreConfig": SCORERS,
+    "ServeConfig": [{"scorer": PRM, "without_key": True}, {"scorer": THINKS}, {"scorer": THINKS_ON_SERVER}],
     "SftConfig": [{"held_out": {"path": "x"}, "lora": {}, "training": ZERO_3}],
     "TrainConfig": [{"lora": {}, "training": ZERO_3}],
 }

@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
-from collections.abc import Callable
 from typing import get_args
 
 import pytest
 
 from mmprm.scoring.verdicts import VERDICT_FORMATS, AfterError, FormatOfVerdicts, read_verdicts
-
-FORMATS: tuple[FormatOfVerdicts, ...] = get_args(FormatOfVerdicts)
+from tests.mmprm.scoring.malformed_verdicts import DAMAGES, FORMATS, malformed, written
 
 
 def read(text: str, steps: int, form: FormatOfVerdicts = "plain", after: AfterError = "as_judged") -> object:
     return read_verdicts(text, steps, VERDICT_FORMATS[form], after)
-
-
-def written(verdicts: list[bool], form: FormatOfVerdicts) -> str:
-    """Write verdicts in the layout of a format, after some reasoning."""
-    if form == "plain":
-        words = ("incorrect", "correct")
-        return "I check.\n\n" + "\n".join(f"Step {n}: {words[v]}" for n, v in enumerate(verdicts, start=1))
-    if form == "thinkprm":
-        words = ("incorrect", "correct")
-        return "\n".join(f"Step {n}: it adds.\nIt is \\boxed{{{words[v]}}}." for n, v in enumerate(verdicts, start=1))
-    block = "<analyze>\nIt adds.\n</analyze>\n<output>\n**Judgement**: $\\boxed{{{}}}$\n</output>\n"
-    return "".join(block.format("Yes" if v else "No") for v in verdicts)
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -97,72 +82,6 @@ def test_malformed_layouts_of_the_publications() -> None:
     assert read(blocks.replace("No", "Maybe"), 2, "genprm") == "an <output> block without exactly one verdict"
     before = "\\boxed{correct}\n" + written([True, True], "thinkprm")
     assert read(before, 2, "thinkprm") == "a verdict before the first step"
-
-
-Damage = Callable[[list[bool], FormatOfVerdicts, random.Random], str]
-
-
-def without_one(verdicts: list[bool], form: FormatOfVerdicts, rng: random.Random) -> str:
-    """Leave out the verdict on the last step, which nothing else determines, as no step before it is incorrect."""
-    return written([True] * (len(verdicts) - 1), form)
-
-
-def with_one_too_many(verdicts: list[bool], form: FormatOfVerdicts, rng: random.Random) -> str:
-    return written([*verdicts, rng.random() < 0.5], form)
-
-
-def contradicting(verdicts: list[bool], form: FormatOfVerdicts, rng: random.Random) -> str:
-    return written(verdicts, form) + "\n" + written([not verdict for verdict in verdicts], form)
-
-
-def in_other_words(verdicts: list[bool], form: FormatOfVerdicts, rng: random.Random) -> str:
-    text = written(verdicts, form)
-    for word in ("incorrect", "correct", "Yes", "No"):
-        text = text.replace(word, rng.choice(["good", "wrong?", "corect", "", "Yes/No", "{}", "\\text{", "7"]))
-    return text
-
-
-def in_another_layout(verdicts: list[bool], form: FormatOfVerdicts, rng: random.Random) -> str:
-    """Write another layout. The numbered lines of the plain layout contain no boxes, and boxes are no such lines."""
-    return written(verdicts, rng.choice([other for other in FORMATS if other != form]))
-
-
-def still_thinking(verdicts: list[bool], form: FormatOfVerdicts, rng: random.Random) -> str:
-    return "<think>" + written(verdicts, form)[: rng.randrange(12)]
-
-
-def noise(verdicts: list[bool], form: FormatOfVerdicts, rng: random.Random) -> str:
-    pieces = ["Step 1", "correct", "\\boxed", "{", "}", "<output>", "</output", "\n", " ", "\x00", "٣", "½", "{}" * 9]
-    return "".join(rng.choice(pieces) for _ in range(rng.randrange(60)))
-
-
-def huge_number(verdicts: list[bool], form: FormatOfVerdicts, rng: random.Random) -> str:
-    return f"Step {'9' * rng.randrange(7, 5000)}: correct\n<output>\\boxed{{{'Yes' * 9}}}</output>"
-
-
-def blank(verdicts: list[bool], form: FormatOfVerdicts, rng: random.Random) -> str:
-    return rng.choice(["", " ", "\n\n\t", "<think></think>", "<think>\n</think>\n\n"])
-
-
-DAMAGES: list[Damage] = [
-    without_one,
-    with_one_too_many,
-    contradicting,
-    in_other_words,
-    in_another_layout,
-    still_thinking,
-    noise,
-    huge_number,
-    blank,
-]
-
-
-def malformed(index: int) -> tuple[FormatOfVerdicts, int, str]:
-    """Return a format, a number of steps, and a text that gives no verdicts on them."""
-    rng = random.Random(index)
-    form = FORMATS[index % len(FORMATS)]
-    verdicts = [True, *(rng.random() < 0.5 for _ in range(rng.randrange(1, 6)))]
-    return form, len(verdicts), DAMAGES[index // len(FORMATS) % len(DAMAGES)](verdicts, form, rng)
 
 
 def test_no_verdict_is_made_up_for_malformed_texts() -> None:
