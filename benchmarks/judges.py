@@ -1,6 +1,8 @@
 """Measure labels and judges: `make bench-judges` writes benchmarks/results/judges.json.
 
-given    labeling given solutions: rollouts per solution relative to 16 per step, and the share of correct first errors
+given      labeling given solutions: rollouts per solution relative to 16 per step, and the share of correct first
+           errors
+malformed  scores that a thinking judge makes up for malformed outputs
 
 Ratios and accuracies are medians of several rounds with different problems, with their minimum and maximum. All other
 measurements are stored in judges_details.json. An interrupted part resumes after its last finished round.
@@ -29,6 +31,10 @@ BARS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         "rollout_ratio at most 0.25; first errors correct no less often than with 16 per step (paired, 95 %)",
         lambda r: r["rollout_ratio"] <= 0.25 and r["accuracy_difference"]["high"] >= 0,
     ),
+    "malformed": (
+        "no score made up, all outputs counted, and all well-formed ones scored",
+        lambda r: not r["made_up"] and r["counted"] == r["outputs"] and r["well_formed_scored"] == r["well_formed"],
+    ),
 }
 
 
@@ -56,7 +62,15 @@ def given(arguments: argparse.Namespace, details: Results) -> Results:
     return metrics
 
 
-PARTS: dict[str, Callable[[argparse.Namespace, Results], Results]] = {"given": given}
+def malformed(arguments: argparse.Namespace, details: Results) -> Results:
+    """Judge malformed, cut-off, and well-formed outputs."""
+    from judges_malformed import measure
+
+    with tempfile.TemporaryDirectory(prefix="mmprm-bench-") as folder:
+        return measure(Path(folder))
+
+
+PARTS: dict[str, Callable[[argparse.Namespace, Results], Results]] = {"given": given, "malformed": malformed}
 
 
 def main() -> None:

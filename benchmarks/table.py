@@ -172,7 +172,9 @@ BENCHMARKS = {
         "the built-in policy as the completer; 60% of the solutions have an error. `adaptive` is `mmprm annotate "
         "--solutions` with its defaults, and `fixed` samples 16 rollouts from every prefix. `rollouts` are rollouts "
         "per solution, `accuracy` is the share of solutions whose first error (or absence of errors) is found, and "
-        "`rollout_ratio_incorrect` counts only the solutions with an error.",
+        "`rollout_ratio_incorrect` counts only the solutions with an error. `malformed` gives a thinking judge 1,000 "
+        "damaged and 1,000 truncated outputs in all verdict formats: `made_up` counts those that yielded a score, and "
+        "`counted` those that were reported as unread.",
     ),
     "dtype": (
         dtype,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import sys
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Sequence
@@ -17,6 +18,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from mmprm.client import Failure
 from mmprm.data.choices import asked_question
 from mmprm.data.marks import check_text, strip_marks
 from mmprm.errors import DataError, EngineStoppedError, SamplingError, UnknownScoresError
@@ -54,6 +56,7 @@ class JudgeScorer:
         self._format = VERDICT_FORMATS[config.verdict_format]
         self._asked = judge_identity(config)
         self.unread: Counter[str] = Counter()
+        self._any_failed = False
         self._resources = AsyncExitStack()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="thinking judge", daemon=True)
@@ -142,12 +145,22 @@ class JudgeScorer:
             sampled = await self._sampler.sample(SampleRequest(request, "", count, seed + first))
         except EngineStoppedError:
             raise
-        except SamplingError:
-            return [*chains, *[Chain("a request that failed", 0)] * count]
+        except SamplingError as error:
+            return [*chains, *[Chain(self._failed(error), 0)] * count]
         for number, completion in enumerate(sampled, start=first):
             if completion.finish_reason in _WHOLE:
                 self._cache.put(_chain_key(key, number), _cached_text(completion))
         return [*chains, *(self._read(completion, steps) for completion in sampled)]
+
+    def _failed(self, error: SamplingError) -> str:
+        """Return the reason why the chains of a failed request are unknown; print the first such error in full."""
+        if not self._any_failed:
+            print(f"the judge gives no verdicts for this and similar requests: {error}", file=sys.stderr, flush=True)
+        self._any_failed = True
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, Failure):
+            cause = cause.__cause__
+        return f"a request that failed: {type(error).__name__ if cause is None else cause.kind}"
 
     def _cached(self, key: bytes, first: int, count: int) -> list[Completion]:
         """Return the chains from `first` on that are cached, up to the first one that is missing."""

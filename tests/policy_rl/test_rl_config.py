@@ -36,6 +36,10 @@ LONE = {"batch": {"group_size": 1}, "advantage": {"estimator": "reinforce_pp"}}
         ),
         ({"one_step_ahead": True, "trainer": WEIGHED, "rollouts": {"colocated": True}}, r"rollouts.colocated=false"),
         ({"credit": {}}, r"set process.scorer.prm"),
+        (
+            {"process": {"scorer": {"backend": "judge", "judge": {"engine": {"model": "m"}}}}},
+            r"scorer.backend=judge must run on servers.*set scorer.judge.engine.servers.urls",
+        ),
         ({"process": {"scorer": {"prm": "x"}}, "advantage": {"estimator": "gae"}}, r"use credit.mode=step_gae"),
         ({"process": {"scorer": {"prm": "x"}}, "credit": {"mode": "step_gae"}}, r"needs a critic"),
         ({"process": {"scorer": {"prm": "x"}}, **LONE}, r"batch.group_size=1 must be at least 2: credit.mode=soft_min"),
@@ -62,3 +66,14 @@ def test_a_critic_warmup_as_long_as_the_run_is_rejected(tmp_path: Path) -> None:
         make_config(tmp_path, steps=5, **critic).check_warmup(100)
     make_config(tmp_path, steps=6, **critic).check_warmup(100)
     make_config(tmp_path, steps=1).check_warmup(100)
+
+
+def test_a_judge_is_part_of_the_resume_key(tmp_path: Path) -> None:
+    def key(**judge: Any) -> dict[str, Any]:
+        engine = {"model": "m", "servers": {"urls": ["http://localhost:1"]}}
+        scorer = {"backend": "judge", "judge": {"engine": engine} | judge}
+        return make_config(tmp_path, process={"scorer": scorer}).resume_key()
+
+    assert key(seed=1) != key()
+    assert key(cache="elsewhere.sqlite") == key()
+    assert "judge" not in make_config(tmp_path, process={"scorer": {"prm": "x"}}).resume_key()["process"]["scorer"]

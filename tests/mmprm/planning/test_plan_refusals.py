@@ -98,3 +98,12 @@ def test_gpus_that_a_run_leaves_idle_are_mentioned() -> None:
     plan = plan_rl(recipe("mm-eureka-7b", "hardware.gpus=16", "hardware.nodes=2"))
     assert plan.notes[-1] == "8 of hardware.gpus=16 are not used; see trainer.ranks and rollouts.engines."
     assert "not used" not in "".join(plan_rl(recipe("mm-eureka-7b")).notes)
+
+
+def test_a_judge_is_not_planned_with_other_models(capsys: pytest.CaptureFixture[str]) -> None:
+    sets = ["--set", "scorer.backend=judge", "--set", "scorer.judge.engine.model=OpenGVLab/InternVL3-8B-hf"]
+    assert main(["plan", "serve", *sets]) == 2
+    assert "scorer.backend=judge: the memory of a judge is not planned with other models" in capsys.readouterr().err
+    served = ["--set", "scorer.judge.engine.servers.urls=[http://localhost:1]"]
+    assert main(["plan", "serve", *sets, *served]) == 2
+    assert "servers run the models, so nothing runs on this machine" in capsys.readouterr().err

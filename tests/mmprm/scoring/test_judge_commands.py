@@ -78,14 +78,17 @@ def test_a_separate_chain_of_thought_is_counted_and_not_read_as_the_reply(tmp_pa
     assert scorer.unread == {"a chain that was cut off": 1}
 
 
-def test_a_refused_request_is_unknown_and_a_gone_server_stops(tmp_path: Path) -> None:
+def test_a_refused_request_is_unknown_and_a_gone_server_stops(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def act(request: dict[str, Any]) -> Act:
         return error(400, "the prompt is too long") if "long" in text_of(request) else verdicts(request)
 
     with ScriptedServer(act) as server:
         scorer = JudgeScorer(judge_config(tmp_path, server))
         unknown, known = scorer.score_each([solution("long"), solution("a")])
-        assert "1 × a request that failed" in str(unknown)
+        assert "1 × a request that failed: status 400" in str(unknown)
+        assert "status 400: the prompt is too long" in capsys.readouterr().err
         assert known == StepScores((1.0,), 20)
         scorer.close()
     with ScriptedServer(error(401)) as server:

@@ -7,8 +7,8 @@ from typing import get_args
 
 import pytest
 
+from benchmarks.judges_malformed import DAMAGES, FORMATS, malformed, written
 from mmprm.scoring.verdicts import VERDICT_FORMATS, AfterError, FormatOfVerdicts, read_verdicts
-from tests.mmprm.scoring.malformed_verdicts import DAMAGES, FORMATS, malformed, written
 
 
 def read(text: str, steps: int, form: FormatOfVerdicts = "plain", after: AfterError = "as_judged") -> object:

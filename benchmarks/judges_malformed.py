@@ -1,12 +1,21 @@
-"""Write verdicts in each layout of a thinking judge, and texts that look like it but give no verdicts."""
+"""Give a thinking judge malformed outputs, and count the scores that it makes up.
+
+Verdicts are written in each layout and then damaged, so that they do not determine a verdict on every step.
+"""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
 from typing import get_args
 
+from mmprm.sampling.config import EngineConfig
+from mmprm.scoring.judge_config import ThinkingJudgeConfig
+from mmprm.scoring.judge_scorer import JudgeScorer
 from mmprm.scoring.verdicts import FormatOfVerdicts
+from mmprm.types import Completion, Problem, SampleRequest, Solution, StepScores
 
 FORMATS: tuple[FormatOfVerdicts, ...] = get_args(FormatOfVerdicts)
 
@@ -87,3 +96,49 @@ def malformed(index: int) -> tuple[FormatOfVerdicts, int, str]:
     form = FORMATS[index % len(FORMATS)]
     verdicts = [True, *(rng.random() < 0.5 for _ in range(rng.randrange(1, 6)))]
     return form, len(verdicts), DAMAGES[index // len(FORMATS) % len(DAMAGES)](verdicts, form, rng)
+
+
+class _Replies:
+    """Replies to a request about problem i with the i-th text."""
+
+    def __init__(self, texts: Sequence[Completion]) -> None:
+        self._texts = texts
+
+    async def sample(self, request: SampleRequest) -> tuple[Completion, ...]:
+        return (self._texts[int(request.problem.id)],)
+
+
+def judged(cases: Sequence[tuple[FormatOfVerdicts, int, Completion]], folder: Path) -> dict[str, int]:
+    """Score one solution per (format, number of steps, output of the judge); return the numbers of scored solutions
+    and of chains that are counted as unread."""
+    scored = unread = 0
+    for form in FORMATS:
+        own = [(steps, output) for name, steps, output in cases if name == form]
+        solutions = [
+            Solution(Problem(str(index), f"question {index}", ""), ("step",) * steps)
+            for index, (steps, _) in enumerate(own)
+        ]
+        config = ThinkingJudgeConfig(
+            engine=EngineConfig(model="scripted"), verdict_format=form, cache=str(folder / f"{form}.sqlite")
+        )
+        with closing(JudgeScorer(config, _Replies([output for _, output in own]))) as scorer:
+            scored += sum(isinstance(answer, StepScores) for answer in scorer.score_each(solutions))
+            unread += scorer.unread.total()
+    return {"scored": scored, "unread": unread}
+
+
+def measure(folder: Path, count: int = 1000) -> dict[str, int]:
+    """Judge `count` malformed outputs, as many that were cut off, and as many that are well-formed."""
+    damaged = [(form, steps, Completion(text, 1, "stop")) for form, steps, text in map(malformed, range(count))]
+    whole = [(form, steps, written([True] * steps, form)) for form, steps, _ in damaged]
+    cut = [(form, steps, Completion(text, 1, "length")) for form, steps, text in whole]
+    good = [(form, steps, Completion(text, 1, "stop")) for form, steps, text in whole]
+    outcomes = {"malformed": damaged, "cut_off": cut, "well_formed": good}
+    found = {name: judged(cases, folder / name) for name, cases in outcomes.items()}
+    return {
+        "outputs": 2 * count,
+        "made_up": found["malformed"]["scored"] + found["cut_off"]["scored"],
+        "counted": found["malformed"]["unread"] + found["cut_off"]["unread"],
+        "well_formed": count,
+        "well_formed_scored": found["well_formed"]["scored"],
+    }
