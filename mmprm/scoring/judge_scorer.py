@@ -64,7 +64,7 @@ class JudgeScorer:
         try:
             self._wait(self._open(sampler))
         except BaseException:
-            self._stop()
+            self.close()
             raise
 
     def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
@@ -117,7 +117,7 @@ class JudgeScorer:
         """Return the chains about a solution, or the DataError that prevents the judge from being asked."""
         chains: list[Chain] = []
         try:
-            request = self._request(key, solution)
+            request = self._request(solution)
             while count := self._affordable(chains):
                 chains += await self._further(key, request, len(chains), count, len(solution.steps))
         except DataError as error:
@@ -179,7 +179,7 @@ class JudgeScorer:
         verdicts = read_verdicts(completion.text, steps, self._format, self._config.after_error)
         return Chain(verdicts, completion.token_count)
 
-    def _request(self, key: bytes, solution: Solution) -> Problem:
+    def _request(self, solution: Solution) -> Problem:
         """Return the request to the judge as a problem. Raises DataError if a text contains a special token."""
         problem = solution.problem
         location = f"problem {problem.id}"

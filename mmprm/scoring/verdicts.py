@@ -74,8 +74,10 @@ def read_verdicts(text: str, steps: int, form: VerdictFormat, after_error: After
     for part in (reply, thoughts) if form.in_thoughts else (reply,):
         if not part.strip():
             continue
-        verdicts = _complete(form.find(part), steps, after_error)
-        if not isinstance(verdicts, str):
+        found = form.find(part)
+        verdicts = _complete(found, steps, after_error)
+        # A box without a step's number may be about the whole solution. Any other verdict makes this part decisive.
+        if not isinstance(verdicts, str) or isinstance(found, str) or any(number is not None for number, _ in found):
             return verdicts
         reason = verdicts
     return reason

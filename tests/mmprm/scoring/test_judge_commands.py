@@ -12,6 +12,7 @@ import pytest
 from scripted_server import Act, ScriptedServer, error, says
 from served import running
 
+import mmprm
 from mmprm.cli import rerank
 from mmprm.cli.main import main
 from mmprm.cli.serve import ServeConfig, make_service
@@ -209,6 +210,19 @@ def test_consensus_judges_no_step_of_an_unknown_path(tmp_path: Path, capsys: pyt
     printed = capsys.readouterr().out
     assert "40 tokens of the judge" in printed
     assert "not judged: 1 (paths about which its verdicts are unknown)" in printed
+
+
+def test_a_judge_in_python(tmp_path: Path) -> None:
+    with ScriptedServer(verdicts) as server:
+        judge = judge_config(tmp_path, server).model_dump()
+        with mmprm.load_scorer(backend="judge", judge=judge) as scorer:
+            assert mmprm.score_steps(scorer, "q", ["a", "wrong"]) == (1.0, 0.0)
+            with pytest.raises(UnknownScoresError, match="verdicts are unknown"):
+                mmprm.score_steps(scorer, "q", ["odd"])
+            responses = [f"<step>{step}</step><answer>1</answer>" for step in ("odd", "wrong", "a")]
+            ranked = mmprm.rerank(scorer, "q", responses)
+    assert [(each.index, each.reward) for each in ranked] == [(2, 1.0), (1, 0.0), (0, None)]
+    assert "1 × no verdicts" in (ranked[-1].reason or "")
 
 
 def test_a_served_judge_says_what_is_unknown_and_what_it_cost(tmp_path: Path) -> None:

@@ -58,6 +58,14 @@ def test_thinkprm_gives_its_verdicts_in_the_thoughts() -> None:
     assert read(text, 2, "thinkprm") == (True, False)
 
 
+def test_a_reply_that_contradicts_itself_is_not_replaced_by_the_thoughts() -> None:
+    thoughts = f"<think>{written([True, True], 'thinkprm')}</think>"
+    reply = written([True, False], "thinkprm") + "\n" + written([True, True], "thinkprm")
+    assert read(thoughts + reply, 2, "thinkprm") == "contradictory verdicts"
+    assert read(thoughts + written([True, False], "thinkprm"), 2, "thinkprm") == (True, False)
+    assert read(thoughts + "The solution is \\boxed{correct}.", 2, "thinkprm") == (True, True)
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
