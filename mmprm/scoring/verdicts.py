@@ -165,8 +165,8 @@ VERDICT_FORMATS: dict[FormatOfVerdicts, VerdictFormat] = {
     "thinkprm": VerdictFormat(
         "step",
         _ASKED.format(unit="step")
-        + "Examine each step, and close its examination with \\boxed{correct} or \\boxed{incorrect}; write "
-        "neither anywhere else.",
+        + 'Begin the examination of each step with its number, as in "Step 1:", and close it with \\boxed{correct} or '
+        "\\boxed{incorrect}; write neither anywhere else.",
         _boxes_by_step,
         in_thoughts=True,
     ),
