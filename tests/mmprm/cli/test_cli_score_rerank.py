@@ -9,8 +9,8 @@ import pytest
 
 from mmprm.cli import rerank, score
 from mmprm.cli.main import main
-from mmprm.errors import CheckpointError, DataError
-from mmprm.prm.info import AggregatorEvidence, PrmInfo, read_info, write_info
+from mmprm.errors import CheckpointError, DataError, UnknownScoresError
+from mmprm.prm.info import AggregatorEvidence, JudgeInfo, PrmInfo, read_info, write_info
 from mmprm.problems import ProblemReader
 from mmprm.selection.groups import Candidate, CandidateGroup, SampledGroups
 from mmprm.types import Problem, Solution, StepScores, Verdict
@@ -163,6 +163,32 @@ def test_rerank_writes_candidates_and_summary(reranked: Rerank, capsys: pytest.C
     assert "2 problems, 1 failed" in printed
     assert "aggregator min, from prm.json, which records no evidence for it" in printed
     assert max(map(len, printed.splitlines()[:-2])) <= 80
+
+
+def test_rerank_reports_what_a_judge_could_not_score(
+    reranked: Rerank, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Judge(LengthScorer):
+        def score_each(self, solutions: Sequence[Solution]) -> list[StepScores | DataError]:
+            return [
+                UnknownScoresError("no verdicts", 30) if "bad" in each.steps else StepScores((0.75,), 20)
+                for each in solutions
+            ]
+
+    monkeypatch.setattr(rerank, "open_scorer", lambda config: Judge())
+    monkeypatch.setattr(rerank, "scorer_info", lambda config: JudgeInfo())
+    assert reranked() == 0
+    rows, summary = reranked.rows("candidates.jsonl"), reranked.summary
+    assert [(row["scores"], row["unscored"], row.get("score_tokens")) for row in rows] == [
+        (None, "no verdicts", 30),
+        ([0.75], None, 20),
+        (None, None, None),
+        (None, "no verdicts", 30),
+    ]
+    assert (summary["unscored"], summary["unknown_scores"], summary["score_tokens"]) == (2, 2, 80)
+    printed = capsys.readouterr()
+    assert "aggregator min, the default for a judge\n2 solutions unknown, 80 tokens of the judge" in printed.out
+    assert "2 solutions could not be scored, the first: no verdicts" in printed.err
 
 
 def test_rerank_without_a_scorer_reports_score_free_metrics(

@@ -15,6 +15,7 @@ from served import running
 import mmprm
 from mmprm.cli import rerank
 from mmprm.cli.main import main
+from mmprm.cli.search import GuidedSearchConfig, search_summary
 from mmprm.cli.serve import ServeConfig, make_service
 from mmprm.config import build
 from mmprm.errors import EngineStoppedError, UnknownScoresError
@@ -168,6 +169,9 @@ async def test_search_counts_unknown_paths_and_the_judges_tokens(tmp_path: Path)
     assert result.score_tokens == 10 * len(asked)
     assert result.unknown_scores == sum("Step 1: 2" in question for question in asked) == 1
     assert not any(step == "2" for candidate in result.group.candidates for step in candidate.steps[:1])
+    values = {"problems": {"path": "x"}, "engine": {"model": "x"}, "scorer": {"prm": "x"}}
+    summary = search_summary(searched, None, "min", build(GuidedSearchConfig, values))
+    assert (summary["unknown_scores"], summary["score_tokens"]) == (1, result.score_tokens)
 
 
 def test_eval_leaves_unknown_solutions_out_and_counts_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
