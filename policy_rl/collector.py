@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
-from mmprm.errors import DataError, EngineStoppedError, SamplingError
+from mmprm.errors import DataError, EngineStoppedError, SamplingError, TrainingError
 from mmprm.prompts import assistant_beginning
 from mmprm.types import Grader, Problem
 from policy_rl.algorithms.advantages import ESTIMATORS
@@ -284,6 +284,12 @@ class Collector:
         sampled = await self._ask(found, group.problem, n, seed, group.version, max_tokens=limit, prefix=prefix)
         if sampled is None:
             return None
+        if sampled.prompt_tokens != group.prompt_tokens:
+            raise TrainingError(
+                f"problem {group.problem.id}: the prompt has {group.prompt_tokens} tokens, but "
+                f"{sampled.prompt_tokens} before a prefix; this model's responses cannot branch, so leave "
+                "rollouts.branching out"
+            )
         tokens = sum(len(response.token_ids) - chosen.tokens for response in sampled.responses)
         found.tokens, found.branch_tokens = found.tokens + tokens, found.branch_tokens + tokens
         graded = await asyncio.gather(*(self._graded(sampled, each, found) for each in sampled.responses))

@@ -12,7 +12,7 @@ import pytest
 from scripted_rl import WEIGHED, ScriptedPool, ScriptedTrainer, make_config, make_loop, metrics_of
 from test_loop_resume import StopsAt
 
-from mmprm.errors import ConfigError, SamplingError
+from mmprm.errors import ConfigError, SamplingError, TrainingError
 from mmprm.types import Grading, Problem, Verdict
 from policy_rl.loop import Loop
 from policy_rl.metrics import metric_names
@@ -40,8 +40,9 @@ class Letters:
 class BranchingPool(ScriptedPool):
     """Writes two steps and an answer, one character per token, or completes a prefix."""
 
-    def __init__(self, refuses: bool = False) -> None:
+    def __init__(self, refuses: bool = False, prompt_tokens: int = 7) -> None:
         super().__init__()
+        self._prompt_tokens = prompt_tokens
         self.branches: list[tuple[int, int | None, tuple[int, ...]]] = []
         self._refuses = refuses
 
@@ -60,7 +61,8 @@ class BranchingPool(ScriptedPool):
             self.branches.append((n, max_tokens, tuple(prefix.token_ids.tolist())))
             if self._refuses:
                 raise SamplingError("problem p: refused")
-        return Group(problem, tuple(self._written(random.Random(seed + i), prefix) for i in range(n)), version, 7)
+        responses = tuple(self._written(random.Random(seed + i), prefix) for i in range(n))
+        return Group(problem, responses, version, 7 if prefix is None else self._prompt_tokens)
 
     def _written(self, rng: random.Random, prefix: ResponsePrefix | None) -> Response:
         given = [] if prefix is None else prefix.token_ids.tolist()
@@ -130,6 +132,11 @@ def test_continuations_that_the_engine_refuses_are_counted(tmp_path: Path) -> No
     (metrics,) = metrics_of(tmp_path / "run")
     assert (metrics["dropped_refused"], metrics["branches"]) == (8, 0)
     assert len(trainer.batches[0]) == 12
+
+
+def test_a_prompt_of_another_length_ends_the_run(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"the prompt has 7 tokens, but 8 before a prefix; .* leave rollouts"):
+        asyncio.run(loop_of(tmp_path / "run", BranchingPool(prompt_tokens=8), ScriptedTrainer()).run())
 
 
 @pytest.mark.parametrize("changes", [{}, FILTERED], ids=["plain", "filter"])
