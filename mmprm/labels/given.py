@@ -12,7 +12,7 @@ from mmprm.steps import StepFormat, plain
 from mmprm.trees.given import StepLabels, label_steps, root_value
 from mmprm.trees.stopping import rule_of
 from mmprm.trees.store import Store
-from mmprm.types import Counts, LabeledPath, Problem
+from mmprm.types import Counts, LabeledPath, Problem, Tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +39,20 @@ def check_completers(stores: Sequence[Store]) -> None:
 
 
 def label_given(stores: Sequence[Store], step_format: StepFormat) -> Iterator[LabeledGiven]:
-    """Yield each given solution that has a label, with the combined labels of all completers.
+    """Yield each given solution that has a label, with the combined labels of the completers that are done with it.
 
     The label of a prefix is kept on the first solution of its problem that begins with it.
     """
     rules = [rule_of(store.config) for store in stores]
+    done = [set(store.ids("done")) for store in stores]
     labeled: set[bytes] = set()
     for solution in _solutions(stores):
         given = solution.given
         assert given is not None, "check_completers requires given solutions"
-        trees = [store.tree(solution.id) for store in stores]
+        trees = [
+            store.tree(solution.id) if solution.id in finished else Tree(solution.id, ())
+            for store, finished in zip(stores, done, strict=True)
+        ]
         each = [label_steps(tree, given, rule) for tree, rule in zip(trees, rules, strict=True)]
         steps = tuple(plain(step, step_format) for step in given.steps)
         labels = list(combine_labels(each, given.mode))
