@@ -109,7 +109,7 @@ HOSTILE = (
 
 
 class Undecided:
-    """A grader that extracts the whole response and decides nothing, so that only the rule applies."""
+    """Extracts the whole response and never decides, so that only the rule applies."""
 
     async def grade(self, problem: Problem, response: str) -> Grading:
         return Grading(UNKNOWN, response, "")
