@@ -57,9 +57,9 @@ def add_prompt_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompt-tokens",
         type=int,
-        default=PROMPT_TOKENS,
         metavar="N",
-        help=f"number of tokens of the longest prompt, images included ({PROMPT_TOKENS})",
+        help=f"number of tokens of the longest prompt, images included (default: {PROMPT_TOKENS}, or the part of a "
+        "shorter context that responses leave)",
     )
 
 
@@ -67,11 +67,20 @@ def run(arguments: argparse.Namespace) -> None:
     """Run `mmprm plan rl`."""
     config = load_config(arguments, RLConfig)
     print(shape_text(config.engine.model, rl_shape(config)), end="\n\n")
+    tokens = longest_prompt(arguments, config)
 
     def plan_with(more: Sequence[str]) -> MemoryPlan:
-        return plan_rl(load(RLConfig, arguments.config, [*arguments.set, *more]), arguments.prompt_tokens)
+        return plan_rl(load(RLConfig, arguments.config, [*arguments.set, *more]), tokens)
 
-    report_plan(plan_rl(config, arguments.prompt_tokens), plan_with, rl_changes(config, arguments.prompt_tokens))
+    report_plan(plan_rl(config, tokens), plan_with, rl_changes(config, tokens))
+
+
+def longest_prompt(arguments: argparse.Namespace, config: RLConfig) -> int:
+    """Return --prompt-tokens, or its default: 2,048 tokens, or the part of a shorter context that responses leave."""
+    if arguments.prompt_tokens is not None:
+        return arguments.prompt_tokens
+    context = config.engine.max_model_len or rl_shape(config).context
+    return max(1, min(PROMPT_TOKENS, context - _longest(config, 0)))
 
 
 def rl_shape(config: RLConfig) -> Shape:

@@ -34,9 +34,9 @@ def _alone(fits: Callable[[Changes], bool], changes: Iterable[Changes]) -> list[
 
 
 def _combined(fits: Callable[[Changes], bool], changes: Sequence[Changes]) -> list[Changes]:
-    """Return the first combination that suffices: of several changes in order, or else a pair."""
+    """Return the first combination that suffices: a pair, or else several changes in order."""
     pairs = (_join(left, right) for left, right in combinations(changes, 2) if left.keys().isdisjoint(right))
-    for joint in chain(accumulate(changes, _join), pairs):
+    for joint in chain(pairs, accumulate(changes, _join)):
         if fits(joint):
             return [_needed(fits, joint)]
     return []
