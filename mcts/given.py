@@ -110,9 +110,10 @@ async def _locate(steps: Steps, nodes: list[Node], roll: Roll, config: SearchCon
 def _next_to_bisect(steps: Steps, nodes: Sequence[Node], rule: StoppingRule) -> int | str:
     """Return the length of the prefix of an incorrect solution to sample from next, or why there is none.
 
-    A prefix counts as failed for now if its first batch fails. Only when the prefix before it is recoverable is it
-    sampled from until it has enough failures; if one of these rollouts is correct, bisection goes on behind it. If the
-    first step fails, the question is sampled from too: a completer that never solves the problem cannot judge the step.
+    A prefix counts as failed for now if its first batch fails. More rollouts are sampled from it, until it has enough
+    failures, only once the prefix before it is known to be recoverable. If one of them is correct, bisection continues
+    with longer prefixes. If the first step fails, rollouts are also sampled from the question: a completer that never
+    solves the problem cannot judge the step.
     """
     recoverable, failed = first_error_bounds(nodes, steps)
     if failed - recoverable > 1:
@@ -144,7 +145,7 @@ def _next_to_check(steps: Steps, nodes: Sequence[Node], rule: StoppingRule) -> i
 
 
 async def _evaluate(steps: Steps, nodes: list[Node], roll: Roll, config: SearchConfig) -> str:
-    """Estimate the value of the question and of every proper prefix of the solution, from the shortest on."""
+    """Estimate the value of the question and of every proper prefix of the solution, shortest first."""
     for length in range(len(steps)):
         if _sampled(nodes) + config.rollouts > config.max_rollouts:
             return "rollout budget"

@@ -33,8 +33,8 @@ class ReplayedRolls:
     Subclasses implement `_sample`. `stored` holds the batches of an earlier, interrupted search of this problem. `emit`
     is called with each new batch as soon as it is complete.
 
-    A prefix is sampled from with the token ids of the first rollout that contains it, if they are known. The batches
-    determine which rollout was first, so a replay uses the same ids.
+    Rollouts from a prefix start with the token ids of the first rollout that contains it, if they are known. The
+    batches determine which rollout was first, so a replay uses the same ids.
     """
 
     def __init__(self, problem: Problem, stored: Iterable[Batch], emit: Callable[[Batch], None]) -> None:

@@ -33,14 +33,14 @@ class SolutionsConfig(RowsConfig):
 
 
 def load_solutions(config: SolutionsConfig, problems: ProblemsConfig, step_format: StepFormat) -> list[Problem]:
-    """Return one problem per given solution, in file order; its `given` is the solution, and its id that of the
+    """Return one problem per given solution, in file order; its `given` is the solution, and its id is the id of the
     solution.
 
     If both configurations have the same path, each row holds its problem; otherwise, its `problem_id` (or `id`) refers
     to a problem of the other file. Exact duplicates are dropped with a note.
 
-    Raises DataError, with file and line, for a row without a problem or a solution that can be split into steps, and
-    for an id of two different problems or solutions.
+    Raises DataError, with file and line, for a row without a problem or a solution that can be split into steps, and if
+    two different problems or solutions have the same id.
     """
     problem_of = _own_problems(problems) if config.path == problems.path else _known_problems(problems)
     found: dict[str, tuple[str, Problem]] = {}

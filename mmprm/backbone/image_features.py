@@ -196,7 +196,7 @@ def _rows_of(images: Mapping[str, Tensor], sets: Sequence[ImageSet], wanted: Seq
 
 
 def _on_host(features: Any, counts: Sequence[int]) -> list[Tensor]:
-    """Split features by image set, and copy each part to host memory of its own, so that dropping one frees it."""
+    """Split features by image set, and copy each part to a separate host buffer, so that dropping a part frees it."""
     return [part.to("cpu", copy=True) for part in _flat(features).split(counts)]
 
 

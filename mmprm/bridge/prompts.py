@@ -65,5 +65,5 @@ def solve_messages(problem: Problem, description: str) -> list[dict[str, Any]]:
 
 
 def _about_image(problem: Problem, before: str, end: str) -> list[dict[str, Any]]:
-    """Build a user turn with the images, the question within `before`, and then `end`."""
+    """Build a user turn with the images and the text `before` + `end`, in which {question} is filled in."""
     return messages(problem, PromptConfig(preset="plain", user=before + end))

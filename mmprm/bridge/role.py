@@ -70,9 +70,9 @@ class ModelRole:
 
 
 def split_thoughts(text: str, reasoning: str = "", cut: bool = False) -> Said:
-    """Separate the thoughts from a reply: those that the server returns apart, or the text up to `</think>`.
+    """Separate the thoughts from a reply: those that the server returns separately, or the text up to `</think>`.
 
-    Some chat templates already open the thoughts, so the text may lack `<think>`.
+    Some chat templates end the prompt with `<think>`, so the text may lack it.
     """
     text, reasoning = (part.encode("utf-8", "replace").decode() for part in (text, reasoning))  # lone surrogates
     if reasoning.strip():

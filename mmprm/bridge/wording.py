@@ -1,4 +1,4 @@
-"""Repair wordings by which thoughts betray that a text was read instead of an image, and find those that remain."""
+"""Replace phrases that betray that a text was read instead of an image, and find those that remain in the thoughts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from typing import Any
 
 import yaml
 
+from mmprm.data.choices import LETTERS
 from mmprm.errors import ConfigError
+from mmprm.grading.choice import gold_letters
+from mmprm.grading.extract import open_gold
+from mmprm.grading.quantities import split_unit
+from mmprm.grading.text import clean
 
 _TEXT = r"(?:(?:image|visual|picture|textual|text|detailed|given|provided|above) )*(?:description|caption)"
 
@@ -22,7 +27,7 @@ REPAIRS = {
     r"\b(is|are) described as\b": r"\1 shown as",
     r"\b(we|I)(?:'re| are|'m| am) told\b": r"\1 see",
 }
-"""Replacements of wordings, applied in this order and without regard to case."""
+"""Replacements of phrases, applied in this order and ignoring case."""
 
 BETRAYALS = (
     r"\bdescriptions?\b",
@@ -30,11 +35,16 @@ BETRAYALS = (
     r"\bdescribed\b",
     r"\b(?:we|I)(?:'re| are|'m| am) told\b",
     r"\bthe (?:user|prompt) (?:says|said|states|stated|mentions|mentioned|gave|provided|wrote)\b",
+    rf"\b(?:no|without (?:an?|any|the)) {_IMAGE}\b",
+    rf"\b{_IMAGE} (?:is|was)(?:n't| not) (?:\w+ )?(?:here|attached|available|given|included|provided|shown|visible)\b",
+    rf"\b(?:don't|do not) (?:actually )?(?:have|see) (?:access to )?(?:an?|any|the|that|this) (?:\w+ )?{_IMAGE}\b",
     r"\b(?:can't|cannot|can not|couldn't|unable to|without) (?:actually |directly )?see(?:ing)? the\b",
     r"\b(?:given|known|provided|reference) (?:correct )?answer\b",
     r"\bthe (?:notes?|text) (?:says?|states?|mentions?|tells?)\b",
+    r"\baccording to the (?:notes?|text)\b",
+    r"描述",
 )
-"""Wordings that must not occur in repaired thoughts."""
+"""Phrases that must not occur in repaired thoughts."""
 
 _LEAKS = re.compile(
     r"\\boxed|</?answer>|\b(?:final|correct|right)\s+(?:answer|option|choice|result)\b"
@@ -42,7 +52,7 @@ _LEAKS = re.compile(
     re.IGNORECASE,
 )
 _CONCLUSION = re.compile(
-    r"(?:^|(?<=[.;:\n]))\s*(?:therefore|thus|hence|so|consequently)\b[^.\n]*(?:\.\d[^.\n]*)*", re.IGNORECASE
+    r"(?:^|(?<=[.,;:\n]))\s*(?:therefore|thus|hence|so|consequently)\b[^.\n]*(?:\.\d[^.\n]*)*", re.IGNORECASE
 )
 
 
@@ -62,12 +72,12 @@ class Wording:
         return thoughts, total
 
     def betrayal(self, thoughts: str) -> str | None:
-        """Return the first wording that betrays a text, or None if there is none."""
+        """Return the first phrase that matches a betrayal, or None if there is none."""
         return next((match[0] for pattern in self.betrayals if (match := pattern.search(thoughts))), None)
 
 
 def read_wording(path: str | None) -> Wording:
-    """Read the wordings of a YAML file, or return the built-in ones if the path is None. Raises ConfigError."""
+    """Read repairs and betrayals from a YAML file, or return the built-in ones for None. Raises ConfigError."""
     values: Any = {}
     if path is not None:
         try:
@@ -95,15 +105,25 @@ def build_wording(
         raise ConfigError(f"{location}: is not a valid regular expression ({error}); correct it") from error
 
 
-def leaks(description: str, answer: str) -> bool:
+def leaks(description: str, answer: str, choices: Sequence[str] = ()) -> bool:
     """Return whether a description announces an answer, or draws a conclusion that contains the gold answer.
 
-    The gold answer itself may occur: a description must be able to state a value that the problem asks to read.
+    The gold answer is also recognized without its unit, and by the text of its option. Outside of conclusions, it may
+    occur: a description must be able to state a value that the problem asks to read.
     """
     if _LEAKS.search(description):
         return True
-    gold = re.compile(rf"(?<!\w){re.escape(answer.strip())}(?!\w)")
+    gold = re.compile("|".join(rf"(?<![\w.]){re.escape(text)}(?!\w|\.\d)" for text in _spellings(answer, choices)))
     return any(gold.search(match[0]) for match in _CONCLUSION.finditer(description))
+
+
+def _spellings(answer: str, choices: Sequence[str]) -> set[str]:
+    """Return the gold answer without wrappers, the texts of its options, and all of these without units."""
+    gold = open_gold(answer)
+    letters = gold_letters(gold) if choices else ()
+    texts = [gold, *(choice for letter, choice in zip(LETTERS, choices, strict=False) if letter in letters)]
+    spellings = {spelling.strip() for text in texts for spelling in (text, split_unit(clean(text))[0])}
+    return {spelling for spelling in spellings if spelling}
 
 
 def _like(before: str, after: str) -> str:

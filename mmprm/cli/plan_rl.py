@@ -76,7 +76,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def longest_prompt(arguments: argparse.Namespace, config: RLConfig) -> int:
-    """Return --prompt-tokens, or its default: 2,048 tokens, or the part of a shorter context that responses leave."""
+    """Return the number of tokens of the longest prompt: --prompt-tokens, by default PROMPT_TOKENS.
+
+    In a short context, the default is lowered to the context length minus the maximum response length.
+    """
     if arguments.prompt_tokens is not None:
         return arguments.prompt_tokens
     context = config.engine.max_model_len or rl_shape(config).context

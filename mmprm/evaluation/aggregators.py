@@ -53,7 +53,7 @@ def with_choice(info: PrmInfo, choice: AggregatorChoice) -> PrmInfo:
 
 
 def described(name: str, info: PrmInfo) -> str:
-    """Format a description of the aggregator in use and the evidence for it, to be shown next to scores."""
+    """Describe the aggregator in use and the evidence on which it was chosen, for display next to scores."""
     evidence = info.aggregator_evidence
     if name != info.aggregator:
         return f"{name}, as configured; prm.json has {info.aggregator or 'none'}"

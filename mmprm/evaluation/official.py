@@ -87,7 +87,7 @@ def dynamath(items: Sequence[Item], correct: Sequence[bool]) -> dict[str, float]
 
 
 def mean_scores(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Average aggregate scores over samples; all samples have the same scores' names."""
+    """Average aggregate scores over samples; all samples must have the same score names."""
     return {name: _mean(each[name] for each in scores) for name in scores[0]} if scores else {}
 
 

@@ -96,7 +96,8 @@ class ExportSummary:
     images_left_out: int
     """Number of problems whose images are left out because the format cannot represent them."""
     overlap: dict[str, dict[str, str]]
-    """Maps each benchmark file to a dict from each problem with a near-duplicate in the export to that duplicate."""
+    """Maps each benchmark file to a dict from the ids of its problems to the ids of their near-duplicates in the
+    export."""
 
 
 def export_labels(config: ExportConfig) -> ExportSummary:
@@ -233,7 +234,7 @@ def balance(examples: Sequence[LabeledExample], config: ExportConfig) -> tuple[l
 
 
 def _overlap(examples: Sequence[LabeledExample], benchmark: str) -> dict[str, str]:
-    """Map each benchmark problem with a near-duplicate in the export to that duplicate.
+    """Map the id of each benchmark problem that has a near-duplicate in the export to the id of that near-duplicate.
 
     The exported problems come first in the comparison and contain no duplicates, so each match is one of them.
     """

@@ -76,7 +76,7 @@ def label_given(stores: Sequence[Store], step_format: StepFormat) -> Iterator[La
 def combine_labels(labels: Sequence[StepLabels], mode: str) -> StepLabels:
     """Combine the labels of several completers, step by step; the counts are added up.
 
-    values: the mean of the completers' values, which is the value of completing with a completer chosen at random;
+    values: the mean of the completers' values, which is the value under a completer that is chosen at random;
     first_error: the maximum, because a correct rollout of any completer proves that a prefix is recoverable. The last
     step keeps the verdict of the solution.
     """
@@ -85,7 +85,7 @@ def combine_labels(labels: Sequence[StepLabels], mode: str) -> StepLabels:
 
 
 def disagreement(labels: Sequence[StepLabels]) -> tuple[float | None, ...]:
-    """Return the largest difference between two completers' values of each step, or None with fewer than two values."""
+    """Return the largest difference between the completers' values of each step, or None for fewer than two values."""
     values = ([label.value for label in step if label is not None] for step in zip(*labels, strict=True))
     return tuple(max(known) - min(known) if len(known) > 1 else None for known in values)
 

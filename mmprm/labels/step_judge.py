@@ -76,7 +76,7 @@ class StepJudge:
         """Add the judge's probability to each labeled step of the examples, or None where the judge gave no
         probability.
 
-        Raises EngineStoppedError if the servers are gone. Earlier replies come from the cache.
+        Raises EngineStoppedError if the servers are unavailable. Earlier replies come from the cache.
         """
         judged: list[LabeledExample] = []
         for start in range(0, len(examples), EXAMPLES_TOGETHER):

@@ -13,9 +13,9 @@ Changes = Mapping[str, Any]
 def ways_to_fit(fits: Callable[[Changes], bool], changes: Iterable[Changes]) -> list[Changes]:
     """Return changes that make a configuration fit.
 
-    Settings cost only time, so they are tried before other hardware: each alone, where the first that fits counts among
-    those with the same keys, then in combinations. Each change of hardware is then tried alone. If nothing fits, all
-    changes are combined. Unneeded parts of a combination are left out.
+    Settings cost only time, so they are tried before other hardware: each alone, then in combinations. Of several
+    changes to the same keys, only the first that suffices is returned. Each change of hardware is then tried alone. If
+    nothing fits, all changes are combined. Unneeded parts of a combination are left out.
     """
     changes = list(changes)
     settings = [change for change in changes if not any(key.startswith("hardware.") for key in change)]

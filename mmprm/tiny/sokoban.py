@@ -167,8 +167,8 @@ def make_level(
 ) -> SokobanState:
     """Generate a level of size × size cells, including walls, whose shortest solution length is in the range `moves`.
 
-    Walls are drawn at random, boxes start on their goals, and the level is played backwards. Raises DataError if no
-    such level with an accepted layout is found in 1,000 drawings.
+    Walls are placed at random, boxes start on their goals, and the level is played backwards. Raises DataError if no
+    such level with an accepted layout is found in 1,000 attempts.
     """
     cells = [(row, column) for row in range(1, size - 1) for column in range(1, size - 1)]
     border = {(row, column) for row in range(size) for column in range(size)} - set(cells)

@@ -228,7 +228,7 @@ def _any_operators(rng: random.Random, values: Sequence[int]) -> list[str]:
 
 
 def _operators_in_range(rng: random.Random, values: Sequence[int]) -> list[str]:
-    """Sample each operator among those that keep the result in range: of many free ones, almost none would.
+    """Sample each operator from those that keep the result in range; unrestricted long sequences would almost never do.
 
     Any value and digit in range have at least one, because v − d < 1 implies v + d ≤ 2·9.
     """

@@ -75,8 +75,8 @@ def first_error_labels(nodes: Sequence[Node], steps: Steps, rule: StoppingRule) 
 
     The other steps have no label, nor has a failed prefix with too few rollouts. If the answer is correct and no error
     was found, all labels are 1. There are no labels at all if no prefix of an incorrect solution is known to be
-    recoverable, since the problem may be too hard for the completer. A label keeps the counts of its prefix; a step
-    that no rollout from its own prefix proves counts as one correct rollout.
+    recoverable, since the problem may be too hard for the completer. A label keeps the counts of its prefix; for a
+    recoverable step without a correct rollout from its own prefix, the counts are those of one correct rollout.
     """
     recoverable, failed = first_error_bounds(nodes, steps)
     verdict = _counts_at(nodes, len(steps))

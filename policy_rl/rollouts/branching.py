@@ -76,7 +76,10 @@ def choose_prefixes(
 
 
 def _candidates(group: GradedGroup, index: int, cutter: StepCutter, config: BranchingConfig) -> Iterator[ChosenPrefix]:
-    """Yield a candidate for each step of a response with a known reward, except the last step."""
+    """Yield the prefixes of a response from which it may be continued; each ends with a step other than the last.
+
+    Yields nothing if the reward of the response is unknown.
+    """
     each = group.responses[index]
     if each.reward.total is None:
         return

@@ -145,7 +145,7 @@ class RolloutPool:
         limits the tokens after it. Waits while weights are being loaded.
 
         Raises SamplingError or DataError, naming the problem, if it cannot be sampled, and EngineStoppedError if no
-        engine can answer any more. The caller must not request a version that the engines do not have.
+        engine is left. The caller must not request a version that the engines do not have.
         """
         settings = {"max_tokens": max_tokens, "prefix": prefix}
         settings = {name: value for name, value in settings.items() if value is not None}

@@ -289,7 +289,7 @@ def _images(
 def padded(
     rows: Sequence[PromptRow], samples: Sequence[TrainingSample], name: str, dtype: torch.dtype = torch.float32
 ) -> Tensor | None:
-    """Stack one of the samples' per-token arrays into a zero-padded tensor of shape NT, in the order of the rows.
+    """Stack a per-token array of all samples into a zero-padded tensor of shape (N, T), in the order of the rows.
 
     `name` is the array's field, or `counted`. Returns None if the array is None for all responses.
     """
