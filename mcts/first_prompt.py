@@ -14,7 +14,7 @@ from mmprm.types import Problem
 
 
 def first_prompt(config: EnvironmentConfig, images_per_prompt: int, problem: Problem, run_seed: int) -> Problem:
-    """Reset the environment for a problem, and return its first observation as a problem.
+    """Reset the environment for a problem, and return the first observation in the form of a Problem.
 
     Raises ConfigError if a later prompt would show more images than the engine accepts, EpisodeError if the environment
     fails, and other errors if it cannot be created or cannot use the problem.

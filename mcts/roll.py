@@ -1,4 +1,4 @@
-"""Provide a search with rollouts: replay stored batches first, then sample, split and grade new ones."""
+"""Supply rollouts to a search: replay stored batches first, then sample, split and grade new ones."""
 
 from __future__ import annotations
 
@@ -82,9 +82,9 @@ class ReplayedRolls:
 
 
 class Roller(ReplayedRolls):
-    """Samples, splits and grades the rollouts of a problem's solutions; see ReplayedRolls.
+    """Samples, splits and grades rollouts for a problem; see ReplayedRolls.
 
-    Seeds are derived from the request's content, so repeating it gives the same samples.
+    Seeds are derived from the request's content, so repeating a request gives the same samples.
     """
 
     def __init__(

@@ -33,8 +33,8 @@ class SolutionsConfig(RowsConfig):
 
 
 def load_solutions(config: SolutionsConfig, problems: ProblemsConfig, step_format: StepFormat) -> list[Problem]:
-    """Return one problem per given solution, in file order; its `given` is the solution, and its id is the id of the
-    solution.
+    """Return one problem per given solution, in file order; the problem stores the solution in `given` and has the
+    solution's id.
 
     If both configurations have the same path, each row holds its problem; otherwise, its `problem_id` (or `id`) refers
     to a problem of the other file. Exact duplicates are dropped with a note.
@@ -125,7 +125,7 @@ def _solution(problem: Problem, row: Row, config: SolutionsConfig, step_format: 
 
 
 def _steps(row: Mapping[str, Any], step_format: StepFormat, location: str) -> Steps:
-    """Return the steps with their markup, from the column `response` or, without one, from `steps`."""
+    """Return the steps with their markup, from the column `response` or, if it is missing or empty, from `steps`."""
     response, steps = row.get("response"), row.get("steps")
     if isinstance(response, str) and response.strip():
         found, column = split(response, step_format), "response"

@@ -107,7 +107,7 @@ class TurnWorker(BufferedWorker):
 
 
 async def _gather(playing: Iterable) -> list[Episode]:
-    """Wait for all episodes, and then raise the first exception, so that none keeps running."""
+    """Wait for all episodes and return them, or raise the first exception once all of them have ended."""
     found = await asyncio.gather(*playing, return_exceptions=True)
     for each in found:
         if isinstance(each, BaseException):

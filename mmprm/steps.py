@@ -29,7 +29,7 @@ _HAN = {name: number for number, name in enumerate("一二三四五六七八九�
 _HAN_COUNT = rf"[{''.join(_HAN)}]{{1,3}}"
 _COUNT = rf"\d{{1,3}}|{'|'.join(sorted(_WORDS, key=len, reverse=True))}|{_HAN_COUNT}"
 _AFTER = r"(?=[\s\\$*\"'“(（【《<]|[^\W\d_]|$)"
-"""Matches before text that may follow a step number, which excludes digits (3.5, 1:30) and operators."""
+"""Lookahead for text that may follow a step number; digits (3.5, 1:30) and operators may not."""
 _STEP = r"step|步[骤驟]|ステップ|手順|단계|шаг|étape|etape|schritt|paso|passo|bước"
 _OPEN = r"\*{1,3}|__?|</?(?:b|strong)>|\\(?:textbf|paragraph|(?:sub)*section)\*?\{"
 _CLOSE = r"\*{1,3}|__?|</?(?:b|strong)>|\}"
@@ -135,7 +135,8 @@ def _write_numbers(steps: list[str]) -> str:
 
 
 def _left_of_mark(mark: re.Match[str]) -> str:
-    """Return the parts of a step marker to keep: its <think> tag, and its ** if the bold text ends after the marker."""
+    """Return the parts of a step marker that a plain step keeps: <think>, and ** if the bold text ends after the
+    marker."""
     opens_bold = mark["bold"] and not (mark["closed"] or mark["closed_open"] or mark["closed_after"])
     return (mark["think"] or "") + (mark["bold"] if opens_bold else "")
 

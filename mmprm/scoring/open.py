@@ -37,7 +37,8 @@ def open_scorer(config: LocalScorerConfig) -> ClosableScorer:
 
 
 def scorer_info(config: LocalScorerConfig) -> PrmInfo:
-    """Return the configured model's prm.json; from a server, only the aggregator, its evidence and the threshold."""
+    """Return the configured model's prm.json; a server provides only the aggregator, the evidence for choosing it, and
+    the threshold."""
     if not isinstance(config, ScorerConfig) or config.server is None:
         return read_info(config.prm, config.format)
     from mmprm.scoring.http.remote import RemoteScorer

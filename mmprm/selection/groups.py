@@ -168,19 +168,20 @@ def score_groups(groups: Sequence[CandidateGroup], scorer: Scorer) -> list[Candi
 
 
 def with_answer(candidate: Candidate, answer: StepScores | DataError | None) -> Candidate:
-    """Return the candidate with the scorer's answer: its step scores, or the reason why it cannot be scored."""
+    """Return the candidate with the scorer's result: its step scores, or the reason why it cannot be scored."""
     if isinstance(answer, DataError):
         return replace(candidate, unscored=str(answer))
     return replace(candidate, scores=answer)
 
 
 def _scored_apart(solutions: list[Solution], scorer: Scorer) -> list[StepScores | DataError]:
-    """Score the solutions, halving each list that fails, so that only those that cannot be scored get a DataError."""
+    """Score the solutions, splitting each failing batch in half, so that only solutions that cannot be scored get a
+    DataError."""
     return run_halving(solutions, scorer.score, lambda _, error: error, DataError)
 
 
 def rewards(group: CandidateGroup, aggregate: str | None) -> list[float]:
-    """Aggregate each candidate's step scores to a reward, which is -inf if the candidate has no scores."""
+    """Aggregate each candidate's step scores into a reward, which is -inf if the candidate has no scores."""
     if aggregate is None:
         return [-math.inf] * len(group.candidates)
     function = aggregator(aggregate)

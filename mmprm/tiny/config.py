@@ -25,7 +25,7 @@ class StepsConfig(Config):
     statements: int = 400
     """Number of optimizer steps on the verification of single statements only."""
     both: int = 600
-    """Number of optimizer steps on solutions and somewhat fewer statements to verify."""
+    """Number of optimizer steps on a mixture of 60 % solutions and 40 % statements to verify."""
 
 
 class TinyTrainConfig(Config):

@@ -44,7 +44,7 @@ class LevelLayout:
 
 @dataclass(frozen=True, slots=True)
 class SokobanState:
-    """Holds the positions of player and boxes in a level."""
+    """Holds the positions of the player and the boxes in a level."""
 
     layout: LevelLayout
     player: Cell
@@ -165,7 +165,8 @@ def make_level(
     moves: range,
     accept: Callable[[LevelLayout], bool] = lambda layout: True,
 ) -> SokobanState:
-    """Generate a level of size × size cells, including walls, whose shortest solution length is in the range `moves`.
+    """Generate a level of size × size cells, including walls, whose shortest solution has a length in the range
+    `moves`.
 
     Walls are placed at random, boxes start on their goals, and the level is played backwards. Raises DataError if no
     such level with an accepted layout is found in 1,000 attempts.
@@ -193,7 +194,8 @@ def make_level(
 
 
 def _region(layout: LevelLayout, start: Cell) -> set[Cell]:
-    """Return the cells reachable from `start` without boxes, plus the first cells outside the level if it is open."""
+    """Return the cells reachable from `start`, ignoring boxes; if the level is open, include the first cells outside
+    it."""
     found, queue = {start}, [start]
     while queue:
         cell = queue.pop()

@@ -33,7 +33,7 @@ _ATTEMPTS_PER_LEVEL = 20
 def make_sokoban_problems(
     count: int, seed: int, split: WorldSplit, size: int, boxes: int, solutions: bool = False
 ) -> list[Problem]:
-    """Generate `count` distinct levels of a split, of size × size cells with this many boxes.
+    """Generate `count` distinct levels of a split, each with size × size cells and the given number of boxes.
 
     A shortest solution has 3 to 10 moves per box. A hash of a level's walls and goals determines its split, so the
     splits share no layout. The columns `environment`, `level`, `boxes` and `moves` (the length of a shortest solution)
@@ -61,7 +61,7 @@ def _is_in(layout: LevelLayout, split: WorldSplit) -> bool:
 
 
 def solve_level(text: str) -> list[str]:
-    """Return the names of the moves of a shortest solution of a solvable level."""
+    """Return a shortest solution of a solvable level as a list of move names."""
     state, names = parse_level(text), []
     while not state.solved:
         names.append(best_moves(state)[0])

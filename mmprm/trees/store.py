@@ -233,7 +233,8 @@ class Store:
                 )
 
     def begin_session(self, engines: int) -> None:
-        """Start a session with `engines` running engines; each `append` then records its time as the last commit.
+        """Start a session with `engines` running engines; each `append` then records its time as the session's last
+        commit.
 
         Throughput and engine-hours are computed from these times.
         """
