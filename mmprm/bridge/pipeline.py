@@ -1,4 +1,5 @@
-"""Turn problems with images into rows of thoughts and answers, by the method of Vision-R1's cold-start data.
+"""Turn problems with images into rows of thoughts and answers, with the method that produced Vision-R1's cold-start
+data.
 
 A vision-language model (the seer) explains the known answer, and from its explanation describes the image. A reasoning
 model that sees only the description (the reasoner) solves the problem. A solution is kept if its graded answer is
@@ -38,7 +39,7 @@ PROBLEMS_IN_FLIGHT = 512
 
 
 class Asks(Protocol):
-    """Protocol for asking a model; see ModelRole."""
+    """Protocol of objects that send requests to a model; see ModelRole."""
 
     async def ask(self, messages: Sequence[dict[str, Any]], images: Sequence[ImageRef], seed: int) -> Said: ...
 
@@ -66,7 +67,7 @@ class BridgedProblem:
 
 @dataclass(frozen=True, slots=True)
 class Bridge:
-    """Runs the stages for single problems."""
+    """Runs the pipeline for individual problems."""
 
     seer: Asks
     reasoner: Asks
@@ -75,7 +76,8 @@ class Bridge:
     config: BridgeConfig
 
     async def run(self, problem: Problem) -> BridgedProblem:
-        """Describe the image and solve the problem. Raises EngineStoppedError if the servers are unavailable."""
+        """Describe the image, solve the problem, and return the outcome. Raises EngineStoppedError if the servers are
+        unavailable."""
         try:
             described = await self._described(problem)
             return described if described.reason != KEPT_REASON else await self._solved(described)
@@ -106,7 +108,7 @@ class Bridge:
         return found
 
     async def _checked(self, described: BridgedProblem, said: Said) -> BridgedProblem:
-        """Apply all checks to a solution."""
+        """Repair and check a solution, and return its outcome."""
         problem = described.problem
         if said.cut:
             return replace(described, reason="solution cut off")
@@ -126,7 +128,7 @@ class Bridge:
         return found if whole.verdict is Verdict.CORRECT else replace(found, reason="incorrect as a row")
 
     def _fault(self, thoughts: str, answer: str) -> tuple[str, str]:
-        """Return why the thoughts cannot be kept, or KEPT_REASON, and the offending text."""
+        """Return the reason for refusing a solution and the offending text, or (KEPT_REASON, "") if all checks pass."""
         words = len(_WORD.findall(thoughts))
         if words < self.config.min_words:
             return "thoughts too short", f"{words} words"
@@ -152,7 +154,8 @@ _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 async def bridge_problems(
     problems: Sequence[Problem], bridge: Bridge, done: Callable[[BridgedProblem], None] = lambda found: None
 ) -> list[BridgedProblem]:
-    """Run all problems, in any order, and return them in file order. `done` is called with each as it finishes.
+    """Run the pipeline for all problems, in any order, and return the outcomes in file order. `done` is called with
+    each outcome as soon as it is known.
 
     Problems without images and near-duplicates of earlier problems are not sent to the models. Raises
     EngineStoppedError if the servers are unavailable.
@@ -179,7 +182,8 @@ async def bridge_problems(
 
 
 def _refused(problems: Sequence[Problem]) -> dict[int, BridgedProblem]:
-    """Return the problems without images and the near-duplicates of earlier problems, by index."""
+    """Return the outcomes of refused problems, by index: those without images, and near-duplicates of earlier
+    problems."""
     found = {i: BridgedProblem(problem, "no image") for i, problem in enumerate(problems) if not problem.images}
     pictured = [index for index in range(len(problems)) if index not in found]
     # Problems with other options are other problems.

@@ -1,4 +1,5 @@
-"""Replace phrases that betray that a text was read instead of an image, and find those that remain in the thoughts."""
+"""Replace phrases in thoughts that reveal that the model read a description instead of seeing the image, and find any
+that remain."""
 
 from __future__ import annotations
 
@@ -64,7 +65,7 @@ class Wording:
     betrayals: tuple[re.Pattern[str], ...]
 
     def repaired(self, thoughts: str) -> tuple[str, int]:
-        """Apply all repairs, keeping the case of the first letter; return the text and the number of replacements."""
+        """Apply all repairs, preserving initial capitals; return the text and the number of replacements."""
         total = 0
         for pattern, replacement in self.repairs:
             thoughts, count = pattern.subn(lambda match, r=replacement: _like(match[0], match.expand(r)), thoughts)
@@ -118,7 +119,8 @@ def leaks(description: str, answer: str, choices: Sequence[str] = ()) -> bool:
 
 
 def _spellings(answer: str, choices: Sequence[str]) -> set[str]:
-    """Return the gold answer without wrappers, the texts of its options, and all of these without units."""
+    """Return the spellings of the gold answer: its text without wrappers, the texts of its options, and each of these
+    without units."""
     gold = open_gold(answer)
     letters = gold_letters(gold) if choices else ()
     texts = [gold, *(choice for letter, choice in zip(LETTERS, choices, strict=False) if letter in letters)]
@@ -127,5 +129,5 @@ def _spellings(answer: str, choices: Sequence[str]) -> set[str]:
 
 
 def _like(before: str, after: str) -> str:
-    """Give the replacement the case of the first letter of what it replaces."""
+    """Capitalize the replacement `after` if the replaced text `before` starts with a capital letter."""
     return after[:1].upper() + after[1:] if before[:1].isupper() else after

@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def longest_prompt(arguments: argparse.Namespace, config: RLConfig) -> int:
-    """Return the number of tokens of the longest prompt: --prompt-tokens, by default PROMPT_TOKENS.
+    """Return the assumed number of tokens of the longest prompt: --prompt-tokens, or PROMPT_TOKENS if it is not set.
 
     In a short context, the default is lowered to the context length minus the maximum response length.
     """
@@ -197,7 +197,7 @@ def _scorer_changes(scorer: ScorerConfig, config: RLConfig) -> Iterator[Changes]
 
 
 def _more_ranks(config: RLConfig) -> Iterator[Changes]:
-    """Yield changes to the plan: first, more GPUs with more trainer ranks; then, larger GPUs."""
+    """Yield changes that add GPUs and trainer ranks, followed by changes that use larger GPUs."""
     hardware = config.hardware
     for change in more_gpus(hardware):
         factor = change.get("hardware.gpus", hardware.gpus) // hardware.gpus
@@ -210,6 +210,6 @@ def _longest(config: RLConfig, prompt_tokens: int) -> int:
 
 
 def _scorer(config: RLConfig) -> ScorerConfig | None:
-    """Return the settings of the scorer if it runs on these GPUs, or None otherwise."""
+    """Return the scorer's settings, or None if there is no scorer or a server runs it."""
     local = config.process is not None and config.process.scorer.backend != "server"
     return config.process.scorer if local else None

@@ -140,7 +140,7 @@ async def _play(
     config: EnvironmentConfig,
     turns: list[EpisodeTurn],
 ) -> None:
-    """Restore the start and play on, adding all turns to `turns`, also those before an exception."""
+    """Restore the start, play on, and append every turn to `turns` as it is played, so that an exception loses none."""
     problem, texts = start.problem, [action.text for action in start.actions]
     restored = await environment.call(
         lambda each: replay(each, problem, start.environment_seed, texts), turns=len(texts) + 1

@@ -69,7 +69,8 @@ class Transition:
 
 
 def check_observation(found: Any, what: str) -> Observation:
-    """Return `found`; raise ConfigError unless it is an Observation, as for a tuple in the style of gymnasium."""
+    """Return `found` if it is an Observation; otherwise, raise ConfigError, for example for a tuple as returned by
+    gymnasium."""
     if not isinstance(found, Observation):
         raise ConfigError(
             f"environment: {what} is {type(found).__name__}, but must be an Observation of "
@@ -79,7 +80,8 @@ def check_observation(found: Any, what: str) -> Observation:
 
 
 def check_transition(found: Any) -> Transition:
-    """Return `found`; raise ConfigError unless it is a Transition, as for a tuple in the style of gymnasium."""
+    """Return `found` if it is a Transition; otherwise, raise ConfigError, for example for a tuple as returned by
+    gymnasium."""
     if not isinstance(found, Transition):
         raise ConfigError(
             f"environment: step() returned {type(found).__name__}, but must return a Transition of "

@@ -26,7 +26,8 @@ class EnvironmentThread:
         threading.Thread(target=self._run, name="environment", daemon=True).start()
 
     async def call(self, function: Callable[[Environment], _R], turns: int = 1) -> _R:
-        """Return function(environment); the time limit is the configured time per turn, multiplied by `turns`.
+        """Call `function` with the environment in its thread, and return the result. The time limit is the configured
+        time per turn, multiplied by `turns`.
 
         Raises EpisodeError if the environment raises an exception or takes longer. Errors that a user can resolve, such
         as a problem without a level, are raised as they are.
