@@ -26,7 +26,8 @@ class Said:
 
 
 class ModelRole:
-    """Asks one model. Each reply is stored in the cache as soon as it arrives, before anything else happens to it."""
+    """Sends requests to one model, and caches the replies. Each reply is stored as soon as it arrives, before it is
+    used."""
 
     def __init__(self, config: RoleConfig, cache: ReplyCache) -> None:
         self._config, self._cache = config, cache
@@ -70,7 +71,8 @@ class ModelRole:
 
 
 def split_thoughts(text: str, reasoning: str = "", cut: bool = False) -> Said:
-    """Separate the thoughts from a reply: those that the server returns separately, or the text up to `</think>`.
+    """Split a reply into thoughts and text; the thoughts are what the server returned separately, or the text before
+    `</think>`.
 
     Some chat templates end the prompt with `<think>`, so the text may lack it.
     """
