@@ -74,10 +74,11 @@ def root_value(tree: Tree, rule: StoppingRule) -> float | None:
 
 
 def first_error_labels(nodes: Sequence[Node], steps: Steps, rule: StoppingRule) -> StepLabels:
-    """Return 1 for the recoverable steps, 0 for the failed prefix after them, and the verdict for the last step.
+    """Label the recoverable steps 1, the last step of the failed prefix 0, and the last step of the solution with its
+    verdict.
 
-    The other steps have no label, nor has a failed prefix with too few rollouts. If the answer is correct and no error
-    was found, all labels are 1. There are no labels at all if no prefix of an incorrect solution is known to be
+    All other steps stay unlabeled, and so does a failed prefix with too few rollouts. If the answer is correct and no
+    error was found, all labels are 1. There are no labels at all if no prefix of an incorrect solution is known to be
     recoverable, since the problem may be too hard for the completer. A label keeps the counts of its prefix; for a
     recoverable step without a correct rollout from its own prefix, the counts are those of one correct rollout.
     """

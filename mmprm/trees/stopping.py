@@ -61,7 +61,7 @@ class FirstErrorRule(StoppingRule):
 
 
 def rule_of(config: dict[str, Any]) -> StoppingRule:
-    """Return the stopping rule with which the batches of a store were sampled, given its configuration."""
+    """Return the stopping rule with which a store's batches were sampled, given the store's configuration."""
     search = {"prior_reset": 0.0} | config["search"]  # older stores lack this key
     mode = (config.get("solutions") or {}).get("mode")
     kind = FirstErrorRule if mode == "first_error" else StoppingRule
