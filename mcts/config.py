@@ -50,8 +50,10 @@ class CampaignConfig(PolicyConfig):
         """Read the problems from the rows of the solutions, unless problems.path is given."""
         if not isinstance(values, dict) or not isinstance(values.get("solutions"), dict):
             return values
-        own = {"path": values["solutions"].get("path")}
-        return values | {"problems": own | (values.get("problems") or {})}
+        problems = values.get("problems") or {}
+        if not isinstance(problems, dict):
+            return values
+        return values | {"problems": {"path": values["solutions"].get("path")} | problems}
 
     @model_validator(mode="after")
     def _environment_fits(self) -> CampaignConfig:

@@ -94,19 +94,19 @@ def _known_problems(config: ProblemsConfig) -> ProblemOf:
 def _own_problems(config: ProblemsConfig) -> ProblemOf:
     """Read the problem from the row itself."""
     reader = ProblemReader(config.columns, image_folder(config))
-    seen: dict[str, tuple[str, str]] = {}
+    seen: dict[str, tuple[str, str, Problem]] = {}
 
     def read(row: Row, location: str) -> Problem:
         left_out = {*_COLUMNS, *(["id"] if "problem_id" in row else [])}
         problem = reader.problem({name: cell for name, cell in row.items() if name not in left_out}, location)
         content = content_id(problem.question, problem.answer, problem.images, problem.choices)
-        first, other = seen.setdefault(problem.id, (location, content))
+        first, other, same = seen.setdefault(problem.id, (location, content, problem))
         if other != content:
             raise DataError(
                 f"{location}: id {cut(problem.id)!r} belongs to another problem already, at {first}; name the problem "
                 "in problem_id and the solution in solution_id"
             )
-        return problem
+        return replace(problem, images=same.images)  # in memory, the solutions of a problem share its images
 
     return read
 
