@@ -54,9 +54,9 @@ class Pool(Protocol):
         ...
 
     async def load_weights(self, published: Any) -> float:
-        """Load published weights into all engines; return the largest deviation of an engine from the trainer.
+        """Load published weights into all engines; return the largest log-probability deviation from the trainer.
 
-        The deviation is the mean absolute difference of their log-probabilities on the probe tokens, in nats.
+        The deviation of an engine is the mean absolute difference over the probe tokens, in nats.
         """
         ...
 
@@ -69,7 +69,7 @@ class Pool(Protocol):
         ...
 
     async def until_lost(self) -> EngineStoppedError:
-        """Wait until an engine to which the trainer sends weights directly has died, and return the reason."""
+        """Wait until an engine that receives weights directly from the trainer dies, and return the reason."""
         ...
 
 
@@ -317,7 +317,7 @@ class Collector:
 
 
 def problems_fingerprint(problems: Sequence[Problem], config: RLConfig) -> str:
-    """Hash the problems in order, to detect on resume that they have changed.
+    """Hash the problems in order, so that a resumed run can detect changes to them.
 
     Image files may be moved, so only their number is included. Extra columns are included only if there are user reward
     functions, which may read them.

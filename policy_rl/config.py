@@ -151,7 +151,7 @@ class RLConfig(Config):
 
     @property
     def step_credit(self) -> CreditConfig | None:
-        """Return the configuration of credit from the scores of a process reward model, or None if there is none."""
+        """Return the settings for computing credit from PRM scores, or None if it is not computed from them."""
         return None if self.process is None or self.has_tree_credit else self.credit or CreditConfig()
 
     @property

@@ -49,7 +49,7 @@ class MonitorConfig(Config):
     """Bounds of metrics, keyed by their names in metrics.jsonl, such as alarms.prm_auc.min=0.6. If a metric is out of
     bounds for `patience` consecutive steps, the run writes a checkpoint and ends."""
     patience: int = Field(3, ge=1)
-    """Number of consecutive steps that a metric must be out of bounds to trigger an alarm."""
+    """Number of consecutive steps for which a metric must be out of bounds to trigger an alarm."""
     samples: int = Field(4, ge=0)
     """Number of responses per step to write to samples.jsonl and samples.md, with their step scores."""
 
@@ -133,7 +133,7 @@ class Alarms:
         self.counts: dict[str, int] = dict.fromkeys(config.alarms, 0)
 
     def see(self, metrics: Mapping[str, float]) -> str | None:
-        """Update the counts; return a message if metrics have been out of bounds for `patience` steps, else None.
+        """Update the counts; return a message if a metric has been out of bounds for `patience` steps, else None.
 
         If this returns a message, the caller saves the run and raises `alarm_error`. Raises ConfigError if an alarm is
         set on a metric that is not in `metrics`; do not pass the metrics of a step without an update, which are fewer.

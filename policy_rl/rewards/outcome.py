@@ -81,9 +81,9 @@ class RewardConfig(Config):
     length: LengthLimits = LengthLimits()
     """Length penalty for responses that are too short or too long."""
     truncated: Literal["keep", "mask", "penalize"] = "keep"
-    """Treatment of truncated responses, which reached the token limit. keep: the same as other responses; mask: they
-    count in the baselines of their group, but are not trained on (DAPO's overlong filtering); penalize: their reward is
-    lower by truncation_penalty."""
+    """Treatment of truncated responses, which reached the token limit. keep: treat them like other responses; mask:
+    include them in the baselines of their group, but do not train on them (DAPO's overlong filtering); penalize:
+    subtract truncation_penalty from their reward."""
     truncation_penalty: float = Field(1.0, gt=0)
     """Amount that truncated=penalize subtracts from the reward of a truncated response."""
     functions: tuple[UserReward, ...] = ()
@@ -236,10 +236,10 @@ class Tag:
 
 
 def _compile(tags: tuple[Tag, ...], text_outside: bool) -> re.Pattern[str]:
-    """Compile a pattern for a whole response: the tagged elements in order, unnested, with only white space between.
+    """Compile a pattern for a whole response: the tagged elements in order, unnested, separated only by white space.
 
-    Before the first and after the last element, it matches white space or, with `text_outside`, any text without such a
-    tag.
+    Before the first and after the last element, it matches white space or, with `text_outside`, any text without these
+    tags.
     """
     names = "|".join(tag.name for tag in tags)
     content = rf"[^<]*(?:<(?!/?(?:{names})>)[^<]*)*"
@@ -269,7 +269,7 @@ def format_reward(text: str, name: str, text_outside: bool = False, min_thought_
 
 
 def length_penalty(token_count: int, limits: LengthLimits) -> float:
-    """Return −min(1, d/margin) if a length is d > 0 tokens outside [min, max], else 0 (DAPO's overlong penalty)."""
+    """Return −min(1, d/margin) if the length is d > 0 tokens outside [min, max], else 0 (DAPO's overlong penalty)."""
     longest = math.inf if limits.max is None else limits.max
     outside = max(limits.min - token_count, token_count - longest, 0)
     return -min(1.0, outside / limits.margin if limits.margin else float(outside > 0)) if outside else 0.0

@@ -49,7 +49,7 @@ RULES: dict[str, Callable[[GradedResponse, int, int, float | None, BranchingConf
     "undecided": _undecided,
     "first": lambda each, first, end, score, config: 0.0,
 }
-"""Functions that compute the certainty of a prefix, or None if it is not to be chosen, keyed by branching.choose.
+"""Functions that return the certainty of a prefix, or None if it must not be chosen, keyed by branching.choose.
 
 They read only the tokens of the prefix, of which first … end − 1 are those of its last step, and the step's score.
 """

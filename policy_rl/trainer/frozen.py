@@ -20,7 +20,7 @@ from policy_rl.trainer.policy import Policy
 def frozen_policy(
     model: str, like: Policy, config: TrainerConfig, ranks: Ranks, block_masks: bool, shares_features: bool
 ) -> nn.Module:
-    """Load a model that computes log-probabilities like the policy `like`, and shard it over the ranks for inference.
+    """Load a frozen model that computes log-probabilities in the same way as `like`, and shard it for inference.
 
     Set `block_masks` if its rows hold several responses and it runs on a GPU. With `shares_features`, it uses the
     policy's image features, because it has the same vision tower.
