@@ -6,11 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mmprm.data.cells import is_empty
 from mmprm.evaluation.rules import AnswerRule
 from mmprm.types import Problem
 
 YES_NO = "Answer yes or no."
 """Appended to questions whose published prompt asks for yes or no outside the question."""
+
+
+_HIDDEN = ("?", "hidden")
+"""Answers of test splits whose gold answers are not published."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,11 @@ class Item:
     part: str = ""
     rule: AnswerRule | None = None
     also: tuple[str, ...] = ()
+
+
+def published_answer(value: Any) -> str:
+    """Return a gold answer as text, or "" if it is missing or hidden."""
+    return "" if is_empty(value) or str(value).strip() in _HIDDEN else str(value)
 
 
 def group_values(groups: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
