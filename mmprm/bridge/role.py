@@ -11,9 +11,13 @@ from typing import Any
 from mmprm.bridge.config import RoleConfig
 from mmprm.client import Client
 from mmprm.data.images import image_digest
+from mmprm.errors import SamplingError
 from mmprm.grading.reply_cache import ReplyCache, reply_key
 from mmprm.sampling.images import with_images
 from mmprm.types import ImageRef
+
+_FINISHED = ("stop", "length")
+"""Finish reasons of usable replies; replies with any other reason were interrupted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,8 @@ class ModelRole:
         }
         self.asked += 1
         (choice,) = (await self._client.chat(body, affinity=key.hex())).choices
+        if choice.finish_reason not in _FINISHED:  # such as DeepSeek's insufficient_system_resource
+            raise SamplingError(f"{config.model}: the reply ended with {choice.finish_reason!r}; run the command again")
         said = split_thoughts(choice.text, choice.reasoning, cut=choice.finish_reason == "length")
         self._cache.put(key, json.dumps(asdict(said)))
         return said
