@@ -138,10 +138,11 @@ def _user_surrogate(path: str) -> SurrogateFunction:
     def checked(lp_NT: Tensor, old_NT: Tensor, advantages_NT: Tensor, mask_NT: Tensor, config: LossConfig) -> TokenLoss:
         found = function(lp_NT, old_NT, advantages_NT, mask_NT, config)
         shapes = [getattr(each, "shape", None) for each in found] if isinstance(found, tuple) else [None]
-        if shapes != [lp_NT.shape, lp_NT.shape]:
+        if shapes != [lp_NT.shape, lp_NT.shape] or found[1].dtype != torch.bool:
             raise TrainingError(
                 f"trainer.loss.surrogate={path!r} must return a tuple (loss, clipped) of two tensors with one value "
-                f"per token, of shape {tuple(lp_NT.shape)}; without a clip, return torch.zeros_like(mask) as clipped"
+                f"per token, of shape {tuple(lp_NT.shape)}, the second of dtype bool; without a clip, return "
+                "torch.zeros_like(mask) as clipped"
             )
         return found
 

@@ -59,8 +59,9 @@ def add_tree_advantages(
     """Compute the samples' advantages; return (samples, metrics).
 
     The samples are those of `draft` and, with `settings.train`, those of `draft_continuations`. The advantage of a
-    token with weight w and credit A is s·w·clamp(A + Σ_{l ≥ t} γ^(l − t)·(−β·k1_l)). The factor s = tokens / Σ w
-    compensates for the denominator of token_mean, which counts every token once, so that the loss is Σ w·(…) / Σ w.
+    token with weight w and credit A is s·w·clamp(A + Σ_{l ≥ t} γ^(l − t)·(−β·k1_l)). The factor s = tokens / Σ w, over
+    all samples of the step, compensates for the denominator of token_mean, which counts every token once: with a single
+    update, the loss is Σ w·(…) / Σ w.
     """
     made: list[TrainingSample] = []
     weight = tokens = size = 0.0

@@ -1,7 +1,8 @@
 """Choose the prefixes from which the responses of a group are continued.
 
-Whether a prefix is chosen depends only on the prefix itself and on the other responses, never on what follows it or on
-its outcome; policy_rl.algorithms.tree_credit explains why. The choice therefore goes through the group step by step:
+Whether a prefix is chosen depends only on the prefix itself and on the other responses, never on its outcome or on what
+follows it, except for the token that shows that its last step has ended (see the limits in docs/rl.md);
+policy_rl.algorithms.tree_credit explains why. The choice therefore goes through the group step by step:
 first the prefixes that end with the first step of a response, then those that end with the second step, and so on. At
 each step, it takes the prefixes about which the policy or the PRM is least certain, as long as the budget lasts. The
 budget is charged with the maximum length of the continuations, because their real length is not known yet.

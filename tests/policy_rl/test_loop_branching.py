@@ -172,6 +172,7 @@ BOTH = {**TREE, **PRM, "credit": {"source": "both"}}
         ({**TREE, "adora": {}}, r"adora cannot be combined"),
         ({**TREE, "trainer": {"loss": {"aggregation": "sequence_mean"}}}, r"aggregation=sequence_mean cannot"),
         ({**BOTH, "rewards": {"format": "steps"}}, r"credit.source=both needs a reward of accuracy alone"),
+        ({**BOTH, "rewards": {"accuracy_weight": 0}}, r"leaves nothing to reward; .* or set .* rewards.length$"),
         ({**TREE, "credit": {"source": "tree", "mode": "soft_min"}}, r"mode=soft_min has no effect with source=tree"),
         ({**TREE, "credit": {"source": "tree", "prior_weight": 2}}, r"prior_weight=2.0 has no effect with source=tree"),
         ({"rollouts": {"branching": {"min_score": 0.1}}}, r"min_score=0.1 is a bound for choose=undecided"),
