@@ -74,11 +74,18 @@ class EnvironmentPool:
         self._config = config
         self._idle: list[EnvironmentThread] = []
         self._free = asyncio.Semaphore(config.max_environments)
+        self.waiting = 0
+        """Number of episodes that wait for an environment."""
 
     @asynccontextmanager
     async def borrow(self) -> AsyncIterator[EnvironmentThread]:
         """Yield an environment that no other episode uses. After an exception, it is not used again."""
-        async with self._free:
+        self.waiting += 1
+        try:
+            await self._free.acquire()
+        finally:
+            self.waiting -= 1
+        try:
             environment = self._idle.pop() if self._idle else EnvironmentThread(self._config)
             try:
                 yield environment
@@ -86,6 +93,8 @@ class EnvironmentPool:
                 environment.stop()
                 raise
             self._idle.append(environment)
+        finally:
+            self._free.release()
 
     def close(self) -> None:
         """Close all environments that are not in use."""
