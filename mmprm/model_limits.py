@@ -15,7 +15,7 @@ from mmprm.weights import model_errors
 
 @dataclass(frozen=True, slots=True)
 class ModelLimits:
-    """Holds, for each feature, the reason why a model type does not support it, or None if it does."""
+    """Holds, for each feature, the reason why a model type does not support it, or None if the feature is supported."""
 
     packing: str | None = None
     """Packed rows with several solutions or responses, which need a custom attention mask in every layer."""

@@ -251,7 +251,8 @@ def read_problem(row: Row, columns: Columns, root: Path, location: str) -> Probl
 
 
 def _check_characters(texts: Mapping[str, str], location: str) -> None:
-    """Raise DataError if a field contains a lone surrogate, such as one escaped in a list that is stored as JSON text.
+    """Raise DataError if a field contains a lone surrogate, which may come from an escape in a list stored as JSON
+    text.
 
     Other JSON is checked when it is read.
     """

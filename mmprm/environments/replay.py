@@ -65,7 +65,8 @@ def check_deterministic(environment: Environment, problem: Problem, seed: int, t
 
 
 def check_same_episode(problem: Problem, first: Replayed, second: Replayed) -> None:
-    """Raise EpisodeError, with the turn, if two runs of the same actions differ in what the policy sees or receives."""
+    """Raise EpisodeError, naming the turn, if two runs of the same actions differ in observation, reward, end or
+    success."""
     if _content(first.start) != _content(second.start):
         raise _differs(problem, 0, "observation")
     for turn, (one, two) in enumerate(zip(first.transitions, second.transitions, strict=True), start=1):

@@ -120,7 +120,7 @@ def with_distinct_ids(items: Iterable[Item]) -> list[Item]:
 
 
 def aggregate_scores(benchmark: str, items: Sequence[Item], correct_NQ: Sequence[Sequence[bool]]) -> dict[str, float]:
-    """Return the benchmark's aggregate scores, computed per sample N over questions Q and averaged over samples."""
+    """Return the benchmark's aggregate scores, computed from one response per question and averaged over samples."""
     aggregate = BENCHMARKS[benchmark].aggregate if benchmark in BENCHMARKS else None
     if aggregate is None:
         return {}

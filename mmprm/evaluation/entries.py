@@ -11,11 +11,11 @@ from mmprm.evaluation.rules import AnswerRule
 from mmprm.types import Problem
 
 YES_NO = "Answer yes or no."
-"""Appended to questions whose published prompt asks for yes or no outside the question."""
+"""Instruction to append to yes-or-no questions, because the published prompt gives it outside the question."""
 
 
 _HIDDEN = ("?", "hidden")
-"""Answers of test splits whose gold answers are not published."""
+"""Values that stand for unpublished gold answers in test splits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def published_answer(value: Any) -> str:
 
 
 def group_values(groups: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """Convert the groups of an `Entry` to tuples of texts, without empty values."""
+    """Convert each group of an `Entry` to a tuple of texts, dropping empty values and empty groups."""
     listed = {name: value if isinstance(value, list | tuple) else [value] for name, value in groups.items()}
     texts = {name: tuple(str(item) for item in items if item not in (None, "")) for name, items in listed.items()}
     return {name: items for name, items in texts.items() if items}

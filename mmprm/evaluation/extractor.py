@@ -35,7 +35,7 @@ with its letter. If the response settles on no answer, reply None."""
 _OWN_LETTER = re.compile(r"\A\s*\(?[A-Z]\s*[.:)]\s*")
 
 FAILED = "extractor failed"
-"""Prefix of the reason if the request to the model failed, which leaves the verdict unknown."""
+"""Prefix of the reason that `find` returns if the request to the model fails; the verdict is then unknown."""
 
 _PROMPT_HASH = hashlib.sha256(_PROMPT.encode()).hexdigest()[:16]
 
@@ -62,9 +62,9 @@ class AnswerExtractor:
         self._client = Client(config.client)
 
     async def find(self, problem: Problem, response: str) -> tuple[str | None, str]:
-        """Return an (answer, reason) pair; the answer is None if there is none or the request fails.
+        """Return an (answer, reason) pair; the answer is None if the response states no answer or the request fails.
 
-        A failure of the model has a reason that starts with "extractor failed".
+        If the request fails, the reason starts with "extractor failed".
         """
         shown = (without_thoughts(response).strip() or response)[-MAX_LENGTH:]
         question = asked_question(problem)
@@ -126,7 +126,7 @@ def _contains(response: str, words: str) -> bool:
 
 
 def _answer(reply: str) -> str:
-    """Return the answer in a reply, without a wrapper or final period, or "" for None."""
+    """Return the answer in a reply, without its wrapper or final period, or "" if the reply is empty or says "none"."""
     text = without_thoughts(reply).strip()
     answer = (extract(text) or text).strip().strip("`\"'*").removesuffix(".").strip()
     return "" if answer.casefold() in ("", "none", "n/a") else answer

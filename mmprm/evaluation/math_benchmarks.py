@@ -90,7 +90,7 @@ def read_mathvista(row: Row) -> Entry:
 
 
 def read_mathverse(row: Row) -> Entry:
-    """Read a row of MathVerse: one of the versions of a problem."""
+    """Read a row of MathVerse, which holds one version of a problem."""
     question, version = row["question"].strip() or ONE_IMAGE, row.get("problem_version", "")
     about = row["metadata"]
     return Entry(
@@ -175,7 +175,7 @@ def read_mm_math(row: Row) -> Entry:
 
 
 def read_dynamath(row: Row) -> Entry:
-    """Read one variant of a DynaMath question; its rows have the id of the question.
+    """Read one variant of a DynaMath question; all variants share the question's id.
 
     Source of the rule: DynaMath's evaluation/gpt4o/gpt_4o_json_eval.py (0.001 for numbers, containment for text).
     """
@@ -198,7 +198,7 @@ def read_math_500(row: Row) -> Entry:
 
 
 _AIME_ANSWER = re.compile(r"(\d{1,3})(?:\.0)?(?:\^\{?\\circ\}?|°)?")
-"""Matches an answer of AIME; opencompass/AIME2025 writes one with its unit, 336^\\circ."""
+"""Matches an AIME answer, with or without a degree sign, as in 336^\\circ of opencompass/AIME2025."""
 
 
 def read_aime(row: Row) -> Entry:

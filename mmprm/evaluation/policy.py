@@ -74,7 +74,8 @@ class Graders:
         return await grade_by_rule(item.problem, item.also, item.rule, response, self.symbolic)
 
     async def _extracted(self, item: Item, response: str, before: Grading) -> Grading:
-        """Grade the answer that the extractor finds in a response without one; a failed request leaves it unknown."""
+        """Grade the answer that the extractor finds if the grader found none; if the request fails, the verdict is
+        UNKNOWN."""
         if before.extracted is not None or not response.strip():
             return before
         answer, reason = await self.extractor.find(item.problem, response)

@@ -128,7 +128,7 @@ def score(
     samples: int,
     seed: int,
 ) -> Score:
-    """Compute the metrics of questions that have `samples` responses each, or none if they could not be sampled.
+    """Compute the metrics of questions with `samples` responses each; unanswered questions have none.
 
     The bootstrap resamples whole families, because versions of one problem are not independent.
     """

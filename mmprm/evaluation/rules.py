@@ -32,7 +32,7 @@ MAX_ANSWER = 300
 _PERCENT = re.compile(r"\s*(?:\\?%|percent\b)")
 _VALUE_BOUND = 10**30
 _SLACK = Fraction(1, 10**12)
-"""Relative slack of a tolerance, because π and roots are evaluated in floating point."""
+"""Fraction of the gold value that is added to its tolerance, because π and roots are evaluated in floating point."""
 
 
 def within(*, relative: float = 0.0, absolute: float = 0.0, percent: bool = False) -> AnswerRule:
@@ -72,7 +72,7 @@ def truncated(gold: str, answer: str) -> Decision | None:
 
 
 def in_order(gold: str, answer: str) -> Decision | None:
-    """Accept lists with the numbers of the gold list in its order, in any brackets or none."""
+    """Accept lists with the same numbers in the same order as the gold list, with any brackets or none."""
     one, other = _listed(gold), _listed(answer)
     return None if one is None or other is None else _decision(one == other, f"the list {gold}")
 
@@ -167,7 +167,7 @@ def _evaluated(text: str) -> Fraction | None:
 
 
 def _values(gold: str, answer: str) -> tuple[Fraction, Fraction] | None:
-    """Return both numbers, or None if one text is not a number or their units differ."""
+    """Return the values of both texts, or None if either is not a number or their units differ."""
     if len(answer) > MAX_ANSWER:
         return None
     one, other = value_of(gold), value_of(answer)
@@ -178,7 +178,7 @@ def _values(gold: str, answer: str) -> tuple[Fraction, Fraction] | None:
 
 
 def _readings(gold: str, answer: str) -> list[tuple[Fraction, Fraction]]:
-    """Return the (gold, answer) values of each reading of the answer.
+    """Return the (gold, answer) values for each way to interpret a percent sign in the answer.
 
     If only the answer has a percent sign, the sign may be the unit that the question asks for: 50% is 0.5 or 50.
     """

@@ -44,7 +44,7 @@ class ExportConfig(Config):
     """Kind of labels to write. soft: the share of correct rollouts; hard: correct or incorrect. Defaults to soft if the
     format supports it."""
     threshold: float = Field(0.0, ge=0, lt=1)
-    """Share of correct rollouts above which a label counts as positive, and a hard label is written as correct."""
+    """Share of correct rollouts above which a label counts as positive and, if kind=hard, is written as correct."""
     negatives: float | None = Field(None, gt=0)
     """Maximum number of negative labels per positive label in the train split, chosen with the seed; null keeps all."""
     agree: Literal["steps", "first_errors"] | None = None
@@ -82,7 +82,7 @@ class SplitCounts:
 
 @dataclass(frozen=True, slots=True)
 class ExportSummary:
-    """Summarizes an export, including all that was left out."""
+    """Summarizes an export, including everything that was left out."""
 
     kind: LabelKind
     splits: dict[str, SplitCounts]

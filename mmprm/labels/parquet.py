@@ -187,8 +187,8 @@ def read_parquet(path: str | Path, split: Split | None = None, turns: bool = Fal
 
 
 def known_columns(names: Iterable[str], path: str | Path) -> list[str]:
-    """Return those of `names` that are columns of a labels file, in the current or an earlier version. Raises DataError
-    if a column is missing."""
+    """Select the names that are columns of a labels file, in the current or an earlier version. Raises DataError if a
+    column is missing."""
     known = [name for name in names if EARLIER_NAMES.get(name, name) in SCHEMA.names]
     missing = set(SCHEMA.names) - _OPTIONAL - {EARLIER_NAMES.get(name, name) for name in known}
     if missing:

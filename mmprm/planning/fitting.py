@@ -25,7 +25,7 @@ def ways_to_fit(fits: Callable[[Changes], bool], changes: Iterable[Changes]) -> 
 
 
 def _alone(fits: Callable[[Changes], bool], changes: Iterable[Changes]) -> list[Changes]:
-    """Return the changes that suffice alone, one for each set of keys."""
+    """Return the changes that each suffice on their own: the first such change for each set of keys."""
     found: dict[frozenset[str], Changes] = {}
     for change in changes:
         if frozenset(change) not in found and fits(change):
@@ -34,7 +34,7 @@ def _alone(fits: Callable[[Changes], bool], changes: Iterable[Changes]) -> list[
 
 
 def _combined(fits: Callable[[Changes], bool], changes: Sequence[Changes]) -> list[Changes]:
-    """Return the first combination that suffices: a pair, or else several changes in order."""
+    """Return the first combination that suffices, trying all pairs and then ever longer prefixes of `changes`."""
     pairs = (_join(left, right) for left, right in combinations(changes, 2) if left.keys().isdisjoint(right))
     for joint in chain(pairs, accumulate(changes, _join)):
         if fits(joint):
