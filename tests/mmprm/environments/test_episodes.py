@@ -48,7 +48,7 @@ class Fragile:
         if text == "break":
             raise ZeroDivisionError("no")
         if text == "hang":
-            time.sleep(0.5)
+            time.sleep(5)
         return Transition(Observation((text,)), float(text), terminated=text != "0")
 
     def close(self) -> None:
@@ -122,7 +122,7 @@ async def test_an_environment_that_hangs_is_abandoned() -> None:
     began = time.monotonic()
     found = await episode(Script("hang"), FRAGILE)
     assert (found.verdict, found.reason) == (Verdict.UNKNOWN, "environment took more than 0.1 s")
-    assert time.monotonic() - began < 0.4, "the environment itself takes 0.5 s"
+    assert time.monotonic() - began < 4, "the environment itself takes 5 s"
 
 
 async def test_a_broken_environment_is_replaced_and_a_good_one_reused() -> None:
