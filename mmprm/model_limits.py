@@ -1,4 +1,4 @@
-"""List the limitations of model types, with the reasons for error messages.
+"""List the limitations of model types, with the reasons that error messages give.
 
 A model type is the `model_type` of config.json. Types that are not listed have no known limits.
 """

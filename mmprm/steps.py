@@ -290,7 +290,7 @@ def _outside(matches: Iterable[re.Match[str]], text: str) -> list[re.Match[str]]
 def _cut(text: str, boundaries: Iterable[int]) -> Steps:
     """Split the text at the given offsets, which must be in ascending order.
 
-    A piece with only white space or a horizontal rule is merged into the previous step; at the start of the text, into
+    A piece with only whitespace or a horizontal rule is merged into the previous step; at the start of the text, into
     the first step.
     """
     pieces: list[str] = []

@@ -1,4 +1,4 @@
-"""Define a benchmark question, as it is read from a row and as it is asked and graded."""
+"""Define benchmark questions, first as read from a row, and then as asked and graded."""
 
 from __future__ import annotations
 

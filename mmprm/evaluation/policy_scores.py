@@ -23,7 +23,7 @@ from mmprm.types import Grading, Verdict
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Holds the metrics over a set of questions with 95 % intervals, and the number of responses by verdict.
+    """Holds the metrics over a set of questions with 95% intervals, and the number of responses by verdict.
 
     - accuracy = correct / all, the mean over samples (avg@n), which estimates pass@1;
     - of_known = correct / (correct + incorrect), or None if no verdict is known;

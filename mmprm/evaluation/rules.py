@@ -89,9 +89,10 @@ def labeled(*labels: str) -> AnswerRule:
 
 
 def containing(gold: str, answer: str) -> Decision | None:
-    """Accept answers that contain the gold words, ignoring case, without a negation.
+    """Accept answers that contain the words of the gold answer, ignoring case, and no negation.
 
-    A gold of three or more letters may be the beginning of a word ("Sep" in "September"). Formulas are not compared.
+    A gold answer of three or more letters may be the beginning of a word ("Sep" in "September"). Formulas are not
+    compared.
     """
     wanted, given = plain_words(gold), plain_words(answer)
     is_word = is_prose(wanted) or re.fullmatch(r"[^\W\d_]{3,}", wanted)

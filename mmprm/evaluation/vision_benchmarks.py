@@ -49,7 +49,8 @@ def read_mmstar(row: Row) -> Entry:
 
 
 def read_chartqa(row: Row) -> Entry:
-    """Read a row of ChartQA. Source of the rule: its paper, section 5.1 (within 5 % of the gold, or the same text)."""
+    """Read a row of ChartQA. Source of the rule: its paper, section 5.1 (within 5% of the gold value, or the same
+    text)."""
     question = row["query"] if "query" in row else row["question"]
     label = row["label"] if "label" in row else row["answer"]
     golds = [published_answer(gold) for gold in (label if isinstance(label, list | tuple) else [label])]

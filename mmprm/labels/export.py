@@ -46,7 +46,8 @@ class ExportConfig(Config):
     threshold: float = Field(0.0, ge=0, lt=1)
     """Share of correct rollouts above which a label counts as positive and, if kind=hard, is written as correct."""
     negatives: float | None = Field(None, gt=0)
-    """Maximum number of negative labels per positive label in the train split, chosen with the seed; null keeps all."""
+    """Maximum number of negative labels per positive label in the train split; the surplus is dropped at random. null
+    keeps all."""
     agree: Literal["steps", "first_errors"] | None = None
     """How an exported label must agree with the judge of mmprm consensus. steps: keep only labels that the judge
     confirms; first_errors: keep only solutions in which both find the first error at the same step."""

@@ -59,7 +59,7 @@ def hacking_metrics(groups: Sequence[GradedGroup], step_format: StepFormat, pref
 
     steps: mean number of steps per response
     step_tokens, longest_step: mean tokens per step, and per longest step of a response
-    repeated_steps: fraction of steps that repeat an earlier step of the response, ignoring white space and case
+    repeated_steps: fraction of steps that repeat an earlier step of the response, ignoring whitespace and case
     unsplit: fraction of responses that could not be split into steps
     refused: fraction of responses that were split but not scored, although others were
     prm_auc: P(lowest step score of a correct response > that of an incorrect one), ties count ½; 0.5 means that PRM and
@@ -99,7 +99,7 @@ def agreement(scores: Sequence[float], correct: Sequence[bool]) -> float:
 
 
 def repeated(steps: Sequence[str]) -> list[bool]:
-    """Return, for each step, whether it repeats an earlier one, ignoring white space and case."""
+    """Return, for each step, whether it repeats an earlier one, ignoring whitespace and case."""
     keys = ["".join(step.split()).casefold() for step in steps]
     return [key in keys[:position] for position, key in enumerate(keys)]
 

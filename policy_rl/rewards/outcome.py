@@ -62,7 +62,7 @@ class RewardConfig(Config):
 
     accuracy: Literal["verdict", "exact_label"] = "verdict"
     """Criterion for a correct answer. verdict: the grader decides; exact_label: the extracted answer equals the gold
-    answer, ignoring case and surrounding white space."""
+    answer, ignoring case and surrounding whitespace."""
     accuracy_weight: float = Field(1.0, ge=0)
     """Weight of accuracy with combination=sum."""
     format: Literal["think", "steps"] | None = None
@@ -73,8 +73,8 @@ class RewardConfig(Config):
     text_outside: bool = False
     """Allow text before the first tag and after the last one, as MM-Eureka does for instruct models."""
     min_thought_characters: int = Field(0, ge=0)
-    """Minimum number of characters in <think>, without surrounding white space, for a format reward of 1.
-    MM-Eureka-Zero uses 300. Requires format=think."""
+    """Minimum number of characters in <think>, without surrounding whitespace, for a format reward of 1. MM-Eureka-Zero
+    uses 300. Requires format=think."""
     combination: Literal["sum", "gate"] = "sum"
     """Combination of accuracy and format. sum: weighted sum; gate: 1 if both are 1, else 0 (Vision-R1). The length
     penalty and user functions are added in both cases."""
@@ -199,7 +199,7 @@ def verdict_accuracy(problem: Problem, grading: Grading) -> float | None:
 
 
 def exact_label(problem: Problem, grading: Grading) -> float | None:
-    """Return 1 if the extracted answer equals the gold answer, ignoring case and surrounding white space, else 0.
+    """Return 1 if the extracted answer equals the gold answer, ignoring case and surrounding whitespace, else 0.
 
     Returns None if the grader failed before it extracted an answer.
     """
@@ -236,9 +236,9 @@ class Tag:
 
 
 def _compile(tags: tuple[Tag, ...], text_outside: bool) -> re.Pattern[str]:
-    """Compile a pattern for a whole response: the tagged elements in order, unnested, separated only by white space.
+    """Compile a pattern for a whole response: the tagged elements in order, unnested, separated only by whitespace.
 
-    Before the first and after the last element, it matches white space or, with `text_outside`, any text without these
+    Before the first and after the last element, it matches whitespace or, with `text_outside`, any text without these
     tags.
     """
     names = "|".join(tag.name for tag in tags)
@@ -260,7 +260,7 @@ def format_reward(text: str, name: str, text_outside: bool = False, min_thought_
     """Return 1 if the text has the required tags in order, each once unless it may repeat, otherwise 0.
 
     `text` includes the prompt's prefill. The reward is also 0 if there is text outside the tags, unless `text_outside`
-    is set, or if the thoughts have fewer than `min_thought_characters` characters without surrounding white space.
+    is set, or if the thoughts have fewer than `min_thought_characters` characters without surrounding whitespace.
     """
     if _PATTERNS[name, text_outside].fullmatch(text) is None:
         return 0.0
