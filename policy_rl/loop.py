@@ -247,8 +247,8 @@ class Loop:
             last = newest(self._checkpoints)
             raise TrainingError(
                 f"step {step}: {EMPTY_STEPS} consecutive steps had nothing to train on; this one: {reasons}{refusal}. "
-                "Widen filter.low and filter.high, check the gold answers and step_format, or choose problems that the "
-                f"policy sometimes solves (mmprm filter); "
+                "Widen filter.low and filter.high, check the gold answers and step_format, raise sampling.max_tokens "
+                "if responses are truncated, or choose problems that the policy sometimes solves (mmprm filter); "
                 + (f"the last checkpoint is {last}" if last else "there is no checkpoint")
             )
 
