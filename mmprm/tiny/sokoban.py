@@ -131,7 +131,7 @@ def best_moves(state: SokobanState) -> list[str]:
     return [name for name in MOVES if moves_to_solve(move(state, name)) == left - 1]
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=64)
 def _distances(layout: LevelLayout) -> dict[tuple[Cell, frozenset[Cell]], int]:
     """Compute the distance of every solvable state, by breadth-first search backwards from all solved states."""
     boxes = layout.goals
@@ -188,8 +188,8 @@ def make_level(
             player, at = rng.choice(sorted(starts, key=lambda each: (each[0], sorted(each[1]))))
             return SokobanState(layout, player, at)
     raise DataError(
-        f"no level of size={size} with boxes={boxes} needs {moves.start} to {moves.stop - 1} moves; use fewer moves or "
-        "a larger size"
+        f"no level of size={size} with boxes={boxes} needs {moves.start} to {moves.stop - 1} moves; use fewer boxes or "
+        "moves, or a larger size"
     )
 
 

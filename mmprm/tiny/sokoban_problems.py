@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 
 from mmprm.errors import DataError
@@ -28,6 +29,7 @@ QUESTION = (
 )
 
 _ATTEMPTS_PER_LEVEL = 20
+_MAX_STATES = 500_000
 
 
 def make_sokoban_problems(
@@ -38,8 +40,15 @@ def make_sokoban_problems(
     A shortest solution has 3 to 10 moves per box. A hash of a level's walls and goals determines its split, so the
     splits share no layout. The columns `environment`, `level`, `boxes` and `moves` (the length of a shortest solution)
     are in `extra`; with `solutions`, a shortest solution is in `solution`. Raises DataError if the split has too few
-    levels.
+    levels, or if a level has too many states for the solver.
     """
+    cells = (size - 2) ** 2
+    states = math.comb(cells, boxes) * cells
+    if states > _MAX_STATES:
+        raise DataError(
+            f"--size={size} with --boxes={boxes} has up to {states:,} states, and the solver keeps at most "
+            f"{_MAX_STATES:,}; lower one of them"
+        )
     rng = random.Random(f"sokoban/{seed}/{split}/{size}/{boxes}")
     moves = range(3 * boxes, 10 * boxes + 1)
     found: dict[str, Problem] = {}
