@@ -6,8 +6,8 @@ Every surrogate has the same signature, and so has a user's function (trainer.lo
 
 lp are the log-probabilities under the trained policy, which carry the gradient; old are those before the update.
 `mask` is True on response tokens; the other three are 0 elsewhere, and the results are ignored there. `config` is the
-LossConfig. A smaller loss is better: an unclipped token's gradient with respect to lp is −A on policy. `clipped` marks
-the tokens that the clip affected; it is only counted.
+LossConfig. A smaller loss is better: an unclipped token's gradient with respect to lp is −A on policy. `clipped` is a
+boolean mask of the tokens that the clip affected; it is only counted.
 
 Shapes: N sequence of a micro-batch, T token. A row holds a whole response. Formulas use ρ = lp − old, clamped to ±20,
 the probability ratio r = e^ρ, and sg, which stops the gradient.
