@@ -39,7 +39,7 @@ TEST_JOBS ?= $(if $(filter cpu,$(EXTRA)),2,1)
 PIPELINES := $(addprefix tests/integration/test_,demo.py recipes.py rl.py)
 
 test: setup
-	$(MAKE) --jobs $(TEST_JOBS) --keep-going --output-sync=target test-engines test-units test-rl test-pipelines
+	$(MAKE) --no-print-directory --jobs $(TEST_JOBS) --keep-going --output-sync=target test-engines test-units test-rl test-pipelines
 
 test-engines: setup
 	$(BIN)/pytest tests/integration --ignore-glob "*/test_cluster*" $(addprefix --ignore ,$(PIPELINES))

@@ -88,7 +88,7 @@ def run_campaign(
 
 
 def _problems(config: CampaignConfig) -> list[Problem]:
-    """Return the problems to search, or those of the solutions to label."""
+    """Return the problems to search or, if solutions are configured, one problem per solution to label."""
     if config.solutions is None:
         return load_problems(config.problems, episodes=config.environment is not None)
     return load_solutions(config.solutions, config.problems, config.step_format)

@@ -20,8 +20,8 @@ class CampaignConfig(PolicyConfig):
     output: PathText = "runs/annotate"
     """Run folder with the store trees.sqlite and summary.json. An existing run is resumed."""
     solutions: SolutionsConfig | None = None
-    """Solutions to label instead of searching: their prefixes are completed by the engine, whoever wrote them. If
-    problems.path is not given, each row also holds its problem."""
+    """Solutions to label instead of running a tree search. The engine completes their prefixes, even if another model
+    or a person wrote the solutions. If problems.path is not given, each row also holds its problem."""
     environment: EnvironmentConfig | None = None
     """Environment in which the policy plays the problems, instead of answering them. A step is then an action, and a
     rollout is correct if its episode succeeds; step_format and grader have no effect."""
@@ -50,8 +50,10 @@ class CampaignConfig(PolicyConfig):
         """Read the problems from the rows of the solutions, unless problems.path is given."""
         if not isinstance(values, dict) or not isinstance(values.get("solutions"), dict):
             return values
-        own = {"path": values["solutions"].get("path")}
-        return values | {"problems": own | (values.get("problems") or {})}
+        problems = values.get("problems") or {}
+        if not isinstance(problems, dict):
+            return values
+        return values | {"problems": {"path": values["solutions"].get("path")} | problems}
 
     @model_validator(mode="after")
     def _environment_fits(self) -> CampaignConfig:

@@ -11,7 +11,8 @@ from mmprm.trees.store import Store
 
 
 def with_settled_dtype(config: CampaignConfig, model_folder: str | None, own_engines: bool = True) -> CampaignConfig:
-    """Replace engine.dtype=auto with the run's stored data type or, for a new run, with the choice of `with_dtype`.
+    """Replace engine.dtype=auto with the run's stored data type or, for a new run, with the one that `with_dtype`
+    chooses.
 
     `own_engines` is False if the workers do not start engines; the data type is then only recorded.
     """

@@ -7,16 +7,17 @@ import asyncio
 from mmprm.environments.interface import Observation
 from mmprm.environments.load import EnvironmentConfig
 from mmprm.environments.pool import EnvironmentThread
+from mmprm.environments.replay import replay
 from mmprm.errors import ConfigError
 from mmprm.sampling.seeds import environment_seed
 from mmprm.types import Problem
 
 
 def first_prompt(config: EnvironmentConfig, images_per_prompt: int, problem: Problem, run_seed: int) -> Problem:
-    """Reset the environment for a problem, and return a problem that asks what its first observation shows.
+    """Reset the environment for a problem, and return the first observation in the form of a Problem.
 
     Raises ConfigError if a later prompt would show more images than the engine accepts, EpisodeError if the environment
-    fails, and its own errors if it cannot be made or cannot use the problem.
+    fails, and other errors if it cannot be created or cannot use the problem.
     """
     observation = asyncio.run(_reset(config, problem, environment_seed(run_seed, problem.id)))
     shown = config.max_turns if config.images == "all" else min(config.images, config.max_turns)
@@ -33,6 +34,6 @@ def first_prompt(config: EnvironmentConfig, images_per_prompt: int, problem: Pro
 async def _reset(config: EnvironmentConfig, problem: Problem, seed: int) -> Observation:
     environment = EnvironmentThread(config)
     try:
-        return await environment.call(lambda each: each.reset(problem, seed))
+        return await environment.call(lambda each: replay(each, problem, seed, ()).start)
     finally:
         environment.stop()

@@ -17,7 +17,8 @@ batches. Any other setting of `search` changes the search order, and with it bat
 
 
 def fork(config: CampaignConfig) -> tuple[CampaignConfig, str]:
-    """Fork the run in `config.output` if its configuration differs; return (configuration with its folder, message).
+    """Fork the run in `config.output` if its configuration differs from `config`; return (configuration with the folder
+    to run in, message).
 
     The folder is `config.output` if its store is missing or has this configuration. Otherwise it is the first of
     OUTPUT-2, OUTPUT-3, … for which that is true. A new folder receives OUTPUT's problems, all open, and its batches if

@@ -64,7 +64,7 @@ class GivenRoller(Roller):
 
 
 class _InContext:
-    """Adds the rest of the solution to each request, so that prefixes end where its tokens end."""
+    """Adds the rest of the solution to each request, so that a sampler can tokenize the prefix in context."""
 
     def __init__(self, sampler: Sampler, solution: str) -> None:
         self._sampler, self._solution = sampler, solution
@@ -75,7 +75,7 @@ class _InContext:
 
 
 async def label_solution(problem: Problem, roller: GivenRoller, config: SearchConfig) -> SearchResult:
-    """Sample what the mode of the given solution needs, and return the tree of its prefixes."""
+    """Sample the rollouts that the given solution's mode requires, and return a tree of the solution's prefixes."""
     given = problem.given
     assert given is not None, "the problem comes with a solution"
     nodes: list[Node] = []
@@ -85,7 +85,7 @@ async def label_solution(problem: Problem, roller: GivenRoller, config: SearchCo
 
 
 def count_step_labels(problem: Problem, tree: Tree, config: SearchConfig) -> int:
-    """Count the labels of the given solution's steps, without its own verdict."""
+    """Count the labeled steps of the given solution, except for the last, whose label is the solution's own verdict."""
     assert problem.given is not None, "the problem comes with a solution"
     return sum(counts is not None for counts in label_steps(tree, problem.given, config)[:-1])
 
@@ -108,11 +108,12 @@ async def _locate(steps: Steps, nodes: list[Node], roll: Roll, config: SearchCon
 
 
 def _next_to_bisect(steps: Steps, nodes: Sequence[Node], rule: StoppingRule) -> int | str:
-    """Return the length of the prefix of an incorrect solution to sample from next, or why there is none.
+    """Return the length of the next prefix to sample from in an incorrect solution, or the reason to stop.
 
-    A prefix counts as failed for now if its first batch fails. Only when the prefix before it is recoverable is it
-    sampled from until it has enough failures; if one of these rollouts is correct, bisection goes on behind it. If the
-    first step fails, the question is sampled from too: a completer that never solves the problem cannot judge the step.
+    A prefix counts as failed for now if its first batch fails. More rollouts are sampled from it, until it has enough
+    failures, only once the prefix before it is known to be recoverable. If one of them is correct, bisection continues
+    with longer prefixes. If the first step fails, rollouts are also sampled from the question: a completer that never
+    solves the problem cannot judge the step.
     """
     recoverable, failed = first_error_bounds(nodes, steps)
     if failed - recoverable > 1:
@@ -129,7 +130,7 @@ def _next_to_bisect(steps: Steps, nodes: Sequence[Node], rule: StoppingRule) -> 
 
 
 def _next_to_check(steps: Steps, nodes: Sequence[Node], rule: StoppingRule) -> int | str:
-    """Return the length of the prefix of a solution with a correct answer to sample from next, or why there is none.
+    """Return the length of the next prefix to sample from in a solution with a correct answer, or the reason to stop.
 
     Two errors may cancel, so each prefix is checked, from the question on, unless correct rollouts from shorter ones
     pass through it. If the completer fails from a prefix but is too weak to tell, the solution is trusted.
@@ -144,7 +145,7 @@ def _next_to_check(steps: Steps, nodes: Sequence[Node], rule: StoppingRule) -> i
 
 
 async def _evaluate(steps: Steps, nodes: list[Node], roll: Roll, config: SearchConfig) -> str:
-    """Estimate the value of the question and of every proper prefix of the solution, from the shortest on."""
+    """Estimate the value of the question and of every proper prefix of the solution, shortest first."""
     for length in range(len(steps)):
         if _sampled(nodes) + config.rollouts > config.max_rollouts:
             return "rollout budget"
@@ -164,7 +165,7 @@ def _counts(nodes: Sequence[Node], steps: Steps) -> Counts:
 
 
 def _sampled(nodes: Sequence[Node]) -> int:
-    """Return the number of rollouts, without the verdict of the solution itself."""
+    """Return the number of rollouts, not counting the verdict of the solution itself."""
     return sum(len(node.rollouts) for node in nodes) - 1
 
 

@@ -192,7 +192,8 @@ def track_progress(progress: Progress, config: CampaignConfig) -> Iterator[None]
 
 @contextmanager
 def _logged(progress: Progress, tracker: Tracker) -> Iterator[None]:
-    """Log the campaign's metrics every 10 s in the `with` block and once at its end, with the rollout count as step."""
+    """Log the campaign's metrics every 10 s in the `with` block and once at its end, using the rollout count as the
+    step."""
     over = threading.Event()
 
     def log() -> None:

@@ -1,4 +1,4 @@
-"""Provide a search with rollouts: replay stored batches first, then sample, split and grade new ones."""
+"""Supply rollouts to a search: replay stored batches first, then sample, split and grade new ones."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class ReplayedRolls:
     Subclasses implement `_sample`. `stored` holds the batches of an earlier, interrupted search of this problem. `emit`
     is called with each new batch as soon as it is complete.
 
-    A prefix is sampled from with the token ids of the first rollout that contains it, if they are known. The batches
-    determine which rollout was first, so a replay uses the same ids.
+    Rollouts from a prefix start with the token ids of the first rollout that contains it, if they are known. The
+    batches determine which rollout was first, so a replay uses the same ids.
     """
 
     def __init__(self, problem: Problem, stored: Iterable[Batch], emit: Callable[[Batch], None]) -> None:
@@ -82,9 +82,9 @@ class ReplayedRolls:
 
 
 class Roller(ReplayedRolls):
-    """Samples, splits and grades the rollouts of a problem's solutions; see ReplayedRolls.
+    """Samples, splits and grades rollouts for a problem; see ReplayedRolls.
 
-    Seeds are derived from the request's content, so repeating it gives the same samples.
+    Seeds are derived from the request's content, so repeating a request gives the same samples.
     """
 
     def __init__(

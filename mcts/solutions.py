@@ -33,14 +33,14 @@ class SolutionsConfig(RowsConfig):
 
 
 def load_solutions(config: SolutionsConfig, problems: ProblemsConfig, step_format: StepFormat) -> list[Problem]:
-    """Return one problem per given solution, in file order; its `given` is the solution, and its id that of the
-    solution.
+    """Return one problem per given solution, in file order; the problem stores the solution in `given` and has the
+    solution's id.
 
     If both configurations have the same path, each row holds its problem; otherwise, its `problem_id` (or `id`) refers
     to a problem of the other file. Exact duplicates are dropped with a note.
 
-    Raises DataError, with file and line, for a row without a problem or a solution that can be split into steps, and
-    for an id of two different problems or solutions.
+    Raises DataError, with file and line, for a row without a problem or a solution that can be split into steps, and if
+    two different problems or solutions have the same id.
     """
     problem_of = _own_problems(problems) if config.path == problems.path else _known_problems(problems)
     found: dict[str, tuple[str, Problem]] = {}
@@ -94,19 +94,19 @@ def _known_problems(config: ProblemsConfig) -> ProblemOf:
 def _own_problems(config: ProblemsConfig) -> ProblemOf:
     """Read the problem from the row itself."""
     reader = ProblemReader(config.columns, image_folder(config))
-    seen: dict[str, tuple[str, str]] = {}
+    seen: dict[str, tuple[str, str, Problem]] = {}
 
     def read(row: Row, location: str) -> Problem:
         left_out = {*_COLUMNS, *(["id"] if "problem_id" in row else [])}
         problem = reader.problem({name: cell for name, cell in row.items() if name not in left_out}, location)
         content = content_id(problem.question, problem.answer, problem.images, problem.choices)
-        first, other = seen.setdefault(problem.id, (location, content))
+        first, other, same = seen.setdefault(problem.id, (location, content, problem))
         if other != content:
             raise DataError(
                 f"{location}: id {cut(problem.id)!r} belongs to another problem already, at {first}; name the problem "
                 "in problem_id and the solution in solution_id"
             )
-        return problem
+        return replace(problem, images=same.images)  # in memory, the solutions of a problem share its images
 
     return read
 
@@ -125,7 +125,7 @@ def _solution(problem: Problem, row: Row, config: SolutionsConfig, step_format: 
 
 
 def _steps(row: Mapping[str, Any], step_format: StepFormat, location: str) -> Steps:
-    """Return the steps with their markup, from the column `response` or, without one, from `steps`."""
+    """Return the steps with their markup, from the column `response` or, if it is missing or empty, from `steps`."""
     response, steps = row.get("response"), row.get("steps")
     if isinstance(response, str) and response.strip():
         found, column = split(response, step_format), "response"

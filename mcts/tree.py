@@ -94,7 +94,8 @@ class SearchTree:
         return counts_of(self._through.get(steps, [0, 0, 0]))
 
     def at_once(self, steps: Steps) -> int:
-        """Return the largest number of graded rollouts through `steps` within any one state's first batch.
+        """Return the largest number of graded rollouts in a single state's first batch that pass through the prefix
+        `steps`.
 
         mmprm.trees.evidence may label the prefix from that batch.
         """

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from mcts.capacity import Load
 from mcts.roll import ReplayedRolls, StepIds
@@ -88,7 +89,8 @@ class TurnWorker(BufferedWorker):
         config: SearchConfig,
         load: Callable[[], Load | None] = lambda: None,
     ) -> None:
-        super().__init__(config, load)
+        super().__init__(config, self._load_with_waiting)
+        self._engine_load = load
         self._sampler = sampler
         self._environment = environment
         self._environments = EnvironmentPool(environment)
@@ -97,6 +99,12 @@ class TurnWorker(BufferedWorker):
     async def close(self) -> None:
         await super().close()
         self._environments.close()
+
+    def _load_with_waiting(self) -> Load | None:
+        """Return the engine's load, with the episodes that wait for an environment: more trees would only add to
+        them."""
+        load = self._engine_load()
+        return load and replace(load, waiting=load.waiting + self._environments.waiting)
 
     async def _result(self, problem: Problem, stored: Sequence[Batch]) -> tuple[SearchResult, int]:
         rolls = TurnRolls(
@@ -107,7 +115,7 @@ class TurnWorker(BufferedWorker):
 
 
 async def _gather(playing: Iterable) -> list[Episode]:
-    """Wait for all episodes, and then raise the first exception, so that none is left behind."""
+    """Wait for all episodes and return them, or raise the first exception once all of them have ended."""
     found = await asyncio.gather(*playing, return_exceptions=True)
     for each in found:
         if isinstance(each, BaseException):

@@ -22,7 +22,7 @@ from mmprm.types import Batch, Grader, Problem, Sampler
 GROUP_BATCHES = 256
 """Number of finished batches that triggers a report immediately."""
 TOGETHER_SECONDS = 0.1
-"""Maximum seconds to hold back a report so that the results of other running searches can be sent with it."""
+"""Maximum time in seconds to hold back a report, so that the results of other running searches can be sent with it."""
 
 
 @dataclass(frozen=True, slots=True)

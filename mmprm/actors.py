@@ -38,8 +38,8 @@ ANSWER_SECONDS = 20.0
 _CLOSE_SECONDS = 5.0
 """Maximum time in seconds to wait for a cancelled command to clean up when Ray has become unavailable."""
 LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-"""Name of Ray's variable that enables clusters on Windows and macOS; 0 makes Ray listen on 127.0.0.1 only, on every
-platform."""
+"""Name of Ray's environment variable that enables clusters on Windows and macOS; 0 makes Ray listen on 127.0.0.1 only,
+on every platform."""
 NICENESS = "RAY_worker_niceness"
 """Name of the environment variable for the niceness of Ray's workers. With Ray's default of 15, other busy processes
 would leave them hardly any CPU time."""
@@ -136,7 +136,8 @@ class Patience:
         self.is_silent = False
 
     def seconds(self) -> float:
-        """Print a progress message if one is due, and return the seconds until the next one or the time limit.
+        """Print a progress message if one is due, and return the seconds until the next message or the time limit,
+        whichever comes first.
 
         Raises the configured error if the limit has passed.
         """
@@ -233,7 +234,7 @@ def is_gone() -> bool:
 
 
 def alive_nodes() -> list[dict[str, Any]]:
-    """Return the live Ray nodes found by the last check of `guarded`, without querying Ray."""
+    """Return the Ray nodes that were alive when `guarded` last checked, without querying Ray."""
     return [node for node in _nodes if node["Alive"]]
 
 

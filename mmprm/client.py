@@ -35,9 +35,9 @@ T = TypeVar("T")
 Body = dict[str, Any] | None
 
 _BUSY = {408, 429, 502, 503, 504}
-"""HTTP status codes which mean that a server or proxy is busy. The request itself may be valid."""
+"""HTTP status codes of a busy server or proxy. The request itself may be valid."""
 _REFUSED = {400, 413, 422}
-"""HTTP status codes which mean that the server rejected this request. Other requests may be valid."""
+"""HTTP status codes of a server that rejected this request. Other requests may be valid."""
 _WAYS_OUT = {
     401: "set api_key_env to the name of the environment variable that holds the key",
     403: "the key has no access to this model; set api_key_env to the variable of another key",

@@ -73,9 +73,9 @@ class Config(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _over_what_defaults_set(cls, values: Any) -> Any:
-        """Fill in the keys missing from a nested configuration with this class's default for that field.
+        """Fill in missing keys of nested configurations from the defaults of this class's fields.
 
-        This default may differ from the defaults of the nested class; it applies to every key that is not given.
+        A field's default may differ from the defaults of the nested class; it applies to every key that is not given.
         """
         if not isinstance(values, dict):
             return values
@@ -166,7 +166,7 @@ def _check_texts(value: Any, key: str, source: str) -> None:
 
 
 def differing_keys(stored: dict[str, Any], asked: dict[str, Any]) -> dict[str, str]:
-    """Return the keys whose values differ between two configurations, and a text with both values for each of them."""
+    """Return the keys whose values differ between two configurations, each with a text that quotes both values."""
     old, new = _flatten(stored), _flatten(json.loads(json.dumps(asked)))
     return {
         key: f"stored {old.get(key)!r}, asked {new.get(key)!r}"
@@ -247,7 +247,7 @@ def _explain_unknown(model: type[Config], path: Sequence[str | int], name: str) 
 
 
 def _nearest(key: str, known: Sequence[str]) -> str | None:
-    """Return the known key most similar to `key`, or None if no last component is similar.
+    """Return the known key most similar to `key`, or None if no known key ends in a similar name.
 
     A version 0.1 name matches only its current name.
     """

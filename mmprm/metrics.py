@@ -193,7 +193,7 @@ def bootstrap_mean(values_P: ArrayLike, seed: int, resamples: int = 2000, level:
 def bootstrap_means(
     values_RP: Sequence[ArrayLike], seed: int, resamples: int = 2000, level: float = 0.95
 ) -> list[Interval]:
-    """Return bootstrap_mean for each row of values over the same problems, using the same resamples for all rows."""
+    """Return the bootstrap interval of each row's mean over problems, using the same resamples for all rows."""
     values_PR = np.asarray(values_RP, dtype=float).T
     problems = len(values_PR)
     if not problems:

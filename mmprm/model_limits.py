@@ -1,4 +1,4 @@
-"""List the limitations of model types, with the reasons for error messages.
+"""List the limitations of model types, with the reasons that error messages give.
 
 A model type is the `model_type` of config.json. Types that are not listed have no known limits.
 """
@@ -15,7 +15,7 @@ from mmprm.weights import model_errors
 
 @dataclass(frozen=True, slots=True)
 class ModelLimits:
-    """Holds, for each feature, the reason why a model type does not support it, or None if it does."""
+    """Holds, for each feature, the reason why a model type does not support it, or None if the feature is supported."""
 
     packing: str | None = None
     """Packed rows with several solutions or responses, which need a custom attention mask in every layer."""

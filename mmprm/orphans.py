@@ -35,7 +35,8 @@ def remove(folder: Path) -> None:
 def stop_children() -> None:
     """Tell the helper to stop this process's current descendants and all their descendants when this process dies.
 
-    Each is named, because a child may die with this process and leave its own children to init before the helper looks.
+    Each descendant's process id is sent, because a child may die with this process, and the helper could then no longer
+    find that child's own children.
     """
     for pid in _descendants({os.getpid()}) - {os.getpid()}:
         _tell(f"process {pid} {_started(pid)}".encode())

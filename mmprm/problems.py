@@ -88,8 +88,8 @@ def load_problems(config: ProblemsConfig, episodes: bool = False) -> list[Proble
     With `episodes`, the problems are played in an environment: they need no answer, and all columns of a row belong to
     its problem. Images are not opened here, so a broken image later affects only its own problem.
 
-    Raises DataError, with the file and line (or row), for a missing field, an empty answer, invalid JSON, or an id of
-    two different problems.
+    Raises DataError, with the file and line (or row), for a missing field, an empty answer, invalid JSON, or if two
+    different problems have the same id.
     """
     reader = ProblemReader(config.columns, image_folder(config), episodes)
     problems: dict[str, tuple[str, Problem]] = {}
@@ -251,7 +251,8 @@ def read_problem(row: Row, columns: Columns, root: Path, location: str) -> Probl
 
 
 def _check_characters(texts: Mapping[str, str], location: str) -> None:
-    """Raise DataError if a field contains a lone surrogate, such as one escaped in a list that is stored as JSON text.
+    """Raise DataError if a field contains a lone surrogate, which may come from an escape in a list stored as JSON
+    text.
 
     Other JSON is checked when it is read.
     """

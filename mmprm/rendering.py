@@ -22,7 +22,7 @@ from mmprm.types import Problem
 Messages = Sequence[Mapping[str, Any]]
 
 _USER, _ASSISTANT = "\ue000", "\ue001"
-"""Private-use characters used as the contents of turns, so that these can be located in a rendered template."""
+"""Private-use characters used as the contents of turns, so that the contents can be located in the rendered text."""
 
 
 def render(template_owner: Any, problem: Problem, prefix: str, config: PromptConfig) -> str:
@@ -120,8 +120,8 @@ def check_rendering(template_owner: Any, problems: Sequence[Problem], config: Pr
 
 
 def template_of_file(values: Any, *keys: str) -> Any:
-    """Return the raw configuration `values` with prompt.chat_template read from the file that the setting at `keys`
-    names, if any."""
+    """Return the raw configuration `values`; if the setting at `keys` names a file, set prompt.chat_template to its
+    text."""
     path: Any = values
     for key in keys:
         path = path.get(key) if isinstance(path, Mapping) else getattr(path, key, None)

@@ -39,7 +39,7 @@ class SigtermAsInterrupt:
 
 @contextlib.contextmanager
 def kept_handlers() -> Iterator[None]:
-    """Restore the current SIGTERM and SIGINT handlers when the block ends.
+    """Restore the current SIGTERM and SIGINT handlers at the end of the `with` block.
 
     Ray and vLLM install their own handlers, which kill the process mid-work.
     """

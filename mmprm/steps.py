@@ -29,7 +29,7 @@ _HAN = {name: number for number, name in enumerate("一二三四五六七八九�
 _HAN_COUNT = rf"[{''.join(_HAN)}]{{1,3}}"
 _COUNT = rf"\d{{1,3}}|{'|'.join(sorted(_WORDS, key=len, reverse=True))}|{_HAN_COUNT}"
 _AFTER = r"(?=[\s\\$*\"'“(（【《<]|[^\W\d_]|$)"
-"""Matches before text that may follow a step number, which excludes digits (3.5, 1:30) and operators."""
+"""Lookahead for text that may follow a step number; digits (3.5, 1:30) and operators may not."""
 _STEP = r"step|步[骤驟]|ステップ|手順|단계|шаг|étape|etape|schritt|paso|passo|bước"
 _OPEN = r"\*{1,3}|__?|</?(?:b|strong)>|\\(?:textbf|paragraph|(?:sub)*section)\*?\{"
 _CLOSE = r"\*{1,3}|__?|</?(?:b|strong)>|\}"
@@ -135,7 +135,8 @@ def _write_numbers(steps: list[str]) -> str:
 
 
 def _left_of_mark(mark: re.Match[str]) -> str:
-    """Return the parts of a step marker to keep: its <think> tag, and its ** if the bold text ends after the marker."""
+    """Return the parts of a step marker that a plain step keeps: <think>, and ** if the bold text ends after the
+    marker."""
     opens_bold = mark["bold"] and not (mark["closed"] or mark["closed_open"] or mark["closed_after"])
     return (mark["think"] or "") + (mark["bold"] if opens_bold else "")
 
@@ -287,9 +288,9 @@ def _outside(matches: Iterable[re.Match[str]], text: str) -> list[re.Match[str]]
 
 
 def _cut(text: str, boundaries: Iterable[int]) -> Steps:
-    """Split the text at the given offsets, in ascending order.
+    """Split the text at the given offsets, which must be in ascending order.
 
-    A piece with only white space or a horizontal rule is merged into the previous step; at the start of the text, into
+    A piece with only whitespace or a horizontal rule is merged into the previous step; at the start of the text, into
     the first step.
     """
     pieces: list[str] = []

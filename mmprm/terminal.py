@@ -46,7 +46,7 @@ class PlainStream:
 
 @contextlib.contextmanager
 def plain_output() -> Iterator[None]:
-    """Strip escape sequences from everything that this process prints inside the block."""
+    """Strip escape sequences from everything that this process prints inside the `with` block."""
     with (
         contextlib.redirect_stdout(PlainStream(sys.stdout)),  # type: ignore[type-var]
         contextlib.redirect_stderr(PlainStream(sys.stderr)),  # type: ignore[type-var]

@@ -38,7 +38,7 @@ RUN_FILE = "tracker.json"
 CLOSE_SECONDS = 60.0
 """Maximum time in seconds that a finished run waits for the tracker to process the remaining metrics."""
 MAX_WAITING = 100_000
-"""Maximum number of queued log entries; further ones are dropped."""
+"""Maximum number of queued log entries; further entries are dropped."""
 
 
 def check_tracker(name: TrackerName | None, key: str) -> None:

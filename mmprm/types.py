@@ -76,8 +76,9 @@ class SampleRequest:
     """Token ids with which the policy generated the prefix, up to the last token that ends within it, or None if
     unknown. A sampler that does not accept token ids continues the text instead."""
     continuation: str = ""
-    """Text that follows the prefix in the given solution that it is taken from. Without `prefix_ids`, a sampler
-    tokenizes the whole solution, so that the prefix ends in the tokens in which a policy would have written it."""
+    """Rest of the given solution after the prefix, or empty if the prefix is not part of a given solution. Without
+    `prefix_ids`, a sampler tokenizes the whole solution, so that the prefix ends in the tokens in which a policy would
+    have written it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from mmprm.errors import ConfigError
 
 
 def load_function(path: str, key: str) -> Callable[..., Any]:
-    """Import the function at `path`, package.module:function; raise ConfigError, naming `key`, if this fails."""
+    """Import the function at `path` (package.module:function); if this fails, raise a ConfigError that names `key`."""
     module, _, name = path.partition(":")
     if not module or not name:
         raise ConfigError(f"{key}={path!r} must be module:function; write it like my_package.my_module:my_function")

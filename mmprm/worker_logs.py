@@ -19,7 +19,7 @@ from pathlib import Path
 
 TAIL_BYTES = 64 * 1024
 TAIL_LINES = 8
-"""Number of log lines to show if none of them holds an exception message."""
+"""Number of log lines to show if none of them contains an exception message."""
 MAX_CHARACTERS = 2000
 _STDERR = "/proc/self/fd/2"
 _PREFIX = re.compile(r"^\([^)]* pid=\d+\) (?:[A-Z]+ \d\d-\d\d [\d:]+ \[[^]]*\] ?)?")
@@ -53,10 +53,10 @@ def cause_since(position: int | None) -> str:
 
 @contextmanager
 def explained_start(model: str, what: str, error_class: type[Exception]) -> Iterator[None]:
-    """Replace vLLM's error for a failed child process with an `error_class` that tells the cause from the log.
+    """Replace vLLM's error for a failed child process with an `error_class` that states the cause found in the log.
 
     vLLM's own message only says "See root cause above" or "See stack trace for root cause", and is kept if the log does
-    not have the cause. `what` names the part that starts in the `with` block. Other errors are raised unchanged.
+    not contain the cause. `what` names the part that starts in the `with` block. Other errors are raised unchanged.
     """
     position = log_position()
     try:
@@ -114,7 +114,7 @@ def _read(path: Path, position: int) -> str:
 
 
 def _log_of(process: int, machine: str | None) -> Path | None:
-    """Return the newest log of a process with this PID, or None if no such log exists on this machine."""
+    """Return the newest log of the Ray worker with PID `process`, or None if no such log exists on this machine."""
     from ray._private import worker
 
     node = worker._global_node

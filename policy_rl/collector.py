@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
-from mmprm.errors import DataError, EngineStoppedError, SamplingError
+from mmprm.errors import DataError, EngineStoppedError, SamplingError, TrainingError
 from mmprm.prompts import assistant_beginning
 from mmprm.types import Grader, Problem
 from policy_rl.algorithms.advantages import ESTIMATORS
@@ -54,9 +54,9 @@ class Pool(Protocol):
         ...
 
     async def load_weights(self, published: Any) -> float:
-        """Load published weights into all engines; return the largest deviation of an engine from the trainer.
+        """Load published weights into all engines; return the largest log-probability deviation from the trainer.
 
-        The deviation is the mean absolute difference of their log-probabilities on the probe tokens, in nats.
+        The deviation of an engine is the mean absolute difference over the probe tokens, in nats.
         """
         ...
 
@@ -69,7 +69,7 @@ class Pool(Protocol):
         ...
 
     async def until_lost(self) -> EngineStoppedError:
-        """Wait until an engine to which the trainer sends weights directly has died, and return the reason."""
+        """Wait until an engine that receives weights directly from the trainer dies, and return the reason."""
         ...
 
 
@@ -284,6 +284,12 @@ class Collector:
         sampled = await self._ask(found, group.problem, n, seed, group.version, max_tokens=limit, prefix=prefix)
         if sampled is None:
             return None
+        if sampled.prompt_tokens != group.prompt_tokens:
+            raise TrainingError(
+                f"problem {group.problem.id}: the prompt has {group.prompt_tokens} tokens, but "
+                f"{sampled.prompt_tokens} before a prefix; this model's responses cannot branch, so leave "
+                "rollouts.branching out"
+            )
         tokens = sum(len(response.token_ids) - chosen.tokens for response in sampled.responses)
         found.tokens, found.branch_tokens = found.tokens + tokens, found.branch_tokens + tokens
         graded = await asyncio.gather(*(self._graded(sampled, each, found) for each in sampled.responses))
@@ -311,7 +317,7 @@ class Collector:
 
 
 def problems_fingerprint(problems: Sequence[Problem], config: RLConfig) -> str:
-    """Hash the problems in order, to detect on resume that they have changed.
+    """Hash the problems in order, so that a resumed run can detect changes to them.
 
     Image files may be moved, so only their number is included. Extra columns are included only if there are user reward
     functions, which may read them.

@@ -151,7 +151,7 @@ class RLConfig(Config):
 
     @property
     def step_credit(self) -> CreditConfig | None:
-        """Return the configuration of credit from the scores of a process reward model, or None if there is none."""
+        """Return the settings for computing credit from PRM scores, or None if it is not computed from them."""
         return None if self.process is None or self.has_tree_credit else self.credit or CreditConfig()
 
     @property
@@ -318,10 +318,12 @@ class RLConfig(Config):
 
     @model_validator(mode="after")
     def _something_is_rewarded(self) -> RLConfig:
-        if self.rewards.is_empty and self.process is None and self.trainer.distillation is None:
+        # With credit from continuations, a PRM is only a prior or a rule for branching.
+        if self.rewards.is_empty and self.step_credit is None and self.trainer.distillation is None:
+            others = "" if self.has_tree_credit else ", process or trainer.distillation"
             raise ValueError(
                 "rewards.accuracy_weight=0 leaves nothing to reward; raise it, or set rewards.format, "
-                "rewards.functions, rewards.length, process or trainer.distillation"
+                f"rewards.functions, rewards.length{others}"
             )
         return self
 

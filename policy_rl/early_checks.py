@@ -1,4 +1,4 @@
-"""Validate an RL configuration before the engines, the trainer or an earlier stage is started."""
+"""Validate an RL configuration before any engine, trainer or earlier training stage starts."""
 
 from __future__ import annotations
 

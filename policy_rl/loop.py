@@ -55,7 +55,7 @@ from policy_rl.types import TrainingSample
 from policy_rl.weights.publish import publish_watched
 
 EMPTY_STEPS = 5
-"""Number of consecutive steps with nothing to train on after which the run fails."""
+"""The run fails after this many consecutive steps with nothing to train on."""
 
 
 class Loop:
@@ -247,13 +247,13 @@ class Loop:
             last = newest(self._checkpoints)
             raise TrainingError(
                 f"step {step}: {EMPTY_STEPS} consecutive steps had nothing to train on; this one: {reasons}{refusal}. "
-                "Widen filter.low and filter.high, check the gold answers and step_format, or choose problems that the "
-                f"policy sometimes solves (mmprm filter); "
+                "Widen filter.low and filter.high, check the gold answers and step_format, raise sampling.max_tokens "
+                "if responses are truncated, or choose problems that the policy sometimes solves (mmprm filter); "
                 + (f"the last checkpoint is {last}" if last else "there is no checkpoint")
             )
 
     async def _sync(self, version: int) -> float:
-        """Send the weights to all engines as `version`. See RolloutPool.load_weights for the result."""
+        """Send the weights to all engines as version `version`. See RolloutPool.load_weights for the result."""
         with Timed(self._seconds, "sync"):
             if self._config.rollouts.colocated:  # the engines sleep and have released their weights
                 await asyncio.to_thread(self._trainer.release_memory)
@@ -303,7 +303,7 @@ class Loop:
             raise
 
     async def _write_checkpoint(self, state: dict[str, Any]) -> None:
-        """Write a checkpoint in a thread, so that the event loop can detect in the meantime that Ray has ended."""
+        """Write a checkpoint in a thread, so that the event loop can still detect that Ray has ended."""
         await asyncio.to_thread(self._trainer.save, self._checkpoints, state, self._config.keep_checkpoints)
 
     def _state(self, step: int) -> dict[str, Any]:

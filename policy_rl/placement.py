@@ -93,7 +93,7 @@ def _own(free: Sequence[GpuSlot], ranks: int, count: int) -> tuple[GpuSlot, ...]
 
 
 def _shared(taken: Sequence[GpuSlot], count: int) -> tuple[GpuSlot, ...]:
-    """Return `count` of the engines' slots on one machine, or () if they have fewer on every machine.
+    """Return `count` of the engines' slots that are all on one machine, or () if no machine has that many.
 
     They are the last slots on the last machine that has enough.
     """
@@ -107,7 +107,7 @@ def _by_machine(slots: Sequence[GpuSlot]) -> list[tuple[GpuSlot, ...]]:
 def _too_few(
     gpus: Sequence[int], ranks: int, width: int, engines: int | None, fitting: int, colocated: bool, own: int
 ) -> str:
-    """Return an error message that names the setting for which there are too few GPUs, and values that fit."""
+    """Return an error message that names the setting that needs too many GPUs, and the values that would fit."""
     have = f"Ray has {' + '.join(map(str, gpus))} GPUs, trainer.ranks={ranks} take one each" + (
         " and share them with the engines" if colocated else " of their own"
     )

@@ -75,7 +75,7 @@ def train_policy(config: RLConfig) -> Summary:
 
 
 def _with_settled_dtype(config: RLConfig) -> RLConfig:
-    """Replace engine.dtype=auto with the data type of the run to resume, or with the fastest one."""
+    """Replace engine.dtype=auto with a data type: that of the run to resume, or the one that `with_dtype` chooses."""
     extra = None if config.engine.dtype != "auto" else read_extra(checkpoints_of(config))
     stored = None if extra is None else extra["identity"]["engine"]["dtype"]
     return config.model_copy(update={"engine": with_dtype(config.engine, config.ray_address, stored)})

@@ -131,7 +131,7 @@ def run_stages(
 
 
 def write_stage_files(path: str | Path, sets: Sequence[str] = ()) -> list[Path]:
-    """Write the configuration files of the stages that have no policy yet, without running them; return their paths."""
+    """Write a configuration file for each stage whose policy does not exist yet, and return the paths of the files."""
     return [_write_file(stage) for stage in read_stages(path, sets) if not stage.policy.is_dir()]
 
 

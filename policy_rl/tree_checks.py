@@ -1,4 +1,4 @@
-"""Check that credit from continuations fits the other settings of an RL run."""
+"""Check that credit from continuations is compatible with the other settings of an RL run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def check_tree_credit(config: RLConfig) -> None:
-    """Raise ValueError if rollouts.branching and credit.source do not fit each other or the other settings."""
+    """Raise ValueError if rollouts.branching and credit.source are incompatible with each other or other settings."""
     branching = config.rollouts.branching
     if branching is None and not config.has_tree_credit:
         return

@@ -72,7 +72,7 @@ class Reward:
 
 @dataclass(frozen=True, slots=True)
 class TrainingSample:
-    """Combines a response with the arrays that its update needs, which have one value per response token.
+    """Combines a response with the arrays that an update needs, which have one value per response token.
 
     Responses of the same `group` answer the same problem and share its prompt. `prompt_tokens` is the length of the
     prompt as counted by the engine. `engine` holds the log-probabilities with which the engine sampled the tokens.

@@ -25,10 +25,10 @@ _INSTEAD = {
     ", or set columns.images": "",
     ", or set problems.image_root": "",
 }
-"""Maps phrases of error messages to what a caller of the Python API can do."""
+"""Maps phrases of error messages to replacements for callers of the Python API."""
 
 _PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"})
-"""Pillow's modes that PNG can store; others, such as CMYK, are converted to RGB."""
+"""Pillow image modes that PNG can store; others, such as CMYK, are converted to RGB."""
 
 
 def check_argument(value: Any, kinds: type | UnionType, caller: str, name: str, expected: str) -> None:
@@ -77,7 +77,7 @@ def asked_problem(question: str, images: Any, choices: Sequence[str], caller: st
 
 
 def _in_terms_of_arguments(error: MmprmError, caller: str) -> MmprmError:
-    """Return the error with arguments in place of the options and keys of a command."""
+    """Return a copy of the error whose message names Python arguments instead of a command's keys and options."""
     text = str(error)
     for phrase, instead in _INSTEAD.items():
         text = text.replace(phrase, instead.format(caller=caller))
@@ -85,8 +85,8 @@ def _in_terms_of_arguments(error: MmprmError, caller: str) -> MmprmError:
 
 
 def read_problems(given: Iterable[Problem | Row], config: ProblemsConfig, episodes: bool = False) -> Iterator[Problem]:
-    """Convert a list of `Problem` objects and dict rows to problems. Raises DataError naming the index of any other
-    item.
+    """Yield `Problem` objects unchanged, and convert dict rows to problems. Raises DataError naming the index of any
+    other item.
 
     With `episodes`, the problems are played in an environment and need no answer.
     """

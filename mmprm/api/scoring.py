@@ -154,7 +154,7 @@ def _opened(scorer: Scorer | AnyPath) -> Iterator[Scorer]:
 
 
 class _CheckedScorer:
-    """Wraps a user's scorer, and checks how many scores it returns."""
+    """Wraps a user's scorer; raises DataError if the number of its results or scores does not match the input."""
 
     def __init__(self, scorer: Scorer) -> None:
         self._scorer = scorer

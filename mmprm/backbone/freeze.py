@@ -7,6 +7,6 @@ PARTS = {
     "projector": r"^model\.(visual\.(deepstack_)?merger|multi_modal_projector\.)",
     "language": r"^(model\.(language_model\.)?(embed_tokens|layers|norm)\.|lm_head\.)",
 }
-"""Maps each part of a model that can be frozen to a pattern for its parameter names, for all supported
-architectures. These are Qwen2-VL, 2.5-VL, 3-VL, InternVL, Qwen and Llama. Together, the patterns match every
-parameter exactly once."""
+"""Maps each part of a model that can be frozen to a regular expression for its parameter names in all supported
+architectures. These are Qwen2-VL, 2.5-VL, 3-VL, InternVL, Qwen and Llama. Every parameter matches exactly one of the
+expressions."""

@@ -29,7 +29,7 @@ RunTower = Callable[..., Any]
 
 
 class ImageSet(NamedTuple):
-    """Describes one image of a batch, or the images of one prompt.
+    """Describes images whose features are cached together: one image of a batch, or all images of a prompt.
 
     `key` is a hash of their content, `features` is their number of features, and `rows` maps the name of each of the
     batch's image tensors to the number of rows that belong to them.
@@ -115,10 +115,10 @@ class FeatureCache:
     any_rank: Callable[[bool], bool] = bool
     capacity: int = KEPT_FEATURE_BYTES
     tower_calls: int = 0
-    """Number of calls of the tower so far."""
+    """Number of times that the vision tower has run."""
     _kept: OrderedDict[str, Features] = field(default_factory=OrderedDict)
     _bytes: int = 0
-    """Total size of the kept features."""
+    """Total size of the cached features in bytes."""
     _one_per_image: bool = False
     """Whether the tower returns a tuple with one tensor per image (Qwen-VL)."""
 
@@ -196,10 +196,10 @@ def _rows_of(images: Mapping[str, Tensor], sets: Sequence[ImageSet], wanted: Seq
 
 
 def _on_host(features: Any, counts: Sequence[int]) -> list[Tensor]:
-    """Split features by image set, and copy each part to host memory of its own, so that dropping one frees it."""
+    """Split features by image set, and copy each part to a separate host buffer, so that dropping a part frees it."""
     return [part.to("cpu", copy=True) for part in _flat(features).split(counts)]
 
 
 def _flat(features: Any) -> Tensor:
-    """Concatenate image features, given as a tuple (Qwen-VL) or a batch of tiles (InternVL), to one tensor_FH."""
+    """Concatenate image features, given as a tuple (Qwen-VL) or a batch of tiles (InternVL), into one tensor_FH."""
     return torch.cat(tuple(features)) if isinstance(features, tuple | list) else features.flatten(0, -2)

@@ -106,7 +106,7 @@ def why_not_packed(backbone: nn.Module) -> str | None:
 
 
 FLEX_BLOCK = 128
-"""Number of tokens per FlexAttention block, which is FlexAttention's default."""
+"""Number of tokens per FlexAttention block; equal to FlexAttention's default block size."""
 COMPILED_GRAPHS = 64
 """Maximum number of FlexAttention graphs that torch may compile. One model uses 6 of torch's default limit of 8, beyond
 which torch would silently materialize the scores of all T² pairs."""

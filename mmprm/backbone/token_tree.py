@@ -57,7 +57,7 @@ def token_tree(paths: Sequence[Ints]) -> TokenTree:
 
 
 def cut_at_subtrees(paths: Sequence[Ints], max_tokens: int) -> list[list[int]]:
-    """Group sequences into token trees of at most `max_tokens` tokens, and return the indices of each group.
+    """Group sequences into token trees of at most `max_tokens` tokens, and return the sequence indices of each group.
 
     A longer sequence gets its own group. Neighbors in depth-first order stay together. Tokens that two groups share are
     repeated in both.

@@ -24,11 +24,12 @@ BLOCK = 64
 
 
 class Blocks(NamedTuple):
-    """Holds each block's attention mask, and the indices of the keys outside the block to which its tokens attend."""
+    """Holds each block's attention mask, and the indices of the keys in earlier blocks that the block's tokens attend
+    to."""
 
     trail_NA: Tensor
-    """Indices, among the F tokens of all rows, of the keys outside each block to which its tokens attend. Padding
-    entries are arbitrary."""
+    """Indices of the keys in earlier blocks that each block's tokens attend to, numbered across the F tokens of all
+    rows. Padding entries are arbitrary."""
     mask_N1CK: Tensor
     """Additive mask: 0 where a token may attend to a key, −∞ elsewhere."""
 

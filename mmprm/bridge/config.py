@@ -55,8 +55,8 @@ class BridgeConfig(Config):
     output: PathText = "runs/bridge"
     """Folder for kept.jsonl and its images, refused.jsonl, summary.json and samples.html."""
     cache: PathText | None = None
-    """File that caches all replies, so that a stopped run asks only for missing ones; defaults to replies.sqlite in the
-    output folder."""
+    """File that caches all replies, so that a run that resumes requests only missing ones; defaults to replies.sqlite
+    in the output folder."""
 
     @model_validator(mode="after")
     def _has_room(self) -> BridgeConfig:

@@ -1,11 +1,12 @@
-"""Turn problems with images into rows of thoughts and answers, by the method of Vision-R1's cold-start data.
+"""Turn problems with images into rows of thoughts and answers, with the method that produced Vision-R1's cold-start
+data.
 
 A vision-language model (the seer) explains the known answer, and from its explanation describes the image. A reasoning
 model that sees only the description (the reasoner) solves the problem. A solution is kept if its graded answer is
-correct and no wording betrays that the image was never seen.
+correct and no phrase reveals that the image was never seen.
 
 1. The description never reaches the training data; only thoughts and answer do.
-2. Every reply is cached by content, so a stopped run asks only what is missing.
+2. Every reply is cached by content, so a run that resumes requests only the missing replies.
 3. A failed request, an unknown verdict or a reply that was cut off is never kept, and is counted by its reason.
 
 Source: Huang et al., Vision-R1, section on cold-start initialization. Its prompts and code are not published; these
@@ -15,6 +16,7 @@ prompts are our own.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -24,6 +26,7 @@ from mmprm.bridge.prompts import describe_messages, explain_messages, solve_mess
 from mmprm.bridge.role import Said
 from mmprm.bridge.wording import Wording, leaks
 from mmprm.client import Failure
+from mmprm.data.choices import asked_question
 from mmprm.data.images import open_image
 from mmprm.data.marks import check_text, count_marks
 from mmprm.errors import DataError, EngineStoppedError, SamplingError
@@ -36,14 +39,14 @@ PROBLEMS_IN_FLIGHT = 512
 
 
 class Asks(Protocol):
-    """Protocol for asking a model; see ModelRole."""
+    """Protocol of objects that send requests to a model; see ModelRole."""
 
     async def ask(self, messages: Sequence[dict[str, Any]], images: Sequence[ImageRef], seed: int) -> Said: ...
 
 
 @dataclass(frozen=True, slots=True)
 class BridgedProblem:
-    """Holds what became of a problem: the reason is KEPT_REASON, or why there is no row.
+    """Holds the outcome for a problem: `reason` is KEPT_REASON, or says why there is no row.
 
     `thoughts` are repaired; `repairs` counts the replacements, and `detail` is the text that caused a refusal.
     """
@@ -64,7 +67,7 @@ class BridgedProblem:
 
 @dataclass(frozen=True, slots=True)
 class Bridge:
-    """Runs the stages for single problems."""
+    """Runs the pipeline for individual problems."""
 
     seer: Asks
     reasoner: Asks
@@ -73,7 +76,8 @@ class Bridge:
     config: BridgeConfig
 
     async def run(self, problem: Problem) -> BridgedProblem:
-        """Describe the image and solve the problem. Raises EngineStoppedError if the servers are gone."""
+        """Describe the image, solve the problem, and return the outcome. Raises EngineStoppedError if the servers are
+        unavailable."""
         try:
             described = await self._described(problem)
             return described if described.reason != KEPT_REASON else await self._solved(described)
@@ -92,7 +96,7 @@ class Bridge:
         described = await self.seer.ask(describe_messages(problem, notes.text), problem.images, self.config.seed)
         if reason := _unusable(described):
             return BridgedProblem(problem, f"description {reason}")
-        leaked = leaks(described.text, problem.answer)
+        leaked = leaks(described.text, problem.answer, problem.choices)
         return BridgedProblem(problem, "description leaks the answer" if leaked else KEPT_REASON, described.text)
 
     async def _solved(self, described: BridgedProblem) -> BridgedProblem:
@@ -104,7 +108,7 @@ class Bridge:
         return found
 
     async def _checked(self, described: BridgedProblem, said: Said) -> BridgedProblem:
-        """Apply all checks to a solution."""
+        """Repair and check a solution, and return its outcome."""
         problem = described.problem
         if said.cut:
             return replace(described, reason="solution cut off")
@@ -124,8 +128,8 @@ class Bridge:
         return found if whole.verdict is Verdict.CORRECT else replace(found, reason="incorrect as a row")
 
     def _fault(self, thoughts: str, answer: str) -> tuple[str, str]:
-        """Return why the thoughts cannot be kept, with the text at fault, or KEPT_REASON."""
-        words = len(thoughts.split())
+        """Return the reason for refusing a solution and the offending text, or (KEPT_REASON, "") if all checks pass."""
+        words = len(_WORD.findall(thoughts))
         if words < self.config.min_words:
             return "thoughts too short", f"{words} words"
         if words > self.config.max_words:
@@ -141,16 +145,20 @@ class Bridge:
         return (KEPT_REASON, "") if betrayal is None else ("betrays a text", betrayal)
 
 
+_WORD = re.compile(r"[\u3040-\u9fff]|[^\s\u3040-\u9fff]+")
+"""Matches a word, or one character of a script that is written without spaces."""
+
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
 async def bridge_problems(
     problems: Sequence[Problem], bridge: Bridge, done: Callable[[BridgedProblem], None] = lambda found: None
 ) -> list[BridgedProblem]:
-    """Run all problems, in any order, and return them in file order. `done` is called with each as it ends.
+    """Run the pipeline for all problems, in any order, and return the outcomes in file order. `done` is called with
+    each outcome as soon as it is known.
 
-    Problems without images and near-duplicates of earlier problems are not asked. Raises EngineStoppedError if the
-    servers are gone.
+    Problems without images and near-duplicates of earlier problems are not sent to the models. Raises
+    EngineStoppedError if the servers are unavailable.
     """
     refused = await asyncio.to_thread(_refused, problems)
     free = asyncio.Semaphore(PROBLEMS_IN_FLIGHT)
@@ -174,14 +182,17 @@ async def bridge_problems(
 
 
 def _refused(problems: Sequence[Problem]) -> dict[int, BridgedProblem]:
-    """Return the problems without images and the near-duplicates of earlier problems, by index."""
+    """Return the outcomes of refused problems, by index: those without images, and near-duplicates of earlier
+    problems."""
     found = {i: BridgedProblem(problem, "no image") for i, problem in enumerate(problems) if not problem.images}
     pictured = [index for index in range(len(problems)) if index not in found]
+    # Problems with other options are other problems.
+    asked = [replace(problem, question=asked_question(problem)) for problem in problems]
     try:
-        twins = near_duplicates([problems[index] for index in pictured])
+        twins = near_duplicates([asked[index] for index in pictured])
     except DataError:  # an unreadable image, which is refused later
         pictured = [index for index in pictured if _is_readable(problems[index])]
-        twins = near_duplicates([problems[index] for index in pictured])
+        twins = near_duplicates([asked[index] for index in pictured])
     for later, first in twins.items():
         problem, original = problems[pictured[later]], problems[pictured[first]]
         found[pictured[later]] = BridgedProblem(problem, "near-duplicate", detail=f"of {original.id}")

@@ -49,21 +49,23 @@ Problem:
 
 
 def explain_messages(problem: Problem) -> list[dict[str, Any]]:
-    """Ask for a pseudo chain of thought: what the image shows, and how the known answer follows."""
+    """Build the messages that ask for a pseudo chain of thought: what the image shows, and how the known answer
+    follows."""
     return _about_image(problem, _EXPLAIN, problem.answer + _EXPLAIN_END)
 
 
 def describe_messages(problem: Problem, notes: str) -> list[dict[str, Any]]:
-    """Ask for a description of the image that suffices to solve the problem, given the pseudo chain of thought."""
+    """Build the messages that ask for a description of the image, given the pseudo chain of thought. The description
+    must suffice to solve the problem."""
     return _about_image(problem, _DESCRIBE, notes + _DESCRIBE_END)
 
 
 def solve_messages(problem: Problem, description: str) -> list[dict[str, Any]]:
-    """Ask for a solution from the description, without the image."""
+    """Build the messages that ask for a solution from the description, without the image."""
     question = strip_marks(asked_question(problem)).strip()
     return [{"role": "user", "content": f"{_SHOWN}{description}{_SOLVE}{question}"}]
 
 
 def _about_image(problem: Problem, before: str, end: str) -> list[dict[str, Any]]:
-    """Build a user turn with the images, the question within `before`, and then `end`."""
+    """Build a user turn with the images and the text `before` + `end`, in which {question} is filled in."""
     return messages(problem, PromptConfig(preset="plain", user=before + end))

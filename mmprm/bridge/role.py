@@ -11,9 +11,13 @@ from typing import Any
 from mmprm.bridge.config import RoleConfig
 from mmprm.client import Client
 from mmprm.data.images import image_digest
+from mmprm.errors import SamplingError
 from mmprm.grading.reply_cache import ReplyCache, reply_key
 from mmprm.sampling.images import with_images
 from mmprm.types import ImageRef
+
+_FINISHED = ("stop", "length")
+"""Finish reasons of usable replies; replies with any other reason were interrupted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +30,8 @@ class Said:
 
 
 class ModelRole:
-    """Asks one model. Each reply is stored in the cache as soon as it arrives, before anything else happens to it."""
+    """Sends requests to one model, and caches the replies. Each reply is stored as soon as it arrives, before it is
+    used."""
 
     def __init__(self, config: RoleConfig, cache: ReplyCache) -> None:
         self._config, self._cache = config, cache
@@ -54,6 +59,8 @@ class ModelRole:
         }
         self.asked += 1
         (choice,) = (await self._client.chat(body, affinity=key.hex())).choices
+        if choice.finish_reason not in _FINISHED:  # such as DeepSeek's insufficient_system_resource
+            raise SamplingError(f"{config.model}: the reply ended with {choice.finish_reason!r}; run the command again")
         said = split_thoughts(choice.text, choice.reasoning, cut=choice.finish_reason == "length")
         self._cache.put(key, json.dumps(asdict(said)))
         return said
@@ -70,9 +77,10 @@ class ModelRole:
 
 
 def split_thoughts(text: str, reasoning: str = "", cut: bool = False) -> Said:
-    """Separate the thoughts from a reply: those that the server returns apart, or the text up to `</think>`.
+    """Split a reply into thoughts and text; the thoughts are what the server returned separately, or the text before
+    `</think>`.
 
-    Some chat templates already open the thoughts, so the text may lack `<think>`.
+    Some chat templates end the prompt with `<think>`, so the text may lack it.
     """
     text, reasoning = (part.encode("utf-8", "replace").decode() for part in (text, reasoning))  # lone surrogates
     if reasoning.strip():

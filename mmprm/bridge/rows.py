@@ -43,7 +43,8 @@ def write_rows_of(found: Sequence[BridgedProblem], config: BridgeConfig) -> dict
 
 
 def conversation(found: BridgedProblem, folder: Path) -> dict[str, Any]:
-    """Return the ShareGPT form of a row; the human turn is the problem as the prompt preset `think` asks it."""
+    """Return the ShareGPT form of a row; the human turn holds the problem in the format of the prompt preset
+    `think`."""
     problem = found.problem
     turns = [("human", _human_turn(problem)), ("gpt", found.solution)]
     return {
@@ -59,7 +60,7 @@ def _human_turn(problem: Problem) -> str:
 
 
 def _columns(found: BridgedProblem, config: BridgeConfig) -> dict[str, Any]:
-    """Return the columns that say how a row was made; mmprm sft does not read them."""
+    """Return the columns that describe how a row was produced; mmprm sft does not read them."""
     return {
         "bridge": {
             "description": found.description,

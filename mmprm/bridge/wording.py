@@ -1,4 +1,5 @@
-"""Repair wordings by which thoughts betray that a text was read instead of an image, and find those that remain."""
+"""Replace phrases in thoughts that reveal that the model read a description instead of seeing the image, and find any
+that remain."""
 
 from __future__ import annotations
 
@@ -9,7 +10,12 @@ from typing import Any
 
 import yaml
 
+from mmprm.data.choices import LETTERS
 from mmprm.errors import ConfigError
+from mmprm.grading.choice import gold_letters
+from mmprm.grading.extract import open_gold
+from mmprm.grading.quantities import split_unit
+from mmprm.grading.text import clean
 
 _TEXT = r"(?:(?:image|visual|picture|textual|text|detailed|given|provided|above) )*(?:description|caption)"
 
@@ -22,7 +28,7 @@ REPAIRS = {
     r"\b(is|are) described as\b": r"\1 shown as",
     r"\b(we|I)(?:'re| are|'m| am) told\b": r"\1 see",
 }
-"""Replacements of wordings, applied in this order and without regard to case."""
+"""Replacements of phrases, applied in this order and ignoring case."""
 
 BETRAYALS = (
     r"\bdescriptions?\b",
@@ -30,11 +36,16 @@ BETRAYALS = (
     r"\bdescribed\b",
     r"\b(?:we|I)(?:'re| are|'m| am) told\b",
     r"\bthe (?:user|prompt) (?:says|said|states|stated|mentions|mentioned|gave|provided|wrote)\b",
+    rf"\b(?:no|without (?:an?|any|the)) {_IMAGE}\b",
+    rf"\b{_IMAGE} (?:is|was)(?:n't| not) (?:\w+ )?(?:here|attached|available|given|included|provided|shown|visible)\b",
+    rf"\b(?:don't|do not) (?:actually )?(?:have|see) (?:access to )?(?:an?|any|the|that|this) (?:\w+ )?{_IMAGE}\b",
     r"\b(?:can't|cannot|can not|couldn't|unable to|without) (?:actually |directly )?see(?:ing)? the\b",
     r"\b(?:given|known|provided|reference) (?:correct )?answer\b",
     r"\bthe (?:notes?|text) (?:says?|states?|mentions?|tells?)\b",
+    r"\baccording to the (?:notes?|text)\b",
+    r"描述",
 )
-"""Wordings that must not occur in repaired thoughts."""
+"""Phrases that must not occur in repaired thoughts."""
 
 _LEAKS = re.compile(
     r"\\boxed|</?answer>|\b(?:final|correct|right)\s+(?:answer|option|choice|result)\b"
@@ -42,7 +53,7 @@ _LEAKS = re.compile(
     re.IGNORECASE,
 )
 _CONCLUSION = re.compile(
-    r"(?:^|(?<=[.;:\n]))\s*(?:therefore|thus|hence|so|consequently)\b[^.\n]*(?:\.\d[^.\n]*)*", re.IGNORECASE
+    r"(?:^|(?<=[.,;:\n]))\s*(?:therefore|thus|hence|so|consequently)\b[^.\n]*(?:\.\d[^.\n]*)*", re.IGNORECASE
 )
 
 
@@ -54,7 +65,7 @@ class Wording:
     betrayals: tuple[re.Pattern[str], ...]
 
     def repaired(self, thoughts: str) -> tuple[str, int]:
-        """Apply all repairs, keeping the case of the first letter; return the text and the number of replacements."""
+        """Apply all repairs, preserving initial capitals; return the text and the number of replacements."""
         total = 0
         for pattern, replacement in self.repairs:
             thoughts, count = pattern.subn(lambda match, r=replacement: _like(match[0], match.expand(r)), thoughts)
@@ -62,12 +73,12 @@ class Wording:
         return thoughts, total
 
     def betrayal(self, thoughts: str) -> str | None:
-        """Return the first wording that betrays a text, or None if there is none."""
+        """Return the first phrase that matches a betrayal, or None if there is none."""
         return next((match[0] for pattern in self.betrayals if (match := pattern.search(thoughts))), None)
 
 
 def read_wording(path: str | None) -> Wording:
-    """Read the wordings of a YAML file, or return the built-in ones if the path is None. Raises ConfigError."""
+    """Read repairs and betrayals from a YAML file, or return the built-in ones for None. Raises ConfigError."""
     values: Any = {}
     if path is not None:
         try:
@@ -95,17 +106,28 @@ def build_wording(
         raise ConfigError(f"{location}: is not a valid regular expression ({error}); correct it") from error
 
 
-def leaks(description: str, answer: str) -> bool:
+def leaks(description: str, answer: str, choices: Sequence[str] = ()) -> bool:
     """Return whether a description announces an answer, or draws a conclusion that contains the gold answer.
 
-    The gold answer itself may occur: a description must be able to state a value that the problem asks to read.
+    The gold answer is also recognized without its unit, and by the text of its option. Outside of conclusions, it may
+    occur: a description must be able to state a value that the problem asks to read.
     """
     if _LEAKS.search(description):
         return True
-    gold = re.compile(rf"(?<!\w){re.escape(answer.strip())}(?!\w)")
+    gold = re.compile("|".join(rf"(?<![\w.]){re.escape(text)}(?!\w|\.\d)" for text in _spellings(answer, choices)))
     return any(gold.search(match[0]) for match in _CONCLUSION.finditer(description))
 
 
+def _spellings(answer: str, choices: Sequence[str]) -> set[str]:
+    """Return the spellings of the gold answer: its text without wrappers, the texts of its options, and each of these
+    without units."""
+    gold = open_gold(answer)
+    letters = gold_letters(gold) if choices else ()
+    texts = [gold, *(choice for letter, choice in zip(LETTERS, choices, strict=False) if letter in letters)]
+    spellings = {spelling.strip() for text in texts for spelling in (text, split_unit(clean(text))[0])}
+    return {spelling for spelling in spellings if spelling}
+
+
 def _like(before: str, after: str) -> str:
-    """Give the replacement the case of the first letter of what it replaces."""
+    """Capitalize the replacement `after` if the replaced text `before` starts with a capital letter."""
     return after[:1].upper() + after[1:] if before[:1].isupper() else after

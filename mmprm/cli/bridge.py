@@ -1,9 +1,9 @@
-"""Make cold-start data for a vision-language model from a reasoning model that cannot see, as Vision-R1 does.
+"""Make cold-start data for a vision-language model from a text-only reasoning model, as Vision-R1 does.
 
 A vision-language model (`seer`) explains each problem's known answer and describes its image. A text-only reasoning
-model (`reasoner`) solves the problem from the description. Solutions with a correct answer are kept, wordings that
-betray a text are repaired, and the output folder gets kept.jsonl for `mmprm sft`, refused.jsonl, summary.json, and
-samples.html. Every reply is cached: a stopped run asks only what is missing.
+model (`reasoner`) solves the problem from the description. Solutions with a correct answer are kept, phrases that
+betray that a text was read are replaced, and the output folder receives kept.jsonl for `mmprm sft`, refused.jsonl,
+summary.json, and samples.html. Every reply is cached, so a run that resumes requests only the missing ones.
 
 Examples:
   mmprm bridge --set problems.path=data/train.jsonl --set output=runs/bridge \\

@@ -213,7 +213,8 @@ def _untrained(config: DemoConfig, output: Path) -> Path:
 
 
 def _sample(config: DemoConfig) -> tuple[list[CandidateGroup], list[CandidateGroup], float]:
-    """Sample and grade the development and test problems; also return the accuracy with blank test images."""
+    """Sample and grade responses to the development and test problems; also return the accuracy with blank test
+    images."""
     development = [tiny.problem for tiny in make_problems(config.development, config.seed, "dev")]
     test = _test_problems(config)
     blanks = [replace(problem, images=(blank(),)) for problem in test]

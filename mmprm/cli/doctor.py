@@ -168,7 +168,7 @@ def shared_memory() -> Finding:
 
 
 def program(name: str, commands: tuple[str, ...], remedy: str) -> Finding:
-    """Check that one of `commands` is installed."""
+    """Check that at least one of `commands` is installed."""
     path = next(filter(None, map(shutil.which, commands)), None)
     return Finding(name, path or "not found", "" if path else remedy, needed=False)
 

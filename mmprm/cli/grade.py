@@ -134,9 +134,9 @@ def _report(counts: VerdictCounts) -> str:
 
 
 def _asked(row: dict[str, Any]) -> tuple[Any, ...]:
-    """Return the fields that identify duplicate lines.
+    """Return the values that two lines must share to count as duplicates.
 
-    Duplicates count once, because they would make the confidence intervals too narrow.
+    Duplicates are counted only once, because they would make the confidence intervals too narrow.
     """
     problem = _problem(row)
     return problem.question, problem.choices, problem.answer, extract(row["response"]), row["correct"]

@@ -1,4 +1,4 @@
-"""Convert search trees to labeled paths (Parquet), export these to another project's format, or import labels from one.
+"""Convert search trees to labeled paths (Parquet), export labeled paths to another project's format, or import labels.
 
 Examples:
   mmprm labels --set store=runs/demo/annotate --set output=runs/demo/labels.parquet

@@ -57,9 +57,9 @@ def add_prompt_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompt-tokens",
         type=int,
-        default=PROMPT_TOKENS,
         metavar="N",
-        help=f"number of tokens of the longest prompt, images included ({PROMPT_TOKENS})",
+        help=f"number of tokens of the longest prompt, images included (default: {PROMPT_TOKENS}, or the part of a "
+        "shorter context that responses leave)",
     )
 
 
@@ -67,11 +67,23 @@ def run(arguments: argparse.Namespace) -> None:
     """Run `mmprm plan rl`."""
     config = load_config(arguments, RLConfig)
     print(shape_text(config.engine.model, rl_shape(config)), end="\n\n")
+    tokens = longest_prompt(arguments, config)
 
     def plan_with(more: Sequence[str]) -> MemoryPlan:
-        return plan_rl(load(RLConfig, arguments.config, [*arguments.set, *more]), arguments.prompt_tokens)
+        return plan_rl(load(RLConfig, arguments.config, [*arguments.set, *more]), tokens)
 
-    report_plan(plan_rl(config, arguments.prompt_tokens), plan_with, rl_changes(config, arguments.prompt_tokens))
+    report_plan(plan_rl(config, tokens), plan_with, rl_changes(config, tokens))
+
+
+def longest_prompt(arguments: argparse.Namespace, config: RLConfig) -> int:
+    """Return the assumed number of tokens of the longest prompt: --prompt-tokens, or PROMPT_TOKENS if it is not set.
+
+    In a short context, the default is lowered to the context length minus the maximum response length.
+    """
+    if arguments.prompt_tokens is not None:
+        return arguments.prompt_tokens
+    context = config.engine.max_model_len or rl_shape(config).context
+    return max(1, min(PROMPT_TOKENS, context - _longest(config, 0)))
 
 
 def rl_shape(config: RLConfig) -> Shape:
@@ -185,7 +197,7 @@ def _scorer_changes(scorer: ScorerConfig, config: RLConfig) -> Iterator[Changes]
 
 
 def _more_ranks(config: RLConfig) -> Iterator[Changes]:
-    """Yield changes to the plan: first, more GPUs with more trainer ranks; then, larger GPUs."""
+    """Yield changes that add GPUs and trainer ranks, followed by changes that use larger GPUs."""
     hardware = config.hardware
     for change in more_gpus(hardware):
         factor = change.get("hardware.gpus", hardware.gpus) // hardware.gpus
@@ -198,6 +210,6 @@ def _longest(config: RLConfig, prompt_tokens: int) -> int:
 
 
 def _scorer(config: RLConfig) -> ScorerConfig | None:
-    """Return the settings of the scorer if it runs on these GPUs, or None otherwise."""
+    """Return the scorer's settings, or None if there is no scorer or servers run it."""
     local = config.process is not None and not config.process.scorer.is_remote
     return config.process.scorer if local else None

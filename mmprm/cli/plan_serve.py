@@ -60,11 +60,12 @@ def run(arguments: argparse.Namespace) -> None:
         if model is not None:
             path = model.model if isinstance(model, EngineConfig) else model.prm
             print(shape_text(path, model_shape(path, config.hardware, name)), end="\n\n")
+    tokens = PROMPT_TOKENS if arguments.prompt_tokens is None else arguments.prompt_tokens
 
     def plan_with(more: Sequence[str]) -> MemoryPlan:
-        return plan_serve(read_served(arguments.config, [*arguments.set, *more]), arguments.prompt_tokens)
+        return plan_serve(read_served(arguments.config, [*arguments.set, *more]), tokens)
 
-    report_plan(plan_serve(config, arguments.prompt_tokens), plan_with, serve_changes(config))
+    report_plan(plan_serve(config, tokens), plan_with, serve_changes(config))
 
 
 def read_served(path: str | None, sets: Sequence[str] = ()) -> Served:

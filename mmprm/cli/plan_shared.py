@@ -29,7 +29,7 @@ STORED_DTYPE = "bfloat16"
 GPU_DTYPE = "bfloat16"
 """Dtype of engines with dtype=auto on GPU. GPUs without bf16 instructions use float16, which has the same size."""
 MENTIONED_HOST = 64 * GIB
-"""Additional CPU memory per node that is mentioned with a proposed change."""
+"""Additional CPU memory per node, in bytes, above which a proposed change states its total need."""
 LARGER_GPUS = (139, 178)
 """Memory in GiB of larger GPUs to propose: H200 and B200."""
 
@@ -53,7 +53,8 @@ def report_plan(plan: MemoryPlan, plan_with: PlanWith, changes: Iterable[Changes
 
 
 def _described(change: Changes, plan: MemoryPlan, plan_with: PlanWith) -> str:
-    """Format a change as options, with the CPU memory per node that it needs if that is much more than before."""
+    """Format a change as options, and append its CPU memory per node if this exceeds the plan's by more than
+    MENTIONED_HOST."""
     before, after = (max(each.host.values(), default=0.0) for each in (plan, plan_with(overrides(change))))
     needs = f" (needs {after / GIB:,.0f} GiB of CPU memory per node)" if after - before > MENTIONED_HOST else ""
     return spelled(change) + needs
@@ -153,7 +154,7 @@ def trainer_changes(
 
 
 def more_gpus(hardware: HardwareConfig, *keys: str) -> Iterator[Changes]:
-    """Yield changes to the plan: first, 2, 4, 8, … times as many GPUs; then, larger GPUs.
+    """Yield changes that add GPUs (2, 4, 8, … times as many), followed by changes that use larger GPUs.
 
     `keys` are set to the new number of GPUs.
     """
@@ -170,7 +171,7 @@ def more_gpus(hardware: HardwareConfig, *keys: str) -> Iterator[Changes]:
 
 
 def halved(value: int, least: int) -> Iterator[int]:
-    """Yield a half of the value, a quarter, and so on, down to `least`."""
+    """Yield half of the value, a quarter of it, and so on, down to `least`."""
     while value // 2 >= least:
         value //= 2
         yield value

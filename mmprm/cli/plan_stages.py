@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _report_stage(arguments: argparse.Namespace, number: int, config: StageConfig) -> None:
-    tokens = arguments.prompt_tokens
+    tokens = plan_rl.longest_prompt(arguments, config) if isinstance(config, RLConfig) else plan_rl.PROMPT_TOKENS
 
     def plan_with(more: Sequence[str]) -> MemoryPlan:
         sets = [*arguments.set, *(f"{number}.{change}" for change in more)]

@@ -168,7 +168,8 @@ def rerank_summary(
 
 
 def _choose(groups: Sequence[CandidateGroup], info: PrmInfo, prm: str, seed: int) -> PrmInfo:
-    """Choose and store the best aggregator, print the accuracy of each one, and return the new contents of prm.json."""
+    """Choose and store the best aggregator, print every aggregator's accuracy, and return the new contents of
+    prm.json."""
     choice = choose_aggregator(groups, seed)
     warn(choice.name, info)
     info = with_choice(info, choice)

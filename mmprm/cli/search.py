@@ -152,7 +152,8 @@ def compare_at_equal_tokens(searched: Searched, baseline: Searched, aggregator: 
 
 
 def _table(metrics: dict[str, Any]) -> str:
-    """Format one line per selector: accuracy with interval, best-of-N at equal tokens, and their difference."""
+    """Format one line per selector: its accuracy, best-of-N's accuracy at an equal number of tokens, and their
+    difference, each with its interval."""
     equal = metrics["best_of_n_at_equal_tokens"]
     strategy = metrics["search"]["strategy"]
     head = f"{'selector':<10}{strategy:>22}"

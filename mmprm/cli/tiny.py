@@ -79,7 +79,7 @@ def _sokoban(arguments: argparse.Namespace) -> None:
     from mmprm.problems import write_problems
     from mmprm.tiny.sokoban_problems import make_sokoban_problems
 
-    for name, least in (("count", 1), ("size", 4), ("boxes", 1)):
+    for name, least in (("count", 1), ("size", 5), ("boxes", 1)):
         if getattr(arguments, name) < least:
             raise DataError(f"--{name}={getattr(arguments, name)} must be at least {least}; raise it")
     path = arguments.output if arguments.output.suffix == ".jsonl" else arguments.output / "levels.jsonl"

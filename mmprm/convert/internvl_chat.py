@@ -32,7 +32,7 @@ from mmprm.prm.info import PrmInfo, PrmTokens, write_info
 from mmprm.weights import model_errors, shard_names
 
 LANGUAGE_MODELS = {"InternLM2ForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "LlamaForCausalLM": "llama"}
-"""Maps an architecture of the older format to the model type in transformers."""
+"""Maps each language-model architecture of the older format to its model type in transformers."""
 
 _LANGUAGE_KEYS = (
     "vocab_size",
@@ -187,8 +187,8 @@ def native_config(old: Mapping[str, Any], image_token_id: int, image_tokens: int
 
 
 def native_tensors(name: str, tensor: Tensor, config: InternVLConfig, internlm2: bool) -> Iterator[tuple[str, Tensor]]:
-    """Yield a tensor under its name in the native class. Fused query, key and value weights are split into three
-    tensors."""
+    """Convert a tensor's name to the native class, and yield (name, tensor). Fused query, key and value weights are
+    split into three tensors."""
     part, _, rest = name.partition(".")
     if part == "vision_model":
         new = f"model.vision_tower.{_renamed(rest, _VISION_NAMES)}"
@@ -210,9 +210,10 @@ def native_tensors(name: str, tensor: Tensor, config: InternVLConfig, internlm2:
 
 
 def split_wqkv(fused: Tensor, text_config: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Split InternLM2's fused weight (G·(Q + 2)·D, …) into query (G·Q·D, …), key (G·D, …) and value (G·D, …).
+    """Split InternLM2's fused attention weight into the query, key and value weights.
 
-    G is the number of key-value heads, Q the number of query heads per key-value head, and D the head dimension. A bias
+    Their shapes are (G·(Q + 2)·D, …) for the fused weight, (G·Q·D, …) for the query, and (G·D, …) for key and value. G
+    is the number of key-value heads, Q the number of query heads per key-value head, and D the head dimension. A bias
     has only the first dimension.
     """
     groups = text_config.num_key_value_heads
@@ -280,6 +281,7 @@ def _write_weights(files: list[Path], config: InternVLConfig, old: Mapping[str, 
 
 
 def _renamed(name: str, table: Mapping[str, str]) -> str:
-    """Rename a tensor by replacing each occurrence of a key in `table`; earlier keys take precedence."""
+    """Replace each occurrence of a key of `table` in a tensor's name with the key's value; earlier keys take
+    precedence."""
     pattern = "|".join(map(re.escape, table))
     return re.sub(pattern, lambda match: table[match[0]], name)

@@ -93,7 +93,8 @@ def native_processor(source: Path, old: Mapping[str, Any]) -> InternVLProcessor:
 
 
 def chat_template(source: Path, name: str | None, bos: str) -> str:
-    """Return a chat template that renders turns like the older code. The rendered text already starts with `bos`."""
+    """Return a chat template that renders turns in the same way as the older code. The rendered text already starts
+    with `bos`."""
     if name not in TEMPLATES:
         raise CheckpointError(
             f"{source}: template={name!r} must be {' or '.join(map(repr, TEMPLATES))}; choose a model with one of these"

@@ -104,8 +104,8 @@ def _of_struct(value: Mapping[Any, Any]) -> tuple[list[str], list[Any] | None]:
 
 
 def _of_list(value: Any) -> tuple[list[str], Any]:
-    """Return the labels and options of a list, whose items may have their own labels: {label: A, …}, {A: …} or [A,
-    …]."""
+    """Return the labels and options of a list; there are no labels unless every item has its own. Such items have the
+    form {label: A, …}, {A: …} or [A, …]."""
     items = [as_builtin(item) for item in value] if isinstance(value, list | tuple) else value
     pairs = [_pair(item) for item in items] if items is not value else []
     if not pairs or None in pairs:
@@ -161,7 +161,7 @@ def asked_question(problem: Problem) -> str:
 
 
 def _without_letters(choices: Sequence[str]) -> list[str]:
-    """Strip the letters from options if these are labeled A, B, C, … in order."""
+    """Strip the letters from options if the options are labeled A, B, C, … in order."""
     letters = [match[1] if (match := _OWN_LETTER.match(choice)) else "" for choice in choices]
     if "".join(letters) != LETTERS[: len(choices)]:
         return list(choices)

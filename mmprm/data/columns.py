@@ -118,7 +118,7 @@ def cells_of(row: Row, columns: Columns, field: str, location: str) -> list[tupl
 
 
 def missing_field(name: str, row: Row, location: str) -> DataError:
-    """Return the error for a row in which no column holds a field, quoting the empty columns."""
+    """Return the error for a row that has no value for a field; it quotes any empty columns of that field."""
     shown = [f"{column} is {cut(repr(row[column]))}" for column in USUAL[name] if column in row]
     found = f" ({', '.join(shown)})" if shown else ""
     return DataError(f"{location}: has no {name}; it has {names_of(row)}{found}; set columns.{name}, or remove the row")

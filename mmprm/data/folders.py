@@ -45,7 +45,7 @@ def names_split(parts: Sequence[str], split: str) -> bool:
     train/0.parquet)."""
     *folders, name = (part.lower() for part in parts)
     split = split.lower()
-    return split in folders or re.search(rf"(?:\A|[-_.]){re.escape(split)}(?:[-_.\d]|\Z)", name) is not None
+    return split in folders or re.search(rf"(?:\A|[-_.]){re.escape(split)}(?:[-_.]|(?<!\d)\d|\Z)", name) is not None
 
 
 def split_word(parts: Sequence[str]) -> str | None:
@@ -56,9 +56,12 @@ def split_word(parts: Sequence[str]) -> str | None:
 def files_of_folder(folder: Path, split: str | None, subset: str | None) -> list[Path]:
     """Return the files of one split (default: train) and subset, sorted by name.
 
-    If no file name mentions a split, all files belong to train. Raises DataError for a missing split or subset (listing
-    what exists), for several subsets when none is chosen, and for a split in several formats.
+    Splits can be joined by "+", as on the Hub. Files with the Hub's own names (SPLIT-00000-of-00001.parquet) take
+    precedence. If no file name mentions a split, all files belong to train. Raises DataError for a missing split or
+    subset (listing what exists), for several subsets when none is chosen, and for a split in several formats.
     """
+    if split is not None and "+" in split:
+        return [file for part in split.split("+") for file in files_of_folder(folder, part.strip(), subset)]
     base = _subset_folder(folder, subset)
     if is_saved(base) or (base / "dataset_dict.json").is_file():
         return saved_files(base, split)
@@ -66,6 +69,8 @@ def files_of_folder(folder: Path, split: str | None, subset: str | None) -> list
     wanted = split or _DEFAULT_SPLIT
     chosen = [path for path in files if names_split(path.relative_to(base).parts, wanted)]
     chosen = [path for path in chosen if _belongs(path.relative_to(base).parts, wanted)]
+    shard = re.compile(rf"{re.escape(wanted)}-\d{{5}}-of-\d{{5}}\.", re.IGNORECASE)
+    chosen = [path for path in chosen if shard.match(path.name)] or chosen  # image is also a part of non_image
     if not chosen and split is None and not any(split_word(path.relative_to(base).parts) for path in files):
         chosen = files
     if not chosen:

@@ -83,7 +83,7 @@ def open_packed(path: Path) -> BinaryIO:
 
 
 def jsonl_rows(path: Path) -> Rows:
-    """Yield the rows of a JSON Lines file, or of a JSON list with the file suffix .jsonl."""
+    """Yield the rows of a .jsonl file, which holds JSON Lines or one JSON list."""
     try:
         with open_packed(path) as file:
             for number, line in enumerate(file, start=1):

@@ -59,7 +59,7 @@ def place_marks(
     fields: Sequence[str],
     otherwise: Literal["refuse", "front", "drop"] = "refuse",
 ) -> list[str]:
-    """Normalize the image placeholders in `texts` (a question and its options) for a row with `images` images.
+    """Normalize the image placeholders in `texts` (a question and its options) of a row that has `images` images.
 
     Numbered marks become <image> if they name each image once, in order, across all texts. Otherwise they become words
     ("picture 2"), and the images come first. If all marks are at the very front, they are redundant and removed.
@@ -104,7 +104,8 @@ def strip_marks(text: str) -> str:
 
 
 def without_leading_marks(texts: Sequence[str]) -> list[str]:
-    """Strip leading image placeholders from the first text, unless others follow or no other text remains in it."""
+    """Strip the leading image placeholders of the first text, unless other placeholders follow or the text would become
+    empty."""
     first, *rest = texts
     bare = re.sub(rf"\A(?:\s*{IMAGE})+\s*", "", first)
     return [bare, *rest] if bare and not any(IMAGE in text for text in (bare, *rest)) else [first, *rest]

@@ -66,8 +66,8 @@ def read_question(row: Row, columns: Columns, images: list[Any], root: Path, loc
 def column_images(found: Sequence[tuple[str, Any]], root: Path, location: str) -> list[Any]:
     """Return the cell values of a row's images, from the column with the most images if several columns have some.
 
-    Columns with an unavailable image are skipped if another column has none. Raises DataError if no column holds all
-    images of the others.
+    Columns with an unavailable image are skipped if all images of another column are available. Raises DataError if no
+    column holds all images of the others.
     """
     filled = [(name, items) for name, value in found if (items := listed(value))]
     if len(filled) < 2:

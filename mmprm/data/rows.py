@@ -107,7 +107,8 @@ def _check_single(path: Path, config: RowsConfig) -> None:
 
 
 def read_file(path: Path) -> Rows:
-    """Yield the rows of one file in the format of its suffix. Unknown suffixes are read as JSON Lines."""
+    """Yield the rows of a file, whose suffix determines its format. Files with unknown suffixes are read as JSON
+    Lines."""
     if not os.path.exists(path) or os.path.isdir(path):
         reason = "a folder" if os.path.isdir(path) else "it does not exist"
         raise DataError(f"{path}: cannot be read ({reason}); name an existing file")

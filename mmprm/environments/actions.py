@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 from mmprm.errors import ConfigError
 
-ACTION = r"<action>\s*(.*?)\s*</action>"
-"""Default regular expression for an action, whose first group is the action's name."""
+ACTION = r"<action>(.*?)</action>"
+"""Default regular expression for an action, whose first group is the action's name.
+
+Spaces are stripped from the name by the reader: matching them here would take cubic time in a text of spaces."""
 
 
 class ActionReader:

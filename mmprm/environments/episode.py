@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from mmprm.environments.interface import Environment, Observation, Transition
+from mmprm.environments.interface import Environment, Observation, Transition, check_transition
 from mmprm.environments.load import EnvironmentConfig
 from mmprm.environments.pool import EnvironmentPool, EnvironmentThread
 from mmprm.environments.replay import Replayed, replay
@@ -38,7 +38,7 @@ class Action:
 
 @dataclass(frozen=True, slots=True)
 class TurnRequest:
-    """Requests the policy's next action after `observations`, of which each but the last was answered by an action."""
+    """Requests the policy's next action after `observations`, all but the last of which were answered by an action."""
 
     problem: Problem
     observations: tuple[Observation, ...]
@@ -84,7 +84,7 @@ class Episode:
     """Holds an episode and its outcome. The first `restored` turns are those of its start.
 
     `reason` is "success", "no success", "truncated", "turn limit" or, for an episode of unknown outcome, the failure of
-    the environment or engine that broke it off.
+    the environment or engine that ended it.
     """
 
     turns: tuple[EpisodeTurn, ...]
@@ -103,7 +103,7 @@ class Episode:
         return self.turns[self.restored :]
 
     def replayed(self) -> Replayed:
-        """Return the environment's part of an episode with at least one turn."""
+        """Return the first observation and all transitions of an episode with at least one turn."""
         return Replayed(self.turns[0].observation, tuple(turn.transition for turn in self.turns))
 
 
@@ -140,7 +140,7 @@ async def _play(
     config: EnvironmentConfig,
     turns: list[EpisodeTurn],
 ) -> None:
-    """Restore the start and play on, adding all turns to `turns`, also those before an exception."""
+    """Restore the start, play on, and append every turn to `turns` as it is played, so that an exception loses none."""
     problem, texts = start.problem, [action.text for action in start.actions]
     restored = await environment.call(
         lambda each: replay(each, problem, start.environment_seed, texts), turns=len(texts) + 1
@@ -177,7 +177,7 @@ def _without_problem(error: Exception, problem: Problem) -> str:
 
 
 def _step(environment: Environment, text: str) -> Transition:
-    return environment.step(text)
+    return check_transition(environment.step(text))
 
 
 def _request(start: EpisodeStart, turns: Sequence[EpisodeTurn], observation: Observation) -> TurnRequest:

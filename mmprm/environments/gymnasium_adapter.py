@@ -12,13 +12,17 @@ from mmprm.environments.interface import Observation, Transition
 from mmprm.errors import ConfigError, SetupError
 from mmprm.types import ImageRef, Problem
 
+_MAX_MADE = 8
+"""Maximum number of gymnasium environments that one adapter keeps open."""
+
 
 class GymnasiumEnvironment:
     """Adapts a gymnasium environment, created by gymnasium.make(name, **arguments); see `Environment`.
 
     Requires the optional dependencies of the extra `agents`. The first observation begins with the problem's question.
-    Every observation holds the environment's observation as text and its rendered frame. `problem.extra["arguments"]`
-    overrides the arguments, so that each problem can have its own level. A turn without a valid action leaves the
+    Every observation holds the environment's observation as text and its rendered frame, unless the argument
+    `render_mode` is None. `problem.extra["arguments"]` overrides the arguments, so that each problem can have its own
+    level. A turn without a valid action leaves the
     environment unchanged and has reward 0. An episode succeeds if its return reaches `success_return`.
     """
 
@@ -29,7 +33,6 @@ class GymnasiumEnvironment:
         actions: Sequence[str] | None,
         pattern: str,
         success_return: float,
-        images: bool = True,
     ) -> None:
         try:
             import gymnasium
@@ -39,7 +42,15 @@ class GymnasiumEnvironment:
                 "toy-text environments"
             ) from error
         self._gymnasium, self._name = gymnasium, name
-        self._arguments = dict(arguments) | ({"render_mode": "rgb_array"} if images else {})
+        self._arguments = {"render_mode": "rgb_array"} | dict(arguments)
+        if self._arguments["render_mode"] not in ("rgb_array", None):
+            raise ConfigError(
+                f"environment.arguments.render_mode={self._arguments['render_mode']} must be rgb_array, or null for an "
+                "environment without images; leave it out to show images"
+            )
+        self._shows_frames = self._arguments["render_mode"] is not None
+        if not self._shows_frames:  # such an environment may not accept the argument
+            del self._arguments["render_mode"]
         self._success_return = success_return
         self._made: dict[str, Any] = {}
         self._environment = self._make({})
@@ -82,20 +93,26 @@ class GymnasiumEnvironment:
             environment.close()
 
     def _make(self, arguments: Mapping[str, Any]) -> Any:
-        """Create the gymnasium environment for these arguments, or return the one created for them before."""
+        """Create the gymnasium environment for these arguments, or return it if it is one of the last few created."""
         key = json.dumps(arguments, sort_keys=True, default=str)
-        if key not in self._made:
-            try:
-                self._made[key] = self._gymnasium.make(self._name, **(self._arguments | dict(arguments)))
-            except (self._gymnasium.error.Error, TypeError, ImportError) as error:
-                raise ConfigError(
-                    f"environment.path=gymnasium:{self._name} cannot be made: {error}; correct the id or "
-                    "environment.arguments"
-                ) from error
-        return self._made[key]
+        if key in self._made:
+            return self._made[key]
+        try:
+            made = self._gymnasium.make(self._name, **(self._arguments | dict(arguments)))
+            if self._shows_frames and made.render_mode != "rgb_array":
+                raise ValueError(f"its render_mode is {made.render_mode}")
+        except (self._gymnasium.error.Error, TypeError, ValueError, ImportError) as error:
+            raise ConfigError(
+                f"environment.path=gymnasium:{self._name} cannot be made: {error}; correct the id or "
+                "environment.arguments, and set environment.arguments.render_mode=null if it has no images"
+            ) from error
+        if len(self._made) >= _MAX_MADE:  # each problem may have arguments of its own
+            self._made.pop(next(iter(self._made))).close()
+        self._made[key] = made
+        return made
 
     def _observation(self, text: str, observed: Any) -> Observation:
-        frame = self._environment.render() if "render_mode" in self._arguments else None
+        frame = self._environment.render() if self._shows_frames else None
         shown = f"{text}Observation: {observed}\n"
         return Observation((shown,) if frame is None else (shown, _png(frame)))
 

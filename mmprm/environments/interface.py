@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, SupportsFloat
 
+from mmprm.errors import ConfigError
 from mmprm.types import ImageRef, Problem
 
 
@@ -14,6 +15,16 @@ class Observation:
     """Holds the text and images that the policy sees after a reset or a turn, in order."""
 
     parts: tuple[str | ImageRef, ...]
+
+    def __post_init__(self) -> None:
+        if isinstance(self.parts, str):
+            raise ConfigError(f"environment: Observation({self.parts!r}) must hold a tuple; write Observation((text,))")
+        for part in self.parts:
+            if not isinstance(part, str | ImageRef):
+                raise ConfigError(
+                    f"environment: a part of an Observation is {type(part).__name__}, but must be a text or an image; "
+                    "write an image as mmprm.types.ImageRef(data=...), with the bytes of a PNG or JPEG file"
+                )
 
     @property
     def text(self) -> str:
@@ -40,6 +51,14 @@ class Transition:
     truncated: bool = False
     info: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        check_observation(self.observation, "the observation of a Transition")
+        if not isinstance(self.reward, SupportsFloat) or not isinstance(self.info, Mapping):
+            raise ConfigError(
+                f"environment: a Transition has reward={self.reward!r} and info={self.info!r}, which must be a number "
+                "and a dict; leave info out if there is none"
+            )
+
     @property
     def ended(self) -> bool:
         return self.terminated or self.truncated
@@ -47,6 +66,28 @@ class Transition:
     @property
     def success(self) -> bool:
         return bool(self.info.get("success", False))
+
+
+def check_observation(found: Any, what: str) -> Observation:
+    """Return `found` if it is an Observation; otherwise, raise ConfigError, for example for a tuple as returned by
+    gymnasium."""
+    if not isinstance(found, Observation):
+        raise ConfigError(
+            f"environment: {what} is {type(found).__name__}, but must be an Observation of "
+            "mmprm.environments.interface; return one, such as Observation((text, image))"
+        )
+    return found
+
+
+def check_transition(found: Any) -> Transition:
+    """Return `found` if it is a Transition; otherwise, raise ConfigError, for example for a tuple as returned by
+    gymnasium."""
+    if not isinstance(found, Transition):
+        raise ConfigError(
+            f"environment: step() returned {type(found).__name__}, but must return a Transition of "
+            "mmprm.environments.interface; return one, such as Transition(Observation((text,)), reward, terminated)"
+        )
+    return found
 
 
 class Environment(Protocol):

@@ -1,4 +1,4 @@
-"""Run environments in threads, so that many episodes can be played at a time and none can block the others."""
+"""Run environments in threads, so that many episodes can be played concurrently and none can block the others."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ class EnvironmentThread:
         threading.Thread(target=self._run, name="environment", daemon=True).start()
 
     async def call(self, function: Callable[[Environment], _R], turns: int = 1) -> _R:
-        """Return function(environment), which may take the configured time for each of its `turns`.
+        """Call `function` with the environment in its thread, and return the result. The time limit is the configured
+        time per turn, multiplied by `turns`.
 
         Raises EpisodeError if the environment raises an exception or takes longer. Errors that a user can resolve, such
         as a problem without a level, are raised as they are.
@@ -36,11 +37,7 @@ class EnvironmentThread:
         seconds = self._config.timeout_seconds * turns
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), seconds)
-        except MmprmError:
-            raise
-        except Exception as error:  # an environment is foreign code and may raise anything
-            if future.done() and not future.cancelled():
-                raise EpisodeError(f"environment failed: {type(error).__name__}: {error}") from error
+        except TimeoutError as error:
             raise EpisodeError(f"environment took more than {seconds:g} s") from error
 
     def stop(self) -> None:
@@ -57,8 +54,14 @@ class EnvironmentThread:
                 if environment is None:
                     environment = make_environment(self._config)
                 future.set_result(function(environment))
-            except BaseException as error:
+            except MmprmError as error:
                 future.set_exception(error)
+            # An environment is foreign code. Outside of this thread, SystemExit would end the event loop, and asyncio
+            # cannot pass on StopIteration.
+            except BaseException as error:
+                failure = EpisodeError(f"environment failed: {type(error).__name__}: {error}")
+                failure.__cause__ = error
+                future.set_exception(failure)
         if environment is not None:
             with suppress(Exception):
                 environment.close()
@@ -71,11 +74,18 @@ class EnvironmentPool:
         self._config = config
         self._idle: list[EnvironmentThread] = []
         self._free = asyncio.Semaphore(config.max_environments)
+        self.waiting = 0
+        """Number of episodes that wait for an environment."""
 
     @asynccontextmanager
     async def borrow(self) -> AsyncIterator[EnvironmentThread]:
         """Yield an environment that no other episode uses. After an exception, it is not used again."""
-        async with self._free:
+        self.waiting += 1
+        try:
+            await self._free.acquire()
+        finally:
+            self.waiting -= 1
+        try:
             environment = self._idle.pop() if self._idle else EnvironmentThread(self._config)
             try:
                 yield environment
@@ -83,6 +93,8 @@ class EnvironmentPool:
                 environment.stop()
                 raise
             self._idle.append(environment)
+        finally:
+            self._free.release()
 
     def close(self) -> None:
         """Close all environments that are not in use."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mmprm.data.images import image_digest
-from mmprm.environments.interface import Environment, Observation, Transition
+from mmprm.environments.interface import Environment, Observation, Transition, check_observation, check_transition
 from mmprm.errors import EpisodeError, MmprmError
 from mmprm.types import Problem
 
@@ -41,13 +41,13 @@ def replay(environment: Environment, problem: Problem, seed: int, texts: Sequenc
     """
     turn = 0
     try:
-        start, transitions = environment.reset(problem, seed), []
+        start, transitions = check_observation(environment.reset(problem, seed), "the result of reset()"), []
         for turn, text in enumerate(texts, start=1):
             if transitions and transitions[-1].ended:
                 raise EpisodeError(
                     f"problem {problem.id}: the episode ended before turn {turn}; leave out the later turns"
                 )
-            transitions.append(environment.step(text))
+            transitions.append(check_transition(environment.step(text)))
     except MmprmError:
         raise
     except Exception as error:  # an environment is foreign code and may raise anything
@@ -65,7 +65,8 @@ def check_deterministic(environment: Environment, problem: Problem, seed: int, t
 
 
 def check_same_episode(problem: Problem, first: Replayed, second: Replayed) -> None:
-    """Raise EpisodeError, with the turn, if two runs of the same actions differ in what the policy sees or receives."""
+    """Raise EpisodeError, naming the turn, if two runs of the same actions differ in observation, reward, end or
+    success."""
     if _content(first.start) != _content(second.start):
         raise _differs(problem, 0, "observation")
     for turn, (one, two) in enumerate(zip(first.transitions, second.transitions, strict=True), start=1):
@@ -73,6 +74,7 @@ def check_same_episode(problem: Problem, first: Replayed, second: Replayed) -> N
             "observation": (_content(one.observation), _content(two.observation)),
             "reward": (one.reward, two.reward),
             "end": ((one.terminated, one.truncated), (two.terminated, two.truncated)),
+            "success": (one.info.get("success"), two.info.get("success")),
         }
         for name, (before, after) in pairs.items():
             if before != after:

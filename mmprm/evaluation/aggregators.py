@@ -53,7 +53,7 @@ def with_choice(info: PrmInfo, choice: AggregatorChoice) -> PrmInfo:
 
 
 def described(name: str, info: PrmInfo) -> str:
-    """Format a description of the aggregator in use and the evidence for it, to be shown next to scores."""
+    """Describe the aggregator in use and the evidence on which it was chosen, for display next to scores."""
     evidence = info.aggregator_evidence
     if isinstance(info, JudgeInfo):
         return f"{name}, the default for a judge" if name == info.aggregator else f"{name}, as configured"

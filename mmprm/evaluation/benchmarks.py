@@ -94,12 +94,13 @@ def _entry(benchmark: str, row: Row, location: str) -> Entry | None:
     """Convert a row to an Entry, or to None if it is not part of the benchmark; raise DataError if it is invalid."""
     try:
         entry = BENCHMARKS[benchmark].read(row)
-    except (KeyError, TypeError, ValueError) as error:
+        is_blank = entry is not None and not (entry.question.strip() and entry.answer.strip())
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         raise DataError(
             f"{location}: is not a row of {benchmark}: {reason}; it has {', '.join(row)}; check the benchmark's name"
         ) from error
-    if entry is not None and not (entry.question.strip() and entry.answer.strip()):
+    if is_blank:
         raise DataError(
             f"{location}: has an empty question or answer, so it cannot be graded; use a split with published answers"
         )
@@ -119,7 +120,7 @@ def with_distinct_ids(items: Iterable[Item]) -> list[Item]:
 
 
 def aggregate_scores(benchmark: str, items: Sequence[Item], correct_NQ: Sequence[Sequence[bool]]) -> dict[str, float]:
-    """Return the benchmark's aggregate scores, computed per sample N over questions Q and averaged over samples."""
+    """Return the benchmark's aggregate scores, computed from one response per question and averaged over samples."""
     aggregate = BENCHMARKS[benchmark].aggregate if benchmark in BENCHMARKS else None
     if aggregate is None:
         return {}

@@ -1,4 +1,4 @@
-"""Define a benchmark question, as it is read from a row and as it is asked and graded."""
+"""Define benchmark questions, first as read from a row, and then as asked and graded."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mmprm.data.cells import is_empty
 from mmprm.evaluation.rules import AnswerRule
 from mmprm.types import Problem
 
 YES_NO = "Answer yes or no."
-"""Appended to questions whose published prompt asks for yes or no outside the question."""
+"""Instruction to append to yes-or-no questions, because the published prompt gives it outside the question."""
+
+
+_HIDDEN = ("?", "hidden")
+"""Values that stand for unpublished gold answers in test splits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +53,13 @@ class Item:
     also: tuple[str, ...] = ()
 
 
+def published_answer(value: Any) -> str:
+    """Return a gold answer as text, or "" if it is missing or hidden."""
+    return "" if is_empty(value) or str(value).strip() in _HIDDEN else str(value)
+
+
 def group_values(groups: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """Convert the groups of an `Entry` to tuples of texts, without empty values."""
+    """Convert each group of an `Entry` to a tuple of texts, dropping empty values and empty groups."""
     listed = {name: value if isinstance(value, list | tuple) else [value] for name, value in groups.items()}
     texts = {name: tuple(str(item) for item in items if item not in (None, "")) for name, items in listed.items()}
     return {name: items for name, items in texts.items() if items}

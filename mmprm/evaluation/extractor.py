@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 
 from pydantic import Field
 
@@ -31,8 +32,10 @@ Response:
 Reply with the final answer only, copied exactly as the response writes it. If the response chooses an option, reply \
 with its letter. If the response settles on no answer, reply None."""
 
+_OWN_LETTER = re.compile(r"\A\s*\(?[A-Z]\s*[.:)]\s*")
+
 FAILED = "extractor failed"
-"""Start of the reason if the model could not be asked, which leaves the verdict unknown."""
+"""Prefix of the reason that `find` returns if the request to the model fails; the verdict is then unknown."""
 
 _PROMPT_HASH = hashlib.sha256(_PROMPT.encode()).hexdigest()[:16]
 
@@ -59,9 +62,9 @@ class AnswerExtractor:
         self._client = Client(config.client)
 
     async def find(self, problem: Problem, response: str) -> tuple[str | None, str]:
-        """Return an (answer, reason) pair; the answer is None if there is none or the model cannot be asked.
+        """Return an (answer, reason) pair; the answer is None if the response states no answer or the request fails.
 
-        A failure of the model has a reason that starts with "extractor failed".
+        If the request fails, the reason starts with "extractor failed".
         """
         shown = (without_thoughts(response).strip() or response)[-MAX_LENGTH:]
         question = asked_question(problem)
@@ -77,7 +80,7 @@ class AnswerExtractor:
         answer = _answer(reply)
         if not answer:
             return None, "extractor: no answer"
-        if not is_stated(answer, shown, len(problem.choices)):
+        if not is_stated(answer, shown, problem.choices):
             return None, "extractor: its answer is not in the response"
         return answer, "extractor"
 
@@ -105,19 +108,25 @@ class AnswerExtractor:
         return (await self._client.chat(body, affinity=question)).choices[0].text
 
 
-def is_stated(answer: str, response: str, choices: int) -> bool:
+def is_stated(answer: str, response: str, choices: Sequence[str]) -> bool:
     """Return whether the response contains the answer as whole words, ignoring case and spaces.
 
-    With choices, the letter of an option is also accepted, because the response may name the option by its text.
+    A capital letter may stand for the option with this letter, which the response may then state by its text.
     """
-    if choices and re.fullmatch(rf"\(?[{LETTERS[:choices]}]\)?", answer):
-        return True
-    wanted, given = (" ".join(text.casefold().split()) for text in (answer, response))
-    return re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", given) is not None
+    letter = answer.strip("()")
+    if len(letter) == 1 and letter in LETTERS[: len(choices)]:
+        text = _OWN_LETTER.sub("", choices[LETTERS.index(letter)])
+        return re.search(rf"(?<!\w){letter}(?![\w'])", response) is not None or _contains(response, text)
+    return _contains(response, answer)
+
+
+def _contains(response: str, words: str) -> bool:
+    wanted, given = (" ".join(text.casefold().split()) for text in (words, response))
+    return bool(wanted) and re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", given) is not None
 
 
 def _answer(reply: str) -> str:
-    """Return the answer in a reply, without a wrapper or final period, or "" for None."""
+    """Return the answer in a reply, without its wrapper or final period, or "" if the reply is empty or says "none"."""
     text = without_thoughts(reply).strip()
     answer = (extract(text) or text).strip().strip("`\"'*").removesuffix(".").strip()
     return "" if answer.casefold() in ("", "none", "n/a") else answer

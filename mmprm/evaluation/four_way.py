@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from mmprm.evaluation.entries import Item
 
 MASTERED = {"strict": all, "loose": any}
-"""When the parts of a problem count as mastered: all of them are correct, or any is."""
+"""Maps each scoring variant to its condition for mastery: all parts of a problem are correct, or any part is."""
 
 
 def four_way(items: Iterable[Item], correct: Sequence[bool]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Read solutions with known step correctness, from human judgments or other labels, using one reader per data set.
+"""Read solutions whose step correctness is known from human judgments or other labels, with one reader per data set.
 
 A reader converts a record to a Parsed. It raises KeyError, TypeError or ValueError if the record has a different
 format.
@@ -79,7 +79,7 @@ class Dataset:
 
 
 def _reader_of(name: str) -> Callable[[Record, Options], Parsed]:
-    """Return a reader that judges steps as mmprm labels import does; a step with a value above 0 is correct."""
+    """Return a reader that parses records as mmprm labels import does, and counts values above 0 as correct."""
 
     def read(record: Record, options: Options) -> Parsed:
         source = LABEL_SOURCES[name]

@@ -23,11 +23,12 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 from typing import Any
 
 from mmprm.data.cells import Row
-from mmprm.evaluation.entries import Entry
-from mmprm.evaluation.rules import AnswerRule, containing, rounded, truncated, within
+from mmprm.evaluation.entries import Entry, published_answer
+from mmprm.evaluation.rules import AnswerRule, containing, in_order, rounded, truncated, within
 from mmprm.evaluation.we_math import concept_area
 from mmprm.grading.choice import inline_choices
 from mmprm.grading.extract import boxed
@@ -46,12 +47,14 @@ def read_mmk12(row: Row) -> Entry:
     """Read a row of MMK12."""
     question = row["question"]
     images, choices = listed(row.get("image")), inline_choices(question)
-    return Entry(str(row["id"]), question, row["answer"], images, choices, {"subject": row["subject"]})
+    answer = published_answer(row["answer"])
+    return Entry(str(row["id"]), question, answer, images, choices, {"subject": row["subject"]})
 
 
 def read_k12(row: Row) -> Entry:
     """Read a row of K12, whose answers are values or formulas."""
-    return Entry(str(row["id"]), row["question"], str(row["answer"]), first_images(row, "image", "image_path"))
+    images = first_images(row, "image", "image_path")
+    return Entry(str(row["id"]), row["question"], published_answer(row["answer"]), images)
 
 
 HINTS = {
@@ -71,10 +74,10 @@ def read_mathvista(row: Row) -> Entry:
         lines.append(f"(Unit: {row['unit']})")
     if free and row["answer_type"] in HINTS:
         lines.append(HINTS[row["answer_type"]].format(decimals=decimals))
-    answer = str(row["answer"])
+    answer = published_answer(row["answer"])
     if answer in choices:  # an option's text may be a letter other than its own
         answer = chr(ord("A") + choices.index(answer))
-    rules: dict[str, AnswerRule] = {"integer": truncated, "float": rounded(decimals)}
+    rules: dict[str, AnswerRule] = {"integer": truncated, "float": rounded(decimals), "list": in_order}
     return Entry(
         id=str(row["pid"]),
         question="\n".join(lines),
@@ -87,13 +90,13 @@ def read_mathvista(row: Row) -> Entry:
 
 
 def read_mathverse(row: Row) -> Entry:
-    """Read a row of MathVerse: one of the versions of a problem."""
+    """Read a row of MathVerse, which holds one version of a problem."""
     question, version = row["question"].strip() or ONE_IMAGE, row.get("problem_version", "")
     about = row["metadata"]
     return Entry(
         id=str(row["sample_index"]),
         question=question,
-        answer=str(row["answer"]),
+        answer=published_answer(row["answer"]),
         images=listed(row["image"]),
         choices=inline_choices(question) if row["question_type"] == "multi-choice" else (),
         groups={"version": version, "subject": about["subject"], "subfield": about.get("subfield")},
@@ -106,7 +109,8 @@ def read_mathvision(row: Row) -> Entry:
     """Read a row of MathVision."""
     images = first_images(row, "decoded_image", "image")
     groups = {"subject": row["subject"], "level": row.get("level")}
-    return Entry(str(row["id"]), row["question"], str(row["answer"]), images, list(row["options"]), groups)
+    answer = published_answer(row["answer"])
+    return Entry(str(row["id"]), row["question"], answer, images, list(row["options"]), groups)
 
 
 def read_olympiadbench(row: Row) -> Entry | None:
@@ -136,7 +140,7 @@ def read_we_math(row: Row) -> Entry:
     return Entry(
         id=f"{row['ID']}/{row['key']}",
         question=row["question"] if choices else f"{row['question']}\n{row['option']}",
-        answer=row["answer"],
+        answer=published_answer(row["answer"]),
         images=listed(row["image_path"]),
         choices=choices,
         groups={
@@ -171,7 +175,7 @@ def read_mm_math(row: Row) -> Entry:
 
 
 def read_dynamath(row: Row) -> Entry:
-    """Read one variant of a DynaMath question; its rows have the id of the question.
+    """Read one variant of a DynaMath question; all variants share the question's id.
 
     Source of the rule: DynaMath's evaluation/gpt4o/gpt_4o_json_eval.py (0.001 for numbers, containment for text).
     """
@@ -180,7 +184,7 @@ def read_dynamath(row: Row) -> Entry:
     return Entry(
         id=str(row["id"]),
         question=row["question"] + hint,
-        answer=str(row["ground_truth"]),
+        answer=published_answer(row["ground_truth"]),
         images=first_images(row, "decoded_image", "image"),
         groups={"subject": row["subject"], "level": row["knowledge_level"]},
         rule={"float": within(absolute=0.001), "multiple choice": None}.get(kind, containing),
@@ -190,15 +194,22 @@ def read_dynamath(row: Row) -> Entry:
 def read_math_500(row: Row) -> Entry:
     """Read a row of MATH-500."""
     groups = {"subject": row["subject"], "level": row["level"]}
-    return Entry(str(row["unique_id"]), row["problem"], row["answer"], groups=groups)
+    return Entry(str(row["unique_id"]), row["problem"], published_answer(row["answer"]), groups=groups)
+
+
+_AIME_ANSWER = re.compile(r"(\d{1,3})(?:\.0)?(?:\^\{?\\circ\}?|°)?")
+"""Matches an AIME answer, with or without a degree sign, as in 336^\\circ of opencompass/AIME2025."""
 
 
 def read_aime(row: Row) -> Entry:
     """Read a problem of AIME, whose answer is an integer from 0 to 999."""
     cells = {name.casefold(): value for name, value in row.items()}
-    question, answer = cells.get("problem") or cells["question"], str(int(cells["answer"]))
+    question, written = cells.get("problem") or cells["question"], str(cells["answer"]).strip()
+    if (match := _AIME_ANSWER.fullmatch(written)) is None:
+        raise ValueError(f"its answer {written!r} is not an integer from 0 to 999")
     digest = hashlib.sha256(question.encode()).hexdigest()[:16]
     id_ = cells.get("id")
+    answer = str(int(match[1]))
     return Entry(str(digest if id_ is None else id_), question, answer, groups={"year": cells.get("year")})
 
 

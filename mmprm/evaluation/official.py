@@ -14,7 +14,7 @@ AggregateScores = Callable[[Sequence[Item], Sequence[bool]], dict[str, float]]
 
 
 def cv_bench(items: Sequence[Item], correct: Sequence[bool]) -> dict[str, float]:
-    """Average the 2D sources, and then 2D and 3D: (ADE20K / 2 + COCO / 2 + Omni3D) / 2.
+    """Average the 2D sources, and then average 2D and 3D: (ADE20K / 2 + COCO / 2 + Omni3D) / 2.
 
     Source: the data set card of CV-Bench.
     """
@@ -26,7 +26,7 @@ def cv_bench(items: Sequence[Item], correct: Sequence[bool]) -> dict[str, float]
 
 
 def mean_by(group: str) -> AggregateScores:
-    """Average the accuracies of a grouping's values, each with the same weight.
+    """Return a function that averages the accuracies of all values of `group`, each with the same weight.
 
     Sources: BLINK, eval/evaluate.py (sub-tasks); MMStar, ChartQA and MathVerse report the mean of their parts.
     """
@@ -42,7 +42,8 @@ MME_COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_transla
 
 
 def mme(items: Sequence[Item], correct: Sequence[bool]) -> dict[str, float]:
-    """Add up accuracy + accuracy+ of the categories in percent; accuracy+ needs both questions about an image.
+    """Sum accuracy + accuracy+ over the categories, in percent; accuracy+ requires correct answers to both questions
+    about an image.
 
     Source: MME's eval_tool/calculation.py, with at most 2,000 points for perception and 800 for cognition.
     """
@@ -87,12 +88,12 @@ def dynamath(items: Sequence[Item], correct: Sequence[bool]) -> dict[str, float]
 
 
 def mean_scores(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Average aggregate scores over samples; all samples have the same scores' names."""
+    """Average aggregate scores over samples; all samples must have the same score names."""
     return {name: _mean(each[name] for each in scores) for name in scores[0]} if scores else {}
 
 
 def _means(items: Sequence[Item], correct: Sequence[bool], group: str) -> dict[str, float]:
-    """Return the accuracy by value of a grouping."""
+    """Map each value of `group` to the accuracy of the questions that have this value."""
     solved: dict[str, list[bool]] = {}
     for item, one in zip(items, correct, strict=True):
         for value in item.groups.get(group, ()):

@@ -27,7 +27,7 @@ IN_FLIGHT = 1024
 class GradedSample:
     """Holds a response and its gradings by stage: symbolic, extracted, judged.
 
-    Each stage starts from the previous one: it changes the grading of those responses that the stage is for.
+    Each stage starts from the previous one: it changes only the gradings of the responses that it applies to.
     """
 
     completion: Completion
@@ -66,7 +66,7 @@ class Graders:
             last = found["extracted"] = await self._extracted(item, response, last)
         if self.judged is not None:
             if last.verdict is Verdict.UNKNOWN and last.extracted is not None:
-                last = await self.judged.grade(item.problem, _as_answer(last.extracted))
+                last = await grade_by_rule(item.problem, item.also, None, _as_answer(last.extracted), self.judged)
             found["judged"] = last
         return found
 
@@ -74,7 +74,8 @@ class Graders:
         return await grade_by_rule(item.problem, item.also, item.rule, response, self.symbolic)
 
     async def _extracted(self, item: Item, response: str, before: Grading) -> Grading:
-        """Grade the answer that the extractor finds in a response without one; a failed request leaves it unknown."""
+        """Grade the answer that the extractor finds if the grader found none; if the request fails, the verdict is
+        UNKNOWN."""
         if before.extracted is not None or not response.strip():
             return before
         answer, reason = await self.extractor.find(item.problem, response)

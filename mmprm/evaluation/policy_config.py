@@ -42,7 +42,7 @@ class PolicyEvalConfig(Config):
     """Name of the benchmark, which determines the columns to read, the answer rule and the aggregate scores. `problems`
     means the columns that all other commands read."""
     columns: Columns = Columns()
-    """Names of the columns if benchmark=problems."""
+    """Names of the columns to read if benchmark=problems."""
     samples: int = Field(1, ge=1)
     """Number of responses per question. With more than one, pass@k and the majority vote are also reported, and
     sampling.temperature must be above 0."""

@@ -23,7 +23,7 @@ from mmprm.types import Grading, Verdict
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Holds the metrics over a set of questions with 95 % intervals, and the number of responses by verdict.
+    """Holds the metrics over a set of questions with 95% intervals, and the number of responses by verdict.
 
     - accuracy = correct / all, the mean over samples (avg@n), which estimates pass@1;
     - of_known = correct / (correct + incorrect), or None if no verdict is known;
@@ -128,7 +128,7 @@ def score(
     samples: int,
     seed: int,
 ) -> Score:
-    """Compute the metrics of questions that have `samples` responses each, or none if they could not be sampled.
+    """Compute the metrics of questions with `samples` responses each; unanswered questions have none.
 
     The bootstrap resamples whole families, because versions of one problem are not independent.
     """

@@ -29,9 +29,10 @@ AnswerRule = Callable[[str, str], Decision | None]
 MAX_ANSWER = 300
 """Maximum number of characters of an answer that a rule reads; the symbolic grader decides longer ones."""
 
+_PERCENT = re.compile(r"\s*(?:\\?%|percent\b)")
 _VALUE_BOUND = 10**30
 _SLACK = Fraction(1, 10**12)
-"""Relative slack of a tolerance, because π and roots are evaluated in floating point."""
+"""Fraction of the gold value that is added to its tolerance, because π and roots are evaluated in floating point."""
 
 
 def within(*, relative: float = 0.0, absolute: float = 0.0, percent: bool = False) -> AnswerRule:
@@ -56,18 +57,24 @@ def rounded(decimals: int) -> AnswerRule:
     """Accept numbers that equal the gold value after both are rounded to `decimals` places."""
 
     def rule(gold: str, answer: str) -> Decision | None:
-        values = _values(gold, answer)
-        if values is None:
-            return None
-        return _decision(round(values[0], decimals) == round(values[1], decimals), f"{gold}, to {decimals} decimals")
+        readings = _readings(gold, answer)
+        equal = [round(value, decimals) == round(other, decimals) for value, other in readings]
+        return _decision(any(equal), f"{gold}, to {decimals} decimals") if readings else None
 
     return rule
 
 
 def truncated(gold: str, answer: str) -> Decision | None:
     """Accept numbers whose integer part, rounded toward zero, equals the gold integer."""
-    values = _values(gold, answer)
-    return None if values is None else _decision(math.trunc(values[1]) == values[0], f"{gold}, truncated")
+    readings = _readings(gold, answer)
+    equal = [math.trunc(other) == value for value, other in readings]
+    return _decision(any(equal), f"{gold}, truncated") if readings else None
+
+
+def in_order(gold: str, answer: str) -> Decision | None:
+    """Accept lists with the same numbers in the same order as the gold list, with any brackets or none."""
+    one, other = _listed(gold), _listed(answer)
+    return None if one is None or other is None else _decision(one == other, f"the list {gold}")
 
 
 def labeled(*labels: str) -> AnswerRule:
@@ -82,9 +89,10 @@ def labeled(*labels: str) -> AnswerRule:
 
 
 def containing(gold: str, answer: str) -> Decision | None:
-    """Accept answers that contain the gold words, ignoring case, without a negation.
+    """Accept answers that contain the words of the gold answer, ignoring case, and no negation.
 
-    A gold of three or more letters may be the beginning of a word ("Sep" in "September"). Formulas are not compared.
+    A gold answer of three or more letters may be the beginning of a word ("Sep" in "September"). Formulas are not
+    compared.
     """
     wanted, given = plain_words(gold), plain_words(answer)
     is_word = is_prose(wanted) or re.fullmatch(r"[^\W\d_]{3,}", wanted)
@@ -160,7 +168,7 @@ def _evaluated(text: str) -> Fraction | None:
 
 
 def _values(gold: str, answer: str) -> tuple[Fraction, Fraction] | None:
-    """Return both numbers, or None if one text is not a number or their units differ."""
+    """Return the values of both texts, or None if either is not a number or their units differ."""
     if len(answer) > MAX_ANSWER:
         return None
     one, other = value_of(gold), value_of(answer)
@@ -168,6 +176,23 @@ def _values(gold: str, answer: str) -> tuple[Fraction, Fraction] | None:
         return None
     units = {unit for _, unit in (one, other) if unit != NO_UNIT}
     return (one[0], other[0]) if len(units) < 2 else None
+
+
+def _readings(gold: str, answer: str) -> list[tuple[Fraction, Fraction]]:
+    """Return the (gold, answer) values for each way to interpret a percent sign in the answer.
+
+    If only the answer has a percent sign, the sign may be the unit that the question asks for: 50% is 0.5 or 50.
+    """
+    bare = answer if _PERCENT.search(gold) else _PERCENT.sub("", answer)
+    return [values for text in dict.fromkeys((answer, bare)) if (values := _values(gold, text)) is not None]
+
+
+def _listed(text: str) -> list[Fraction] | None:
+    """Return the values of a list of at least two numbers, or None for other texts."""
+    if len(text) > MAX_ANSWER:
+        return None
+    values = [value_of(part) for part in re.split(r",|\band\b", clean(text).strip(" $()[]{}\\"))]
+    return [value for value, _ in values] if len(values) > 1 and None not in values else None
 
 
 def _allowed(gold: Fraction, relative: float, absolute: float) -> Fraction:

@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
 from mmprm.data.cells import Row, parsed
-from mmprm.evaluation.entries import YES_NO, Entry
+from mmprm.evaluation.entries import YES_NO, Entry, published_answer
 from mmprm.evaluation.math_benchmarks import first_images
 from mmprm.evaluation.rules import containing, first_of, labeled, rounded, within
 from mmprm.grading.choice import inline_choices
@@ -48,10 +49,11 @@ def read_mmstar(row: Row) -> Entry:
 
 
 def read_chartqa(row: Row) -> Entry:
-    """Read a row of ChartQA. Source of the rule: its paper, section 5.1 (within 5 % of the gold, or the same text)."""
+    """Read a row of ChartQA. Source of the rule: its paper, section 5.1 (within 5% of the gold value, or the same
+    text)."""
     question = row["query"] if "query" in row else row["question"]
     label = row["label"] if "label" in row else row["answer"]
-    golds = [str(gold) for gold in (label if isinstance(label, list | tuple) else [label])]
+    golds = [published_answer(gold) for gold in (label if isinstance(label, list | tuple) else [label])]
     # The hub's class label has 0 for questions by people; lmms-lab's copy has human_test and augmented_test.
     kind = row["human_or_machine"] if "human_or_machine" in row else row["type"]
     images = listed(row["image"])
@@ -85,7 +87,7 @@ def read_vsr(row: Row) -> Entry:
     return Entry(
         id=digest,
         question=f"Is this statement about the image true? {row['caption']}\n{YES_NO}",
-        answer="Yes" if int(row["label"]) else "No",
+        answer=_yes_if(row["label"]),
         images=listed(row["image"]),
         groups={"relation": row["relation"]},
         rule=_YES_OR_NO,
@@ -125,7 +127,7 @@ def read_mmmu(row: Row) -> Entry:
     """
     subject = "_".join(row["id"].split("_")[1:-1])
     answers = parsed(row["answer"]) if row["question_type"] == "open" else row["answer"]
-    golds = [str(gold) for gold in answers] if isinstance(answers, list | tuple) else [str(answers)]
+    golds = [published_answer(gold) for gold in (answers if isinstance(answers, list | tuple) else [answers])]
     options = row["options"] or []
     return Entry(
         id=row["id"],
@@ -158,7 +160,7 @@ def read_hallusionbench(row: Row) -> Entry:
     return Entry(
         id=f"{group}/{figure}/{number}",
         question=f"{row['question']}\n{YES_NO}",
-        answer="Yes" if str(row["gt_answer"]) == "1" else "No",
+        answer=_yes_if(row["gt_answer"]),
         images=first_images(row, "image", "filename"),
         groups={"category": row["category"], "subcategory": row["subcategory"]},
         rule=_YES_OR_NO,
@@ -169,14 +171,21 @@ def read_hallusionbench(row: Row) -> Entry:
 
 def _letter(answer: str) -> str:
     """Return the letter in a gold answer such as "(A)"; raise ValueError if it has none, as in a hidden split."""
-    letter = answer.strip().strip("().").upper()
+    letter = str(answer).strip().strip("().").upper()
     if len(letter) != 1 or not letter.isalpha():
         raise ValueError(f"its answer {answer!r} is not an option's letter")
     return letter
 
 
+def _yes_if(label: Any) -> str:
+    """Convert the label 0 or 1 to No or Yes; raise ValueError for others."""
+    if int(label) not in (0, 1):
+        raise ValueError(f"its label {label!r} is not 0 or 1")
+    return "Yes" if int(label) else "No"
+
+
 def _yes_or_no(answer: str) -> str:
-    label = answer.strip().strip(".").capitalize()
+    label = str(answer).strip().strip(".").capitalize()
     if label not in ("Yes", "No"):
         raise ValueError(f"its answer {answer!r} is not Yes or No")
     return label

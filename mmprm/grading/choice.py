@@ -51,7 +51,7 @@ _INLINE = re.compile(r"(?:^|[\n;,])\s*\(?([A-J])\s*[.:)、]\s*(.*?)(?=[\n;,]\s*\
 
 
 def inline_choices(text: str) -> tuple[str, ...]:
-    """Return the texts of choices A, B, … that a text lists on separate lines or after semicolons or commas.
+    """Return the texts of choices A, B, … listed in `text`, one per line or separated by semicolons or commas.
 
     If A occurs several times, the list starts at the last one. Returns () unless it has at least two choices, in order.
     """
@@ -142,7 +142,7 @@ def _is_short(text: str) -> bool:
 
 
 def option(answer: str, choices: Sequence[str], same: Callable[[str, str], Outcome] | None = None) -> int | None:
-    """Return the index of the option that `answer` selects, trying its text, its letter and its value in that order.
+    """Return the index of the option that `answer` selects by text, else by letter, else by value.
 
     Letters take precedence if the options are letters themselves ("D. I"). `same` compares an option with an answer.
     """
@@ -205,8 +205,7 @@ Chosen = tuple[Outcome, str]
 
 
 def decide(gold: str, answer: str, choices: Sequence[str], same: Callable[[str, str], Outcome]) -> Chosen | None:
-    """Compare the options selected by the gold answer and the answer, or return None if they must be compared as
-    values."""
+    """Compare the options that two answers select, or return None if the answers must be compared as values."""
     wanted = gold_letters(gold)
     if len(wanted) > 1:
         named = letters(answer)

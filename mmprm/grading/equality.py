@@ -86,7 +86,8 @@ def _has_imaginary(node: Expression) -> bool:
 
 
 def sample_points(names: Sequence[str]) -> list[dict[str, Fraction]]:
-    """Return seven sample points with irregular rational coordinates: four positive, three of both signs."""
+    """Return seven sample points with irregular rational coordinates; in three of the points, the signs of the
+    coordinates alternate."""
     points = []
     for i in range(7):
         values = {}

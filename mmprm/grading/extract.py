@@ -84,7 +84,8 @@ def without_thoughts(text: str) -> str:
 
 
 Found = tuple[bool, str]
-"""A pair (whether this kind of answer was found, its text). An empty text means that the response has no answer."""
+"""A (found, text) pair: whether a response contains this kind of answer, and the answer's text. An empty text means
+that the response has no answer."""
 
 
 def _tagged(text: str) -> Found:

@@ -47,9 +47,9 @@ class AnswerJudgeConfig(Config):
     calibration: PathText = "runs/judge.json"
     """Calibration file that mmprm grade --calibrate writes for this judge. The judge cannot be used without it."""
     min_precision: float = Field(0.9, ge=0, lt=1)
-    """Minimum fraction of accepted answers that are correct. The calibration's 95 % interval must be above it."""
+    """Minimum fraction of accepted answers that are correct. The calibration's 95% interval must be above it."""
     min_agreement: float = Field(0.9, ge=0, lt=1)
-    """Minimum fraction of decided answers with a correct verdict. The calibration's 95 % interval must be above it."""
+    """Minimum fraction of decided answers with a correct verdict. The calibration's 95% interval must be above it."""
     max_tokens: int = Field(16, ge=1)
     """Maximum number of tokens in a reply. A reasoning judge needs more tokens, and a server that strips its reasoning
     from the reply.

@@ -100,7 +100,7 @@ def compare_labels(gold: str, answer: str, own_sets: Sequence[Sequence[str]] = (
 
 
 def compare_words(gold: str, answer: str) -> Outcome:
-    """Compare prose answers that are not known labels; a sentence may state the gold answer, or deny it."""
+    """Compare prose answers that are not known labels, including sentences that state or deny the gold answer."""
     gold_text, answer_text = plain_words(gold), plain_words(answer)
     if gold_text == answer_text or skeleton(gold) == skeleton(answer):
         return SAME

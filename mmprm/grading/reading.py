@@ -75,7 +75,7 @@ _BRACKETS = re.compile(
     r"(?P<name>[A-Z](?:_\{?\w+\}?)?'*)?\s*(?P<open>\\?\{|\(|\[)(?P<inside>.*?)(?P<close>\\?\}|\)|\])", re.DOTALL
 )
 _TRANSPOSED = re.compile(r"(?<=[)\]])\s*\^\s*\{?\s*(?:T|\\top|\\text\{T\})\s*\}?$")
-"""Matches a transpose sign after a row of numbers, which is ignored because it does not change the vector."""
+"""Matches a transpose sign after a row of numbers; the sign is ignored, because it does not change the vector."""
 _BUILDER = re.compile(
     r"\\?\{\s*(?P<name>[a-zA-Z]\w?)\s*(?:\\in\s*(?:\\mathbb\{R\}|R)\s*)?[|:]\s*(?P<condition>.+?)\s*\\?\}"
 )

@@ -325,7 +325,7 @@ def _proportional(gold: Compound, given: Compound) -> Outcome | None:
 
 
 def _ratio_against_value(gold: Reading, given: Reading, symbols: SymbolTest) -> Outcome:
-    """Compare a ratio with a value: 2:3 against 2/3 is undecided, and any other value is different."""
+    """Compare a ratio with a value: undecided if they may be equal, as 2:3 and 2/3, and different otherwise."""
     ratio, value = (gold, given) if isinstance(gold, Compound) else (given, gold)
     if len(ratio.items) != 2 or not all(isinstance(item, Leaf) for item in ratio.items):
         return DIFFERENT

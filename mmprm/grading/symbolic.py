@@ -66,7 +66,7 @@ def _never_ask(gold: str, given: str) -> Outcome:
 
 
 def _compare_inline(gold: str, given: str) -> Outcome:
-    """Compare an option with an answer in this process, or return UNDECIDED if that requires a worker."""
+    """Compare an option with an answer in this process, or return UNDECIDED if the comparison requires a worker."""
     try:
         return compare(gold, given, _never_ask)
     except TooLongError:

@@ -22,9 +22,9 @@ _MAX_DIGITS = 1000
 
 
 def same_value(gold: str, given: str) -> Outcome:
-    """Compare two expressions, or two equations or inequalities, as values.
+    """Compare two expressions, relations, matrices or sets.
 
-    Returns UNDECIDED if the gold does not parse, and DIFFERENT if only the answer does not parse.
+    Returns UNDECIDED if the gold answer does not parse, and DIFFERENT if only the other answer does not parse.
     """
     gold_value = _parse(gold)
     if gold_value is None:

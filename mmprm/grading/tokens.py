@@ -97,7 +97,7 @@ class TokenStream:
             raise UnreadableError(f"no {token}")
 
     def ends(self) -> list[str]:
-        r"""Consume the endpoints of \vec{AB} (the vector B - A), or return [] for any other vector."""
+        r"""Consume and return the endpoints of \vec{AB} (the vector B - A), or return [] for any other vector."""
         start = self._index
         tokens = self._tokens[start : start + 4]
         if len(tokens) < 4 or (tokens[0], tokens[3]) != ("{", "}") or not (tokens[1] + tokens[2]).isupper():

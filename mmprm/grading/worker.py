@@ -32,7 +32,8 @@ def main() -> None:
 
 
 def _prepare() -> None:
-    """Load and warm up the symbolic library, and silence its timeout warnings, since this module limits the time."""
+    """Load and warm up the symbolic library, and silence its timeout warnings, because this module enforces its own
+    limit."""
     from mmprm.grading.symbols import same_value
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)

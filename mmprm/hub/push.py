@@ -143,7 +143,7 @@ _WAYS_OUT = {
 
 @contextlib.contextmanager
 def _hub_errors(api: Any, repo: str) -> Iterator[None]:
-    """Convert the errors of huggingface_hub to HubError, adding advice on how to solve them."""
+    """Convert the errors of huggingface_hub to HubError, adding advice on how to fix them."""
     from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
     try:

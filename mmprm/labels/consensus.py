@@ -118,7 +118,7 @@ def keep_agreeing_first_errors(examples: Sequence[LabeledExample], rule: Agreeme
 
 
 AGREEMENTS = {"steps": keep_agreeing_steps, "first_errors": keep_agreeing_first_errors}
-"""Functions that keep what label and judge agree on, by the value of `agree`."""
+"""Maps each value of `agree` to the function that keeps the labels or paths on which the label and the judge agree."""
 
 
 def count_agreement(examples: Sequence[LabeledExample], rule: AgreementRule) -> AgreementCounts:

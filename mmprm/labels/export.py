@@ -44,9 +44,10 @@ class ExportConfig(Config):
     """Kind of labels to write. soft: the share of correct rollouts; hard: correct or incorrect. Defaults to soft if the
     format supports it."""
     threshold: float = Field(0.0, ge=0, lt=1)
-    """Share of correct rollouts above which a label counts as positive, and a hard label is written as correct."""
+    """Share of correct rollouts above which a label counts as positive and, if kind=hard, is written as correct."""
     negatives: float | None = Field(None, gt=0)
-    """Maximum number of negative labels per positive label in the train split, chosen with the seed; null keeps all."""
+    """Maximum number of negative labels per positive label in the train split; the surplus is dropped at random. null
+    keeps all."""
     agree: Literal["steps", "first_errors"] | None = None
     """How an exported label must agree with the judge of mmprm consensus. steps: keep only labels that the judge
     confirms; first_errors: keep only solutions in which both find the first error at the same step."""
@@ -82,7 +83,7 @@ class SplitCounts:
 
 @dataclass(frozen=True, slots=True)
 class ExportSummary:
-    """Summarizes an export, including all that was left out."""
+    """Summarizes an export, including everything that was left out."""
 
     kind: LabelKind
     splits: dict[str, SplitCounts]
@@ -96,7 +97,8 @@ class ExportSummary:
     images_left_out: int
     """Number of problems whose images are left out because the format cannot represent them."""
     overlap: dict[str, dict[str, str]]
-    """Maps each benchmark file to a dict from each problem with a near-duplicate in the export to that duplicate."""
+    """Maps each benchmark file to a dict from the ids of its problems to the ids of their near-duplicates in the
+    export."""
 
 
 def export_labels(config: ExportConfig) -> ExportSummary:
@@ -233,7 +235,7 @@ def balance(examples: Sequence[LabeledExample], config: ExportConfig) -> tuple[l
 
 
 def _overlap(examples: Sequence[LabeledExample], benchmark: str) -> dict[str, str]:
-    """Map each benchmark problem with a near-duplicate in the export to that duplicate.
+    """Map the id of each benchmark problem that has a near-duplicate in the export to the id of that near-duplicate.
 
     The exported problems come first in the comparison and contain no duplicates, so each match is one of them.
     """

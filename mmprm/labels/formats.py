@@ -54,12 +54,13 @@ class Content(NamedTuple):
 
 
 def numbered(steps: Sequence[str]) -> list[str]:
-    """Strip the steps and number them in Math-Shepherd's style, "Step 1: …", keeping existing numbers."""
+    """Remove whitespace around each step, and prefix it with its number as in Math-Shepherd ("Step 1: ") unless it has
+    one."""
     return [f"Step {number}: {step}" for number, step in enumerate(unnumbered(steps), start=1)]
 
 
 def unnumbered(steps: Sequence[str]) -> list[str]:
-    """Strip the steps and remove their own numbers, such as a leading "Step 3: " from step 3."""
+    """Remove whitespace around each step, and its own number, such as a leading "Step 3: " in step 3."""
     return [step.strip().removeprefix(f"Step {number}: ") for number, step in enumerate(steps, start=1)]
 
 
@@ -84,7 +85,7 @@ class LabelFormat:
     """Separator with which an unlabeled step is joined to the next one; None if the format supports unlabeled steps."""
     images: bool = False
     numbered: bool = False
-    """Whether steps are written with numbers and without surrounding white space."""
+    """Whether steps are written with numbers and without surrounding whitespace."""
 
 
 def repeat_shared(paths: Sequence[LabeledPath]) -> list[LabeledPath]:

@@ -12,7 +12,7 @@ from mmprm.steps import StepFormat, plain
 from mmprm.trees.given import StepLabels, label_steps, root_value
 from mmprm.trees.stopping import rule_of
 from mmprm.trees.store import Store
-from mmprm.types import Counts, LabeledPath, Problem
+from mmprm.types import Counts, LabeledPath, Problem, Tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +39,20 @@ def check_completers(stores: Sequence[Store]) -> None:
 
 
 def label_given(stores: Sequence[Store], step_format: StepFormat) -> Iterator[LabeledGiven]:
-    """Yield each given solution that has a label, with the combined labels of all completers.
+    """Yield each given solution that has a label, with the combined labels of the completers that are done with it.
 
     The label of a prefix is kept on the first solution of its problem that begins with it.
     """
     rules = [rule_of(store.config) for store in stores]
+    done = [set(store.ids("done")) for store in stores]
     labeled: set[bytes] = set()
     for solution in _solutions(stores):
         given = solution.given
         assert given is not None, "check_completers requires given solutions"
-        trees = [store.tree(solution.id) for store in stores]
+        trees = [
+            store.tree(solution.id) if solution.id in finished else Tree(solution.id, ())
+            for store, finished in zip(stores, done, strict=True)
+        ]
         each = [label_steps(tree, given, rule) for tree, rule in zip(trees, rules, strict=True)]
         steps = tuple(plain(step, step_format) for step in given.steps)
         labels = list(combine_labels(each, given.mode))
@@ -72,7 +76,7 @@ def label_given(stores: Sequence[Store], step_format: StepFormat) -> Iterator[La
 def combine_labels(labels: Sequence[StepLabels], mode: str) -> StepLabels:
     """Combine the labels of several completers, step by step; the counts are added up.
 
-    values: the mean of the completers' values, which is the value of completing with a completer chosen at random;
+    values: the mean of the completers' values, which is the value under a completer that is chosen at random;
     first_error: the maximum, because a correct rollout of any completer proves that a prefix is recoverable. The last
     step keeps the verdict of the solution.
     """
@@ -81,7 +85,7 @@ def combine_labels(labels: Sequence[StepLabels], mode: str) -> StepLabels:
 
 
 def disagreement(labels: Sequence[StepLabels]) -> tuple[float | None, ...]:
-    """Return the largest difference between two completers' values of each step, or None with fewer than two values."""
+    """Return the largest difference between the completers' values of each step, or None for fewer than two values."""
     values = ([label.value for label in step if label is not None] for step in zip(*labels, strict=True))
     return tuple(max(known) - min(known) if len(known) > 1 else None for known in values)
 

@@ -54,8 +54,8 @@ class ImportConfig(RowsConfig):
     format: SourceName
     """Layout of the records; steps is a plain layout with question, steps and labels."""
     rollouts: int | None = Field(None, ge=1)
-    """Number of rollouts per label in layouts with shares instead of counts, such as 16 for MM-PRM. It sets the counts
-    and thus the weight of each label; null counts a label as one rollout."""
+    """Number of rollouts per label in layouts that store shares instead of counts, such as 16 for MM-PRM. It sets the
+    counts and thus the weight of each label; null counts a label as one rollout."""
     neutral: NeutralAs | None = None
     """Meaning of a neutral rating in PRM800K and VisualProcessBench: correct, incorrect or none (no label). null means
     correct for PRM800K and none for VisualProcessBench."""
@@ -75,7 +75,8 @@ class ImportConfig(RowsConfig):
     test: float = Field(0.0, ge=0, lt=1)
     """Fraction of the problems in the test split."""
     only_split: Split | None = None
-    """Put all problems in this split, as for a benchmark (test); null splits by problem."""
+    """Split that receives all problems, such as test for a benchmark; null divides the problems according to dev and
+    test."""
     seed: int = 0
     """Random seed for the split."""
     source: str | None = None

@@ -15,7 +15,7 @@ Cells = list[list[dict[str, Any]]]
 
 
 def observation_cells(observations: Sequence[Observation] | None) -> Cells | None:
-    """Return the parts of each observation as cells, with embedded images, or None for None."""
+    """Return the parts of each observation as cells, with embedded images, or None if `observations` is None."""
     if observations is None:
         return None
     return [[_cell(part) for part in observation.parts] for observation in observations]

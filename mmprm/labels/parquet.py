@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +60,8 @@ _OPTIONAL = {"judge", "judged_by", "root_value", "solution_id", "author", "disag
 """Columns that a labels file may lack."""
 
 _ROW_GROUP = 2048
+_ROW_GROUP_BYTES = 256 * 2**20
+"""Maximum bytes of images per row group, apart from its last row. Arrow cannot hold 2 GiB of them in one column."""
 _METADATA = "mmprm."
 FLOAT32_ROUNDING = 1e-6
 
@@ -98,7 +99,6 @@ def write_parquet(
 ) -> None:
     """Stream the examples to a file atomically; `metadata` states where imported labels come from."""
     path = Path(path)
-    rows = (_row(example) for example in examples)
     schema = SCHEMA.with_metadata({f"{_METADATA}{name}": value for name, value in (metadata or {}).items()})
     with (
         whole_file(path, "wb") as file,
@@ -111,8 +111,28 @@ def write_parquet(
             write_page_checksum=True,  # otherwise a flipped bit could silently change a label
         ) as writer,
     ):
-        while group := list(islice(rows, _ROW_GROUP)):
+        for group in _row_groups(map(_row, examples)):
             writer.write_table(pyarrow.Table.from_pylist(group, schema=schema))
+
+
+def _row_groups(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Yield the rows in groups that fit in memory, also if each row holds the images of a whole episode."""
+    group: list[dict[str, Any]] = []
+    size = 0
+    for row in rows:
+        group.append(row)
+        size += _image_bytes(row)
+        if len(group) == _ROW_GROUP or size >= _ROW_GROUP_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _image_bytes(row: dict[str, Any]) -> int:
+    parts = (part["image"] for parts in row["observations"] or () for part in parts)
+    images = (image["bytes"] for image in row["images"])
+    return sum(len(each or b"") for each in (*parts, *images))
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -167,8 +187,8 @@ def read_parquet(path: str | Path, split: Split | None = None, turns: bool = Fal
 
 
 def known_columns(names: Iterable[str], path: str | Path) -> list[str]:
-    """Return those of `names` that are columns of a labels file, in the current or an earlier version. Raises DataError
-    if a column is missing."""
+    """Select the names that are columns of a labels file, in the current or an earlier version. Raises DataError if a
+    column is missing."""
     known = [name for name in names if EARLIER_NAMES.get(name, name) in SCHEMA.names]
     missing = set(SCHEMA.names) - _OPTIONAL - {EARLIER_NAMES.get(name, name) for name in known}
     if missing:

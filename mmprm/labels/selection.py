@@ -51,7 +51,8 @@ class SelectionCounts:
 def select_labels(
     examples: Sequence[LabeledExample], config: SelectionConfig
 ) -> tuple[list[LabeledExample], SelectionCounts]:
-    """Apply the rules in the order agreement, rollouts, posterior, information; return the examples that have labels.
+    """Apply the rules for agreement, rollouts, posterior and information, in this order; return the examples that still
+    have labels, with counts.
 
     Raises ConfigError if agreement is required and no example was judged.
     """

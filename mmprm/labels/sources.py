@@ -91,7 +91,8 @@ def _from_mapping(label: Mapping[str, Any]) -> Counts | None:
 
 
 def _rating(rating: int | None, neutral: NeutralAs) -> Counts | None:
-    """Convert a human rating to counts: 1 means correct, -1 incorrect, 0 what `neutral` says, and None unrated."""
+    """Convert a human rating to counts: 1 is correct, -1 is incorrect, and `neutral` gives the meaning of 0; None
+    remains None."""
     if rating is None:
         return None
     if rating not in (-1, 0, 1) or isinstance(rating, bool):
@@ -216,7 +217,8 @@ _GENPRM_VERDICT = re.compile(r"<output>.*?\\boxed\{(Yes|No)\}.*?</output>", re.D
 
 
 def _read_genprm(record: Record, options: SourceOptions) -> list[SourceSolution]:
-    """Read a GenPRM-MATH-Data record: user turns hold the paragraphs, assistant turns a critique with a verdict."""
+    """Read a GenPRM-MATH-Data record: each user turn holds a paragraph, and each assistant turn a critique with its
+    verdict."""
     turns = [turn for turn in record["conversations"] if turn["role"] != "system"]
     asked, critiques = turns[::2], turns[1::2]
     if [turn["role"] for turn in turns] != ["user", "assistant"] * len(critiques) or not critiques:

@@ -36,7 +36,7 @@ conclusions? It does not matter that the solution may be unfinished. Reply with 
 _PROMPT_HASH = hashlib.sha256((_BEFORE + _AFTER).encode()).hexdigest()[:16]
 
 MIN_MASS = 0.5
-"""Minimum value of P(Yes) + P(No); with less, the reply counts as neither Yes nor No."""
+"""Minimum value of P(Yes) + P(No); below it, the reply counts as neither Yes nor No."""
 TOP_LOGPROBS = 20
 """Number of log-probabilities to request; the maximum in OpenAI's API and vLLM's default limit."""
 EXAMPLES_TOGETHER = 256
@@ -76,7 +76,7 @@ class StepJudge:
         """Add the judge's probability to each labeled step of the examples, or None where the judge gave no
         probability.
 
-        Raises EngineStoppedError if the servers are gone. Earlier replies come from the cache.
+        Raises EngineStoppedError if the servers are unavailable. Earlier replies come from the cache.
         """
         judged: list[LabeledExample] = []
         for start in range(0, len(examples), EXAMPLES_TOGETHER):

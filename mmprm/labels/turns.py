@@ -9,13 +9,15 @@ from mmprm.config import build
 from mmprm.environments.episode import outcome
 from mmprm.environments.interface import Environment, Observation
 from mmprm.environments.load import EnvironmentConfig, make_environment
-from mmprm.environments.replay import replay
+from mmprm.environments.replay import Replayed, replay
 from mmprm.errors import EpisodeError
 from mmprm.labels.soft_labels import label_tree
 from mmprm.sampling.seeds import environment_seed
 from mmprm.trees.stopping import rule_of
 from mmprm.trees.store import Store
 from mmprm.types import LabeledPath, Problem, Verdict
+
+_ATTEMPTS = 3
 
 
 def label_turns(store: Store, seed: int) -> Iterator[tuple[Problem, LabeledPath, tuple[Observation, ...]]]:
@@ -37,7 +39,7 @@ def label_turns(store: Store, seed: int) -> Iterator[tuple[Problem, LabeledPath,
 def _observations(
     environment: Environment, problem: Problem, seed: int, path: LabeledPath, config: EnvironmentConfig
 ) -> tuple[Observation, ...]:
-    found = replay(environment, problem, seed, path.steps)
+    found = _replayed(environment, problem, seed, path, config)
     verdict, _ = outcome(found.transitions, config.success_return)
     last = path.counts[-1]
     stored = Verdict.CORRECT if last is not None and last.correct else Verdict.INCORRECT
@@ -47,3 +49,20 @@ def _observations(
             "environment with which the run was annotated"
         )
     return (found.start, *(transition.observation for transition in found.transitions[:-1]))
+
+
+def _replayed(
+    environment: Environment, problem: Problem, seed: int, path: LabeledPath, config: EnvironmentConfig
+) -> Replayed:
+    """Replay a path, again with new environments if the environment breaks.
+
+    In the run, a break only leaves a rollout without a verdict, so it must not cost the labels either.
+    """
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            return replay(environment, problem, seed, path.steps)
+        except EpisodeError as error:
+            if error.__cause__ is None:  # the environment did not break: the episode ended early
+                raise
+        environment = make_environment(config)
+    return replay(environment, problem, seed, path.steps)

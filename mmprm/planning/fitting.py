@@ -13,9 +13,9 @@ Changes = Mapping[str, Any]
 def ways_to_fit(fits: Callable[[Changes], bool], changes: Iterable[Changes]) -> list[Changes]:
     """Return changes that make a configuration fit.
 
-    Settings cost only time, so they are tried before other hardware: each alone, where the first that fits counts among
-    those with the same keys, then in combinations. Each change of hardware is then tried alone. If nothing fits, all
-    changes are combined. Unneeded parts of a combination are left out.
+    Settings cost only time, so they are tried before other hardware: each alone, then in combinations. Of several
+    changes to the same keys, only the first that suffices is returned. Each change of hardware is then tried alone. If
+    nothing fits, all changes are combined. Unneeded parts of a combination are left out.
     """
     changes = list(changes)
     settings = [change for change in changes if not any(key.startswith("hardware.") for key in change)]
@@ -25,7 +25,7 @@ def ways_to_fit(fits: Callable[[Changes], bool], changes: Iterable[Changes]) -> 
 
 
 def _alone(fits: Callable[[Changes], bool], changes: Iterable[Changes]) -> list[Changes]:
-    """Return the changes that suffice alone, one for each set of keys."""
+    """Return the changes that each suffice on their own: the first such change for each set of keys."""
     found: dict[frozenset[str], Changes] = {}
     for change in changes:
         if frozenset(change) not in found and fits(change):
@@ -34,9 +34,9 @@ def _alone(fits: Callable[[Changes], bool], changes: Iterable[Changes]) -> list[
 
 
 def _combined(fits: Callable[[Changes], bool], changes: Sequence[Changes]) -> list[Changes]:
-    """Return the first combination that suffices: of several changes in order, or else a pair."""
+    """Return the first combination that suffices, trying all pairs and then ever longer prefixes of `changes`."""
     pairs = (_join(left, right) for left, right in combinations(changes, 2) if left.keys().isdisjoint(right))
-    for joint in chain(accumulate(changes, _join), pairs):
+    for joint in chain(pairs, accumulate(changes, _join)):
         if fits(joint):
             return [_needed(fits, joint)]
     return []

@@ -133,9 +133,9 @@ def kept_activations(layers: Layers, tokens: int, longest: int, precision: Preci
 
 
 def working_activations(layers: Layers, tokens: int, longest: int, precision: Precision, checkpointing: bool) -> float:
-    """Return the bytes beyond `kept_activations` for the layer whose backward pass is running on T tokens.
+    """Return the bytes that a layer's backward pass on T tokens needs beyond `kept_activations`.
 
-    These are its gradients, 3eI per token, and, with checkpointing, its saved tensors.
+    These are the layer's gradients, 3eI per token, and, with checkpointing, its saved tensors.
     """
     saved = saved_by_a_layer(layers, longest, precision) if checkpointing else 0.0
     return tokens * (saved + 3 * width(precision) * layers.intermediate)

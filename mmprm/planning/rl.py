@@ -57,7 +57,7 @@ class RLSettings:
     """Whether log-probabilities of the policy or the reference model are computed before the updates."""
     scorer: ScorerSettings | None = None
     teacher: Shape | None = None
-    """Layer sizes and parameter counts of the teacher of a distillation, which is sharded like the reference model."""
+    """Layer sizes and parameter counts of the distillation teacher, which is sharded like the reference model."""
     host_gib: float | None = None
     offloads_reference: bool = False
     """Whether the reference model's shards are kept in CPU memory."""

@@ -41,7 +41,7 @@ class Tower:
     layers: Layers
     tokens: float
     length: float
-    """Number of vision tokens that attend to each other: those of an InternVL tile or a window, or else an assumed
+    """Number of vision tokens that attend to each other: one InternVL tile, one window or, for other models, an assumed
     1024."""
     features: int
     """Number of features per image token: one, plus one for each deepstack layer of Qwen3-VL."""
@@ -75,8 +75,8 @@ class Shape:
     language: Layers
     vision: Tower | None
     converted: int = 0
-    """Number of parameters that transformers rearranges when it loads a checkpoint: those of experts. At ZeRO stage 3,
-    every rank holds all of them in CPU memory while it loads."""
+    """Number of parameters that transformers rearranges when it loads a checkpoint: the expert parameters. At ZeRO
+    stage 3, every rank holds all of them in CPU memory while it loads."""
 
     @property
     def trained(self) -> int:

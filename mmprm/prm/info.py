@@ -44,7 +44,7 @@ TOKENS: dict[str, PrmTokens] = {
 
 
 class AggregatorEvidence(Config):
-    """Holds the aggregator's best-of-N accuracy on its development set, with a 95 % confidence interval."""
+    """Holds the aggregator's best-of-N accuracy on its development set, with a 95% confidence interval."""
 
     problems: int = Field(ge=1)
     """Number of problems in the development set."""

@@ -134,8 +134,8 @@ def _assemble(backbone: PreTrainedModel, processor: Any, info: PrmInfo) -> Prm:
 
 
 def _extend_embeddings(backbone: PreTrainedModel, known: int, wanted: int) -> None:
-    """Extend the embeddings to at least `wanted` rows, and set rows `known` to `wanted` - 1 to the mean of the first
-    `known` rows."""
+    """Extend the embeddings to at least `wanted` rows, and set rows `known` to `wanted` - 1 to the mean of all earlier
+    rows."""
     if wanted > backbone.get_input_embeddings().num_embeddings:
         backbone.resize_token_embeddings(wanted, mean_resizing=False)
     # Keyed by identity, because tied embeddings share one table.

@@ -1,4 +1,4 @@
-"""Build the page on which to read rows of `mmprm bridge` before training on them."""
+"""Build a page for reviewing rows of `mmprm bridge` before training on them."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def smoothing(count: int) -> int:
-    """Return the window of the moving mean for a curve of `count` values. Curves of up to 39 values are not
+    """Return the window size of the moving mean for a curve of `count` values. Curves of up to 39 values are not
     smoothed."""
     return max(1, count // 20)
 

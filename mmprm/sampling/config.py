@@ -110,7 +110,7 @@ class WholeDistributionConfig(Config):
     temperature: float = Field(1.0, ge=0)
     """Sampling temperature; 0 selects the most likely token."""
     max_tokens: int = Field(1024, ge=1)
-    """Maximum number of tokens per completion; a completion truncated there has finish_reason "length"."""
+    """Maximum number of tokens per completion; a completion cut off at this limit has finish_reason "length"."""
 
 
 class SamplingConfig(WholeDistributionConfig):

@@ -85,7 +85,7 @@ class EpisodeEncoder:
         return tuple(_extended(each, self.ids_of(action)) for each, action in zip(masked, actions, strict=True))
 
     def ids_of(self, action: Action) -> tuple[int, ...]:
-        """Return the ids of an action as sampled, or those of its text if they are not known."""
+        """Return the token ids of an action as sampled or, if these are unknown, the token ids of its text."""
         if action.ids is not None:
             return action.ids
         return tuple(self._tokenizer(action.text.removeprefix(self.given), add_special_tokens=False).input_ids)

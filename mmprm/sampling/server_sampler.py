@@ -21,7 +21,8 @@ _OPENING = re.compile(r"<(?:think|step(?:_\d+)?)>[^<]*(?:</think>\s*)?\Z")
 
 
 class ServerSampler:
-    """Samples from `engine.servers` on one event loop; close it there, or use it in an `async with` block.
+    """Samples from `engine.servers` on one event loop; must be closed on the same loop, or used in an `async with`
+    block.
 
     A prefix is the beginning of the assistant turn, which the server is asked to continue. All n samples are one
     request: vLLM gives sample i the seed `seed + i`, as local engines do. `token_count` counts the token ids if the

@@ -23,7 +23,7 @@ class TurnBeginning:
     prompt: PromptConfig
 
     def own(self, request: SampleRequest) -> tuple[SampleRequest, str]:
-        """Strip what the prompt already contains from the request's prefix.
+        """Remove from the request's prefix the text that the prompt already contains.
 
         The prompt ends with the opening of the assistant turn and the prefill. Returns the stripped request and the
         text to prepend to its completions.

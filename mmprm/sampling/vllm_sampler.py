@@ -111,7 +111,7 @@ class VllmSampler:
         images: Sequence[ImageRef],
         **settings: Any,
     ) -> RequestOutput:
-        """Return vLLM's output for a prompt of vLLM's format that shows these images; see `generate`."""
+        """Return vLLM's output for a prompt in vLLM's format, together with the given images; see `generate`."""
         problem = request.problem
         try:
             prompt = make_prompt()

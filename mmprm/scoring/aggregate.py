@@ -80,7 +80,7 @@ def chosen_aggregator(configured: str | None, stored: str | None) -> str:
 def vote_weight(name: str, value: float) -> float:
     """Convert an aggregated score to a weight in [0, 1] for weighted voting.
 
-    sum_log is mapped through exp, sum_log_odds through the sigmoid, and mean_odds o to o / (1 + o); all others are
+    sum_log is mapped through exp, sum_log_odds through the sigmoid, and mean_odds through x / (1 + x); all others are
     unchanged. Every map is increasing, so the order of solutions is preserved.
     """
     if name == "sum_log":

@@ -58,8 +58,8 @@ def score_fitting(
     fit: Callable[[Solution], Solution],
     score: Callable[[Sequence[Solution]], list[StepScores]],
 ) -> list[StepScores | DataError]:
-    """Score, in one call, all solutions that `fit` accepts; return its DataError in place of scores for each of the
-    others."""
+    """Call `score` once for all solutions that `fit` accepts; for every other solution, return the DataError that `fit`
+    raised."""
     answers: dict[int, StepScores | DataError] = {}
     fitted: dict[int, Solution] = {}
     for index, solution in enumerate(solutions):

@@ -41,7 +41,8 @@ def open_scorer(config: LocalScorerConfig) -> ClosableScorer:
 
 
 def scorer_info(config: LocalScorerConfig) -> PrmInfo:
-    """Return the configured model's prm.json; from a server, only the aggregator, its evidence and the threshold.
+    """Return the configured model's prm.json; a server provides only the aggregator, the evidence for choosing it, and
+    the threshold.
 
     A thinking judge, on a server or not, has a JudgeInfo.
     """

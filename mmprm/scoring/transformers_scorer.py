@@ -41,7 +41,8 @@ class TransformersScorer:
 
     @property
     def max_tokens(self) -> int | None:
-        """Return the maximum number of tokens of a solution, or None if longer ones are scored as far as they fit."""
+        """Return the maximum number of tokens of a solution, or None if longer solutions are scored as far as they
+        fit."""
         return self._context if self._config.too_long == "refuse" else None
 
     def score(self, solutions: Sequence[Solution]) -> list[StepScores]:

@@ -37,7 +37,7 @@ class AccuracyAtN:
 
 
 def sizes_up_to(most: int) -> list[int]:
-    """Return 1, 2, 4, … up to `most`, followed by `most` itself."""
+    """Return the powers of two up to `most`, and `most` itself, in ascending order."""
     return sorted({2**power for power in range(most.bit_length())} | {most})
 
 

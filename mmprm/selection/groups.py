@@ -171,7 +171,7 @@ def score_groups(groups: Sequence[CandidateGroup], scorer: Scorer) -> list[Candi
 
 
 def with_answer(candidate: Candidate, answer: StepScores | DataError | None) -> Candidate:
-    """Return the candidate with the scorer's answer: its step scores, or the reason why it cannot be scored."""
+    """Return the candidate with the scorer's result: its step scores, or the reason why it cannot be scored."""
     if isinstance(answer, UnknownScoresError):
         return replace(candidate, unscored=str(answer), unknown_scores=True, score_tokens=answer.tokens)
     if isinstance(answer, DataError):
@@ -195,7 +195,7 @@ def score_costs(groups: Iterable[CandidateGroup]) -> dict[str, int]:
 
 
 def rewards(group: CandidateGroup, aggregate: str | None) -> list[float]:
-    """Aggregate each candidate's step scores to a reward, which is -inf if the candidate has no scores."""
+    """Aggregate each candidate's step scores into a reward, which is -inf if the candidate has no scores."""
     if aggregate is None:
         return [-math.inf] * len(group.candidates)
     function = aggregator(aggregate)

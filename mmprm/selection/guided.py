@@ -35,7 +35,7 @@ class Guided:
 
 @dataclass(frozen=True, slots=True)
 class Searched:
-    """Holds the search results in problem order, and the failure reason of each other problem by id."""
+    """Holds the search results in problem order, and the failure reasons of the other problems by id."""
 
     results: list[Guided]
     failed: dict[str, str] = field(default_factory=dict)

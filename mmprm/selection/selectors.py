@@ -46,7 +46,7 @@ class Choices:
 
 
 def random(choices: Choices, inside_BM: Bools) -> Floats:
-    """Choose uniformly at random; the expected accuracy is (1/N) Σ correct."""
+    """Choose uniformly at random; the expected accuracy is the fraction of candidates that are correct."""
     return choices.correct_PM @ inside_BM.T.astype(float) / inside_BM.sum(axis=1)
 
 
@@ -97,7 +97,8 @@ def selector_names(scored: bool) -> list[str]:
 
 
 def _vote(choices: Choices, inside_BM: Bools, weight_PM: Floats) -> Floats:
-    """Return the expected accuracy of a vote for answers, or of a random candidate if there are no votes.
+    """Return the expected accuracy of the answer that wins the weighted vote, or of a random candidate if there are no
+    votes.
 
     If an answer's candidates have different verdicts (for example, one was graded UNKNOWN), the answer counts as the
     fraction of them that is correct.

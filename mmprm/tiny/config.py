@@ -25,7 +25,7 @@ class StepsConfig(Config):
     statements: int = 400
     """Number of optimizer steps on the verification of single statements only."""
     both: int = 600
-    """Number of optimizer steps on solutions and somewhat fewer statements to verify."""
+    """Number of optimizer steps on a mixture of 60% solutions and 40% statements to verify."""
 
 
 class TinyTrainConfig(Config):
@@ -34,7 +34,7 @@ class TinyTrainConfig(Config):
     batch: int = 64
     """Number of texts per optimizer step."""
     learning_rate: float = 2e-3
-    """Peak learning rate of each stage, with linear warm-up over 5 % of its steps, then cosine decay to 5 % of the
+    """Peak learning rate of each stage, with linear warm-up over 5% of its steps, then cosine decay to 5% of the
     peak."""
     weight_decay: float = 0.01
     """Weight decay of AdamW."""

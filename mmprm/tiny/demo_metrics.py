@@ -1,4 +1,4 @@
-"""Measure a demo run against the known truth, compare its metrics with thresholds, and build the report page."""
+"""Measure a demo run against the ground truth, compare its metrics with thresholds, and build the report page."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mmprm.types import Verdict
 
 @dataclass(frozen=True, slots=True)
 class DemoMetrics:
-    """Holds the demo's metrics, computed against the known truth.
+    """Holds the demo's metrics, computed against the ground truth.
 
     `accuracy` is measured on test problems and has one entry per number of candidates N = 1, 2, 4, …
     """
@@ -59,7 +59,7 @@ def measure(
 
 
 def summary_of(metrics: DemoMetrics) -> dict[str, Any]:
-    """Return the metrics for summary.json; `accuracy` is measured at the largest N."""
+    """Return the metrics for summary.json; `accuracy` is measured with the largest number of candidates."""
     last, pooled = metrics.accuracy[-1], metrics.first_error.pooled
     first_error = {name: asdict(interval) for name, interval in {"f1": pooled.f1, **pooled.parts}.items()}
     return {

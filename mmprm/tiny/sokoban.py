@@ -44,7 +44,7 @@ class LevelLayout:
 
 @dataclass(frozen=True, slots=True)
 class SokobanState:
-    """Holds the positions of player and boxes in a level."""
+    """Holds the positions of the player and the boxes in a level."""
 
     layout: LevelLayout
     player: Cell
@@ -131,7 +131,7 @@ def best_moves(state: SokobanState) -> list[str]:
     return [name for name in MOVES if moves_to_solve(move(state, name)) == left - 1]
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=64)
 def _distances(layout: LevelLayout) -> dict[tuple[Cell, frozenset[Cell]], int]:
     """Compute the distance of every solvable state, by breadth-first search backwards from all solved states."""
     boxes = layout.goals
@@ -165,10 +165,11 @@ def make_level(
     moves: range,
     accept: Callable[[LevelLayout], bool] = lambda layout: True,
 ) -> SokobanState:
-    """Generate a level of size × size cells, including walls, whose shortest solution length is in the range `moves`.
+    """Generate a level of size × size cells, including walls, whose shortest solution has a length in the range
+    `moves`.
 
-    Walls are drawn at random, boxes start on their goals, and the level is played backwards. Raises DataError if no
-    such level with an accepted layout is found in 1,000 drawings.
+    Walls are placed at random, boxes start on their goals, and the level is played backwards. Raises DataError if no
+    such level with an accepted layout is found in 1,000 attempts.
     """
     cells = [(row, column) for row in range(1, size - 1) for column in range(1, size - 1)]
     border = {(row, column) for row in range(size) for column in range(size)} - set(cells)
@@ -187,13 +188,14 @@ def make_level(
             player, at = rng.choice(sorted(starts, key=lambda each: (each[0], sorted(each[1]))))
             return SokobanState(layout, player, at)
     raise DataError(
-        f"no level of size={size} with boxes={boxes} needs {moves.start} to {moves.stop - 1} moves; use fewer moves or "
-        "a larger size"
+        f"no level of size={size} with boxes={boxes} needs {moves.start} to {moves.stop - 1} moves; use fewer boxes or "
+        "moves, or a larger size"
     )
 
 
 def _region(layout: LevelLayout, start: Cell) -> set[Cell]:
-    """Return the cells reachable from `start` without boxes, plus the first cells outside the level if it is open."""
+    """Return the cells reachable from `start`, ignoring boxes; if the level is open, include the first cells outside
+    it."""
     found, queue = {start}, [start]
     while queue:
         cell = queue.pop()

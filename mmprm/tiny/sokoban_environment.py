@@ -10,7 +10,7 @@ from mmprm.tiny.sokoban_image import draw_state
 from mmprm.types import Problem
 
 STEP_REWARD, BOX_REWARD, SOLVED_REWARD = -0.1, 1.0, 10.0
-"""Rewards of gym-sokoban: per move, per box moved onto a goal (negative when moved off), and for the solution."""
+"""Rewards of gym-sokoban: per move, per box moved onto a goal (negative when moved off), and for solving the level."""
 
 
 class SokobanEnvironment:

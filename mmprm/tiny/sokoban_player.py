@@ -39,5 +39,5 @@ def state_after(level: str, texts: list[str]) -> SokobanState:
 
 
 def action_text(name: str) -> str:
-    """Write a move the way that a policy does in the environment's default pattern."""
+    """Format a move as the environment's default pattern expects it."""
     return f"<action>{name}</action>"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 
 from mmprm.errors import DataError
@@ -28,18 +29,26 @@ QUESTION = (
 )
 
 _ATTEMPTS_PER_LEVEL = 20
+_MAX_STATES = 500_000
 
 
 def make_sokoban_problems(
     count: int, seed: int, split: WorldSplit, size: int, boxes: int, solutions: bool = False
 ) -> list[Problem]:
-    """Generate `count` distinct levels of a split, of size × size cells with this many boxes.
+    """Generate `count` distinct levels of a split, each with size × size cells and the given number of boxes.
 
     A shortest solution has 3 to 10 moves per box. A hash of a level's walls and goals determines its split, so the
     splits share no layout. The columns `environment`, `level`, `boxes` and `moves` (the length of a shortest solution)
     are in `extra`; with `solutions`, a shortest solution is in `solution`. Raises DataError if the split has too few
-    levels.
+    levels, or if a level has too many states for the solver.
     """
+    cells = (size - 2) ** 2
+    states = math.comb(cells, boxes) * cells
+    if states > _MAX_STATES:
+        raise DataError(
+            f"--size={size} with --boxes={boxes} has up to {states:,} states, and the solver keeps at most "
+            f"{_MAX_STATES:,}; lower one of them"
+        )
     rng = random.Random(f"sokoban/{seed}/{split}/{size}/{boxes}")
     moves = range(3 * boxes, 10 * boxes + 1)
     found: dict[str, Problem] = {}
@@ -61,7 +70,7 @@ def _is_in(layout: LevelLayout, split: WorldSplit) -> bool:
 
 
 def solve_level(text: str) -> list[str]:
-    """Return the names of the moves of a shortest solution of a solvable level."""
+    """Return a shortest solution of a solvable level as a list of move names."""
     state, names = parse_level(text), []
     while not state.solved:
         names.append(best_moves(state)[0])

@@ -228,9 +228,10 @@ def _any_operators(rng: random.Random, values: Sequence[int]) -> list[str]:
 
 
 def _operators_in_range(rng: random.Random, values: Sequence[int]) -> list[str]:
-    """Sample each operator among those that keep the result in range: of many free ones, almost none would.
+    """Sample each operator from those that keep the result in range; long unrestricted sequences would almost always
+    leave it.
 
-    Any value and digit in range have at least one, because v − d < 1 implies v + d ≤ 2·9.
+    At least one operator is allowed for any value and digit in range, because v − d < 1 implies v + d ≤ 2·9.
     """
     result, operators = values[0], []
     for value in values[1:]:

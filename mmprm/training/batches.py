@@ -64,7 +64,7 @@ def micro_batches(
 
 
 def one_ahead(tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
-    """Yield the results of the tasks in order, computing the next one in a thread."""
+    """Yield the results of the tasks in order, while a background thread runs the next task."""
     with ThreadPoolExecutor(max_workers=1) as thread:
         waiting = None
         for task in tasks:

@@ -27,7 +27,7 @@ from mmprm.training.engine import Engine
 
 _STATE, _EXTRA = "state.json", "extra.json"
 _LATER_KEYS = {"learning_rate_decay": "cosine"}
-"""Keys that are missing from older checkpoints, with the values that their runs used."""
+"""Settings that older checkpoints do not record, with the values that the older runs used."""
 BEST = "best"
 """Name of the symbolic link that points to the checkpoint with the best evaluation."""
 
@@ -83,7 +83,7 @@ def save(
 
 @contextmanager
 def writing(path: Path, way_out: str) -> Iterator[None]:
-    """Convert errors while writing `path` to CheckpointError; `way_out` tells the user what to do.
+    """Convert errors raised while writing `path` to CheckpointError; `way_out` tells the user what to do.
 
     On a full disk, torch and safetensors raise their own exception types instead of OSError.
     """

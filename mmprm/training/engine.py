@@ -180,7 +180,7 @@ DECAYS: dict[str, Callable[[float], float]] = {
 
 
 def learning_rate_share(step: float, total: int, config: OptimizationConfig) -> float:
-    """Return the learning rate at optimizer step `step` = 0 … total − 1, as a fraction of its peak.
+    """Return the learning rate at optimizer step `step` (from 0 to total − 1), as a fraction of its peak.
 
     It rises linearly over w = ceil(warmup · total) steps as (step + 1) / (w + 1), then falls as
     final + (1 − final) · decay((step − w) / (total − w)), with decay(p) = ½(1 + cos(πp)) or 1 − p.

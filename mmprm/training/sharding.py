@@ -39,7 +39,7 @@ def deepspeed_config(config: OptimizationConfig) -> dict[str, Any]:
 
 @contextmanager
 def loading_in_parts(config: OptimizationConfig) -> Iterator[None]:
-    """Make transformers load models as one shard per rank inside the `with` block if the stage is ZeRO-3.
+    """Make transformers load one shard of a model per rank inside the `with` block if the ZeRO stage is 3.
 
     Every rank must load the same model. With other stages the context has no effect.
     """

@@ -149,8 +149,8 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[Callable[..., sqlite3.Cursor]]:
-        """Yield a function that executes statements; commit all of them at the end of the block, or none after an
-        error."""
+        """Yield a function that executes statements; commit all of them at the end of the `with` block, or none after
+        an error."""
         self.run("BEGIN IMMEDIATE")
         try:
             yield self.run

@@ -18,7 +18,8 @@ StepLabels = tuple[Counts | None, ...]
 
 
 def first_error_bounds(nodes: Sequence[Node], steps: Steps) -> tuple[int, int]:
-    """Return (r, f): the first r steps are recoverable, and f is the length of the shortest longer prefix that failed.
+    """Return (r, f): the first r steps are recoverable, and f is the length of the shortest failed prefix with more
+    than r steps.
 
     r is the length of the longest prefix that a correct rollout begins with: correct rollouts also prove the steps that
     they share with the solution. A prefix failed if it has known verdicts and none is correct; `missing_rollouts` says
@@ -36,7 +37,8 @@ def first_error_bounds(nodes: Sequence[Node], steps: Steps) -> tuple[int, int]:
 
 
 def missing_rollouts(nodes: Sequence[Node], length: int, rule: StoppingRule) -> int:
-    """Return the size of the next batch to sample from the prefix with `length` steps, or 0 if the rule is satisfied.
+    """Return the size of the next batch to sample from the prefix with `length` steps, or 0 if the stopping rule is
+    satisfied.
 
     The prior is the counts of the nearest shorter prefix from which a rollout was correct.
     """
@@ -45,7 +47,8 @@ def missing_rollouts(nodes: Sequence[Node], length: int, rule: StoppingRule) -> 
 
 
 def is_first_error(nodes: Sequence[Node], steps: Steps, length: int, rule: StoppingRule) -> bool:
-    """Return whether the prefix with `length` steps has failed often enough to contain an error.
+    """Return whether enough rollouts from the prefix with `length` steps have failed to conclude that it contains an
+    error.
 
     If the answer of the solution is correct, the number of failures does not suffice: the probability that the prefix
     is recoverable must be below `false_negative_rate`, given the values of the prefixes before it.
@@ -71,12 +74,13 @@ def root_value(tree: Tree, rule: StoppingRule) -> float | None:
 
 
 def first_error_labels(nodes: Sequence[Node], steps: Steps, rule: StoppingRule) -> StepLabels:
-    """Return 1 for the recoverable steps, 0 for the failed prefix after them, and the verdict for the last step.
+    """Label the recoverable steps 1, the last step of the failed prefix 0, and the last step of the solution with its
+    verdict.
 
-    The other steps have no label, nor has a failed prefix with too few rollouts. If the answer is correct and no error
-    was found, all labels are 1. There are no labels at all if no prefix of an incorrect solution is known to be
-    recoverable, since the problem may be too hard for the completer. A label keeps the counts of its prefix; a step
-    that no rollout from its own prefix proves counts as one correct rollout.
+    All other steps stay unlabeled, and so does a failed prefix with too few rollouts. If the answer is correct and no
+    error was found, all labels are 1. There are no labels at all if no prefix of an incorrect solution is known to be
+    recoverable, since the problem may be too hard for the completer. A label keeps the counts of its prefix; for a
+    recoverable step without a correct rollout from its own prefix, the counts are those of one correct rollout.
     """
     recoverable, failed = first_error_bounds(nodes, steps)
     verdict = _counts_at(nodes, len(steps))

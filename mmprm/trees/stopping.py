@@ -42,8 +42,8 @@ class StoppingRule(Config):
     batch: int = Field(4, ge=1)
     """Number of rollouts in each batch after the first."""
     min_shared_rollouts: int | None = Field(5, ge=2)
-    """Minimum number of rollouts in another state's batch that must pass through a prefix, step for step, for the
-    prefix to be labeled. Such a prefix is not sampled from; null samples from every prefix."""
+    """Number of rollouts in another state's batch that must pass through a prefix, step for step, for the prefix to be
+    labeled. Such a prefix is not sampled from; null samples from every prefix."""
 
     stops_at_success: ClassVar[bool] = False
     """Whether sampling from a state stops at its first correct rollout."""
@@ -61,7 +61,7 @@ class FirstErrorRule(StoppingRule):
 
 
 def rule_of(config: dict[str, Any]) -> StoppingRule:
-    """Return the stopping rule with which the batches of a store were sampled, given its configuration."""
+    """Return the stopping rule with which a store's batches were sampled, given the store's configuration."""
     search = {"prior_reset": 0.0} | config["search"]  # older stores lack this key
     mode = (config.get("solutions") or {}).get("mode")
     kind = FirstErrorRule if mode == "first_error" else StoppingRule
@@ -106,9 +106,10 @@ def posterior_deviation(correct: int, incorrect: int) -> float:
 
 
 def next_batch_size(first: int, sampled: Counts, rule: StoppingRule) -> int:
-    """Return the size of the next batch after the rollouts `sampled`, or 0 if no more rollouts are needed.
+    """Return the size of the next batch, given the verdict counts `sampled`, or 0 if no more rollouts are needed.
 
-    `first` is the size of the first batch: this many incorrect rollouts and no correct one declare the state failed.
+    `first` is the size of the first batch: after this many incorrect rollouts and no correct one, the state is declared
+    failed.
     """
     remaining = rule.rollouts - sampled.known - sampled.unknown
     if sampled.correct == 0:
@@ -140,7 +141,8 @@ def unbiased(batches: Sequence[Counts], rule: StoppingRule) -> Counts:
 
 @lru_cache(maxsize=100_000)
 def _first_correct(shape: tuple[tuple[int, int], ...], correct: int, rule: StoppingRule) -> float:
-    """Return the fraction of outcome orders allowed by the stopping rule in which the first known rollout is correct.
+    """Return, among the outcome orders that the stopping rule allows, the fraction in which the first known rollout is
+    correct.
 
     After each batch, orders are counted by their number of correct rollouts: all orders, and those that begin with a
     correct rollout.

@@ -221,7 +221,7 @@ class Store:
         return self.rows("SELECT status, reason FROM problems WHERE id = ?", problem_id)[0]
 
     def failures(self) -> dict[str, str]:
-        """Map each failed problem's id to the reason."""
+        """Map each failed problem's id to the reason why its search failed."""
         return dict(self.rows("SELECT id, reason FROM problems WHERE status = 'failed' ORDER BY number"))
 
     def reopen(self, problem_ids: Iterable[str]) -> None:
@@ -233,7 +233,8 @@ class Store:
                 )
 
     def begin_session(self, engines: int) -> None:
-        """Start a session with `engines` running engines; each `append` then records its time as the last commit.
+        """Start a session with `engines` running engines; each `append` then records its time as the session's last
+        commit.
 
         Throughput and engine-hours are computed from these times.
         """

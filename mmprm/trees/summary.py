@@ -1,4 +1,4 @@
-"""Compute the total counts in a run store."""
+"""Compute the totals of a run store: problems, states, labels, rollouts, tokens and reasons."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mmprm.types import Counts
 
 @dataclass(frozen=True, slots=True)
 class StoreSummary:
-    """Holds the total counts in a run store.
+    """Holds the totals of a run store.
 
     `labels` counts the distinct non-terminal labels of finished problems and, for other problems, the states with a
     known verdict so far. `shared_labels` is a lower bound on the number of labels that come from rollouts of other
@@ -35,7 +35,7 @@ class StoreSummary:
 
 
 def summarize(database: Database) -> StoreSummary:
-    """Compute the total counts in the database of a run store."""
+    """Compute the totals of a run store from its database."""
     states, labels_so_far, own_labels = database.rows(
         "SELECT COUNT(*), TOTAL(known > 0 AND depth > 0 AND status != 'done'), "
         "TOTAL(known > 0 AND depth > 0 AND status = 'done') FROM "

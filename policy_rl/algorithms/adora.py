@@ -1,4 +1,5 @@
-"""Compute ADORA's group weights, reduced if the longest correct response is at most the mean incorrect length."""
+"""Compute ADORA's group weights, reduced if the longest correct response does not exceed the mean length of the
+incorrect ones."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ class AdvantageConfig(Config):
 def tabulate(rewards: Sequence[Sequence[float | None]], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     """Pad groups of rewards to equal size; return (rewards_PK, known_PK).
 
-    known_PK is False for unknown rewards, which are given as None, and for padding. rewards_PK is 0 there.
+    known_PK is False on padding and for unknown rewards (None), where rewards_PK is 0.
     """
     width = max(map(len, rewards), default=0)
     rows = [[*row, *[None] * (width - len(row))] for row in rewards]
@@ -78,7 +78,7 @@ def tabulate(rewards: Sequence[Sequence[float | None]], dtype: torch.dtype = tor
 
 
 def keep(known_PK: Tensor, least: int = 2) -> Tensor:
-    """Return kept_PK, the mask of samples with a known reward in groups with at least `least` such samples."""
+    """Return kept_PK, which marks the samples with known rewards, except in groups with fewer than `least` of them."""
     return known_PK & (known_PK.sum(dim=1, keepdim=True) >= least)
 
 
@@ -115,7 +115,7 @@ def grpo_batch_std(rewards_PK: Tensor, kept_PK: Tensor) -> Tensor:
 
 
 def dr_grpo(rewards_PK: Tensor, kept_PK: Tensor) -> Tensor:
-    """Compute Dr. GRPO advantages A_k = R_k − mean (Liu et al. 2025).
+    """Compute advantages A_k = R_k − mean, without dividing by the standard deviation (Dr. GRPO, Liu et al. 2025).
 
     With whitening, this is the baseline variant of REINFORCE++; without it, CPGD with ω = 1.
     """
@@ -134,10 +134,10 @@ def reinforce_pp(rewards_PK: Tensor, kept_PK: Tensor) -> Tensor:
 
 
 def cpgd_clip_filter(rewards_PK: Tensor, kept_PK: Tensor, cap: float = 3.0) -> Tensor:
-    """Compute CPGD's clip-filter advantages A_k = ω·(R_k − mean), with ω = min(cap, groups / groups with std > 0).
+    """Compute CPGD's clip-filter advantages A_k = ω·(R_k − mean), where ω makes up for groups with equal rewards.
 
-    Groups with equal rewards have no gradient, so the other groups are scaled up to compensate, by a factor of at most
-    `cap`.
+    Groups with equal rewards have no gradient, so the other groups are scaled up to compensate: ω = min(cap, number of
+    groups / number of groups with std > 0).
     """
     differing = differs(rewards_PK, kept_PK).sum()
     weight = (kept_PK.any(dim=1).sum() / differing.clamp(min=1)).clamp(max=cap)
@@ -228,7 +228,7 @@ def moments(values_NT: Tensor, mask_NT: Tensor) -> Tensor:
 
 
 def whiten(values_NT: Tensor, mask_NT: Tensor, global_moments: Tensor) -> Tensor:
-    """Whiten values to (A − mean)/√max(var, 1e-8). Mean and biased variance come from `global_moments`.
+    """Whiten values: A becomes (A − mean)/√max(var, 1e-8). Mean and biased variance come from `global_moments`.
 
     Masked values become 0.
     """

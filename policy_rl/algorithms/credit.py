@@ -26,11 +26,11 @@ class CreditConfig(Config):
     """Configures how process rewards are assigned."""
 
     source: Literal["prm", "tree", "both"] = "prm"
-    """Origin of the credit of steps. prm: scores of the process reward model, in addition to the outcome's advantage;
-    tree: the rewards of continuations (`rollouts.branching`), instead of the outcome's advantage; both: tree, with the
-    PRM's score as a prior of each value. The keys from `mode` on apply to prm only."""
+    """Source of step credit. prm: scores of the process reward model, in addition to the outcome's advantage; tree: the
+    rewards of continuations (`rollouts.branching`), instead of the outcome's advantage; both: like tree, but with the
+    PRM's score as a prior for each value. The keys from `mode` on apply to prm only."""
     prior_weight: float = Field(1.0, gt=0)
-    """For source=both: number of continuations that a PRM score counts as."""
+    """Weight of the PRM's prior with source=both, as an equivalent number of continuations."""
     mode: Literal["scalar", "return_to_go", "soft_min", "strict_min", "step_gae"] = "soft_min"
     """Conversion of step scores to rewards. scalar: an aggregate of them is added to the outcome reward; return_to_go:
     a step's return is the sum of the scores from that step on; soft_min, strict_min: a step's return is the lowest
@@ -66,7 +66,8 @@ class CreditConfig(Config):
 
     @property
     def needs_scores(self) -> bool:
-        """Return whether to exclude responses without process reward, for which a credit of 0 would not be neutral."""
+        """Return whether to exclude responses without a process reward, because crediting them with 0 would not be
+        neutral."""
         return self.mode != "scalar" and not self.compares
 
     @model_validator(mode="after")
@@ -149,7 +150,7 @@ class Credit:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Contains the inputs of a credit mode: step scores, masks of scored and of known samples, and the aggregator.
+    """Contains the inputs of a credit mode: step scores, the masks scored_PK and known_PK, and the aggregator.
 
     Steps of samples outside `scored_PK` are masked out, with score 0. `known_PK` excludes only the samples that should
     have step scores but do not, and those that are not kept.
@@ -166,8 +167,8 @@ TRANSFORMS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "clip": lambda scores, eta: (scores - eta).clamp(max=0),
     "delta": lambda scores, eta: scores - torch.nn.functional.pad(scores[..., 1:], (0, 1)),
 }
-"""Functions that transform step scores to step rewards. Scores are 0 after the last step, so delta uses r_{S+1} = 0
-(Gao et al. 2024)."""
+"""Functions that convert step scores to step rewards, keyed by credit.transform. Scores are 0 after the last step, so
+delta uses r_{S+1} = 0 (Gao et al. 2024)."""
 
 GATES: dict[str, Callable[[Tensor], Tensor]] = {"none": torch.ones_like, "correct": lambda correct_PK: correct_PK}
 
@@ -204,7 +205,7 @@ def strict_min(scores_PKS: Tensor, mask_PKS: Tensor, config: CreditConfig) -> Te
 
 
 def _normalize(rewards_PKS: Tensor, mask_PKS: Tensor) -> Tensor:
-    """Normalize the step rewards of a group to (r − mean)/(std + ε), with unbiased std.
+    """Normalize the step rewards of a group: r becomes (r − mean)/(std + ε), with unbiased std.
 
     Masked steps become 0, and so do all steps of a group whose rewards are equal.
     """
@@ -280,7 +281,7 @@ def assign(
     config: CreditConfig,
     aggregate: Callable[[Sequence[float]], float] | None = None,
 ) -> Credit:
-    """Assign process rewards to the kept samples that pass the outcome gate and have at least one scored step.
+    """Assign process rewards to the kept samples that pass credit.gate and have at least one scored step.
 
     If the baseline compares samples, only groups with at least two such samples are included. `correct_PK` marks
     correct answers; `aggregate` combines step scores with mode=scalar.

@@ -23,18 +23,18 @@ class DistillationConfig(Config):
     coefficient: float = Field(1.0, gt=0)
     """Coefficient of the distillation advantage, which is added to the other advantages."""
     discount: float = Field(0.0, ge=0, le=1)
-    """Discount factor of later tokens' rewards. 0: a token is credited only with its own log-ratio; 1: with the sum of
-    the log-ratios from this token on."""
+    """Discount factor of later tokens' rewards, which are log-ratios of teacher to policy probability. 0: a token is
+    credited only with its own reward; 1: with the sum of the rewards from that token on."""
 
 
 def distillation_advantages(
     old_NT: Tensor, teacher_NT: Tensor, mask_NT: Tensor, config: DistillationConfig
 ) -> tuple[Tensor, Tensor]:
-    """Return (advantages_NT, kl_NT), where kl = old − teacher estimates the reverse KL divergence per token.
+    """Return the distillation advantages and an estimate of the reverse KL divergence, both per token.
 
-    A_t = c·Σ_{l ≥ t} γ^(l − t)·(teacher_l − old_l), with log-ratios clamped to ±20 (Agarwal et al. 2024). With γ = 0,
-    the expected policy gradient is −c times the gradient of KL(π‖teacher) of each next-token distribution, for given
-    prefixes. With γ = 1, it is that of the whole response, with a larger variance.
+    The estimate is kl = old − teacher, clamped to ±20, and A_t = −c·Σ_{l ≥ t} γ^(l − t)·kl_l (Agarwal et al. 2024).
+    With γ = 0, the expected policy gradient is −c times the gradient of KL(π‖teacher) of each next-token distribution,
+    for given prefixes. With γ = 1, it is that of the whole response, with a larger variance.
     """
     kl_NT = torch.where(mask_NT, clamped(old_NT - teacher_NT), 0)
     rewards_NT = -config.coefficient * kl_NT

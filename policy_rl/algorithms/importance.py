@@ -21,8 +21,8 @@ class ImportanceMask(Config):
     """Configures which tokens are left out of the surrogate because trainer and engine disagree."""
 
     level: Literal["token", "sequence"] = "token"
-    """Ratio to compare. token: κ of each token; sequence: the geometric mean of κ over the response, which keeps or
-    leaves out the whole response."""
+    """Ratio of trainer to engine probability to compare with the bounds. token: the ratio of each token; sequence:
+    their geometric mean over the response, which keeps or leaves out the whole response."""
     low: float = Field(gt=0, le=1)
     """Minimum ratio. Tokens with a lower ratio are left out. IcePop uses 0.5 with level=token."""
     high: float = Field(ge=1)
@@ -30,7 +30,7 @@ class ImportanceMask(Config):
 
 
 def log_importance(old_NT: Tensor, engine_NT: Tensor, mask_NT: Tensor) -> Tensor:
-    """Return ln κ = old − engine, detached, and 0 on masked tokens."""
+    """Return the log importance ratios ln κ = old − engine, detached, with 0 on masked tokens."""
     return torch.where(mask_NT, old_NT - engine_NT, 0).detach()
 
 
@@ -40,7 +40,7 @@ def _mean(log_NT: Tensor, mask_NT: Tensor) -> Tensor:
 
 
 RATIO_LEVELS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"token": lambda log_NT, _: log_NT, "sequence": _mean}
-"""Log-ratio that importance_mask compares, for each level."""
+"""Functions that compute the log-ratio to compare with the bounds, keyed by importance_mask.level."""
 
 
 def inside_range(old_NT: Tensor, engine_NT: Tensor, mask_NT: Tensor, limits: ImportanceMask) -> Tensor:
@@ -50,7 +50,7 @@ def inside_range(old_NT: Tensor, engine_NT: Tensor, mask_NT: Tensor, limits: Imp
 
 
 def truncated_weights(old_NT: Tensor, engine_NT: Tensor, mask_NT: Tensor, cap: float) -> Tensor:
-    """Return truncated importance weights min(κ, cap), detached (Yao et al. 2025).
+    """Return the importance ratios κ truncated at `cap`, detached (Yao et al. 2025).
 
     They correct for an engine whose probabilities differ from the trainer's, or whose weights are older. Masked tokens
     get 0.

@@ -105,7 +105,7 @@ class LossConfig(Config):
     drift_cap: float = Field(2.0, gt=0)
     """Upper bound of the factor e^ρ − 1 in the drift term, where e^ρ is the probability ratio of new to old policy."""
     aggregation: Literal["token_mean", "sequence_mean", "prompt_mean", "fixed"] = "token_mean"
-    """Averaging of token losses over the global batch. token_mean: over all tokens; sequence_mean: average each
+    """Averaging of token losses over the global batch. token_mean: average over all tokens; sequence_mean: average each
     response's per-token loss, then average over responses; prompt_mean: average over the tokens of all responses to a
     prompt, then average over prompts (CPGD's paper); fixed: sum over tokens, divided by responses × divisor."""
     divisor: int | None = Field(None, gt=0)
@@ -114,7 +114,7 @@ class LossConfig(Config):
     """Upper bound of a token's importance weight, the ratio of its probability in the trainer to that in the engine;
     typically 2. By default, tokens are not weighted."""
     importance_mask: ImportanceMask | None = None
-    """Range of the ratio of trainer's to engine's probability outside of which tokens are left out of the surrogate. By
+    """Allowed range of the ratio of trainer to engine probability; tokens outside it are left out of the surrogate. By
     default, no token is left out."""
     entropy_coefficient: float = Field(0.0, ge=0)
     """Coefficient of the entropy bonus, which raises the entropy of the policy's next-token distributions."""

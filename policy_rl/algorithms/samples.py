@@ -65,7 +65,7 @@ class AdvantageSettings:
 
 
 def kept_mask(groups: Sequence[GradedGroup], least: int) -> Tensor:
-    """Return kept_PK, the mask of samples with a reward in groups with at least `least` such samples."""
+    """Return kept_PK, which marks the samples with known rewards, except in groups with fewer than `least` of them."""
     return keep(_rewards(groups)[1], least)
 
 
@@ -82,7 +82,7 @@ def draft(groups: Sequence[GradedGroup], kept_PK: Tensor) -> list[TrainingSample
 def add_advantages(
     groups: Sequence[GradedGroup], kept_PK: Tensor, samples: Sequence[TrainingSample], settings: AdvantageSettings
 ) -> tuple[list[TrainingSample], dict[str, float]]:
-    """Compute the samples' advantages and, with a critic, its return targets; return (samples, metrics).
+    """Compute the samples' advantages and, with a critic, their return targets; return (samples, metrics).
 
     Samples that lack a required reward are left out. Without a critic,
     A_t = w·A_sequence + the return of the token's step + Σ_{l ≥ t} γ^(l − t)·(−β·k1_l), with ADORA's weight w, is
@@ -196,7 +196,7 @@ def _kl_rewards(samples: Sequence[TrainingSample], coefficient: float, mask_NT: 
 def _distillation(
     samples: Sequence[TrainingSample], mask_NT: Tensor, config: DistillationConfig
 ) -> tuple[Tensor, float]:
-    """Return the distillation advantages, and the mean of old − teacher per token."""
+    """Return the distillation advantages, and the mean estimate of the reverse KL divergence per token."""
     old_NT, teacher_NT = (_padded([getattr(each, name) for each in samples]) for name in ("old", "teacher"))
     advantages_NT, kl_NT = distillation_advantages(old_NT, teacher_NT, mask_NT, config)
     return advantages_NT, (kl_NT.sum(dtype=torch.float64) / mask_NT.sum().clamp(min=1)).item()
@@ -211,10 +211,10 @@ def _cut(values_NT: Tensor | None, n: int, sample: TrainingSample) -> np.ndarray
 
 
 def _metrics(advantages_NT: Tensor, mask_NT: Tensor, credit: Credit | None) -> dict[str, float]:
-    """Compute the mean |A| per token and, with process rewards, counts of the responses.
+    """Compute the mean absolute advantage and, with process rewards, the numbers of responses with and without one.
 
-    advantage_size: the mean; scored: responses that received a process reward; unscored: responses without a scored
-    step; alone: responses without another response in their group to compare with.
+    advantage_size: mean |A| per token; scored: responses that received a process reward; unscored: responses without a
+    scored step; alone: responses without another response in their group to compare with.
     """
     total = torch.where(mask_NT, advantages_NT, 0).abs().sum(dtype=torch.float64)
     metrics = {"advantage_size": (total / mask_NT.sum().clamp(min=1)).item()}

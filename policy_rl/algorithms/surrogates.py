@@ -6,8 +6,8 @@ Every surrogate has the same signature, and so has a user's function (trainer.lo
 
 lp are the log-probabilities under the trained policy, which carry the gradient; old are those before the update.
 `mask` is True on response tokens; the other three are 0 elsewhere, and the results are ignored there. `config` is the
-LossConfig. A smaller loss is better: an unclipped token's gradient with respect to lp is −A on policy. `clipped` marks
-the tokens that the clip affected; it is only counted.
+LossConfig. A smaller loss is better: an unclipped token's gradient with respect to lp is −A on policy. `clipped` is a
+boolean mask of the tokens that the clip affected; it is only counted.
 
 Shapes: N sequence of a micro-batch, T token. A row holds a whole response. Formulas use ρ = lp − old, clamped to ±20,
 the probability ratio r = e^ρ, and sg, which stops the gradient.
@@ -138,10 +138,11 @@ def _user_surrogate(path: str) -> SurrogateFunction:
     def checked(lp_NT: Tensor, old_NT: Tensor, advantages_NT: Tensor, mask_NT: Tensor, config: LossConfig) -> TokenLoss:
         found = function(lp_NT, old_NT, advantages_NT, mask_NT, config)
         shapes = [getattr(each, "shape", None) for each in found] if isinstance(found, tuple) else [None]
-        if shapes != [lp_NT.shape, lp_NT.shape]:
+        if shapes != [lp_NT.shape, lp_NT.shape] or found[1].dtype != torch.bool:
             raise TrainingError(
                 f"trainer.loss.surrogate={path!r} must return a tuple (loss, clipped) of two tensors with one value "
-                f"per token, of shape {tuple(lp_NT.shape)}; without a clip, return torch.zeros_like(mask) as clipped"
+                f"per token, of shape {tuple(lp_NT.shape)}, the second of dtype bool; without a clip, return "
+                "torch.zeros_like(mask) as clipped"
             )
         return found
 

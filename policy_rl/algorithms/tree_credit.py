@@ -1,4 +1,4 @@
-"""Compute the credit of responses that branch: values of prefixes by Monte Carlo, and leave-one-out baselines.
+"""Compute the credit of branching responses, from Monte Carlo values of their prefixes and leave-one-out baselines.
 
 A group is a tree. Its root is the prompt, whose n = K children are the responses. A branch point h is a prefix of a
 response; its n children are the rest of the response and the continuations sampled from h. With the process reward
@@ -35,7 +35,7 @@ class BranchPoint:
 
 @dataclass(frozen=True, slots=True)
 class Trunk:
-    """Describes a response of the group: its reward, its length, and its branch points from shortest to longest."""
+    """Describes a response of a group: its reward, its length, and its branch points, shortest prefix first."""
 
     reward: float
     tokens: int
@@ -74,7 +74,7 @@ def credit_of_group(trunks: Sequence[Trunk], prior_weight: float = 0.0) -> list[
 
 
 def values_of_points(trunk: Trunk, prior_weight: float = 0.0) -> list[float]:
-    """Return V of each branch point of a response, followed by its reward."""
+    """Return the value of each branch point of a response, followed by the response's reward."""
     values = [trunk.reward]
     for point in reversed(trunk.points):
         children, prior = (values[-1], *point.rewards), _prior(point, prior_weight)
@@ -83,7 +83,7 @@ def values_of_points(trunk: Trunk, prior_weight: float = 0.0) -> list[float]:
 
 
 def leave_one_out(values: Sequence[float], prior: tuple[float, float] = (0.0, 0.0)) -> list[float]:
-    """Subtract from each value the weighted mean of the others and of the prior, a pair (value, weight)."""
+    """Subtract from each value the weighted mean of the other values and the prior, which is a pair (value, weight)."""
     total, count = sum(values) + prior[0] * prior[1], len(values) - 1 + prior[1]
     return [value - (total - value) / count for value in values]
 

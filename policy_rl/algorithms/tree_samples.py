@@ -1,4 +1,4 @@
-"""Convert groups whose responses branch to training samples; see policy_rl.algorithms.tree_credit for the estimator.
+"""Convert groups with branching responses to training samples; see policy_rl.algorithms.tree_credit for the estimator.
 
     samples = [*draft(groups, kept_PK), *draft_continuations(groups, kept_PK)]
     samples, metrics = add_tree_advantages(groups, kept_PK, samples, settings)
@@ -59,8 +59,9 @@ def add_tree_advantages(
     """Compute the samples' advantages; return (samples, metrics).
 
     The samples are those of `draft` and, with `settings.train`, those of `draft_continuations`. The advantage of a
-    token with weight w and credit A is s·w·clamp(A + Σ_{l ≥ t} γ^(l − t)·(−β·k1_l)). The factor s = tokens / Σ w
-    compensates for the denominator of token_mean, which counts every token once, so that the loss is Σ w·(…) / Σ w.
+    token with weight w and credit A is s·w·clamp(A + Σ_{l ≥ t} γ^(l − t)·(−β·k1_l)). The factor s = tokens / Σ w, over
+    all samples of the step, compensates for the denominator of token_mean, which counts every token once: with a single
+    update, the loss is Σ w·(…) / Σ w.
     """
     made: list[TrainingSample] = []
     weight = tokens = size = 0.0
@@ -131,7 +132,7 @@ def _trunk(each: GradedResponse, branches: Sequence[BranchedPrefix], settings: T
 
 
 def _kl_to_go(sample: TrainingSample, settings: TreeSettings) -> np.ndarray:
-    """Return Σ_{l ≥ t} γ^(l − t)·(−β·k1_l) for each token, with k1 = old − ref."""
+    """Return the discounted KL rewards from each token on: Σ_{l ≥ t} γ^(l − t)·(−β·k1_l), with k1 = old − ref."""
     if settings.kl_in_reward == 0:
         return np.zeros(len(sample.token_ids))
     rewards_1T = -settings.kl_in_reward * torch.from_numpy(np.array(sample.old - sample.ref))[None]

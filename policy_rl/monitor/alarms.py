@@ -49,7 +49,7 @@ class MonitorConfig(Config):
     """Bounds of metrics, keyed by their names in metrics.jsonl, such as alarms.prm_auc.min=0.6. If a metric is out of
     bounds for `patience` consecutive steps, the run writes a checkpoint and ends."""
     patience: int = Field(3, ge=1)
-    """Number of consecutive steps that a metric must be out of bounds to trigger an alarm."""
+    """Number of consecutive steps for which a metric must be out of bounds to trigger an alarm."""
     samples: int = Field(4, ge=0)
     """Number of responses per step to write to samples.jsonl and samples.md, with their step scores."""
 
@@ -59,7 +59,7 @@ def hacking_metrics(groups: Sequence[GradedGroup], step_format: StepFormat, pref
 
     steps: mean number of steps per response
     step_tokens, longest_step: mean tokens per step, and per longest step of a response
-    repeated_steps: fraction of steps that repeat an earlier step of the response, ignoring white space and case
+    repeated_steps: fraction of steps that repeat an earlier step of the response, ignoring whitespace and case
     unsplit: fraction of responses that could not be split into steps
     refused: fraction of responses that were split but not scored, although others were
     prm_auc: P(lowest step score of a correct response > that of an incorrect one), ties count ½; 0.5 means that PRM and
@@ -99,7 +99,7 @@ def agreement(scores: Sequence[float], correct: Sequence[bool]) -> float:
 
 
 def repeated(steps: Sequence[str]) -> list[bool]:
-    """Return, for each step, whether it repeats an earlier one, ignoring white space and case."""
+    """Return, for each step, whether it repeats an earlier one, ignoring whitespace and case."""
     keys = ["".join(step.split()).casefold() for step in steps]
     return [key in keys[:position] for position, key in enumerate(keys)]
 
@@ -133,7 +133,7 @@ class Alarms:
         self.counts: dict[str, int] = dict.fromkeys(config.alarms, 0)
 
     def see(self, metrics: Mapping[str, float]) -> str | None:
-        """Update the counts; return a message if metrics have been out of bounds for `patience` steps, else None.
+        """Update the counts; return a message if a metric has been out of bounds for `patience` steps, else None.
 
         If this returns a message, the caller saves the run and raises `alarm_error`. Raises ConfigError if an alarm is
         set on a metric that is not in `metrics`; do not pass the metrics of a step without an update, which are fewer.

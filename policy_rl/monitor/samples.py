@@ -1,4 +1,4 @@
-"""Select and log responses for people to read, starting with those whose step scores contradict their outcome most."""
+"""Select and log responses for people to read, starting with those whose step scores most contradict their outcome."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class StepCutter:
 
 
 def plain_steps(text: str, step_format: StepFormat, prefill: str = "") -> StepSplit:
-    """Return a response's steps without their markup, as the PRM reads them, or why it could not be split.
+    """Return a response's steps without their markup, as the PRM reads them, or the reason why it could not be split.
 
     The reason is that of `split`, or "empty step".
     """

@@ -62,7 +62,7 @@ class RewardConfig(Config):
 
     accuracy: Literal["verdict", "exact_label"] = "verdict"
     """Criterion for a correct answer. verdict: the grader decides; exact_label: the extracted answer equals the gold
-    answer, ignoring case and surrounding white space."""
+    answer, ignoring case and surrounding whitespace."""
     accuracy_weight: float = Field(1.0, ge=0)
     """Weight of accuracy with combination=sum."""
     format: Literal["think", "steps"] | None = None
@@ -73,17 +73,17 @@ class RewardConfig(Config):
     text_outside: bool = False
     """Allow text before the first tag and after the last one, as MM-Eureka does for instruct models."""
     min_thought_characters: int = Field(0, ge=0)
-    """Minimum number of characters in <think>, without surrounding white space, for a format reward of 1.
-    MM-Eureka-Zero uses 300. Requires format=think."""
+    """Minimum number of characters in <think>, without surrounding whitespace, for a format reward of 1. MM-Eureka-Zero
+    uses 300. Requires format=think."""
     combination: Literal["sum", "gate"] = "sum"
     """Combination of accuracy and format. sum: weighted sum; gate: 1 if both are 1, else 0 (Vision-R1). The length
     penalty and user functions are added in both cases."""
     length: LengthLimits = LengthLimits()
     """Length penalty for responses that are too short or too long."""
     truncated: Literal["keep", "mask", "penalize"] = "keep"
-    """Treatment of truncated responses, which reached the token limit. keep: the same as other responses; mask: they
-    count in the baselines of their group, but are not trained on (DAPO's overlong filtering); penalize: their reward is
-    lower by truncation_penalty."""
+    """Treatment of truncated responses, which reached the token limit. keep: treat them like other responses; mask:
+    include them in the baselines of their group, but do not train on them (DAPO's overlong filtering); penalize:
+    subtract truncation_penalty from their reward."""
     truncation_penalty: float = Field(1.0, gt=0)
     """Amount that truncated=penalize subtracts from the reward of a truncated response."""
     functions: tuple[UserReward, ...] = ()
@@ -199,7 +199,7 @@ def verdict_accuracy(problem: Problem, grading: Grading) -> float | None:
 
 
 def exact_label(problem: Problem, grading: Grading) -> float | None:
-    """Return 1 if the extracted answer equals the gold answer, ignoring case and surrounding white space, else 0.
+    """Return 1 if the extracted answer equals the gold answer, ignoring case and surrounding whitespace, else 0.
 
     Returns None if the grader failed before it extracted an answer.
     """
@@ -236,10 +236,10 @@ class Tag:
 
 
 def _compile(tags: tuple[Tag, ...], text_outside: bool) -> re.Pattern[str]:
-    """Compile a pattern for a whole response: the tagged elements in order, unnested, with only white space between.
+    """Compile a pattern for a whole response: the tagged elements in order, unnested, separated only by whitespace.
 
-    Before the first and after the last element, it matches white space or, with `text_outside`, any text without such a
-    tag.
+    Before the first and after the last element, it matches whitespace or, with `text_outside`, any text without these
+    tags.
     """
     names = "|".join(tag.name for tag in tags)
     content = rf"[^<]*(?:<(?!/?(?:{names})>)[^<]*)*"
@@ -260,7 +260,7 @@ def format_reward(text: str, name: str, text_outside: bool = False, min_thought_
     """Return 1 if the text has the required tags in order, each once unless it may repeat, otherwise 0.
 
     `text` includes the prompt's prefill. The reward is also 0 if there is text outside the tags, unless `text_outside`
-    is set, or if the thoughts have fewer than `min_thought_characters` characters without surrounding white space.
+    is set, or if the thoughts have fewer than `min_thought_characters` characters without surrounding whitespace.
     """
     if _PATTERNS[name, text_outside].fullmatch(text) is None:
         return 0.0
@@ -269,7 +269,7 @@ def format_reward(text: str, name: str, text_outside: bool = False, min_thought_
 
 
 def length_penalty(token_count: int, limits: LengthLimits) -> float:
-    """Return −min(1, d/margin) if a length is d > 0 tokens outside [min, max], else 0 (DAPO's overlong penalty)."""
+    """Return −min(1, d/margin) if the length is d > 0 tokens outside [min, max], else 0 (DAPO's overlong penalty)."""
     longest = math.inf if limits.max is None else limits.max
     outside = max(limits.min - token_count, token_count - longest, 0)
     return -min(1.0, outside / limits.margin if limits.margin else float(outside > 0)) if outside else 0.0

@@ -158,7 +158,8 @@ class PrmActor:
 
 
 def _portable(answer: ScoreResult) -> ScoreResult:
-    """Convert exceptions of other packages, which may not be picklable, to TrainingError; pass on all other results."""
+    """Convert other packages' exceptions, which may not be picklable, to TrainingError; return other results
+    unchanged."""
     if isinstance(answer, Exception) and not isinstance(answer, MmprmError):
         return TrainingError(
             f"the PRM failed on a solution ({type(answer).__name__}: {answer}); reproduce it with mmprm score"

@@ -1,7 +1,8 @@
 """Choose the prefixes from which the responses of a group are continued.
 
-Whether a prefix is chosen depends only on the prefix itself and on the other responses, never on what follows it or on
-its outcome; policy_rl.algorithms.tree_credit explains why. The choice therefore goes through the group step by step:
+Whether a prefix is chosen depends only on the prefix itself and on the other responses, never on its outcome or on what
+follows it, except for the token that shows that its last step has ended (see the limits in docs/rl.md);
+policy_rl.algorithms.tree_credit explains why. The choice therefore goes through the group step by step:
 first the prefixes that end with the first step of a response, then those that end with the second step, and so on. At
 each step, it takes the prefixes about which the policy or the PRM is least certain, as long as the budget lasts. The
 budget is charged with the maximum length of the continuations, because their real length is not known yet.
@@ -49,7 +50,7 @@ RULES: dict[str, Callable[[GradedResponse, int, int, float | None, BranchingConf
     "undecided": _undecided,
     "first": lambda each, first, end, score, config: 0.0,
 }
-"""Functions that compute the certainty of a prefix, or None if it is not to be chosen, keyed by branching.choose.
+"""Functions that return the certainty of a prefix, or None if it must not be chosen, keyed by branching.choose.
 
 They read only the tokens of the prefix, of which first … end − 1 are those of its last step, and the step's score.
 """
@@ -76,7 +77,10 @@ def choose_prefixes(
 
 
 def _candidates(group: GradedGroup, index: int, cutter: StepCutter, config: BranchingConfig) -> Iterator[ChosenPrefix]:
-    """Yield a candidate for each step of a response with a known reward, except the last step."""
+    """Yield the prefixes of a response from which it may be continued; each ends with a step other than the last.
+
+    Yields nothing if the reward of the response is unknown.
+    """
     each = group.responses[index]
     if each.reward.total is None:
         return

@@ -13,24 +13,24 @@ from mmprm.sampling.seeds import derive_seed
 
 
 class BranchingConfig(Config):
-    """Configures the continuations of responses that determine the values of their prefixes."""
+    """Configures the continuations from which the values of response prefixes are estimated."""
 
     continuations: int = Field(4, ge=1)
     """Number of continuations to sample from each chosen prefix."""
     choose: Literal["surprisal", "undecided", "first"] = "surprisal"
-    """Rule that chooses prefixes, which end with a step. surprisal: those whose last step has the highest mean negative
-    log-probability per token; undecided: those whose PRM score is closest to 0.5 and in [min_score, max_score]; first:
-    those of the group's first responses. No rule reads what follows the prefix, which would bias the credit."""
+    """Rule that chooses the prefixes, each of which ends with a step. surprisal: those whose last step has the highest
+    mean negative log-probability per token; undecided: those whose PRM score is closest to 0.5 and in [min_score,
+    max_score]; first: those of the group's first responses. No rule reads what follows the prefix, which would bias the
+    credit."""
     max_per_step: int = Field(1, ge=1)
-    """Maximum number of responses per group that are continued after their first step, after their second step, and so
-    on."""
+    """Maximum number of prefixes per group to continue that have the same number of steps."""
     min_score: float = Field(0.2, ge=0, le=1)
     """Minimum PRM score of a prefix with choose=undecided."""
     max_score: float = Field(0.8, ge=0, le=1)
     """Maximum PRM score of a prefix with choose=undecided."""
     token_budget: int | None = Field(None, ge=1)
-    """Maximum number of tokens that the continuations of a group may have. A prefix is chosen only if its continuations
-    would fit even at their maximum length. By default, the maximum length of the group's own responses together."""
+    """Maximum total number of tokens in a group's continuations. A prefix is chosen only if its continuations would fit
+    even at their maximum length. By default, the maximum length of the group's own responses together."""
     train: bool = True
     """Train on the continuations, too. If false, they only determine values."""
 

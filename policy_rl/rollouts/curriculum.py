@@ -16,7 +16,8 @@ from mmprm.types import Problem
 from policy_rl.graded import GradedGroup
 
 MIN_RATE = 0.25
-"""Lower bound on the estimated filter pass rate: a round samples at most 1/MIN_RATE times the missing groups."""
+"""Lower bound on the estimated filter pass rate: a round samples at most 1/MIN_RATE times the number of missing
+groups."""
 
 
 class FilterConfig(Config):

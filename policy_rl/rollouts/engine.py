@@ -38,7 +38,7 @@ class RolloutEngine:
     async def start(
         self, engine: EngineConfig, sampling: SamplingConfig, prompt: PromptConfig, further: dict[str, Any]
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Start the engine; return the token ids of the probe text, and those that it must not sample.
+        """Start the engine; return the token ids of the probe text, and the token ids that the engine must not sample.
 
         `further` holds additional arguments for vLLM. The probe text is used to verify new weights.
         """

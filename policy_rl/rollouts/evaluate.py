@@ -24,7 +24,7 @@ class Evaluation:
     """Summarizes an evaluation on held-out problems: pass@1 with its interval, and counts.
 
     `pass_at_1` averages each problem's fraction of correct responses over problems, at the sampling temperature, with a
-    95 % interval over problems; responses without a known accuracy are left out. `problems` counts the problems in this
+    95% interval over problems; responses without a known accuracy are left out. `problems` counts the problems in this
     mean, and `failed` those that have no response with a known accuracy. `unknown` counts responses without a known
     accuracy, such as those that an engine aborted. `tokens` is the mean number of tokens per response.
     """

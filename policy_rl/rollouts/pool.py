@@ -145,7 +145,7 @@ class RolloutPool:
         limits the tokens after it. Waits while weights are being loaded.
 
         Raises SamplingError or DataError, naming the problem, if it cannot be sampled, and EngineStoppedError if no
-        engine can answer any more. The caller must not request a version that the engines do not have.
+        engine is left. The caller must not request a version that the engines do not have.
         """
         settings = {"max_tokens": max_tokens, "prefix": prefix}
         settings = {name: value for name, value in settings.items() if value is not None}
@@ -164,9 +164,9 @@ class RolloutPool:
                 self._slots.give_back(slot, n)
 
     async def load_weights(self, published: Published) -> float:
-        """Load new weights into all engines; return the largest deviation of an engine from the trainer.
+        """Load new weights into all engines; return the largest log-probability deviation from the trainer.
 
-        The deviation is the mean absolute difference of their log-probabilities on the probe text, in nats. Loading
+        The deviation of an engine is the mean absolute difference over the tokens of the probe text, in nats. Loading
         starts when all requests for the current version are complete; requests for the new version wait until it ends.
 
         Raises TrainingError if an engine does not load the weights within weights.timeout_seconds, or if its
@@ -196,7 +196,7 @@ class RolloutPool:
         await self._all("wake up", lambda actor: actor.wake.remote())
 
     async def until_lost(self) -> EngineStoppedError:
-        """Wait until an engine dies that receives weights directly from the trainer's GPUs, and return the reason.
+        """Wait until an engine that receives weights directly from the trainer's GPUs dies, and return the reason.
 
         Never returns if weights are files, because the trainer then does not need the engines.
         """

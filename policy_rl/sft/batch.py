@@ -191,7 +191,7 @@ class ConversationEncoder:
                 )
 
     def _rest(self, message: Message) -> str:
-        """Return an assistant turn's text and end token, without an opening (like <think>) that is in its prompt."""
+        """Return an assistant turn's text and end token, without an opening (such as <think>) in the prompt."""
         return message["content"].removeprefix(self._opening) + self._end
 
     def _check_questions(self, conversation: Conversation, text: str) -> None:

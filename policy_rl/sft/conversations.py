@@ -156,7 +156,7 @@ def _other_turn(turn: Turn, location: str) -> Message:
 def _split(text: str) -> list[dict[str, str]]:
     """Split a text at its <image> marks into text parts and image parts, in order.
 
-    White space around marks at the very beginning is dropped, because it is not part of the question; problems are read
+    Whitespace around marks at the very beginning is dropped, because it is not part of the question; problems are read
     in the same way.
     """
     text = re.sub(rf"\A((?:\s*{IMAGE})+)\s*", lambda match: IMAGE * match[1].count(IMAGE), text)

@@ -83,7 +83,7 @@ def loss_denominator(samples: Sequence[TrainingSample], config: LossConfig) -> T
 
 
 def check_finite(samples: Sequence[TrainingSample]) -> None:
-    """Raise TrainingError, naming the problem, if a value at a counted token is NaN or infinite.
+    """Raise TrainingError, naming the problem, if a value at a token to train on is NaN or infinite.
 
     Such a value would corrupt the weights.
     """
@@ -103,9 +103,9 @@ def check_finite(samples: Sequence[TrainingSample]) -> None:
 def minibatches(
     samples: Sequence[TrainingSample], updates: int, seed: str, epochs: int = 1
 ) -> list[list[TrainingSample]]:
-    """Shuffle the groups with the seed and split them into `updates` minibatches of nearly equal size, in each epoch.
+    """Shuffle the groups and split them into `updates` minibatches of nearly equal size, once per epoch.
 
-    With fewer groups than `updates`, each group is its own minibatch.
+    The seed determines the order. With fewer groups than `updates`, each group is its own minibatch.
     """
     groups = sorted({sample.group for sample in samples})
     count = min(updates, len(groups))
@@ -146,7 +146,7 @@ def plan(
     share_prompt: bool,
     attention_cost: float = 0.0,
 ) -> Plan:
-    """Pack responses into micro-batches of at most `token_budget` tokens including padding, the same number per rank.
+    """Pack responses into micro-batches of at most `token_budget` tokens including padding, equally many for each rank.
 
     A row longer than the budget gets its own micro-batch. With `share_prompt`, responses of a group are placed in one
     row after their prompt, and a prefix that several of them share is stored once. Rows are chosen for minimal cost
@@ -180,7 +180,7 @@ def cheapest_rows(
     attention_cost: float,
     most: int,
 ) -> list[slice]:
-    """Partition a group's responses into rows of at most `most` responses so that the forward pass costs least.
+    """Find the partition of a group's responses into rows of at most `most` that makes the forward pass cheapest.
 
     The responses are in lexicographic order, and a row holds consecutive ones. The cost is the sum of L·(1 + c·L) over
     the rows. L = prompt + responses − tokens shared by neighbors in the row; it is at most `token_budget`, except
@@ -259,10 +259,10 @@ def collate_rows(
 def _images(
     rows: Sequence[PromptRow], samples: Sequence[TrainingSample], prompts: Sequence[EncodedPrompt]
 ) -> tuple[dict[str, Tensor], Tensor | None, tuple[ImageSet, ...]]:
-    """Collect the image inputs of a micro-batch, once per group; return (inputs, feature index per image token, sets).
+    """Collect a micro-batch's image inputs, once per group; return (inputs, feature index per image token, image sets).
 
-    The feature indices are None unless several rows use the images of the same group. `sets` has one ImageSet per
-    group with images.
+    The feature indices are None unless several rows use the images of the same group. There is one ImageSet per group
+    with images.
     """
     first: dict[int, int] = {}
     shown: dict[int, EncodedPrompt] = {}
@@ -289,7 +289,7 @@ def _images(
 def padded(
     rows: Sequence[PromptRow], samples: Sequence[TrainingSample], name: str, dtype: torch.dtype = torch.float32
 ) -> Tensor | None:
-    """Stack one of the samples' per-token arrays into a zero-padded tensor of shape NT, in the order of the rows.
+    """Stack a per-token array of all samples into a zero-padded tensor of shape (N, T), in the order of the rows.
 
     `name` is the array's field, or `counted`. Returns None if the array is None for all responses.
     """

@@ -83,6 +83,6 @@ class TrainerConfig(TrainableConfig):
 
 
 def reference_sharding(config: TrainerConfig) -> OptimizationConfig:
-    """Return the sharding configuration of the reference model and the teacher: the policy's, but for the offload."""
+    """Return the sharding of the reference model and the teacher: that of the policy, except for offloading."""
     offloads = config.offload_reference or config.optimization.offload == "all"
     return config.optimization.model_copy(update={"offload": "all" if offloads else "none"})

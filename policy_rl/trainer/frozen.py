@@ -1,4 +1,4 @@
-"""Load the frozen models of a trainer: the reference model, and the teacher of a distillation."""
+"""Load the frozen models of a trainer: the reference model and the distillation teacher."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from policy_rl.trainer.policy import Policy
 def frozen_policy(
     model: str, like: Policy, config: TrainerConfig, ranks: Ranks, block_masks: bool, shares_features: bool
 ) -> nn.Module:
-    """Load a model that computes log-probabilities like the policy `like`, and shard it over the ranks for inference.
+    """Load a frozen model that computes log-probabilities in the same way as `like`, and shard it for inference.
 
-    `block_masks` is whether it reads several responses per row on a GPU. With `shares_features`, it uses the policy's
-    image features, because it has the same vision tower.
+    Set `block_masks` if its rows hold several responses and it runs on a GPU. With `shares_features`, it uses the
+    policy's image features, because it has the same vision tower.
     """
     sharding = reference_sharding(config)
     dtype = torch.bfloat16 if config.optimization.precision == "bf16" else torch.float32

@@ -36,7 +36,7 @@ from policy_rl.types import LogProbs, TrainingSample
 from policy_rl.weights.transfer import Published, Transfer
 
 GRACE_SECONDS = 10
-"""Number of seconds that the other ranks have to answer after one rank has failed."""
+"""Number of seconds to wait for the answers of the other ranks after one rank has failed."""
 
 
 class TrainerGroup:
@@ -112,7 +112,8 @@ class TrainerGroup:
         self._call("open_transfer", make)
 
     def publish(self, version: int, probe_token_ids: Sequence[int], dtype: torch.dtype) -> Published:
-        """Send the weights to the engines as `version`; return a Published describing them. See Transfer.publish."""
+        """Send the weights to the engines as version `version`; return a Published describing them. See
+        Transfer.publish."""
         return self._call("publish", version, tuple(probe_token_ids), dtype)[0]
 
     def release_memory(self) -> None:
@@ -208,7 +209,7 @@ class TrainerGroup:
 
 
 class _Rank:
-    """Runs a Trainer in its own process, with a second thread that answers `doing` during other calls."""
+    """Runs a Trainer in its own process, with a second thread that answers `doing` while another call runs."""
 
     def __init__(self) -> None:
         self._trainer: Trainer | None = None

@@ -111,7 +111,9 @@ class _TokenLogprobs(torch.autograd.Function):
             logits_MN -= total_M[:, None]
             pull_MN = scale_M[:, None]
             if by_entropy_M is not None:
-                pull_MN = pull_MN + by_entropy_M[:, None] / layer.temperature * (logits_MN + entropy_M[:, None])
+                # In place: at most two tensors of a chunk's logits exist at a time.
+                pull_MN = (logits_MN + entropy_M[:, None]).mul_(by_entropy_M[:, None] / layer.temperature)
+                pull_MN += scale_M[:, None]
             gradient_MN = logits_MN.exp_().mul_(-pull_MN)
             gradient_MN.scatter_add_(1, column_M[:, None], (scale_M * inside_M)[:, None])
             gradient_MN[:, layer.banned_in(chunk)] = 0

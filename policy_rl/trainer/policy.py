@@ -32,7 +32,7 @@ class PolicyInputs:
 
     input_ids_BL: Tensor
     position_ids: Tensor
-    """Position ids of shape BL, or XBL if the model has several position axes (M-RoPE)."""
+    """Position ids of shape (B, L), or (X, B, L) if the model has several position axes (M-RoPE)."""
     end_BL: Tensor | None
     """For each token, the index of the last token in its row that attends to it. None if every row has one response."""
     present_BL: Tensor

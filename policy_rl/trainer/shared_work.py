@@ -9,7 +9,7 @@ from mmprm.training.ranks import Ranks
 
 
 def prepare_shared_prompts(backbone: nn.Module, ranks: Ranks) -> bool:
-    """Return whether a group's responses can share one copy of the prompt; on a GPU, set up block masks for it."""
+    """Return whether a group's responses can share one copy of the prompt; if so, set up block masks on a GPU."""
     reason = why_not_packed(backbone)
     if reason is None and ranks.device.type == "cuda":
         use_block_masks(backbone)

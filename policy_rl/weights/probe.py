@@ -48,10 +48,11 @@ class ProbeCheck:
         self._changed: tuple[Published, tuple[float, ...]] | None = None
 
     def check(self, published: Published, answer: tuple[float, ...]) -> float:
-        """Check an engine's answer for a new version, and return the mean |engine − trainer| in nats.
+        """Compare an engine's log-probabilities on the probe with the trainer's, after new weights were loaded.
 
-        Raises TrainingError if it exceeds the tolerance. Raises it too if the engine repeats its answer for an earlier
-        version although the trainer's log-probabilities have since changed by more than MOVED.
+        Returns the mean absolute difference in nats. Raises TrainingError if it exceeds the tolerance, or if the engine
+        repeats its log-probabilities of an earlier version although the trainer's have since changed by more than
+        MOVED.
         """
         assert len(answer) == len(published.probe), "trainer and engine have different probes"
         distance = _mean_difference(answer, published.probe)

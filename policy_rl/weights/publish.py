@@ -11,7 +11,7 @@ from mmprm.errors import EngineStoppedError, TrainingError
 from policy_rl.trainer.protocol import TrainerLike
 
 REPORT_SECONDS = 10.0
-"""Number of seconds that the trainer has to report a failed transfer itself after an engine was found dead."""
+"""Number of seconds to wait for the trainer to report a failed transfer itself, after an engine was found dead."""
 
 
 class WatchedPool(Protocol):
@@ -25,7 +25,7 @@ class WatchedPool(Protocol):
 
 
 async def publish_watched(trainer: TrainerLike, pool: WatchedPool, version: int, dtype: torch.dtype) -> Any:
-    """Publish the weights; if an engine dies meanwhile, kill the ranks, which would wait for it indefinitely."""
+    """Publish the weights; if an engine dies meanwhile, kill the ranks, which would otherwise wait for it forever."""
     publishing = asyncio.ensure_future(asyncio.to_thread(trainer.publish, version, pool.probe_token_ids, dtype))
     lost = asyncio.ensure_future(pool.until_lost())
     try:

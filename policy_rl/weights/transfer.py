@@ -41,7 +41,7 @@ SHARED_MEMORY = Path("/dev/shm")
 BUCKET_BYTES = 2**30
 """Approximate maximum size of a weight file in bytes. No more than this is buffered in memory at once."""
 KEPT_VERSIONS = 2
-"""Number of versions to keep on disk: the replacement of a dead engine may still read the previous one."""
+"""Number of versions to keep on disk: the replacement for a dead engine may still be reading the previous version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,8 @@ class ModelWeights:
             yield from self._stored(name, whole)
 
     def _stored(self, name: str, tensor: Tensor) -> Iterable[tuple[str, Tensor]]:
-        """Return a parameter's tensors in a checkpoint, by name: several for a layer's experts, otherwise one."""
+        """Return the (name, tensor) pairs that a checkpoint stores for a parameter: one, or several for a layer's
+        experts."""
         return stored_tensors(self._model, name, tensor).items()
 
     def _checkpoint_tensors(self) -> Iterator[tuple[str, Tensor, Any]]:

@@ -24,3 +24,13 @@ def test_updates_with_cached_features(two_rank_states: Path, stage: int) -> None
         calls.append(cached["calls"])
     if stage == 3:
         assert calls[0] == calls[1], "the ranks gather the tower's weights together"
+
+
+def test_a_prm_with_cached_features(two_rank_states: Path) -> None:
+    """Rank 0 has no new image in the second step, but runs the tower together with rank 1."""
+    for rank in range(2):
+        results = json.loads((two_rank_states / f"features.{rank}.json").read_text())
+        plain, cached = results["prm False"], results["prm True"]
+        assert cached["updates"] == plain["updates"]
+        assert plain["updates"][2] != plain["updates"][0]
+        assert (plain["calls"], cached["calls"]) == ([1, 1, 1], [1, 1, 0])

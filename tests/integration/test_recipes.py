@@ -185,6 +185,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(policy_folder: Path) -> Iterator[World]:
+    ray.shutdown()  # the commands of other files leave theirs running
     ray.init(address="local", include_dashboard=False, log_to_driver=False)
     engine = EngineConfig(model=str(policy_folder), kv_cache_gib=0.25)
     start = RolloutPool.start(

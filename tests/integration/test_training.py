@@ -215,11 +215,13 @@ def test_adapters_are_saved_as_a_plain_model_and_resume(
     train_prm(
         TrainConfig(**settings(random_policy_folder, labels, tmp_path / "run", zero_stage=1, save_every=3), **LORA)
     )
-    assert losses(tmp_path / "run") == losses(lora_rank)
-    assert_same_model(tmp_path / "run", lora_rank, atol=0)
+    assert losses(tmp_path / "run") == pytest.approx(losses(lora_rank), rel=FROZEN_VISION)
+    assert_same_model(tmp_path / "run", lora_rank, atol=FROZEN_VISION)
 
 
 BF16 = [f"bf16_{stage}" for stage in range(4)]
+FROZEN_VISION = 1e-6
+"""Tolerance of a resumed run with a frozen vision tower, which computes image features in other batches than before."""
 STOPPED = {"stopped2": "zero2", "stopped3": "zero3", "lora_stopped": "lora3"}
 """Runs that receive SIGTERM and are resumed, with the undisturbed run of the same settings."""
 TWO_RANKS: dict[str, dict[str, Any]] = {
@@ -300,8 +302,10 @@ def test_adapters_on_two_ranks(two_ranks: TwoRanks, lora_rank: Path) -> None:
 def test_a_stop_on_two_ranks(two_ranks: TwoRanks) -> None:
     assert two_ranks.printed.count("SIGTERM; saved after step 4 of 6") == len(STOPPED)
     for name, undisturbed in STOPPED.items():
-        assert losses(two_ranks.folder / name) == losses(two_ranks.folder / undisturbed), name
-        assert_same_model(two_ranks.folder / name, two_ranks.folder / undisturbed, atol=0)
+        tolerance = FROZEN_VISION if name.startswith("lora") else 0
+        run, expected = two_ranks.folder / name, two_ranks.folder / undisturbed
+        assert losses(run) == pytest.approx(losses(expected), rel=tolerance, abs=0), name
+        assert_same_model(run, expected, atol=tolerance)
 
 
 def test_a_nan_gradient_on_two_ranks(two_ranks: TwoRanks) -> None:

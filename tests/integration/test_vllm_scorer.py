@@ -18,6 +18,7 @@ from mmprm.tiny.model import build_model
 from mmprm.tiny.tokenizer import build_processor, build_tokenizer
 from mmprm.tiny.world import Mistakes, make_problems, solve
 from mmprm.types import Problem, Solution
+from tests.backbones import tiny_solutions, write_backbone
 
 pytestmark = pytest.mark.integration
 
@@ -58,6 +59,23 @@ def test_vllm_scores_equal_those_of_transformers(tmp_path: Path) -> None:
     for got, wanted in zip(scores, expected, strict=True):
         assert got.scores == pytest.approx(wanted.scores, abs=1e-3)
     assert after_a_refusal[0].scores == pytest.approx(expected[-1].scores, abs=1e-3)
+
+
+def test_vllm_scores_of_qwen3_vl_equal_those_of_transformers(tmp_path: Path) -> None:
+    """Deepstack features enter several layers of the language model."""
+    prm = initialize_prm(str(write_backbone("qwen3_vl", tmp_path / "base")), PrmTokens(), add_missing_tokens=True)
+    with torch.no_grad():
+        for weight in prm.model.parameters():
+            weight.mul_(6.0 if weight.dim() > 1 else 1.0)
+    save_prm(tmp_path / "prm", prm)
+    solutions = tiny_solutions("qwen3_vl", 12)
+    scores = []
+    for backend in ("transformers", "vllm"):
+        scorer = open_scorer(ScorerConfig(prm=str(tmp_path / "prm"), backend=backend, dtype="float32"))
+        scores.append([score for each in scorer.score(solutions) for score in each.scores])
+        scorer.close()
+    assert max(scores[0]) - min(scores[0]) > 0.05
+    assert scores[1] == pytest.approx(scores[0], abs=1e-3)
 
 
 def test_a_failed_start_of_a_scorer_process_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from mmprm.labels.given import combine_labels, disagreement
 from mmprm.labels.parquet import LabeledExample, read_parquet
 from mmprm.prm.targets import TargetConfig, make_targets
 from mmprm.sampling.scripted import ScriptedSampler, Write
+from mmprm.trees.database import STORE_NAME
 from mmprm.trees.store import Store
 from mmprm.types import Counts, Problem
 from tests.mcts import scripted_campaign as scripted
@@ -87,6 +89,13 @@ def test_first_errors_become_labels_of_the_solutions(solutions: Path, tmp_path: 
     # Its first two steps are labeled on s1-2, the first solution that begins with them.
     assert values(found["s1-5"]) == [None, None, 1, 1, 1, 0, 0]
     assert values(found[f"s1-{STEPS}"]) == [None, None, None, None, None, 1, 1]
+
+
+def test_an_unfinished_solution_has_no_label(solutions: Path, tmp_path: Path) -> None:
+    annotate(solutions, tmp_path / "run")
+    with sqlite3.connect(tmp_path / "run" / STORE_NAME) as connection:
+        connection.execute("UPDATE problems SET status = 'open' WHERE id = 's1-2'")
+    assert "s1-2" not in {example.solution_id for example in labels(tmp_path / "run")}
 
 
 def test_first_errors_are_targets_of_the_same_steps(solutions: Path, tmp_path: Path) -> None:

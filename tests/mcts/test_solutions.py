@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from mcts.difficulty import question_only
 from mcts.solutions import load_solutions
 from mmprm.config import build
 from mmprm.errors import ConfigError, DataError
+from mmprm.tiny.sokoban import parse_level
+from mmprm.tiny.sokoban_image import draw_state
 from mmprm.types import Problem
 
 ROW = {"question": "1+1+1?", "answer": "3", "steps": ["1+1=2", "2+1=3", "<answer>3</answer>"]}
@@ -116,6 +119,19 @@ def test_an_id_of_two_problems_or_solutions_is_an_error(tmp_path: Path) -> None:
     rows = [ROW | {"solution_id": "1"}, ROW | {"solution_id": "1", "steps": ["b"]}]
     with pytest.raises(DataError, match=r"s\.jsonl:2: solution_id '1' belongs to another solution already"):
         load(write(tmp_path / "s.jsonl", *rows))
+
+
+def test_the_solutions_of_a_problem_share_its_images(tmp_path: Path) -> None:
+    data = draw_state(parse_level("#####\n#@$.#\n#####")).data
+    row = ROW | {"image": base64.b64encode(data or b"").decode()}
+    first, second = load(write(tmp_path / "s.jsonl", row, row | {"steps": ["3", "3"]}))
+    assert (first.images[0].data, first.given == second.given) == (data, False)
+    assert first.images[0] is second.images[0]
+
+
+def test_problems_of_the_wrong_type_are_named() -> None:
+    with pytest.raises(ConfigError, match=r"problems='p\.jsonl'"):
+        configured("s.jsonl", problems="p.jsonl")
 
 
 def test_only_the_mode_determines_the_batches(tmp_path: Path) -> None:

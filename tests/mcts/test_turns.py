@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -34,6 +33,7 @@ from mmprm.trees.store import Store
 from mmprm.types import Batch, Counts, Problem, Steps, Tree, Verdict
 from tests.mcts import sokoban_campaign
 from tests.mcts.scripted_campaign import batches
+from tests.mcts.sokoban_campaign import MISTAKES
 
 LEVEL = "#####\n#@  #\n# $ #\n#  .#\n#####"
 PROBLEM = Problem("p", "Solve the level.", "", extra={"level": LEVEL})
@@ -118,7 +118,7 @@ def first_errors(tree: Tree, labels: dict[Steps, Counts]) -> list[tuple[Steps, i
 def test_labels_and_first_errors_agree_with_the_solver(tmp_path: Path) -> None:
     """An unsolvable state has value 0. A solvable state can also have it if all 16 rollouts fail."""
     chosen = sokoban_campaign.config(sokoban_campaign.write_levels(tmp_path, 4), tmp_path / "run")
-    sokoban_campaign.annotate(chosen, SolverPlayer(sokoban_campaign.MISTAKES))
+    sokoban_campaign.annotate(chosen, SolverPlayer(MISTAKES))
     store = Store.read(tmp_path / "run")
     values: list[float] = []
     truth: list[bool] = []
@@ -139,7 +139,7 @@ def test_labels_and_first_errors_agree_with_the_solver(tmp_path: Path) -> None:
 
 def test_a_run_becomes_labels_with_observations(tmp_path: Path) -> None:
     chosen = sokoban_campaign.small_config(sokoban_campaign.write_levels(tmp_path, 4), tmp_path / "run")
-    sokoban_campaign.annotate(chosen, SolverPlayer(sokoban_campaign.MISTAKES))
+    sokoban_campaign.annotate(chosen, SolverPlayer(MISTAKES))
     counts = build_labels(LabelsConfig(store=chosen.output, output=str(tmp_path / "labels.parquet"))).counts
     examples = read_parquet(tmp_path / "labels.parquet", turns=True)
     assert counts.paths == len(examples) >= 4
@@ -151,23 +151,19 @@ def test_a_run_becomes_labels_with_observations(tmp_path: Path) -> None:
     assert counts.labels == sum(bool(steps) for found in labels.values() for steps in found)
 
 
-def test_killed_at_any_moment_it_ends_as_if_undisturbed(tmp_path: Path) -> None:
-    levels, run, rng = sokoban_campaign.write_levels(tmp_path, 4), tmp_path / "killed", random.Random(0)
-    small = sokoban_campaign.small_config(levels, tmp_path / "whole")
-    sokoban_campaign.annotate(small, SolverPlayer(sokoban_campaign.MISTAKES))
-    kills, third = 0, committed(tmp_path / "whole") // 3
-    while True:
+def test_killed_twice_it_ends_as_if_undisturbed(tmp_path: Path) -> None:
+    levels, run = sokoban_campaign.write_levels(tmp_path, 4), tmp_path / "killed"
+    sokoban_campaign.annotate(sokoban_campaign.small_config(levels, tmp_path / "whole"), SolverPlayer(MISTAKES))
+    third = committed(tmp_path / "whole") // 3
+    for goal in (third, 2 * third):
         driver = subprocess.Popen([sys.executable, sokoban_campaign.__file__, str(levels), str(run)])
-        goal = committed(run) + rng.randrange(1, third)
         while driver.poll() is None and committed(run) < goal:
             time.sleep(0.01)
-        if driver.poll() is not None:
-            break
-        driver.send_signal(signal.SIGKILL)
+        assert driver.poll() is None, "it is killed before it ends"
+        driver.kill()
         driver.wait()
-        kills += 1
-    assert driver.returncode == 0
-    assert kills >= 2
+    assert third <= committed(run) < committed(tmp_path / "whole")
+    sokoban_campaign.annotate(sokoban_campaign.small_config(levels, run), SolverPlayer(MISTAKES))
     assert batches(run) == batches(tmp_path / "whole")
 
 

@@ -15,7 +15,7 @@ import mmprm
 
 
 class Scores:
-    """A scorer that must not be called."""
+    """Stands in for a scorer that must not be called."""
 
     def score(self, solutions: Any) -> list[Any]:
         raise AssertionError

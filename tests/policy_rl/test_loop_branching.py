@@ -12,7 +12,7 @@ import pytest
 from scripted_rl import WEIGHED, ScriptedPool, ScriptedTrainer, make_config, make_loop, metrics_of
 from test_loop_resume import StopsAt
 
-from mmprm.errors import ConfigError, SamplingError
+from mmprm.errors import ConfigError, SamplingError, TrainingError
 from mmprm.types import Grading, Problem, Verdict
 from policy_rl.loop import Loop
 from policy_rl.metrics import metric_names
@@ -40,8 +40,9 @@ class Letters:
 class BranchingPool(ScriptedPool):
     """Writes two steps and an answer, one character per token, or completes a prefix."""
 
-    def __init__(self, refuses: bool = False) -> None:
+    def __init__(self, refuses: bool = False, prompt_tokens: int = 7) -> None:
         super().__init__()
+        self._prompt_tokens = prompt_tokens
         self.branches: list[tuple[int, int | None, tuple[int, ...]]] = []
         self._refuses = refuses
 
@@ -60,7 +61,8 @@ class BranchingPool(ScriptedPool):
             self.branches.append((n, max_tokens, tuple(prefix.token_ids.tolist())))
             if self._refuses:
                 raise SamplingError("problem p: refused")
-        return Group(problem, tuple(self._written(random.Random(seed + i), prefix) for i in range(n)), version, 7)
+        responses = tuple(self._written(random.Random(seed + i), prefix) for i in range(n))
+        return Group(problem, responses, version, 7 if prefix is None else self._prompt_tokens)
 
     def _written(self, rng: random.Random, prefix: ResponsePrefix | None) -> Response:
         given = [] if prefix is None else prefix.token_ids.tolist()
@@ -132,6 +134,11 @@ def test_continuations_that_the_engine_refuses_are_counted(tmp_path: Path) -> No
     assert len(trainer.batches[0]) == 12
 
 
+def test_a_prompt_of_another_length_ends_the_run(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"the prompt has 7 tokens, but 8 before a prefix; .* leave rollouts"):
+        asyncio.run(loop_of(tmp_path / "run", BranchingPool(prompt_tokens=8), ScriptedTrainer()).run())
+
+
 @pytest.mark.parametrize("changes", [{}, FILTERED], ids=["plain", "filter"])
 def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, changes: dict[str, Any]) -> None:
     """With a filter, the checkpoint contains carried-over groups and their continuations."""
@@ -165,6 +172,7 @@ BOTH = {**TREE, **PRM, "credit": {"source": "both"}}
         ({**TREE, "adora": {}}, r"adora cannot be combined"),
         ({**TREE, "trainer": {"loss": {"aggregation": "sequence_mean"}}}, r"aggregation=sequence_mean cannot"),
         ({**BOTH, "rewards": {"format": "steps"}}, r"credit.source=both needs a reward of accuracy alone"),
+        ({**BOTH, "rewards": {"accuracy_weight": 0}}, r"leaves nothing to reward; .* or set .* rewards.length$"),
         ({**TREE, "credit": {"source": "tree", "mode": "soft_min"}}, r"mode=soft_min has no effect with source=tree"),
         ({**TREE, "credit": {"source": "tree", "prior_weight": 2}}, r"prior_weight=2.0 has no effect with source=tree"),
         ({"rollouts": {"branching": {"min_score": 0.1}}}, r"min_score=0.1 is a bound for choose=undecided"),

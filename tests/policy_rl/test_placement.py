@@ -15,15 +15,14 @@ from policy_rl.stages import read_stages
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 EIGHT, ONE_EACH = (8,), tuple(((0, gpu),) for gpu in range(8))
-WIDE = tuple(
-    tuple((machine, first + gpu) for gpu in range(4)) for machine, first in itertools.product(range(4), (0, 4))
-)
-ALL_32 = tuple(itertools.product(range(4), range(8)))
+ALL_32, ALL_64 = (tuple(itertools.product(range(machines), range(8))) for machines in (4, 8))
+WIDE, WIDE_64 = (tuple(gpus[first : first + 4] for first in range(0, len(gpus), 4)) for gpus in (ALL_32, ALL_64))
 COLOCATED_7B = (EIGHT, Placement(ONE_EACH, ALL_32[:8]))
-COLOCATED_WIDE = ((8, 8, 8, 8), Placement(WIDE, ALL_32))
+COLOCATED_WIDE = (EIGHT * 4, Placement(WIDE, ALL_32))
 
 RECIPES = {
     "rl/cpgd-7b": [COLOCATED_7B],
+    "rl/dapo-32b": [(EIGHT * 8, Placement(WIDE_64, ALL_64))],
     "rl/lmm-r1-direct-rl-geo": [COLOCATED_7B],
     "rl/lmm-r1-fre-multi": [COLOCATED_7B],
     "rl/lmm-r1-mgt-percereason": [COLOCATED_7B],

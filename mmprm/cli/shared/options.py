@@ -31,7 +31,7 @@ def add_config_options(parser: argparse.ArgumentParser, model: type[Config], pre
 
 
 def load_config(arguments: argparse.Namespace, model: type[_C], *overrides: str) -> _C:
-    """Load a command's configuration.
+    """Load a command's configuration from --config, `overrides` and --set.
 
     `overrides` come from the command's own arguments. They override the file, and --set overrides them.
     """

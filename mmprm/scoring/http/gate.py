@@ -1,4 +1,4 @@
-"""Check the API key, host, readiness, size and timing of every request before its route runs, and record metrics."""
+"""Check the API key, host, size and timing of every request and the service's readiness, and record metrics."""
 
 from __future__ import annotations
 

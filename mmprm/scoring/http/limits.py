@@ -51,8 +51,8 @@ class ServiceLimits(Config):
     batch_seconds: float = Field(0.25, gt=0)
     """Target duration of a batch in seconds; batches become smaller if one takes longer."""
     header_seconds: float = Field(10.0, gt=0)
-    """Timeout in seconds for a request's headers to arrive, counted from the start of the connection or of the
-    headers."""
+    """Timeout in seconds for a request's headers to arrive, counted from the opening of the connection or, for later
+    requests, from the first byte."""
     body_seconds: float = Field(60.0, gt=0)
     """Timeout in seconds for a complete request body to arrive, so that a slow client cannot occupy a slot forever."""
     answer_seconds: float = Field(60.0, gt=0)

@@ -204,8 +204,8 @@ class Service:
         return [item if isinstance(item, Refused) else self._scored(next(answers)) for item in prepared]
 
     def _prepared(self, values: Sequence[Any], positions: Sequence[str]) -> list[tuple[Solution, float] | Refused]:
-        """Validate solutions; for each, return a Refused error, or the solution with the fraction of a batch that it
-        fills."""
+        """Validate solutions and return, for each one, the solution with the fraction of a batch that it fills, or a
+        Refused error."""
         limits = self.limits
         reader = Reader(limits, self._image_root, self._max_characters)
         prepared: list[tuple[Solution, float] | Refused] = []

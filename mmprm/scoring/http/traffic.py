@@ -27,7 +27,7 @@ class Traffic:
 
     @contextmanager
     def answering(self) -> Iterator[None]:
-        """Count a request as in flight inside the block."""
+        """Count a request as in flight inside the `with` block."""
         self.requests += 1
         try:
             yield
@@ -35,14 +35,14 @@ class Traffic:
             self.requests -= 1
 
     def check_bytes(self, address: str, more: int) -> None:
-        """Raise Refused (429) if `more` bytes would exceed the limit of the service or of one address."""
+        """Raise Refused (429) if `more` bytes would exceed the limit of the whole service or of this address."""
         limits = self.limits
         most = limits.in_flight_mib * MIB
         self._check(self.bytes, address, more, most, limits.per_address(most, limits.body_mib * MIB), "bytes")
 
     @contextmanager
     def holding(self, address: str, solutions: int) -> Iterator[None]:
-        """Count solutions as in flight inside the block; raise Refused (429) if they would exceed a limit."""
+        """Count solutions as in flight inside the `with` block; raise Refused (429) if they would exceed a limit."""
         limits = self.limits
         most = limits.per_address(limits.in_flight, limits.solutions)
         self._check(self.solutions, address, solutions, limits.in_flight, most, "solutions")

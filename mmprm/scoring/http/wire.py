@@ -235,7 +235,8 @@ def _decoded(text: str, field: str) -> bytes:
 
 
 def _read(path: str, field: str, root: Path | None, most: int) -> bytes:
-    """Read at most `most` + 1 bytes of a regular file below the root folder; the extra byte reveals a larger file.
+    """Read at most `most` + 1 bytes of a regular file below the root folder; the extra byte shows that the file is
+    larger.
 
     For a path outside the root, the error does not reveal whether it exists.
     """

@@ -181,3 +181,20 @@ def test_a_failed_request_is_counted_and_repeated(tmp_path: Path) -> None:
         reasons = [asyncio.run(_bridged([problem], build_wording(), config))[0].reason for _ in range(2)]
     assert reasons == ["request failed: status 400", "kept"]
     assert len(seer.requests) == 2
+
+
+def test_an_interrupted_reply_is_not_cached(tmp_path: Path) -> None:
+    (problem,) = load_problems(ProblemsConfig(path=str(write_data(tmp_path, 1))))
+    interrupted = says("A line.", choice={"finish_reason": "insufficient_system_resource"})
+    with (
+        ScriptedServer(says("notes"), interrupted, says("A line of length 7.")) as seer,
+        ScriptedServer(solve) as reasoner,
+    ):
+        values = {"problems": {"path": "x"}, "output": str(tmp_path / "out"), "seer": role(seer.url)}
+        config = build(BridgeConfig, values | {"reasoner": role(reasoner.url)})
+        found = [asyncio.run(_bridged([problem], build_wording(), config))[0] for _ in range(2)]
+    assert [(each.reason, each.description) for each in found] == [
+        ("request failed: SamplingError", ""),
+        ("kept", "A line of length 7."),
+    ]
+    assert len(seer.requests) == 3

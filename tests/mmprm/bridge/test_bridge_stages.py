@@ -80,6 +80,8 @@ def test_a_correct_solution_is_repaired_and_kept() -> None:
         (Said("<answer>7</answer>"), "no thoughts"),
         (Said("<answer>7</answer>", THOUGHTS, cut=True), "solution cut off"),
         (Said("<answer>7</answer>", "It is 7."), "thoughts too short"),
+        (Said("<answer>7</answer>", "三加四"), "thoughts too short"),
+        (Said("<answer>7</answer>", "三加四等于七"), KEPT_REASON),
         (Said("<answer>7</answer>", THOUGHTS * 9), "thoughts too long"),
         (Said("<answer>7</answer>", THOUGHTS + " <answer>7"), "tags in the solution"),
         (Said("<answer>7</answer>", THOUGHTS + " <image>"), "tags in the solution"),
@@ -143,6 +145,19 @@ def test_an_undecided_answer_is_not_kept() -> None:
     problem = Problem("p", "Why?", "because the red line is longer", PROBLEM.images)
     said = Said("<answer>since red exceeds blue in size</answer>", THOUGHTS)
     assert bridged(said, problem=problem)[0].reason == "unknown verdict"
+
+
+def test_problems_with_other_options_are_other_problems() -> None:
+    problems = [
+        Problem(name, "Which is correct?", "A", PROBLEM.images, choices)
+        for name, choices in (("p", ("red", "blue")), ("q", ("big", "small")), ("r", ("big", "small")))
+    ]
+    config = build(BridgeConfig, {"problems": {"path": "x"}, "seer": ROLE, "reasoner": ROLE, "min_words": 5})
+    seer, reasoner = Model(Said("notes")), Model(Said("<answer>A</answer>", THOUGHTS))
+    with SymbolicGrader() as grader:
+        bridge = Bridge(seer, reasoner, grader, build_wording(), config)
+        found = asyncio.run(bridge_problems(problems, bridge))
+    assert [each.reason for each in found] == [KEPT_REASON, KEPT_REASON, "near-duplicate"]
 
 
 def test_further_attempts_end_with_the_first_success() -> None:

@@ -34,6 +34,11 @@ def test_repairs(thoughts: str, repaired: str, count: int) -> None:
         ("This fits the given answer.", "given answer"),
         ("The sign in the image says stop.", None),
         ("I see that the answer is 5.", None),
+        ("Since the image isn't shown, I assume it.", "image isn't shown"),
+        ("No diagram is given.", "No diagram"),
+        ("I don't have access to the figure.", "don't have access to the figure"),
+        ("The figure is not drawn to scale.", None),
+        ("根据描述，AB=3。", "描述"),
     ],
 )
 def test_phrases_that_reveal_the_description(thoughts: str, betrayal: str | None) -> None:
@@ -56,6 +61,21 @@ def test_phrases_that_reveal_the_description(thoughts: str, betrayal: str | None
 )
 def test_leaks(description: str, leaked: bool) -> None:
     assert leaks(description, "80°") == leaked
+
+
+@pytest.mark.parametrize(
+    ("description", "answer", "leaked"),
+    [
+        ("Two angles are marked, so the third is 80 degrees.", "$80^\\circ$", True),
+        ("Thus it has 8 cm.", "\\boxed{8 \\text{ cm}}", True),
+        ("Thus it has 8.5 cm.", "8 cm", False),
+        ("It is 80 degrees.", "80°", False),
+        ("Therefore the third is 80°.", "B", True),
+        ("Therefore the third is not 70°.", "B", False),
+    ],
+)
+def test_conclusions_leak_the_answer_in_any_spelling(description: str, answer: str, leaked: bool) -> None:
+    assert leaks(description, answer, ("70°", "80°")) == leaked
 
 
 def test_wordings_of_a_file(tmp_path: Path) -> None:

@@ -131,6 +131,24 @@ def test_a_subset_is_chosen_or_refused(tmp_path: Path) -> None:
         rows_of(tmp_path / "set" / "main", subset="..")
 
 
+@pytest.mark.parametrize("name", ["{}.jsonl", "data/{}-00000-of-00001.jsonl"])
+def test_splits_whose_names_are_part_of_others(tmp_path: Path, name: str) -> None:
+    """DynaMath has the splits sample_variant1 and sample_variant10, and HallusionBench has image and non_image."""
+    (tmp_path / "data").mkdir()
+    for split in ("v1", "v2", "v10", "image", "non_image"):
+        (tmp_path / name.format(split)).write_text(json.dumps({"split": split}) + "\n")
+
+    def found(split: str) -> list[object]:
+        return [row["split"] for row in rows_of(tmp_path, split=split)]
+
+    assert (found("v1"), found("v10+v2+v1")) == (["v1"], ["v10", "v2", "v1"])
+    assert found("non_image") == ["non_image"]
+    if "of" in name:
+        assert found("image+non_image") == ["image", "non_image"]
+    with pytest.raises(DataError, match="holds no file of the split v3"):
+        found("v1+v3")
+
+
 def test_a_single_file_rejects_other_splits_and_subsets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("train.jsonl", "problems.jsonl"):
         (tmp_path / name).write_bytes(LINES)

@@ -70,6 +70,39 @@ def test_a_turn_without_an_action_changes_nothing() -> None:
     assert transition.observation.text == "No valid action. Actions: left, down, right, up.\n"
 
 
+def test_an_environment_without_images_shows_text() -> None:
+    import gymnasium
+
+    class Counter(gymnasium.Env):
+        action_space = gymnasium.spaces.Discrete(2)
+        observation_space = gymnasium.spaces.Discrete(9)
+
+        def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple:
+            return 3, {}
+
+        def step(self, action: int) -> tuple:
+            return 4, 1.0, True, False, {}
+
+    gymnasium.register("Counter-v0", entry_point=Counter)
+    with pytest.raises(ConfigError, match=r"set environment\.arguments\.render_mode=null if it has no images"):
+        make_environment(EnvironmentConfig(path="gymnasium:Counter-v0"))
+    environment = make_environment(EnvironmentConfig(path="gymnasium:Counter-v0", arguments={"render_mode": None}))
+    episode = replay(environment, PROBLEM, 0, act("1"))
+    assert episode.start.parts == ("Reach the goal.\nActions: 0, 1.\nObservation: 3\n",)
+    assert episode.transitions[0].observation.parts == ("Observation: 4\n",)
+    gymnasium.registry.pop("Counter-v0")
+
+
+def test_few_levels_are_kept_open() -> None:
+    environment = make_environment(EnvironmentConfig(**LAKE | {"arguments": {"render_mode": None}}))
+    sizes = []
+    for number in range(20):
+        level = Problem("s", "Go.", "", extra={"arguments": {"desc": ["S" + "F" * number + "G"], "is_slippery": False}})
+        assert replay(environment, level, 0, act("right") * (number + 1)).transitions[-1].success
+        sizes.append(len(environment._made))
+    assert max(sizes) == sizes[-1] == 8
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
@@ -78,6 +111,7 @@ def test_a_turn_without_an_action_changes_nothing() -> None:
         (LAKE | {"actions": ("a", "A", "b", "c")}, "must not name an action twice"),
         ({"path": "gymnasium:Pendulum-v1"}, "must have discrete actions"),
         (LAKE | {"arguments": {"no_such": 1}}, "cannot be made"),
+        (LAKE | {"arguments": {"render_mode": "human"}}, "render_mode=human must be rgb_array, or null"),
     ],
 )
 def test_an_invalid_environment_proposes_a_change(keys: dict, message: str) -> None:

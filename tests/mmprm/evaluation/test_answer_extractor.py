@@ -79,5 +79,35 @@ def test_an_option_may_be_named_by_its_letter(tmp_path: Path) -> None:
     problem = Problem("1", "Which color?\nA. red\nB. blue", "B", choices=("red", "blue"))
     response = "The sky in the image has one color.\nIt looks blue to me, not red at all."
     assert gradings(tmp_path, says("B"), response, Item(problem))[0]["extracted"].verdict is Verdict.CORRECT
-    assert is_stated("(A)", "It is red.", 2)
-    assert not is_stated("C", "It is red.", 2)
+
+
+@pytest.mark.parametrize(
+    ("answer", "response", "stated"),
+    [
+        ("(A)", "It is Red.", True),
+        ("B", "So I choose (B) here.", True),
+        ("B", "I cannot tell.", False),
+        ("A", "It is blue; that is not a guess.", False),
+        ("C", "It is red.", False),
+        ("AB", "It is red or blue.", False),
+    ],
+)
+def test_a_letter_must_be_stated_as_such_or_by_the_text_of_its_option(answer: str, response: str, stated: bool) -> None:
+    """Otherwise, the extractor could solve the question instead of copying the answer."""
+    assert is_stated(answer, response, ("A. red", "blue")) == stated
+
+
+def test_the_judge_sees_every_gold_answer() -> None:
+    """The symbolic grader decides nothing, and the judge accepts only the second gold answer."""
+
+    class Only:
+        def __init__(self, gold: str | None) -> None:
+            self.gold = gold
+
+        async def grade(self, problem: Problem, response: str) -> Grading:
+            verdict = Verdict.CORRECT if problem.answer == self.gold else Verdict.INCORRECT
+            return Grading(verdict if self.gold else Verdict.UNKNOWN, "eight", "")
+
+    item = Item(Problem("1", "How many volts?", "8.35"), also=("eight volts",))
+    found = asyncio.run(Graders(Only(None), judged=Only("eight volts")).gradings(item, "eight"))
+    assert (found["symbolic"].verdict, found["judged"].verdict) == (Verdict.UNKNOWN, Verdict.CORRECT)

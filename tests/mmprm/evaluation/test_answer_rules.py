@@ -13,6 +13,7 @@ from mmprm.evaluation.rules import (
     containing,
     first_of,
     grade_by_rule,
+    in_order,
     labeled,
     rounded,
     truncated,
@@ -66,6 +67,17 @@ def test_value_of(text: str, value: Fraction | None) -> None:
         (truncated, "7", "7.9", CORRECT),
         (truncated, "-7", "-7.9", CORRECT),
         (truncated, "8", "7.9", INCORRECT),
+        (truncated, "50", "50%", CORRECT),
+        (truncated, "50", "51 percent", INCORRECT),
+        (rounded(1), "12.5", "12.46\\%", CORRECT),
+        (rounded(2), "0.5", "50%", CORRECT),
+        (rounded(2), "50%", "50", INCORRECT),
+        (in_order, "[0, 8]", "0 and 8", CORRECT),
+        (in_order, "[0, 8]", "\\{0, 8.0\\}", CORRECT),
+        (in_order, "[0, 8]", "[8, 0]", INCORRECT),
+        (in_order, "[0, 8]", "[0, 8, 9]", INCORRECT),
+        (in_order, "[0, 8]", "8", None),
+        (in_order, "[0, 8]", "a, b", None),
         (labeled("yes", "no"), "Yes", "Yes, there is.", CORRECT),
         (labeled("yes", "no"), "Yes", "There is one", INCORRECT),
         (labeled("yes", "no"), "No", "yes and no", INCORRECT),
@@ -109,7 +121,7 @@ HOSTILE = (
 
 
 class Undecided:
-    """A grader that extracts the whole response and decides nothing, so that only the rule applies."""
+    """Extracts the whole response and never decides, so that only the rule applies."""
 
     async def grade(self, problem: Problem, response: str) -> Grading:
         return Grading(UNKNOWN, response, "")
@@ -118,7 +130,7 @@ class Undecided:
 @pytest.mark.parametrize("answer", HOSTILE, ids=range(len(HOSTILE)))
 def test_hostile_answers_are_judged_quickly_and_never_raise(answer: str) -> None:
     began = time.thread_time()
-    for rule in (within(relative=0.05), rounded(2), truncated, labeled("yes", "no"), containing):
+    for rule in (within(relative=0.05), rounded(2), truncated, labeled("yes", "no"), containing, in_order):
         grading = asyncio.run(grade_by_rule(Problem("1", "Q", "2.1"), (), rule, answer, Undecided()))
         assert grading.verdict is not CORRECT
     assert time.thread_time() - began < 2

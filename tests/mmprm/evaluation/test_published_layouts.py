@@ -83,6 +83,8 @@ def test_math_500_and_aime(tmp_path: Path) -> None:
     (item,) = read(tmp_path, "aime", rows.AIME)
     assert (item.problem.id, item.problem.answer, item.problem.images) == ("2024-II-4", "33", ())
     assert verdicts(item, "33", "033", "34") == "CCI"
+    (degrees,) = read(tmp_path, "aime", {"question": "Find it in degrees.", "answer": "336^\\circ"})
+    assert degrees.problem.answer == "336", "opencompass/AIME2025"
     (copy,) = read(tmp_path, "aime", {"problem": "Find $m+n$.", "answer": 33, "id": 60, "year": "2024"})
     assert (copy.problem.id, copy.groups) == ("60", {"year": ("2024",)})
 
@@ -152,6 +154,40 @@ def test_mmmu(tmp_path: Path) -> None:
     (item,) = read(tmp_path, "mmmu", rows.MMMU_OPEN)
     assert (item.problem.answer, item.also) == ("8.35", ("eight volts",))
     assert verdicts(item, "8.354", "8.35 V", "about eight volts", "8.36", "9") == "CCCII"
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "row"),
+    [
+        ("mmmu", {**rows.MMMU, "answer": "?"}),
+        ("mmmu", {**rows.MMMU_OPEN, "answer": "?"}),
+        ("chartqa", {**rows.CHARTQA, "label": None}),
+        ("dynamath", {**rows.DYNAMATH, "ground_truth": None}),
+        ("k12", {**rows.K12, "answer": None}),
+        ("math-500", {**rows.MATH_500, "answer": None}),
+    ],
+)
+def test_hidden_answers_are_refused(tmp_path: Path, benchmark: str, row: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match="has an empty question or answer, so it cannot be graded"):
+        read(tmp_path, benchmark, row)
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "row", "message"),
+    [
+        ("hallusionbench", {**rows.HALLUSIONBENCH, "gt_answer": "2"}, "its label '2' is not 0 or 1"),
+        ("vsr", {**rows.VSR, "label": -1}, "its label -1 is not 0 or 1"),
+        ("aime", {**rows.AIME, "Answer": "1000"}, "its answer '1000' is not an integer from 0 to 999"),
+        ("mme", {**rows.MME, "answer": None}, "its answer None is not Yes or No"),
+        ("gpqa", {**rows.GPQA, "Incorrect Answer 3": None}, "is not a row of gpqa"),
+        ("k12", {**rows.K12, "question": 5}, "is not a row of k12"),
+    ],
+)
+def test_rows_with_unusable_values_are_refused(
+    tmp_path: Path, benchmark: str, row: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        read(tmp_path, benchmark, row)
 
 
 def test_rows_of_other_benchmarks_are_refused(tmp_path: Path) -> None:

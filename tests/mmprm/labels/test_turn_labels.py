@@ -9,11 +9,13 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from mmprm.environments.interface import Observation
 from mmprm.environments.load import EnvironmentConfig, make_environment
 from mmprm.environments.replay import replay
 from mmprm.errors import DataError, EpisodeError
 from mmprm.labels.build import LabelsConfig, build_labels
-from mmprm.labels.parquet import LabeledExample, read_parquet
+from mmprm.labels.parquet import LabeledExample, read_parquet, write_parquet
+from mmprm.tiny.sokoban_environment import SokobanEnvironment
 from mmprm.trees.serialization import pack_batch
 from mmprm.trees.stopping import StoppingRule
 from mmprm.trees.store import Finished, Store
@@ -29,9 +31,9 @@ def rollout(steps: tuple[str, ...], verdict: Verdict) -> Rollout:
     return Rollout(steps, verdict, len(steps), "".join(steps))
 
 
-def run(folder: Path, won: tuple[str, ...] = WON, lost: tuple[str, ...] = LOST) -> Path:
+def run(folder: Path, won: tuple[str, ...] = WON, lost: tuple[str, ...] = LOST, path: str = "sokoban") -> Path:
     """Write a run with three root episodes, and two more that start after the first turn of the lost ones."""
-    environment = EnvironmentConfig(path="sokoban", max_turns=3).resume_key()
+    environment = EnvironmentConfig(path=path, max_turns=3).resume_key()
     config = {"search": StoppingRule(rollouts=3).model_dump(), "seed": 7, "environment": environment}
     store = Store.create_or_open(folder / "trees.sqlite", config)
     store.add_problems([PROBLEM], with_extra=True)
@@ -65,6 +67,34 @@ def test_each_turn_has_the_observations_of_the_policy(tmp_path: Path) -> None:
 def test_a_changed_environment_is_noticed(tmp_path: Path) -> None:
     with pytest.raises(EpisodeError, match="problem p: an episode of 2 turns ends differently than in the run"):
         labels(tmp_path, won=(UP, LEFT))
+
+
+class Breaking(SokobanEnvironment):
+    """Breaks in every episode but the third, sixth, …"""
+
+    resets = 0
+
+    def reset(self, problem: Problem, seed: int) -> Observation:
+        Breaking.resets += 1
+        if Breaking.resets % 3:
+            raise OSError("no display")
+        return super().reset(problem, seed)
+
+
+def test_an_environment_that_breaks_is_replaced(tmp_path: Path) -> None:
+    labels(tmp_path, path=f"{__name__}:Breaking")
+    assert Breaking.resets == 6, "three attempts for each of the two paths"
+
+
+def test_row_groups_hold_a_limited_number_of_image_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path of two turns comes first and has two images, which reach the limit."""
+    whole = labels(tmp_path)
+    sizes = [sum(len(seen.images[0].data) for seen in example.observations) for example in whole]
+    for limit, groups in ((sum(sizes) + 1, 1), (sizes[0], 2), (sizes[0] + 1, 1)):
+        monkeypatch.setattr("mmprm.labels.parquet._ROW_GROUP_BYTES", limit)
+        write_parquet(tmp_path / "again.parquet", whole)
+        assert parquet.ParquetFile(tmp_path / "again.parquet").num_row_groups == groups
+        assert read_parquet(tmp_path / "again.parquet", turns=True) == whole
 
 
 def test_commands_for_solutions_refuse_turns(tmp_path: Path) -> None:

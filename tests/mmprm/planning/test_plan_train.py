@@ -77,7 +77,7 @@ def test_proposed_changes_fit() -> None:
 def test_changes_are_combined_only_as_far_as_needed() -> None:
     sets = ["training.zero_stage=0", "training.micro_batch_tokens=16384", "hardware.gpus=1", "hardware.nodes=1"]
     (found,) = ways("qwen2.5-vl-72b", *sets, "hardware.gpu_memory_gib=40")
-    assert found == ("--set training.zero_stage=3 --set training.micro_batch_tokens=8192 --set training.offload=all")
+    assert found == ("--set training.micro_batch_tokens=8192 --set training.offload=all --set training.zero_stage=3")
 
 
 def test_adapters_need_no_states_for_frozen_weights() -> None:

@@ -180,7 +180,7 @@ def test_scores_of_a_checkpoint(name: str, folders: Callable[[str], Path]) -> No
         scorer._config = scorer._config.model_copy(update={"batch_tokens": batch_tokens})
         for got, wanted in zip(scorer.score(solutions), expected, strict=True):
             assert got.scores == pytest.approx(wanted, abs=1e-6)
-    with pytest.raises(CheckpointError, match=r"set scorer\.format"):
+    with pytest.raises(CheckpointError, match=r"set its format \(scorer\.format\)"):
         TransformersScorer(ScorerConfig(prm=str(folder)))
 
 

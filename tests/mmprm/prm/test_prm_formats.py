@@ -168,5 +168,7 @@ def test_tokens_come_from_the_family(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="has format 'math-shepherd', which only supports scoring"):
         load_prm(tmp_path)
     assert read_info(tmp_path / "other", "trl").format == "trl"
-    with pytest.raises(CheckpointError, match=r"set scorer\.format to one of math-shepherd, qwen, rlhflow"):
+    with pytest.raises(
+        CheckpointError, match=r"set its format \(scorer\.format\) to one of math-shepherd, qwen, rlhflow"
+    ):
         read_info(tmp_path / "other")

@@ -26,7 +26,7 @@ class Wrong:
 
 
 class Writes:
-    """A policy that always completes the same text in its own tokens, and records its requests."""
+    """Stands in for a policy that always completes the same text in its own tokens, and records its requests."""
 
     def __init__(self, tokenizer: Any, text: str) -> None:
         self._text, self._token_text = text, TokenText(tokenizer)

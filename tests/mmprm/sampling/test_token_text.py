@@ -66,7 +66,7 @@ each_tokenizer = pytest.mark.parametrize("tokenizer", TOKENIZERS.values(), ids=T
 
 
 def ids_of(tokenizer: Any, text: str, cuts: int, rng: random.Random) -> list[int]:
-    """Return the ids of a text that is encoded in pieces, so that they are not those of the whole text."""
+    """Tokenize a text in pieces, which gives other ids than tokenizing the whole text."""
     positions = [0, *sorted(rng.sample(range(1, len(text)), cuts)), len(text)]
     pieces = [text[start:end] for start, end in itertools.pairwise(positions)]
     return [index for piece in pieces for index in tokenizer.encode(piece, add_special_tokens=False)]

@@ -44,6 +44,13 @@ def test_too_few_levels_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
         make_sokoban_problems(60, 0, "dev", 5, 1)
 
 
+def test_levels_with_too_many_states_are_refused() -> None:
+    """Eight by eight cells hold (64 over 3) · 64 states with three boxes."""
+    with pytest.raises(DataError, match="--size=10 with --boxes=3 has up to 2,666,496 states"):
+        make_sokoban_problems(1, 0, "train", 10, 3)
+    assert len(make_sokoban_problems(1, 0, "train", 7, 3)) == 1
+
+
 def test_the_command_writes_levels_that_the_environment_plays(tmp_path: Path) -> None:
     path = tmp_path / "levels.jsonl"
     arguments = ["--output", str(path), "--count", "3", "--size", "5", "--boxes", "1", "--solutions"]
@@ -59,7 +66,7 @@ def test_the_command_writes_levels_that_the_environment_plays(tmp_path: Path) ->
         assert episode.transitions[-1].success
 
 
-@pytest.mark.parametrize(("option", "value"), [("--size", "3"), ("--boxes", "0"), ("--count", "0")])
+@pytest.mark.parametrize(("option", "value"), [("--size", "4"), ("--boxes", "0"), ("--count", "0")])
 def test_impossible_levels_are_refused(
     option: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -144,6 +144,8 @@ def only_a_loss(lp, old, advantages, mask, config):
     return -lp * advantages
 def a_sum(lp, old, advantages, mask, config):
     return (-lp * advantages).sum(), mask
+def a_clip_of_numbers(lp, old, advantages, mask, config):
+    return -lp * advantages, torch.zeros_like(lp)
 """
 
 
@@ -165,7 +167,7 @@ def test_a_users_surrogate_by_import_path(module: str) -> None:
     torch.testing.assert_close(gradient, expected)
 
 
-@pytest.mark.parametrize("name", ["only_a_loss", "a_sum"])
+@pytest.mark.parametrize("name", ["only_a_loss", "a_sum", "a_clip_of_numbers"])
 def test_a_users_surrogate_returns_two_values_per_token(module: str, name: str) -> None:
     with pytest.raises(TrainingError, match=rf"{module}:{name}' must return a tuple .* of shape \(5, 6\)"):
         result(*make_batch(1), LossConfig(surrogate=f"{module}:{name}"))

@@ -101,6 +101,31 @@ def expectation(
     return mean, square - mean @ mean
 
 
+def competing(follows: int | None = None) -> np.ndarray:
+    """Return the exact mean of the gradient estimate if, at each length, one of two responses is continued once.
+
+    It is the one with the least likely last token, as with branching.choose=surprisal. With `follows`, it is continued
+    only if this token follows.
+    """
+    mean = np.zeros(len(PREFIXES))
+    for pair in itertools.product(ends(()), repeat=2):
+        paths = [path for path, _ in pair]
+        plan = [(min((0, 1), key=lambda index: last_probability(paths[index][:end])), end) for end in range(1, DEPTH)]
+        plan = [(index, end) for index, end in plan if follows in (None, paths[index][end])]
+        for chosen in itertools.product(*(list(ends(paths[index][:end])) for index, end in plan)):
+            points: tuple[list, list] = ([], [])
+            for (index, end), (continuation, _) in zip(plan, chosen, strict=True):
+                points[index].append((end, (continuation,)))
+            chance = np.prod([probability for _, probability in (*pair, *chosen)])
+            mean += chance * estimate(list(zip(paths, points, strict=True)), None, 0.0, train=True)
+    return mean
+
+
+def last_probability(prefix: Path) -> float:
+    one = PROBABILITY[prefix[:-1]]
+    return one if prefix[-1] else 1 - one
+
+
 class TestWorkedNumbers:
     def test_a_branch_point_with_three_continuations(self) -> None:
         # V(h) = (1 + 0 + 1 + 0) / 4 = ½. The rest of the response: 1 − (0 + 1 + 0) / 3.
@@ -165,6 +190,15 @@ class TestExpectation:
     def test_a_rule_that_looks_ahead_changes_the_gradient(self) -> None:
         # Branching only responses that fail credits the prefixes of the others with their own success.
         mean, _ = expectation(lambda prefix, response: REWARD[response] < 0.5)
+        assert np.abs(mean / 2 - true_gradient()).max() > 0.01
+
+    def test_responses_compete_for_a_branch_point(self) -> None:
+        mean = competing()
+        assert mean / 2 == pytest.approx(true_gradient(), abs=1e-12)
+
+    def test_a_step_that_ends_only_if_a_certain_token_follows_changes_the_gradient(self) -> None:
+        # The numbers of numbered steps are such tokens: docs/rl.md lists this as a limit.
+        mean = competing(follows=1)
         assert np.abs(mean / 2 - true_gradient()).max() > 0.01
 
     def test_branching_lowers_the_variance(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from vllm.distributed.weight_transfer import packed_tensor
 
@@ -41,7 +41,8 @@ def model_of(name: str) -> PreTrainedModel:
     shape = dict(published(name))
     config = CONFIG_MAPPING[shape.pop("model_type")](**shape)
     with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(config)
+        kind = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
+        return kind.from_config(config)
 
 
 @pytest.fixture(autouse=True)
