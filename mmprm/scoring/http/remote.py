@@ -52,7 +52,7 @@ class RemoteScorer:
             raise
 
     def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
-        """Return P(step is correct) for each step of each solution."""
+        """Return P(no error so far) for each step of each solution."""
         return self._wait(self._score(solutions))
 
     def close(self) -> None:
