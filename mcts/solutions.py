@@ -20,7 +20,7 @@ _COLUMNS = ("solution_id", "author", "steps", "response")
 
 
 class SolutionsConfig(RowsConfig):
-    """Configures the given solutions and how to label their steps."""
+    """Configures where existing solutions are read from, and how their steps are labeled."""
 
     mode: Literal["first_error", "values"] = "first_error"
     """What to determine. first_error: the first error of each solution, by bisection; values: the value of every

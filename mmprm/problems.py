@@ -198,7 +198,7 @@ class ProblemReader:
         """Parse the question of a row, without its gold answer.
 
         Raises DataError, with `location`, for a row with no question or with two conflicting ones. Also raises it for
-        images that do not match the question's image marks, and for video, audio or images in unread columns.
+        images that do not match the question's image placeholders, and for video, audio or images in unread columns.
         """
         columns, root = self._columns, self._root
         row = with_usual_columns(row, columns)

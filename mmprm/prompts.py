@@ -127,7 +127,7 @@ def assistant_beginning(config: PromptConfig, prefix: str) -> str:
 def _content(problem: Problem, question: str, before: str, after: str, first: bool) -> str | list[dict[str, str]]:
     """Return the content of a user turn: plain text if the problem has no images, otherwise a list of parts.
 
-    Text-only templates accept nothing but plain text. With `first`, the images of a question with no image marks
+    Text-only templates accept nothing but plain text. With `first`, the images of a question with no image placeholders
     precede all text.
     """
     if not problem.images:

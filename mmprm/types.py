@@ -246,7 +246,7 @@ class Solution:
 
 @dataclass(frozen=True, slots=True)
 class StepScores:
-    """Holds P(step is correct) for each step of a solution, in [0, 1].
+    """Holds P(no error so far) for each step of a solution, in [0, 1].
 
     If the scorer is configured to truncate long solutions, only the first steps have scores. `tokens` is the number of
     tokens that a thinking judge generated for the scores, and None for a process reward model, which generates none.

@@ -17,7 +17,7 @@ from policy_rl.types import Response, Reward, equal_fields
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StepRewards:
-    """Contains a process reward model's score for each step of a response: P(step is correct).
+    """Contains a process reward model's score for each step of a response: P(no error so far).
 
     `step_of_token` holds the step index of each response token, or −1 for tokens outside all steps. It may be given as
     any sequence, and is stored as an int32 array.

@@ -1,4 +1,4 @@
-"""Score the steps of solutions: P(step is correct) for each step, and their aggregate.
+"""Score the steps of solutions: P(no error so far) for each step, and their aggregate.
 
 Each line of the file is an object with `question` and `steps` (a list of plain texts), and optionally images and
 options. The columns are named as for problems (`columns`), and paths are relative to the file. Every line is written

@@ -1,4 +1,4 @@
-"""Serve a process reward model over HTTP: POST steps, get P(step is correct) for each.
+"""Serve a process reward model over HTTP: POST steps, get P(no error so far) for each.
 
 Listens on this machine only, unless `host` is set; other interfaces require an API key. GET /docs lists the routes.
 After SIGTERM or Ctrl-C, the server finishes accepted requests and answers new ones with 503.

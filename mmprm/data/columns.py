@@ -65,8 +65,8 @@ class Columns(Config):
     from columns.
     """
     choices: str | None = None
-    """Columns detected by default: choices, options, answer_choices, or one column per option (A, B, … or option_a, …).
-    A cell holds a list, a list as text, or {A: …, B: …}.
+    """Columns of the answer options. By default, one of choices, options, answer_choices, or one column per option
+    (A, B, … or option_a, …) is detected. A cell holds a list, a list as text, or {A: …, B: …}.
     """
     solution: str | None = None
     """Column detected by default: solution."""

@@ -43,8 +43,8 @@ class RowsConfig(Config):
     written by save_to_disk.
     """
     split: str | None = None
-    """Split of a hub data set, or of a folder whose files or subfolders are named after it; null means train. A single
-    file that is named after another split is rejected.
+    """Split of a hub data set, or of a folder whose files or subfolders are named after it; null means train. Several
+    splits are joined by "+". A single file that is named after another split is rejected.
     """
     subset: str | None = None
     """Configuration name of a hub data set, or subfolder of a folder with the same layout."""

@@ -28,7 +28,7 @@ from typing import Any
 
 from mmprm.data.cells import Row
 from mmprm.evaluation.entries import Entry, published_answer
-from mmprm.evaluation.rules import AnswerRule, containing, in_order, rounded, truncated, within
+from mmprm.evaluation.rules import AnswerRule, containing, in_order, last_side, rounded, truncated, within
 from mmprm.evaluation.we_math import concept_area
 from mmprm.grading.choice import inline_choices
 from mmprm.grading.extract import boxed
@@ -209,8 +209,13 @@ def read_aime(row: Row) -> Entry:
         raise ValueError(f"its answer {written!r} is not an integer from 0 to 999")
     digest = hashlib.sha256(question.encode()).hexdigest()[:16]
     id_ = cells.get("id")
-    answer = str(int(match[1]))
-    return Entry(str(digest if id_ is None else id_), question, answer, groups={"year": cells.get("year")})
+    return Entry(
+        id=str(digest if id_ is None else id_),
+        question=question,
+        answer=str(int(match[1])),
+        groups={"year": cells.get("year")},
+        rule=last_side,
+    )
 
 
 def read_gpqa(row: Row) -> Entry:

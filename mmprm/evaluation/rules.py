@@ -77,6 +77,13 @@ def in_order(gold: str, answer: str) -> Decision | None:
     return None if one is None or other is None else _decision(one == other, f"the list {gold}")
 
 
+def last_side(gold: str, answer: str) -> Decision | None:
+    """Accept equations whose last side is the gold number, such as m + n = 33; applies if that side is a number."""
+    _, equals, side = answer.rpartition("=")
+    values = _values(gold, side) if equals else None
+    return None if values is None else _decision(values[0] == values[1], f"the last side {gold}")
+
+
 def labeled(*labels: str) -> AnswerRule:
     """Accept answers whose words include the gold label and no other label; reject all other answers."""
     known = [label.casefold() for label in labels]

@@ -1,4 +1,4 @@
-"""Compare two scalar answers by exact arithmetic, unit conversion, rounding, and evaluation."""
+"""Compare two scalar answers by exact arithmetic, unit conversion, rounding, and numerical evaluation."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class ReplyCache:
                 "CREATE TABLE IF NOT EXISTS replies (key BLOB PRIMARY KEY, reply TEXT NOT NULL) WITHOUT ROWID"
             )
         except (OSError, sqlite3.Error) as error:
-            raise GradingError(f"{path}: cannot be used as cache of a judge ({error}); choose another file") from error
+            raise GradingError(f"{path}: cannot be used as cache of replies ({error}); choose another file") from error
 
     def get(self, key: bytes) -> str | None:
         """Return the cached reply, or None if there is none."""

@@ -117,7 +117,7 @@ def content_of(
     if not labels:
         return None
     question = asked_question(problem)
-    # Writers put the image marks first, and formats with no images have no marks.
+    # Writers put the image placeholders first, and formats with no images have no marks.
     if problem.images:
         question = question.replace(IMAGE, "").strip()
     if form.numbered:

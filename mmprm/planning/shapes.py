@@ -50,7 +50,7 @@ class Tower:
     pixels: int | None
     """Number of pixels per image token, or None if the processor cuts images into tiles of a fixed size."""
     unsplit: int = 0
-    """Number of parameters that vLLM keeps whole on every GPU with tensor parallelism: InternVL's attention layers."""
+    """Number of parameters that vLLM replicates on every GPU under tensor parallelism: InternVL's attention layers."""
 
     def image_tokens(self, max_pixels: int | None) -> int:
         """Return the maximum number of image tokens per image, taking `max_pixels` into account if it is set."""

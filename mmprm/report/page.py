@@ -136,8 +136,8 @@ def _solutions(data: ReportData) -> str:
         if solutions
     ]
     return (
-        '<section><h2>Best and worst solutions by score</h2><p class="note">Each step with its score P(step is '
-        f"correct): blue is high, orange is low.{legend}</p>{''.join(parts)}</section>"
+        '<section><h2>Best and worst solutions by score</h2><p class="note">Each step with its score P(no error '
+        f"so far): blue is high, orange is low.{legend}</p>{''.join(parts)}</section>"
     )
 
 

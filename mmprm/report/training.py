@@ -65,7 +65,7 @@ _HACKING_PANELS = (
         "AUC of the lowest step score for correct answers; 0.5 means no agreement",
         {"prm_auc": "AUC"},
     ),
-    Panel("Score by step", "mean P(step is correct)", {"prm_step_*": ""}),
+    Panel("Score by step", "mean P(no error so far)", {"prm_step_*": ""}),
     Panel("Steps", "per response", {"steps": "steps"}),
     Panel("Tokens per step", "mean, and longest step per response", {"step_tokens": "mean", "longest_step": "longest"}),
     Panel("Repeated steps", "share of steps", {"repeated_steps": "repeated"}),

@@ -37,7 +37,7 @@ class TurnBeginning:
 
 
 def with_given(completion: Completion, given: str) -> Completion:
-    """Prepend `given`, which the prompt already contains, to a completion's text, and shift its token ends to match."""
+    """Prepend `given`, which the prompt already contains, to a completion's text, and shift its token end offsets."""
     if not given:
         return completion
     tokens = completion.tokens

@@ -7,7 +7,7 @@ from typing import Any
 
 from mmprm.environments.episode import Action, TurnRequest
 from mmprm.environments.load import EnvironmentConfig
-from mmprm.errors import SamplingError
+from mmprm.errors import ConfigError, SamplingError
 from mmprm.prompts import PromptConfig
 from mmprm.sampling.arguments import NO_ARGUMENTS
 from mmprm.sampling.config import EngineConfig, SamplingConfig
@@ -34,10 +34,18 @@ class VllmTurnSampler(VllmSampler):
         limited = sampling.model_copy(update={"max_tokens": environment.max_turn_tokens})
         super().__init__(engine, limited, prompt, arguments)
         self.encoder = EpisodeEncoder(self.template_owner, prompt, environment.images)
+        self._images_per_prompt = engine.images_per_prompt
 
     async def act(self, request: TurnRequest) -> Action:
-        """Sample the policy's next action. Raises the same errors as `sample`."""
+        """Sample the policy's next action. Raises the same errors as `sample`, and ConfigError for too many images."""
         tokens = self.encoder.prompt(request.observations, request.actions)
+        if len(tokens.images) > self._images_per_prompt:
+            # The engine's own error would only leave the long episodes without a verdict, which biases the values.
+            raise ConfigError(
+                f"problem {request.problem.id}: engine.images_per_prompt={self._images_per_prompt} must be at least "
+                f"{len(tokens.images)}, the number of images after {len(request.actions)} turns; raise it, or set "
+                "environment.images to show fewer"
+            )
         asked = SampleRequest(request.problem, "", 1, request.seed)
         output = await self.complete(asked, lambda: {"prompt_token_ids": list(tokens.ids)}, tokens.images)
         (generated,) = output.outputs

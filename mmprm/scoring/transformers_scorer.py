@@ -46,7 +46,7 @@ class TransformersScorer:
         return self._context if self._config.too_long == "refuse" else None
 
     def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
-        """Compute P(step is correct) for each step, at the token positions that the prompt format defines."""
+        """Compute P(no error so far) for each step, at the token positions that the prompt format defines."""
         return all_scored(self.score_each(solutions))
 
     def score_each(self, solutions: Sequence[Solution]) -> list[StepScores | DataError]:

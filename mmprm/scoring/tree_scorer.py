@@ -30,7 +30,7 @@ class TreeScorer:
 
     @torch.inference_mode()
     def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
-        """Compute P(step is correct) for each step of each solution."""
+        """Compute P(no error so far) for each step of each solution."""
         solutions, marked = self._fitting(solutions)
         trees = pack_solutions(solutions, marked, self._config.batch_tokens)
         lengths = [len(tree.tokens) for tree in trees]

@@ -53,7 +53,7 @@ class VllmScorer:
         return self._context if self._too_long == "refuse" else None
 
     def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
-        """Compute P(step is correct) for each step of each solution."""
+        """Compute P(no error so far) for each step of each solution."""
         return all_scored(self.score_each(solutions))
 
     def score_each(self, solutions: Sequence[Solution]) -> list[StepScores | DataError]:

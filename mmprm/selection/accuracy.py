@@ -28,7 +28,7 @@ _CHUNK = 64
 
 @dataclass(frozen=True, slots=True)
 class AccuracyAtN:
-    """Holds each selector's accuracy with `n` samples, and its differences from the selectors random and majority."""
+    """Holds the accuracy of each selector with `n` samples, and how much it differs from `random` and `majority`."""
 
     n: int
     accuracy: dict[str, Interval]

@@ -233,8 +233,7 @@ class Store:
                 )
 
     def begin_session(self, engines: int) -> None:
-        """Start a session with `engines` running engines; each `append` then records its time as the session's last
-        commit.
+        """Start a session with `engines` running engines; each `append` then updates the session's last commit time.
 
         Throughput and engine-hours are computed from these times.
         """

@@ -1,7 +1,7 @@
 """Assign process rewards to sequences, to steps (as returns), or to the last token of each step (as rewards).
 
 Shapes: P prompt, K sample of its group, S step, N = P·K sample, T token. Step scores r_1 … r_S are a process reward
-model's P(step is correct). `Credit` has one slot for each of the three, which is zero or empty if the mode does not use
+model's P(no error so far). `Credit` has one slot for each of the three, which is zero or empty if the mode does not use
 it. `combine` merges `sources` with the outcome reward; `spread` copies `returns_PKS` to every token of their step,
 where they are added to the advantage; `scatter_to_tokens` converts `rewards_PKS` to token rewards for GAE.
 """

@@ -90,7 +90,7 @@ def cispo(lp_NT: Tensor, old_NT: Tensor, advantages_NT: Tensor, mask_NT: Tensor,
 def gspo(lp_NT: Tensor, old_NT: Tensor, advantages_NT: Tensor, mask_NT: Tensor, config: LossConfig) -> TokenLoss:
     """Return the GSPO loss −min(s·A, clip(s, 1−ε_lo, 1+ε_hi)·A) (Zheng et al. 2025).
 
-    s = exp(mean of ρ over the response's tokens) is the geometric mean of its ratios. It is written as
+    s = exp(mean log-ratio ρ of the response's tokens) is the geometric mean of their ratios r. It is written as
     sg(s)·exp(lp − sg(lp)) (GSPO-token), so that a token's gradient is −s·A of its own advantage. If all tokens of a
     response have the same advantage, this is GSPO's gradient with aggregation=sequence_mean.
     """

@@ -53,7 +53,7 @@ class RemoteScorer:
             raise
 
     def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
-        """Return P(step is correct) for each step of each solution."""
+        """Return P(no error so far) for each step of each solution."""
         return all_scored(self.score_each(solutions))
 
     def score_each(self, solutions: Sequence[Solution]) -> list[StepScores | DataError]:

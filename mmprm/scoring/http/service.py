@@ -110,7 +110,7 @@ class Service:
     def _application(self) -> FastAPI:
         app = FastAPI(
             title="mmprm serve",
-            description="Scores of a process reward model: P(step is correct) for each step of a solution.",
+            description="Scores of a process reward model: P(no error so far) for each step of a solution.",
             docs_url=None,  # FastAPI's pages load scripts from other hosts
             redoc_url=None,
             lifespan=self._lifespan,

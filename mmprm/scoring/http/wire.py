@@ -76,7 +76,7 @@ class ScoresOut(_Message):
     """The scores of one solution."""
 
     scores: list[float]
-    """P(step is correct) for each step."""
+    """P(no error so far) for each step."""
     aggregate: float
     """The step scores aggregated into one number."""
     tokens: int | None = None

@@ -15,6 +15,7 @@ from mmprm.evaluation.rules import (
     grade_by_rule,
     in_order,
     labeled,
+    last_side,
     rounded,
     truncated,
     value_of,
@@ -78,6 +79,10 @@ def test_value_of(text: str, value: Fraction | None) -> None:
         (in_order, "[0, 8]", "[0, 8, 9]", INCORRECT),
         (in_order, "[0, 8]", "8", None),
         (in_order, "[0, 8]", "a, b", None),
+        (last_side, "33", "m + n = 20 + 13 = 33", CORRECT),
+        (last_side, "33", "m = 33, n = 0", INCORRECT),
+        (last_side, "33", "33", None),
+        (last_side, "33", "33 = m", None),
         (labeled("yes", "no"), "Yes", "Yes, there is.", CORRECT),
         (labeled("yes", "no"), "Yes", "There is one", INCORRECT),
         (labeled("yes", "no"), "No", "yes and no", INCORRECT),
@@ -130,7 +135,7 @@ class Undecided:
 @pytest.mark.parametrize("answer", HOSTILE, ids=range(len(HOSTILE)))
 def test_hostile_answers_are_judged_quickly_and_never_raise(answer: str) -> None:
     began = time.thread_time()
-    for rule in (within(relative=0.05), rounded(2), truncated, labeled("yes", "no"), containing, in_order):
+    for rule in (within(relative=0.05), rounded(2), truncated, labeled("yes", "no"), containing, in_order, last_side):
         grading = asyncio.run(grade_by_rule(Problem("1", "Q", "2.1"), (), rule, answer, Undecided()))
         assert grading.verdict is not CORRECT
     assert time.thread_time() - began < 2

@@ -82,7 +82,7 @@ def test_math_500_and_aime(tmp_path: Path) -> None:
     assert verdicts(item, "(3, \\pi/2)", "(3, \\pi)") == "CI"
     (item,) = read(tmp_path, "aime", rows.AIME)
     assert (item.problem.id, item.problem.answer, item.problem.images) == ("2024-II-4", "33", ())
-    assert verdicts(item, "33", "033", "34") == "CCI"
+    assert verdicts(item, "33", "033", "34", "m+n=33", "m + n = 20 + 14 = 34") == "CCICI"
     (degrees,) = read(tmp_path, "aime", {"question": "Find it in degrees.", "answer": "336^\\circ"})
     assert degrees.problem.answer == "336", "opencompass/AIME2025"
     (copy,) = read(tmp_path, "aime", {"problem": "Find $m+n$.", "answer": 33, "id": 60, "year": "2024"})
