@@ -18,6 +18,7 @@ NAMES = (
 )  # fmt: skip
 TEXTS = {
     "GraderConfig.labels",
+    "JudgeInfo.labels",
     "PrmInfo.base",
     "PrmInfo.labels",
     "PromptConfig.chat_template",
