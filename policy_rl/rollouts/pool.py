@@ -140,9 +140,9 @@ class RolloutPool:
     ) -> Group:
         """Sample `n` responses from policy version `version`. Aborted requests have finish_reason "abort".
 
-        Response i uses seed `seed + i`, so sampling again gives the same responses up to rounding. `max_tokens`
-        overrides the sampling configuration. With a prefix, the responses begin with its tokens, and `max_tokens`
-        limits the tokens after it. Waits while weights are being loaded.
+        Response i uses seed `seed + i`. In bfloat16, equal seeds often give other responses, because rounding depends
+        on which requests share a step. `max_tokens` overrides the sampling configuration. With a prefix, the responses
+        begin with its tokens, and `max_tokens` limits the tokens after it. Waits while weights are being loaded.
 
         Raises SamplingError or DataError, naming the problem, if it cannot be sampled, and EngineStoppedError if no
         engine is left. The caller must not request a version that the engines do not have.
