@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 
 from mmprm.sampling.seeds import derive_seed
@@ -27,7 +28,7 @@ StepIds = tuple[tuple[int, ...], ...]
 """Token ids of consecutive steps, one tuple per step."""
 
 
-class ReplayedRolls:
+class ReplayedRolls(ABC):
     """Implements `mcts.search.Roll`: `await rolls(steps, n)` returns the next n rollouts from a prefix.
 
     Subclasses implement `_sample`. `stored` holds the batches of an earlier, interrupted search of this problem. `emit`
@@ -76,9 +77,9 @@ class ReplayedRolls:
                 for prefix in passing(steps, rollout):
                     self._writers.setdefault(prefix, (steps, rollout))
 
+    @abstractmethod
     async def _sample(self, steps: Steps, n: int, first_sample: int, ids: StepIds | None) -> Batch:
         """Sample a new batch of n rollouts; `ids` are the token ids of `steps`, or None if they are not known."""
-        raise NotImplementedError
 
 
 class Roller(ReplayedRolls):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ class Worker(Protocol):
         ...
 
 
-class BufferedWorker:
+class BufferedWorker(ABC):
     """Runs searches in this process, buffering finished batches so that no search waits for the driver.
 
     Subclasses implement `_result`.
@@ -106,9 +107,9 @@ class BufferedWorker:
             self._finished.append(Finished(problem.id, "failed", f"{type(error).__name__}: {error}"))
         self._worth_reporting.set()
 
+    @abstractmethod
     async def _result(self, problem: Problem, stored: Sequence[Batch]) -> tuple[SearchResult, int]:
         """Search the problem, calling `_emit` with each new batch; return the result and the number of labels."""
-        raise NotImplementedError
 
     def _emit(self, batch: Batch) -> None:
         self._batches.append(pack_batch(batch))

@@ -11,12 +11,10 @@ import asyncio
 import json
 import re
 import sys
-import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 from mmprm.client import Failure
 from mmprm.data.choices import asked_question
@@ -27,11 +25,11 @@ from mmprm.problems import content_id
 from mmprm.sampling.seeds import derive_seed
 from mmprm.scoring.context import all_scored
 from mmprm.scoring.judge_config import ThinkingJudgeConfig
+from mmprm.scoring.loop_thread import LoopThread
 from mmprm.scoring.verdicts import VERDICT_FORMATS, Verdicts, read_verdicts
 from mmprm.types import Completion, Problem, Sampler, SampleRequest, Solution, StepScores
 from mmprm.weights import fingerprint
 
-T = TypeVar("T")
 _NAMES = re.compile(r"\{(question|steps)\}")
 _WHOLE = ("stop", "length")
 """Reasons for which a chain ends by itself. A chain that the engine aborted is not cached."""
@@ -58,11 +56,9 @@ class JudgeScorer:
         self.unread: Counter[str] = Counter()
         self._any_failed = False
         self._resources = AsyncExitStack()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="thinking judge", daemon=True)
-        self._thread.start()
+        self._thread = LoopThread("thinking judge")
         try:
-            self._wait(self._open(sampler))
+            self._thread.wait(self._open(sampler))
         except BaseException:
             self.close()
             raise
@@ -77,29 +73,17 @@ class JudgeScorer:
         It is an UnknownScoresError if the judge was asked and no chain could be read. Raises EngineStoppedError if the
         judge's engine or servers fail altogether; the chains so far are cached.
         """
-        return self._wait(self._score(solutions))
+        return self._thread.wait(self._score(solutions))
 
     def close(self) -> None:
         """Close the engine, or the connections to the servers, and the cache."""
-        self._wait(self._resources.aclose())
-        self._stop()
+        self._thread.wait(self._resources.aclose())
+        self._thread.stop()
 
     async def _open(self, sampler: Sampler | None) -> None:
         self._cache = ReplyCache(self._config.cache)
         self._resources.callback(self._cache.close)
         self._sampler = sampler or await self._resources.enter_async_context(_opened(self._config))
-
-    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result()
-        finally:
-            future.cancel()
-
-    def _stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
 
     async def _score(self, solutions: Sequence[Solution]) -> list[StepScores | DataError]:
         keys = [self._key(solution) for solution in solutions]

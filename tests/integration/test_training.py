@@ -321,13 +321,13 @@ def test_a_nan_gradient_on_two_ranks(two_ranks: TwoRanks) -> None:
 
 
 def test_two_ranks_load_shards(two_ranks: TwoRanks) -> None:
-    check_parts(json.loads((two_ranks.folder / "parts.json").read_text()), [])
+    assert_parts(json.loads((two_ranks.folder / "parts.json").read_text()), [])
     # Added rows need a new embedding table, unsharded until training starts; with tied weights, there is only one.
     tied = ["backbone.model.embed_tokens.weight"]
-    check_parts(json.loads((two_ranks.folder / "llama.json").read_text()), tied)
+    assert_parts(json.loads((two_ranks.folder / "llama.json").read_text()), tied)
 
 
-def check_parts(found: dict[str, Any], not_in_parts: list[str]) -> None:
+def assert_parts(found: dict[str, Any], not_in_parts: list[str]) -> None:
     assert found["different"] == []
     assert found["not_in_parts"] == not_in_parts
     assert found["kept"] < 0.52

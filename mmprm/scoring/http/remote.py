@@ -6,9 +6,8 @@ import asyncio
 import base64
 import math
 import os
-import threading
-from collections.abc import Coroutine, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -20,6 +19,7 @@ from mmprm.problems import image_pixels
 from mmprm.scoring.config import ServerConfig
 from mmprm.scoring.context import all_scored
 from mmprm.scoring.http.wire import MIB, BatchOut, ErrorOut, ModelOut
+from mmprm.scoring.loop_thread import LoopThread
 from mmprm.types import ImageRef, Solution, StepScores
 
 REQUEST_SOLUTIONS = 32
@@ -30,7 +30,6 @@ BODY_SHARE = 0.9
 _BATCH = TypeAdapter(BatchOut)
 _MODEL = TypeAdapter(ModelOut)
 _SOMEBODY: Body = {"solutions": [{"question": "What is 1 + 1?", "steps": ["1 + 1 = 2"]}]}
-T = TypeVar("T")
 
 
 class RemoteScorer:
@@ -43,13 +42,11 @@ class RemoteScorer:
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="remote scorer", daemon=True)
-        self._thread.start()
+        self._thread = LoopThread("remote scorer")
         try:
-            self._client, self.model = self._wait(self._connect())
+            self._client, self.model = self._thread.wait(self._connect())
         except BaseException:
-            self._stop()
+            self._thread.stop()
             raise
 
     def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
@@ -58,12 +55,12 @@ class RemoteScorer:
 
     def score_each(self, solutions: Sequence[Solution]) -> list[StepScores | DataError]:
         """Score solutions like `score`, but return a DataError for each one that the server cannot score."""
-        return self._wait(self._score(solutions))
+        return self._thread.wait(self._score(solutions))
 
     def close(self) -> None:
         """Close the connections and stop the background thread."""
-        self._wait(self._client.close())
-        self._stop()
+        self._thread.wait(self._client.close())
+        self._thread.stop()
 
     async def _connect(self) -> tuple[Client, ModelOut]:
         client = Client(self._config)
@@ -72,18 +69,6 @@ class RemoteScorer:
         except BaseException:
             await client.close()
             raise
-
-    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result()
-        finally:
-            future.cancel()
-
-    def _stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
 
     async def _score(self, solutions: Sequence[Solution]) -> list[StepScores | DataError]:
         scores: dict[int, StepScores | DataError] = {}

@@ -47,7 +47,7 @@ def credit(steps: ScoredSteps, kept: list | None = None, correct: list | None = 
     return assign(steps, kept_PK, correct_PK, build(CreditConfig, values), aggregate)
 
 
-def close(actual: Tensor, expected: list, tolerance: float = 1e-9) -> None:
+def assert_near(actual: Tensor, expected: list, tolerance: float = 1e-9) -> None:
     torch.testing.assert_close(actual, torch.tensor(expected, dtype=torch.float64), atol=tolerance, rtol=0)
 
 
@@ -57,30 +57,30 @@ ONE = [[[0.9, 0.1, 0.8]]]
 class TestMinForm:
     def test_soft_and_strict_differ_after_the_lowest_step(self) -> None:
         soft = credit(scored(ONE), mode="soft_min", baseline="none").returns_PKS
-        close(soft, [[[-0.8, -0.8, 0.0]]], 1e-5)
+        assert_near(soft, [[[-0.8, -0.8, 0.0]]], 1e-5)
         strict = credit(scored(ONE), mode="strict_min", baseline="none").returns_PKS
-        close(strict, [[[-0.8, -0.8, 0.6]]])
+        assert_near(strict, [[[-0.8, -0.8, 0.6]]])
 
     def test_soft_weights_by_hand(self) -> None:
         # r = (.2, .1); w ∝ e^(−2), e^(−1): w = (.26894142, .73105858); z = w·r
         returns_PKS = credit(scored([[[0.6, 0.55]]]), mode="soft_min", baseline="none").returns_PKS
-        close(returns_PKS, [[[0.2 * 0.26894142 + 0.1 * 0.73105858, 0.1 * 0.73105858]]], 1e-8)
+        assert_near(returns_PKS, [[[0.2 * 0.26894142 + 0.1 * 0.73105858, 0.1 * 0.73105858]]], 1e-8)
 
     def test_token_baseline_by_hand(self) -> None:
         # One step per response: R* = .8 over 10 tokens, −.6 over 20, .4 over 5.
         steps = scored([[[0.9], [0.2], [0.7]]], [[[10], [20], [5]]])
         expected = [[[0.8 - (-0.2 / 25) * 10], [-0.6 - (1.2 / 15) * 20], [0.4 - (0.2 / 30) * 5]]]
         for mode in ("soft_min", "strict_min"):
-            close(credit(steps, mode=mode, baseline="pure_tokens").returns_PKS, expected)
+            assert_near(credit(steps, mode=mode, baseline="pure_tokens").returns_PKS, expected)
 
     def test_token_baseline_counts_the_tokens_still_to_come(self) -> None:
         values = {"mode": "strict_min", "baseline": "pure_tokens"}
         steps = scored([[[0.9, 0.1, 0.8], [0.5]]], [[[2, 3, 4], [6]]])
         # The other response has reward 0 on 6 tokens, so only its baseline matters: R* = −.8 over 9 tokens.
-        close(credit(steps, **values).returns_PKS[0, 0], [-0.8, -0.8, 0.6])
-        close(credit(steps, **values).returns_PKS[0, 1, :1], [0.8 / 9 * 6])
+        assert_near(credit(steps, **values).returns_PKS[0, 0], [-0.8, -0.8, 0.6])
+        assert_near(credit(steps, **values).returns_PKS[0, 1, :1], [0.8 / 9 * 6])
         other = scored([[[0.9, 0.1, 0.8], [1.0]]], [[[2, 3, 4], [5]]])
-        close(credit(other, **values).returns_PKS[0, 0], [-0.8 - 9 / 5, -0.8 - 7 / 5, 0.6 - 4 / 5])
+        assert_near(credit(other, **values).returns_PKS[0, 0], [-0.8 - 9 / 5, -0.8 - 7 / 5, 0.6 - 4 / 5])
 
     def test_merging_steps_earns_nothing(self) -> None:
         apart = scored([[[0.9, 0.9], [0.3, 0.8]]], [[[4, 6], [5, 5]]])
@@ -88,7 +88,7 @@ class TestMinForm:
         for mode in ("soft_min", "strict_min"):
             for baseline in ("step_index", "pure_tokens"):
                 first, second = (credit(x, mode=mode, baseline=baseline).returns_PKS[0, 0, :1] for x in (apart, merged))
-                close(first, second.tolist())
+                assert_near(first, second.tolist())
 
     def test_padding_steps_do_not_count_as_minimum(self) -> None:
         steps = scored([[[0.9], [0.95, 0.8]]])
@@ -99,7 +99,7 @@ class TestMinForm:
         steps = scored([[[0.9, 0.1, 0.8], [0.5], [1.0]]], [[[2, 3, 4], [6], [50]]])
         result = credit(steps, mode="strict_min", baseline="prime_steps")
         expected = [[-0.8 - 1.5, -0.8 - 1.0, 0.6 - 0.5], [-(1 - 0.8 / 3) / 2, 0.0, 0.0], [1 + 0.4 / 3, 0.0, 0.0]]
-        close(result.returns_PKS[0], expected)
+        assert_near(result.returns_PKS[0], expected)
 
     def test_low_step_is_punished_not_rewarded(self) -> None:
         assert credit(scored([[[0.1]]]), mode="soft_min", baseline="none").returns_PKS.item() == pytest.approx(-0.8)
@@ -116,17 +116,17 @@ class TestReturnToGo:
     )
     def test_transforms(self, transform: str, eta: float, expected: list[float]) -> None:
         result = credit(scored(ONE), mode="return_to_go", transform=transform, eta=eta, baseline="none")
-        close(result.returns_PKS, [[expected]])
+        assert_near(result.returns_PKS, [[expected]])
 
     def test_delta_of_a_shorter_response_ends_with_its_own_last_step(self) -> None:
         steps = scored([[[0.9, 0.4], [0.3, 0.2, 0.7]]])
         result = credit(steps, mode="return_to_go", transform="delta", baseline="none")
-        close(result.returns_PKS, [[[0.9, 0.4, 0.0], [0.3, 0.2, 0.7]]])
+        assert_near(result.returns_PKS, [[[0.9, 0.4, 0.0], [0.3, 0.2, 0.7]]])
 
     def test_clip_does_not_charge_a_shorter_response_for_its_padding(self) -> None:
         steps = scored([[[0.9, 0.4], [0.3, 0.2, 0.7]]])
         result = credit(steps, mode="return_to_go", transform="clip", eta=0.5, baseline="none")
-        close(result.returns_PKS, [[[-0.1, -0.1, 0.0], [-0.5, -0.3, 0.0]]])
+        assert_near(result.returns_PKS, [[[-0.1, -0.1, 0.0], [-0.5, -0.3, 0.0]]])
 
     def test_steps_normalized_over_the_group_before_the_sum(self) -> None:
         rewards = [0.9, 0.1, 0.8, 0.4, 0.6]
@@ -134,13 +134,13 @@ class TestReturnToGo:
         a, b, c, d, e = [(reward - middle) / scale for reward in rewards]
         steps = scored([[[0.9, 0.1, 0.8], [0.4, 0.6]]])
         result = credit(steps, mode="return_to_go", normalize_steps=True, baseline="none")
-        close(result.returns_PKS, [[[a + b + c, b + c, c], [d + e, e, 0.0]]], 1e-4)
+        assert_near(result.returns_PKS, [[[a + b + c, b + c, c], [d + e, e, 0.0]]], 1e-4)
 
     def test_token_leave_one_out(self) -> None:
         steps = scored([[[0.9, 0.1], [0.4], [0.6]]], [[[2, 3], [10], [10]]])
         result = credit(steps, mode="return_to_go", baseline="pure_tokens")
-        close(result.returns_PKS[0, 0], [1.0 - (1.0 / 20) * 5, 0.1 - (1.0 / 20) * 3])
-        close(result.returns_PKS[0, 1, :1], [0.4 - (1.6 / 15) * 10])
+        assert_near(result.returns_PKS[0, 0], [1.0 - (1.0 / 20) * 5, 0.1 - (1.0 / 20) * 3])
+        assert_near(result.returns_PKS[0, 1, :1], [0.4 - (1.6 / 15) * 10])
 
     def test_leave_one_out_by_source(self) -> None:
         """As in PRIME, the mean of the others' mean step rewards is subtracted from r_j, then later steps are summed.
@@ -151,7 +151,7 @@ class TestReturnToGo:
         kept = [[True, True, True, False, True]]
         result = credit(steps, kept=kept, mode="return_to_go", baseline="prime_steps")
         expected = [[0.4 - 0.4, 0.1 - 0.5], [0.4 - 0.55, 0], [0, 0], [0, 0], [0.6 - 0.45, 0]]
-        close(result.returns_PKS[0], expected)
+        assert_near(result.returns_PKS[0], expected)
 
     def test_plain_sums_reward_padding_with_harmless_steps_and_delta_does_not(self) -> None:
         short, padded = scored([[[0.9, 0.8]]]), scored([[[0.9, 0.9, 0.9, 0.8]]])
@@ -165,17 +165,17 @@ class TestScalar:
     def test_aggregate_is_added_to_the_outcome(self) -> None:
         result = credit(scored([[[0.9, 0.1, 0.8], [0.5]]]), mode="scalar", weight=0.5)
         (source,) = result.sources
-        close(source.rewards_PK, [[0.1, 0.5]])
+        assert_near(source.rewards_PK, [[0.1, 0.5]])
         outcome = Source.of(torch.tensor([[1.0, 0.0]]).double())
         advantages_PK, kept_PK = combine([outcome, source], ESTIMATORS["rloo"], per_source=False)
-        close(advantages_PK, [[0.8, -0.8]])
+        assert_near(advantages_PK, [[0.8, -0.8]])
         assert kept_PK.all()
 
     def test_each_source_normalized_on_its_own(self) -> None:
         outcome = Source.of(torch.tensor([[1.0, 1.0, 0.0, 0.0]]).double())
         process = Source.of(torch.tensor([[0.01, 0.0, 0.01, 0.0]]).double())
         apart, _ = combine([outcome, process], ESTIMATORS["grpo"], per_source=True)
-        close(apart, [[3**0.5, 0.0, 0.0, -(3**0.5)]], 1e-3)
+        assert_near(apart, [[3**0.5, 0.0, 0.0, -(3**0.5)]], 1e-3)
         together, _ = combine([outcome, process], ESTIMATORS["grpo"], per_source=False)
         assert together[0, 2].item() < -0.8
         # Leave-one-out is linear, so separate and summed sources give the same result.
@@ -193,7 +193,7 @@ class TestScalar:
             (source,) = credit(scored([[[0.9], [0.1]]]), mode="scalar", weight=weight).sources
             advantages_PK, _ = combine([outcome, source], ESTIMATORS["grpo"], per_source=per_source)
             expected = 0.5**0.5 * (weight if per_source else 1.0)
-            close(advantages_PK, [[expected, -expected]], 1e-3 * expected)
+            assert_near(advantages_PK, [[expected, -expected]], 1e-3 * expected)
 
     def test_gate_normalizes_among_correct_answers_only(self) -> None:
         steps = scored([[[0.9], [0.5], [0.1], [0.3]]])
@@ -201,10 +201,10 @@ class TestScalar:
         (source,) = credit(steps, correct=correct, mode="scalar", gate="correct").sources
         outcome = Source.of(torch.tensor([[1.0, 1.0, 0.0, 0.0]]).double())
         apart, _ = combine([outcome, source], ESTIMATORS["rloo"], per_source=True)
-        close(apart, [[2 / 3 + 0.4, 2 / 3 - 0.4, -2 / 3, -2 / 3]])
+        assert_near(apart, [[2 / 3 + 0.4, 2 / 3 - 0.4, -2 / 3, -2 / 3]])
         together, kept_PK = combine([outcome, source], ESTIMATORS["rloo"], per_source=False)
         # Sums 1.9, 1.5, 0, 0: the incorrect ones stay in the group, without process reward.
-        close(together, [[(4 * 1.9 - 3.4) / 3, (4 * 1.5 - 3.4) / 3, -3.4 / 3, -3.4 / 3]])
+        assert_near(together, [[(4 * 1.9 - 3.4) / 3, (4 * 1.5 - 3.4) / 3, -3.4 / 3, -3.4 / 3]])
         assert kept_PK.all()
 
     def test_response_without_steps_is_dropped_from_a_sum_and_not_given_0(self) -> None:
@@ -212,10 +212,10 @@ class TestScalar:
         assert result.missing_PK.tolist() == [[False, True, False]]
         outcome = Source.of(torch.ones(1, 3).double())
         advantages_PK, kept_PK = combine([outcome, *result.sources], ESTIMATORS["rloo"], per_source=False)
-        close(advantages_PK, [[0.8, 0.0, -0.8]])
+        assert_near(advantages_PK, [[0.8, 0.0, -0.8]])
         assert kept_PK.tolist() == [[True, False, True]]
         apart_PK, kept_PK = combine([outcome, *result.sources], ESTIMATORS["rloo"], per_source=True)
-        close(apart_PK, [[0.8, 0.0, -0.8]])
+        assert_near(apart_PK, [[0.8, 0.0, -0.8]])
         assert kept_PK.all()
 
 
@@ -226,7 +226,7 @@ class TestStepGae:
         assert not result.sources
         step_of_NT = torch.tensor([[-1, 0, 0, 1, 2, 2, 2, -1]])
         rewards_NT = scatter_to_tokens(result.rewards_PKS.flatten(0, 1), step_of_NT)
-        close(rewards_NT, [[0, 0, 0.45, 0.05, 0, 0, 0.4, 0]])
+        assert_near(rewards_NT, [[0, 0, 0.45, 0.05, 0, 0, 0.4, 0]])
 
 
 class TestParticipation:
@@ -240,7 +240,7 @@ class TestParticipation:
         wide = scored([[[0.9, 0.2], [0.1], [0.4], [], [0.7, 0.6]]])
         expected = credit(full, mode=mode)
         result = credit(wide, kept=[[True, False, True, True, True]], mode=mode)
-        close(result.returns_PKS[:, [0, 2, 4]], expected.returns_PKS.tolist())
+        assert_near(result.returns_PKS[:, [0, 2, 4]], expected.returns_PKS.tolist())
         assert (result.returns_PKS[:, [1, 3]] == 0).all()
         assert result.scored_PK.tolist() == [[True, False, True, False, True]]
         assert result.missing_PK.tolist() == [[False, False, False, True, False]]
@@ -264,7 +264,7 @@ class TestParticipation:
         steps = scored([[[0.9, 0.2], [0.1], [0.4]]])
         result = credit(steps, correct=[[True, False, True]], mode=mode, gate="correct")
         alone = credit(scored([[[0.9, 0.2], [0.4]]]), mode=mode)
-        close(result.returns_PKS[:, [0, 2]], alone.returns_PKS.tolist())
+        assert_near(result.returns_PKS[:, [0, 2]], alone.returns_PKS.tolist())
         assert (result.returns_PKS[0, 1] == 0).all()
         assert not result.missing_PK.any()
 
