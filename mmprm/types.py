@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import enum
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 Steps = tuple[str, ...]
@@ -238,10 +238,29 @@ class LabeledPath:
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """Holds a solution to score: its problem, and its steps without step markup."""
+    """Holds a solution to score: its problem, and its steps without step markup.
+
+    The steps of an episode are its turns. `observations` then holds what the policy saw before each turn, as texts and
+    images in order, and replaces the question and images of the problem. Otherwise, it is empty.
+    """
 
     problem: Problem
     steps: Steps
+    observations: tuple[tuple[str | ImageRef, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        assert len(self.observations) in (0, len(self.steps)), "one observation per turn"
+
+    @property
+    def images(self) -> tuple[ImageRef, ...]:
+        """Return the images in the order in which a scorer reads them."""
+        if not self.observations:
+            return self.problem.images
+        return tuple(part for parts in self.observations for part in parts if isinstance(part, ImageRef))
+
+    def first_steps(self, count: int) -> Solution:
+        """Return the solution's first `count` steps as a solution."""
+        return replace(self, steps=self.steps[:count], observations=self.observations[:count])
 
 
 @dataclass(frozen=True, slots=True)
