@@ -25,6 +25,33 @@ class ImageRef:
 
 
 @dataclass(frozen=True, slots=True)
+class VideoRef:
+    """References a video by its path or its encoded bytes. `frames` of its frames, evenly spaced, are decoded only
+    where pixels are needed."""
+
+    path: str | None = None
+    data: bytes | None = field(default=None, repr=False)
+    frames: int = 8
+
+    def __post_init__(self) -> None:
+        assert (self.path is None) != (self.data is None), "a video has either a path or bytes"
+
+
+@dataclass(frozen=True, slots=True)
+class AudioRef:
+    """References an audio recording, or the audio track of a video, by its path or its encoded bytes."""
+
+    path: str | None = None
+    data: bytes | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        assert (self.path is None) != (self.data is None), "an audio recording has either a path or bytes"
+
+
+MediaRef = ImageRef | VideoRef | AudioRef
+
+
+@dataclass(frozen=True, slots=True)
 class GivenSolution:
     """Holds a solution whose steps are to be labeled. Its author need not be the policy that completes its prefixes.
 
@@ -53,6 +80,14 @@ class Problem:
     solution: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     given: GivenSolution | None = None
+    videos: tuple[VideoRef, ...] = ()
+    audios: tuple[AudioRef, ...] = ()
+
+    @property
+    def media(self) -> tuple[MediaRef, ...]:
+        """Return the images, then the videos, then the audio recordings, which is their order in a prompt without
+        marks."""
+        return (*self.images, *self.videos, *self.audios)
 
 
 @dataclass(frozen=True, slots=True)

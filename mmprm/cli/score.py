@@ -36,7 +36,7 @@ from mmprm.cli.shared.options import add_config_options, load_config
 from mmprm.config import Config, PathText
 from mmprm.data.cells import cut, names_of
 from mmprm.data.columns import Columns, read_cell
-from mmprm.data.images import unreadable_images
+from mmprm.data.media import unreadable_media
 from mmprm.data.rows import read_file
 from mmprm.errors import DataError, UnknownScoresError
 from mmprm.evaluation.aggregators import described
@@ -129,7 +129,7 @@ def _scored(scorer: Scorer, solutions: list[Solution]) -> list[StepScores | Unkn
     try:
         return score_unless_unknown(scorer, solutions)
     except DataError as error:
-        broken = unreadable_images((solution.problem.id, solution.problem.images) for solution in solutions)
+        broken = unreadable_media((solution.problem.id, solution.problem.media) for solution in solutions)
         if not broken:
             raise
         location, reason = next(iter(broken.items()))

@@ -6,17 +6,15 @@ Only regular files of bounded size and still images of bounded dimensions are op
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import re
-import stat
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mmprm.data.cells import cut
+from mmprm.data.streams import open_stream
 from mmprm.errors import DataError
 from mmprm.types import ImageRef
 
@@ -30,7 +28,6 @@ MAX_ASPECT = 200
 """Maximum ratio of the longer side to the shorter one; Qwen-VL's processors reject more."""
 MAX_BYTES = 256 * 2**20
 """Maximum size of an image file in bytes; even uncompressed RGB with MAX_PIXELS pixels is smaller."""
-DECODING_THREADS = 8
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 _SIGNATURES = {
@@ -45,8 +42,6 @@ _SIGNATURES = {
 _ADDRESS = re.compile(r" ?<[\w.]+ object at 0x[0-9a-fA-F]+>")
 """Matches the address of the stream object in Pillow's error messages, which differs between runs."""
 _ORIENTATION = 0x0112  # EXIF tag
-
-T = TypeVar("T")
 
 
 def open_image(ref: ImageRef) -> Image.Image:
@@ -82,30 +77,16 @@ def image_pixels(ref: ImageRef, at_most: int = MAX_PIXELS) -> int:
     return width * height
 
 
-def unreadable_images(items: Iterable[tuple[T, Iterable[ImageRef]]]) -> dict[T, str]:
-    """Decode the images of all items in threads, and return the error message of each item with an unreadable image."""
-
-    def checked(item: tuple[T, Iterable[ImageRef]]) -> tuple[T, str | None]:
-        key, images = item
-        try:
-            for image in images:
-                open_image(image)
-        except DataError as error:
-            return key, str(error)
-        return key, None
-
-    # Pillow releases the GIL while it decodes.
-    with ThreadPoolExecutor(DECODING_THREADS) as threads:
-        return {key: why for key, why in threads.map(checked, items) if why is not None}
-
-
 @contextmanager
 def _opened(ref: ImageRef, max_pixels: int) -> Iterator[Image.Image]:
     from PIL import Image
 
     name = _name(ref)
     try:
-        with _stream(ref) as stream, Image.open(_FewReads(stream, name), formats=_FORMATS) as image:
+        with (
+            open_stream(ref, MAX_BYTES, "an image") as stream,
+            Image.open(_FewReads(stream, name), formats=_FORMATS) as image,
+        ):
             if image.width * image.height > max_pixels:
                 raise DataError(
                     f"{name}: {image.width}×{image.height} pixels, but at most {max_pixels:,} are allowed; scale it "
@@ -194,7 +175,7 @@ def image_bytes(ref: ImageRef) -> bytes:
     """Return the encoded bytes of an image. Raises OSError or DataError if its file cannot be read."""
     if ref.data is not None:
         return ref.data
-    with _stream(ref) as stream:
+    with open_stream(ref, MAX_BYTES, "an image") as stream:
         data = stream.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:  # files of virtual file systems report a size of zero
         raise DataError(f"{ref.path}: is larger than {MAX_BYTES // 2**20} MiB; scale it down")
@@ -250,26 +231,3 @@ class _FewReads:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
-
-
-def _stream(ref: ImageRef) -> BinaryIO:
-    """Open the file or the bytes of an image for reading. Raises OSError, and DataError if it is not a regular file or
-    exceeds MAX_BYTES."""
-    if ref.data is not None:
-        return io.BytesIO(ref.data)
-    path = ref.path or ""
-    stream = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 - the caller closes it
-    status = os.fstat(stream.fileno())
-    if stat.S_ISREG(status.st_mode) and status.st_size <= MAX_BYTES:
-        return stream
-    stream.close()
-    if not stat.S_ISREG(status.st_mode):
-        raise DataError(f"{path}: is not a regular file and cannot be read as an image; give an image file")
-    raise DataError(
-        f"{path}: {status.st_size:,} bytes, at most {MAX_BYTES:,}; too large to be read as an image; scale it down"
-    )
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    """Open a file in non-blocking mode, so that a pipe without a writer cannot block the reader."""
-    return os.open(path, flags | os.O_NONBLOCK)

@@ -15,7 +15,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from mmprm.config import Config, PathText
-from mmprm.data.images import unreadable_images
+from mmprm.data.media import unreadable_media
 from mmprm.errors import ConfigError, DataError
 from mmprm.labels.checks import check_images_below, check_splits
 from mmprm.labels.consensus import AGREEMENTS, AgreementRule, relabeled
@@ -128,7 +128,7 @@ def export_labels(config: ExportConfig) -> ExportSummary:
     if form is not None and form.images:
         problems = _problems(examples)
         check_images_below(problems, Path(config.image_root or Path(config.labels).parent), config.labels)
-        for problem_id, why in unreadable_images((each.id, each.images) for each in problems).items():
+        for problem_id, why in unreadable_media((each.id, each.media) for each in problems).items():
             raise DataError(f"{config.labels}: problem {problem_id!r}: {why}; correct or remove its rows")
     overlap = {path: _overlap(examples, path) for path in config.benchmark}
     try:

@@ -18,8 +18,8 @@ from mmprm.data.cells import names_of
 from mmprm.data.chat import ImagePart, Turn, images_of, read_turns
 from mmprm.data.columns import Columns, cells_of, check_media, check_unread_images, read_cell, rest_of, used_names
 from mmprm.data.image_cells import read_image
-from mmprm.data.images import unreadable_images
 from mmprm.data.marks import IMAGE, check_text, place_marks
+from mmprm.data.media import unreadable_media
 from mmprm.data.question import column_images, merged_images
 from mmprm.data.rows import read_rows
 from mmprm.errors import DataError
@@ -69,7 +69,7 @@ def without_unreadable(found: Sequence[Conversation]) -> tuple[list[Conversation
     Returns the other conversations, and the reasons for the excluded ones by location. Raises DataError if none is
     left.
     """
-    broken = unreadable_images((each.location, each.images) for each in found)
+    broken = unreadable_media((each.location, each.images) for each in found)
     if len(broken) == len(found):
         location, reason = next(iter(broken.items()))
         raise DataError(

@@ -14,7 +14,8 @@ from PIL import Image
 
 from mmprm.data import images
 from mmprm.data.image_cells import listed, looks_like_image, read_image
-from mmprm.data.images import image_size, open_image, unreadable_images
+from mmprm.data.images import image_size, open_image
+from mmprm.data.media import unreadable_media
 from mmprm.errors import DataError
 from mmprm.problems import write_image
 from mmprm.types import ImageRef
@@ -204,7 +205,7 @@ def test_every_image_is_decoded_to_find_the_broken_ones(tmp_path: Path) -> None:
     torn = ImageRef(data=jpeg[: len(jpeg) // 2])
     assert image_size(torn) == (64, 64)
     good, gone = ImageRef(data=PNG), ImageRef(path=str(tmp_path / "gone.png"))
-    found = unreadable_images([("a", [good]), ("b", [good, torn]), ("c", []), ("d", [gone])])
+    found = unreadable_media([("a", [good]), ("b", [good, torn]), ("c", []), ("d", [gone])])
     assert list(found) == ["b", "d"]
     assert "gone.png: cannot be read as an image" in found["d"]
 
