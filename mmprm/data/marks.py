@@ -1,9 +1,10 @@
-"""Normalize image placeholders in text to `<image>`, and reject special tokens and video or audio placeholders.
+"""Normalize image placeholders in text to `<image>`, and reject special tokens and misplaced placeholders.
 
 <image>                               marks the position of the next image
+<video>, <audio>                      mark the position of the next video or audio recording, if the row has any
 <|vision_start|><|image_pad|>…, <IMG_CONTEXT>, [IMG], …     image tokens of chat templates: become <image>
 <image 1>, <image1>, <image_1>        positions of numbered images: become <image> if in order, else "picture 1"
-<video>, <audio>, <|video_pad|>, …    unsupported media: rejected
+<|video_pad|>, <|AUDIO|>, …           rendered placeholders of videos and audio: rejected
 <|im_end|>, </s>, [INST], …           special tokens of chat templates: rejected, since they would end or begin a turn
 """
 
@@ -17,6 +18,15 @@ from mmprm.errors import DataError
 
 IMAGE = "<image>"
 """Placeholder that marks an image's position in a question. Without marks, images come first."""
+VIDEO, AUDIO = "<video>", "<audio>"
+"""Placeholders that mark the positions of videos and audio. Without marks, they follow the images that come first."""
+MARKS = {"image": IMAGE, "video": VIDEO, "audio": AUDIO}
+"""Maps each kind of media to its placeholder, in the order in which media without placeholders come first."""
+
+_MARK = re.compile("|".join(MARKS.values()))
+_LEADING = re.compile(
+    r"\A(?=\s*(?:" + _MARK.pattern + "))" + "".join(rf"(?:\s*{mark})*" for mark in MARKS.values()) + r"\s*"
+)
 
 _RENDERED = re.compile(
     r"""
@@ -58,15 +68,17 @@ def place_marks(
     location: str,
     fields: Sequence[str],
     otherwise: Literal["refuse", "front", "drop"] = "refuse",
+    videos: int = 0,
+    audios: int = 0,
 ) -> list[str]:
-    """Normalize the image placeholders in `texts` (a question and its options) of a row that has `images` images.
+    """Normalize the placeholders in `texts` (a question and its options) of a row that has `images` images.
 
     Numbered marks become <image> if they name each image once, in order, across all texts. Otherwise they become words
     ("picture 2"), and the images come first. If all marks are at the very front, they are redundant and removed.
     `otherwise` applies if the numbers of marks and images differ: "refuse" raises DataError; "front" accepts fewer
     marks if all are at the very front (as in InternVL's conversations); "drop" removes the marks, and the images come
-    first (published benchmarks are asked unchanged). DataError names `location` and the field, and is also raised for
-    marks of other media and special tokens.
+    first (published benchmarks are asked unchanged). The marks of `videos` and `audios` must be as many as these, or
+    none. DataError names `location` and the field, and is also raised for other placeholders and special tokens.
     """
     if not images and not any(letter in text for text in texts for letter in "<["):
         return list(texts)  # every mark and token contains one of these characters
@@ -79,11 +91,14 @@ def place_marks(
         )
     word = IMAGE if numbers == list(range(1, images + 1)) else "picture {}"
     found = [_NUMBERED.sub(lambda match: word.replace("{}", match[1] or match[2]), text) for text in found]
+    for mark, count, column in ((VIDEO, videos, "videos"), (AUDIO, audios, "audios")):
+        found = [re.sub(mark, mark, text, flags=re.IGNORECASE) for text in found] if count else found
+        _check_count(found, mark, count, column, fields[0], location)
     for text, field in zip(found, fields, strict=True):
-        check_text(text, field, location)
+        check_text(text.replace(VIDEO, "").replace(AUDIO, ""), field, location)
     marks = sum(text.count(IMAGE) for text in found)
     bare = without_leading_marks(found)
-    if marks in (0, images) or (otherwise == "front" and marks < images and not any(IMAGE in text for text in bare)):
+    if marks in (0, images) or (otherwise == "front" and marks < images and not any(map(_MARK.search, bare))):
         return bare
     if otherwise == "drop":
         return [strip_marks(text).strip() for text in found]
@@ -91,6 +106,25 @@ def place_marks(
         f"{location}: {fields[0]} has {marks} {IMAGE} marks and the row {images} images; the numbers must be equal, or "
         "there must be no marks (the images then come first): add the images (columns.images), or remove the marks"
     )
+
+
+def _check_count(texts: Sequence[str], mark: str, count: int, column: str, field: str, location: str) -> None:
+    marks = sum(text.count(mark) for text in texts)
+    if marks not in (0, count):
+        raise DataError(
+            f"{location}: {field} has {marks} {mark} marks and the row {count} {column}; the numbers must be equal, or "
+            f"there must be no marks: add the {column} (columns.{column}), or remove the marks"
+        )
+
+
+def split_at_marks(text: str) -> tuple[list[str], list[str]]:
+    """Split a text with normalized placeholders into its n + 1 pieces of text and the n placeholders between them."""
+    return _MARK.split(text), _MARK.findall(text)
+
+
+def without_marks(text: str) -> str:
+    """Remove the normalized placeholders of a text, and the whitespace around it."""
+    return _MARK.sub("", text).strip()
 
 
 def count_marks(text: str) -> int:
@@ -104,18 +138,19 @@ def strip_marks(text: str) -> str:
 
 
 def without_leading_marks(texts: Sequence[str]) -> list[str]:
-    """Strip the leading image placeholders of the first text, unless other placeholders follow or the text would become
-    empty."""
+    """Strip the leading placeholders of the first text if they are in the order of MARKS, unless other placeholders
+    follow or the text would become empty."""
     first, *rest = texts
-    bare = re.sub(rf"\A(?:\s*{IMAGE})+\s*", "", first)
-    return [bare, *rest] if bare and not any(IMAGE in text for text in (bare, *rest)) else [first, *rest]
+    bare = _LEADING.sub("", first)
+    return [bare, *rest] if bare and not any(map(_MARK.search, (bare, *rest))) else [first, *rest]
 
 
 def check_text(text: str, field: str, location: str) -> None:
     """Raise DataError if the text contains a placeholder for video or audio, or a special token of a chat template."""
     if match := _MEDIA.search(text):
         raise DataError(
-            f"{location}: {field} holds {match[0]!r}: video and audio are not supported; remove the mark, or the row"
+            f"{location}: {field} holds {match[0]!r}, but no video or audio belongs to it; name its column "
+            "(columns.videos, columns.audios) and mark the position with <video> or <audio>, or remove the mark"
         )
     if match := _RESERVED.search(text):
         raise DataError(

@@ -45,6 +45,30 @@ def test_image_positions(question: str, images: int, expected: str) -> None:
     assert placed(question, images) == [expected]
 
 
+@pytest.mark.parametrize(
+    ("question", "counts", "expected"),
+    [
+        ("<video>\n<audio>\nWhich emotion?", (0, 1, 1), "Which emotion?"),
+        ("<image><video><AUDIO> Which?", (1, 1, 1), "Which?"),
+        ("<audio><video>Which emotion?", (0, 1, 1), "<audio><video>Which emotion?"),
+        ("After <video>, or in <image>?", (1, 1, 0), "After <video>, or in <image>?"),
+        ("<image>Does <audio> fit?", (1, 1, 1), "<image>Does <audio> fit?"),
+        ("Which emotion?", (0, 2, 2), "Which emotion?"),
+        ("<audio>", (0, 0, 1), "<audio>"),
+    ],
+)
+def test_positions_of_videos_and_audio(question: str, counts: tuple[int, int, int], expected: str) -> None:
+    images, videos, audios = counts
+    assert place_marks([question], images, "row 1", ["question"], videos=videos, audios=audios) == [expected]
+
+
+def test_a_mark_per_video_or_none() -> None:
+    with pytest.raises(DataError, match="question has 1 <video> marks and the row 2 videos"):
+        place_marks(["<video> Which?"], 0, "row 1", ["question"], videos=2)
+    with pytest.raises(DataError, match=r"'<\|AUDIO\|>', but no video or audio belongs to it"):
+        place_marks(["<|AUDIO|> Which?"], 0, "row 1", ["question"], audios=1)
+
+
 def test_image_numbers_continue_in_the_options() -> None:
     assert placed("<image 1> is like", 3, choices=("<image 2>", "<image 3>")) == [
         "<image> is like",
@@ -62,9 +86,9 @@ def test_image_numbers_continue_in_the_options() -> None:
         ("<|image_pad|>How many?", 0, "1 <image> marks"),
         ("See <image 2>", 1, "names image 2 and the row has 1 images"),
         ("See <image 0>", 1, "names image 0"),
-        ("<video>\nWhat happens?", 0, "question holds '<video>': video and audio are not supported"),
-        ("<audio> What?", 1, "'<audio>'"),
-        ("<|speech_token|> What?", 0, r"speech_token.*audio are not supported"),
+        ("<video>\nWhat happens?", 0, "question has 1 <video> marks and the row 0 videos"),
+        ("<audio> What?", 1, "question has 1 <audio> marks and the row 0 audios"),
+        ("<|speech_token|> What?", 0, r"holds '<\|speech_token\|>', but no video or audio belongs to it"),
         ("[VIDEO] What?", 0, r"'\[VIDEO\]'"),
         ("[gMASK]<sop>What?", 0, r"'\[gMASK\]'"),
         ("<|video_pad|>What?", 0, r"'<\|video_pad\|>'"),
