@@ -44,7 +44,8 @@ from policy_rl.config import RLConfig
 from policy_rl.graded import GradedGroup
 from policy_rl.metrics import Timed, console_line, describe_branches, describe_groups, merge_updates, shares
 from policy_rl.monitor.alarms import Alarms, alarm_error, hacking_metrics
-from policy_rl.monitor.samples import SampleLog, chosen, sample_of
+from policy_rl.monitor.phrases import phrase_metrics
+from policy_rl.monitor.samples import SampleLog, advantages_of, chosen, sample_of
 from policy_rl.rollouts.curriculum import update_count
 from policy_rl.rollouts.evaluate import Evaluation
 from policy_rl.run_folder import Summary, check_same, checkpoints_of, is_evaluated, policy_of, report_run, resume_key_of
@@ -231,6 +232,7 @@ class Loop:
         samples, tree = draft(groups, kept_PK), self._tree_settings
         if tree is not None and tree.train:
             samples += draft_continuations(groups, kept_PK)
+        metrics |= phrase_metrics(groups, self._config.monitor.phrases)
         if self._needs_old or self._needs_ref:
             with Timed(self._seconds, "old"):
                 samples = await asyncio.to_thread(self._trainer.log_probs, samples, not self._needs_old)

@@ -12,6 +12,8 @@ from policy_rl.collector import Collected
 from policy_rl.config import RLConfig
 from policy_rl.graded import GradedGroup
 from policy_rl.monitor.alarms import hacking_metrics
+from policy_rl.monitor.phrases import phrase_metrics
+from policy_rl.types import Response
 
 DROPS = ("refused", "few_known", "too_hard", "too_easy", "aborted", "unknown", "untrainable", "truncated")
 SUMS = {"responses", "seconds", "tokens", "skipped", "vision_calls"}
@@ -69,6 +71,7 @@ def metric_names(config: RLConfig) -> set[str]:
         *hacking_metrics([], config.step_format),
         "probe_distance",
         "seconds",
+        *phrase_metrics([], config.monitor.phrases),
         "overhead",
         "tokens_per_second",
     }

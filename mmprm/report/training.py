@@ -39,6 +39,11 @@ LEARNING = (
     Panel("Response length", "tokens", {"response_tokens": "tokens"}),
     Panel("Entropy", "nats per token", {"entropy": "entropy"}),
     Panel(
+        "Reflection",
+        "phrases per response; monitor.reflection_phrases, monitor.relook_phrases",
+        {"reflection_phrases": "reflection", "relook_phrases": "second look at the image"},
+    ),
+    Panel(
         "KL divergence",
         "nats per token, to the sampling policy and to the reference model",
         {"kl_old": "old", "kl_ref": "reference"},

@@ -11,13 +11,14 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from mmprm.config import Config
 from mmprm.errors import ConfigError, TrainingError
 from mmprm.metrics import roc_auc
 from mmprm.steps import StepFormat
 from policy_rl.graded import GradedGroup
+from policy_rl.monitor.phrases import REFLECTION, RELOOK, words_of
 from policy_rl.monitor.samples import TEXT_FILE
 from policy_rl.rewards.cutter import plain_steps
 
@@ -52,6 +53,28 @@ class MonitorConfig(Config):
     """Number of consecutive steps for which a metric must be out of bounds to trigger an alarm."""
     samples: int = Field(4, ge=0)
     """Number of responses per step to write to samples.jsonl and samples.md, with their step scores."""
+    reflection_phrases: tuple[str, ...] | None = None
+    """Phrases that count as reflection, such as "double-check". Their mean number per response is logged as
+    reflection_phrases. null: a built-in English list; []: do not count."""
+    relook_phrases: tuple[str, ...] | None = None
+    """Phrases that count as looking at the image again, such as "look closer"; logged as relook_phrases. null: a
+    built-in English list; []: do not count."""
+
+    @field_validator("reflection_phrases", "relook_phrases")
+    @classmethod
+    def _phrases_have_words(cls, phrases: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for phrase in phrases or ():
+            if not words_of(phrase):
+                raise ValueError(f"the phrase {phrase!r} has no word, so it would match nothing; remove it")
+        return phrases
+
+    @property
+    def phrases(self) -> dict[str, tuple[str, ...]]:
+        """Return the lists of phrases to count, by the name of their metric."""
+        return {
+            "reflection_phrases": REFLECTION if self.reflection_phrases is None else self.reflection_phrases,
+            "relook_phrases": RELOOK if self.relook_phrases is None else self.relook_phrases,
+        }
 
 
 def hacking_metrics(groups: Sequence[GradedGroup], step_format: StepFormat, prefill: str = "") -> dict[str, float]:

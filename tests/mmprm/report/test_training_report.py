@@ -72,6 +72,15 @@ def test_the_page_is_well_formed_and_self_contained() -> None:
     assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", page))
 
 
+def test_reflection_is_plotted_next_to_response_length() -> None:
+    records = [train(n, response_tokens=9.0, reflection_phrases=1.0 * n, relook_phrases=0.5 * n) for n in (1, 2)]
+    page = training_page(records, "run")
+    assert re.findall("<h3>(.*?)</h3>", page) == ["Response length", "Reflection"]
+    assert "second look at the image" in text_of(page)
+    records = [train(step, response_tokens=9.0) for step in (1, 2)]
+    assert "Reflection" not in training_page(records, "run"), "runs of earlier versions have no such metric"
+
+
 def test_the_text_of_the_report() -> None:
     text = text_of(training_page(RECORDS, "a run of <x>"))
     assert "a run of <x>" in text
