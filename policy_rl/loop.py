@@ -45,7 +45,7 @@ from policy_rl.graded import GradedGroup
 from policy_rl.metrics import Timed, console_line, describe_branches, describe_groups, merge_updates, shares
 from policy_rl.monitor.alarms import Alarms, alarm_error, hacking_metrics
 from policy_rl.monitor.phrases import phrase_metrics
-from policy_rl.monitor.samples import SampleLog, advantages_of, chosen, sample_of
+from policy_rl.monitor.samples import SampleLog, chosen, sample_of
 from policy_rl.rollouts.curriculum import update_count
 from policy_rl.rollouts.evaluate import Evaluation
 from policy_rl.run_folder import Summary, check_same, checkpoints_of, is_evaluated, policy_of, report_run, resume_key_of

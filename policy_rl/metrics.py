@@ -13,7 +13,6 @@ from policy_rl.config import RLConfig
 from policy_rl.graded import GradedGroup
 from policy_rl.monitor.alarms import hacking_metrics
 from policy_rl.monitor.phrases import phrase_metrics
-from policy_rl.types import Response
 
 DROPS = ("refused", "few_known", "too_hard", "too_easy", "aborted", "unknown", "untrainable", "truncated")
 SUMS = {"responses", "seconds", "tokens", "skipped", "vision_calls"}
