@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from mmprm.convert.export import export_prm
+from mmprm.data.marks import IMAGE
 from mmprm.labels.export import ExportConfig, export_labels
 from mmprm.labels.parquet import LabeledExample, read_parquet, write_parquet
 from mmprm.prm.info import PrmTokens, read_info
@@ -31,7 +32,6 @@ from mmprm.prm.losses import soft_cross_entropy_sum
 from mmprm.prm.model import initialize_prm, save_prm
 from mmprm.prm.scoring_model import load_scoring_model
 from mmprm.prm.train import TrainConfig, train_prm
-from mmprm.prompts import IMAGE
 from mmprm.tiny.model import weights_path
 from mmprm.training.config import TrainingConfig
 from mmprm.training.engine import Engine

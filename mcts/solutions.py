@@ -93,7 +93,7 @@ def _known_problems(config: ProblemsConfig) -> ProblemOf:
 
 def _own_problems(config: ProblemsConfig) -> ProblemOf:
     """Read the problem from the row itself."""
-    reader = ProblemReader(config.columns, image_folder(config))
+    reader = ProblemReader(config.columns, image_folder(config), video_frames=config.video_frames)
     seen: dict[str, tuple[str, str, Problem]] = {}
 
     def read(row: Row, location: str) -> Problem:

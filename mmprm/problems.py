@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from mmprm.config import PathText
 from mmprm.data.answer import answer_text
 from mmprm.data.cells import Row, cut
@@ -38,19 +40,20 @@ from mmprm.data.columns import (
 from mmprm.data.image_cells import listed, read_image
 from mmprm.data.images import (
     MAX_PIXELS,
-    image_digest,
     image_pixels,
     image_size,
     open_image,
     write_image,
 )
 from mmprm.data.layouts import with_usual_columns
-from mmprm.data.marks import place_marks
+from mmprm.data.marks import AUDIO, place_marks
+from mmprm.data.media import MAX_FRAMES, media_digest, write_media
+from mmprm.data.media_cells import read_audios, read_videos
 from mmprm.data.question import column_images, read_question
 from mmprm.data.rows import RowsConfig, read_rows
 from mmprm.errors import DataError
 from mmprm.files import whole_file
-from mmprm.types import ImageRef, Problem
+from mmprm.types import AudioRef, ImageRef, MediaRef, Problem, VideoRef
 
 __all__ = [
     "MAX_PIXELS",
@@ -73,13 +76,19 @@ __all__ = [
 ]
 
 
+VIDEO_FRAMES = 8
+"""Default number of frames per video."""
+
+
 class ProblemsConfig(RowsConfig):
     """Configures the problem file: its rows, columns and image folder."""
 
     columns: Columns = Columns()
     """Names of the columns to read."""
     image_root: PathText | None = None
-    """Folder that relative image paths refer to; defaults to the folder of the problem file."""
+    """Folder that relative paths of images, videos and audio refer to; defaults to the folder of the problem file."""
+    video_frames: int = Field(VIDEO_FRAMES, ge=1, le=MAX_FRAMES)
+    """Number of frames that are sampled from each video, evenly from the first to the last."""
 
 
 def load_problems(config: ProblemsConfig, episodes: bool = False) -> list[Problem]:
@@ -91,7 +100,7 @@ def load_problems(config: ProblemsConfig, episodes: bool = False) -> list[Proble
     Raises DataError, with the file and line (or row), for a missing field, an empty answer, invalid JSON, or if two
     different problems have the same id.
     """
-    reader = ProblemReader(config.columns, image_folder(config), episodes)
+    reader = ProblemReader(config.columns, image_folder(config), episodes, config.video_frames)
     problems: dict[str, tuple[str, Problem]] = {}
     repeated = []
     for location, row in read_rows(config):
@@ -115,12 +124,12 @@ def load_problems(config: ProblemsConfig, episodes: bool = False) -> list[Proble
 
 
 def _tell_missing(problems: Sequence[Problem]) -> None:
-    """Report missing image files before the run starts, because a wrong image root would make every problem fail
+    """Report missing media files before the run starts, because a wrong image root would make every problem fail
     later."""
-    images = ((problem.id, image) for problem in problems for image in problem.images)
-    missing = {name: image.path for name, image in images if not _is_at_hand(image)}
+    media = ((problem.id, each) for problem in problems for each in problem.media)
+    missing = {name: each.path for name, each in media if not _is_at_hand(each)}
     if missing:
-        shown = f"{len(missing):,} of {len(problems):,} problems name images that do not exist"
+        shown = f"{len(missing):,} of {len(problems):,} problems name files that do not exist"
         print(f"{shown}, for example {next(iter(missing.values()))}; set problems.image_root", file=sys.stderr)
 
 
@@ -132,7 +141,7 @@ def image_folder(config: ProblemsConfig) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Holds the question parsed from a row, with its images and answer choices.
+    """Holds the question parsed from a row, with its media and answer choices.
 
     `labels` are the labels of the row's answer choices, `said` is the final answer in its messages, and `used` are the
     columns that were read.
@@ -144,6 +153,17 @@ class Asked:
     labels: tuple[str, ...]
     said: str
     used: frozenset[str]
+    videos: tuple[VideoRef, ...] = ()
+    audios: tuple[AudioRef, ...] = ()
+
+    @property
+    def media(self) -> tuple[MediaRef, ...]:
+        """Return the images, videos and audio recordings, in this order."""
+        return (*self.images, *self.videos, *self.audios)
+
+    def without_answer(self, name: str) -> Problem:
+        """Return the question as a problem without a gold answer, with the id `name`."""
+        return Problem(name, self.question, "", self.images, self.choices, videos=self.videos, audios=self.audios)
 
 
 class ProblemReader:
@@ -152,8 +172,8 @@ class ProblemReader:
     With `episodes`, a problem needs no answer, and its other columns are part of its content id.
     """
 
-    def __init__(self, columns: Columns, root: Path, episodes: bool = False) -> None:
-        self._columns, self._root, self._episodes = columns, root, episodes
+    def __init__(self, columns: Columns, root: Path, episodes: bool = False, video_frames: int = VIDEO_FRAMES) -> None:
+        self._columns, self._root, self._episodes, self._frames = columns, root, episodes, video_frames
         self._notes: Counter[str] = Counter()
         self._first: dict[str, str] = {}
 
@@ -185,13 +205,15 @@ class ProblemReader:
             self._note(f"column {name!r} may hold options and is not read; set columns.choices", location)
         identity = json.dumps([answer, rest], sort_keys=True, default=_json_value) if self._episodes else answer
         return Problem(
-            id=texts["id"] or content_id(asked.question, identity, asked.images, asked.choices),
+            id=texts["id"] or content_id(asked.question, identity, asked.media, asked.choices),
             question=asked.question,
             answer=answer,
             images=asked.images,
             choices=asked.choices,
             solution=solution,
             extra=rest,
+            videos=asked.videos,
+            audios=asked.audios,
         )
 
     def asked(self, row: Row, location: str) -> Asked:
@@ -202,7 +224,7 @@ class ProblemReader:
         """
         columns, root = self._columns, self._root
         row = with_usual_columns(row, columns)
-        check_media(row, location)
+        check_media(row, columns, location)
         image_cells = cells_of(row, columns, "images", location)
         _check_types(image_cells, location)
         found = read_question(row, columns, column_images(image_cells, root, location), root, location)
@@ -223,17 +245,22 @@ class ProblemReader:
                     f"{location}: {choice_cells[0][0]} and {name} both hold choices, but different ones; set "
                     "columns.choices"
                 )
+        video_cells, audio_cells = (cells_of(row, columns, field, location) for field in ("videos", "audios"))
+        videos = read_videos(video_cells, self._frames, root, location)
+        audios = read_audios(audio_cells, root, location) or audio_tracks(videos, (question, *choices))
         fields = ("question", *(f"choices[{number}]" for number in range(len(choices))))
+        otherwise = "front" if found.one_for_all else "refuse"
         question, *placed = place_marks(
-            (question, *choices), len(images), location, fields, "front" if found.one_for_all else "refuse"
+            (question, *choices), len(images), location, fields, otherwise, len(videos), len(audios)
         )
-        used = found.used | used_names(row, image_cells) | used_names(row, choice_cells) | {*lettered.values()}
+        cells = [*image_cells, *video_cells, *audio_cells, *choice_cells]
+        used = found.used | used_names(row, cells) | {*lettered.values()}
         # MathVista's `image` names a file in another archive; the image itself is in another column.
         if columns.images is None and not any(map(_is_at_hand, images)):
             suspect = check_unread_images(rest_of(row, used), question, location)
             if suspect is not None:
                 self._note(f"column {suspect!r} may hold images and is not read; set columns.images", location)
-        return Asked(question, images, tuple(placed), labels, found.said, frozenset(used))
+        return Asked(question, images, tuple(placed), labels, found.said, frozenset(used), videos, audios)
 
     def tell(self) -> None:
         """Print the collected notes: one line per kind of note, with the number of rows and the first row."""
@@ -248,6 +275,12 @@ class ProblemReader:
 def read_problem(row: Row, columns: Columns, root: Path, location: str) -> Problem:
     """Convert a single row to a problem; see ProblemReader.problem."""
     return ProblemReader(columns, root).problem(row, location)
+
+
+def audio_tracks(videos: Sequence[VideoRef], texts: Sequence[str]) -> tuple[AudioRef, ...]:
+    """Return the audio tracks of the videos if the texts have as many <audio> marks, as R1-Omni's do, else nothing."""
+    marks = sum(text.lower().count(AUDIO) for text in texts)
+    return tuple(AudioRef(each.path, each.data) for each in videos) if marks == len(videos) else ()
 
 
 def _check_characters(texts: Mapping[str, str], location: str) -> None:
@@ -265,8 +298,8 @@ def _check_characters(texts: Mapping[str, str], location: str) -> None:
             ) from None
 
 
-def _is_at_hand(image: ImageRef) -> bool:
-    return image.path is None or os.path.exists(image.path)
+def _is_at_hand(media: MediaRef) -> bool:
+    return media.path is None or os.path.exists(media.path)
 
 
 def _check_types(image_cells: Sequence[tuple[str, Any]], location: str) -> None:
@@ -280,15 +313,15 @@ def _check_types(image_cells: Sequence[tuple[str, Any]], location: str) -> None:
 
 
 def _content(problem: Problem) -> str:
-    return content_id(problem.question, problem.answer, problem.images, problem.choices)
+    return content_id(problem.question, problem.answer, problem.media, problem.choices)
 
 
-def content_id(question: str, answer: str, images: Sequence[ImageRef] = (), choices: Sequence[str] = ()) -> str:
-    """Hash the question, answer, image bytes and choices to 16 hexadecimal digits.
+def content_id(question: str, answer: str, media: Sequence[MediaRef] = (), choices: Sequence[str] = ()) -> str:
+    """Hash the question, answer, media files and choices to 16 hexadecimal digits.
 
-    A missing image is hashed by its path.
+    A missing file is hashed by its path.
     """
-    digests = [image_digest(image) for image in images]
+    digests = [media_digest(each) for each in media]
     text = json.dumps([question, answer, digests, *([list(choices)] if choices else [])])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -298,7 +331,8 @@ def write_problems(
 ) -> None:
     """Write problems to a JSONL file for load_problems, and their images to the folder `images/` next to the file.
 
-    Images are named by content hash. `columns` maps problem ids to extra columns for their lines.
+    Images are named by content hash. Videos and audio that are files stay where they are; others are written to
+    `media/`. `columns` maps problem ids to extra columns for their lines.
     """
     path = Path(path)
     with whole_file(path) as file:
@@ -314,6 +348,8 @@ def _written(problem: Problem, folder: Path) -> dict[str, Any]:
     """Convert a problem to a row: its own fields, followed by the extra columns of its source row."""
     row: dict[str, Any] = {"id": problem.id, "question": problem.question, "answer": problem.answer}
     row |= {"images": [write_image(image, folder) for image in problem.images]}
+    for name, media in (("videos", problem.videos), ("audios", problem.audios)):
+        row |= {name: [write_media(each, folder) for each in media]} if media else {}
     row |= {"choices": list(problem.choices)} if problem.choices else {}
     row |= {"solution": problem.solution} if problem.solution is not None else {}
     return row | {name: value for name, value in problem.extra.items() if not is_usual(name)}

@@ -9,7 +9,7 @@ from pydantic import field_validator
 
 from mmprm.config import Config
 from mmprm.data.choices import asked_question
-from mmprm.data.marks import IMAGE
+from mmprm.data.marks import MARKS, split_at_marks
 from mmprm.types import Problem
 
 
@@ -110,9 +110,7 @@ def messages(problem: Problem, config: PromptConfig, prefix: str = "") -> list[d
         after += preset.continuation.replace("{prefix}", prefix)
     turns = [{"role": "system", "content": system}] if system else []
     question = asked_question(problem) if config.choices is not False else problem.question
-    if config.template == "raw" and IMAGE not in question:  # the text before the question may be a turn header
-        question = IMAGE * len(problem.images) + question
-    first = config.template != "raw"
+    first = config.template != "raw"  # the text before a raw question may be a turn header
     return [*turns, {"role": "user", "content": _content(problem, question, before, after, first)}]
 
 
@@ -125,24 +123,34 @@ def assistant_beginning(config: PromptConfig, prefix: str) -> str:
 
 
 def _content(problem: Problem, question: str, before: str, after: str, first: bool) -> str | list[dict[str, str]]:
-    """Return the content of a user turn: plain text if the problem has no images, otherwise a list of parts.
+    """Return the content of a user turn: plain text if the problem has no media, otherwise a list of parts.
 
-    Text-only templates accept nothing but plain text. With `first`, the images of a question with no image placeholders
-    precede all text.
+    Text-only templates accept nothing but plain text. With `first`, media without placeholders in the question precede
+    all text.
     """
-    if not problem.images:
+    if not problem.media:
         return before + question + after
-    pieces = question.split(IMAGE)
-    if len(pieces) != len(problem.images) + 1:
-        pieces = [""] * len(problem.images) + [question]
+    kinds, pieces = _split(problem, question)
     pieces[-1] += after
     if before:
         position = 0 if pieces[0] or not first else next((i for i, piece in enumerate(pieces) if piece), -1)
         pieces[position] = before + pieces[position]
     parts: list[dict[str, str]] = []
-    for number, piece in enumerate(pieces):
-        if number:
-            parts.append({"type": "image"})
+    for kind, piece in zip(["", *kinds], pieces, strict=True):
+        if kind:
+            parts.append({"type": kind})
         if piece:
             parts.append({"type": "text", "text": piece})
     return parts
+
+
+def _split(problem: Problem, question: str) -> tuple[list[str], list[str]]:
+    """Return the kinds of the problem's n media in prompt order, and the n + 1 pieces of text around them.
+
+    A kind with one placeholder per medium is placed there; the others come first, and their placeholders are text.
+    """
+    counts = {"image": len(problem.images), "video": len(problem.videos), "audio": len(problem.audios)}
+    placed = [kind for kind, count in counts.items() if count and question.count(MARKS[kind]) == count]
+    front = [kind for kind, count in counts.items() for _ in range(count) if kind not in placed]
+    kinds, pieces = split_at_marks(question, placed)
+    return front + kinds, [""] * len(front) + pieces

@@ -73,7 +73,7 @@ def asked_problem(question: str, images: Any, choices: Sequence[str], caller: st
         asked = ProblemReader(Columns(), Path.cwd()).asked(row, f"mmprm.{caller}")
     except DataError as error:
         raise _in_terms_of_arguments(error, caller) from error
-    return Problem(f"mmprm.{caller}", asked.question, "", asked.images, asked.choices)
+    return asked.without_answer(f"mmprm.{caller}")
 
 
 def _in_terms_of_arguments(error: MmprmError, caller: str) -> MmprmError:
@@ -90,7 +90,7 @@ def read_problems(given: Iterable[Problem | Row], config: ProblemsConfig, episod
 
     With `episodes`, the problems are played in an environment and need no answer.
     """
-    reader = ProblemReader(config.columns, Path(config.image_root or "").absolute(), episodes)
+    reader = ProblemReader(config.columns, Path(config.image_root or "").absolute(), episodes, config.video_frames)
     for index, item in enumerate(given):
         location = f"problems[{index}]"
         if isinstance(item, Problem):

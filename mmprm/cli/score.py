@@ -30,25 +30,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from mmprm.cli.shared.aggregator import settled
 from mmprm.cli.shared.jsonl import output, value_as_json
 from mmprm.cli.shared.options import add_config_options, load_config
 from mmprm.config import Config, PathText
 from mmprm.data.cells import cut, names_of
 from mmprm.data.columns import Columns, read_cell
-from mmprm.data.media import unreadable_media
+from mmprm.data.media import MAX_FRAMES, unreadable_media
 from mmprm.data.rows import read_file
 from mmprm.errors import DataError, UnknownScoresError
 from mmprm.evaluation.aggregators import described
 from mmprm.halving import score_unless_unknown
 from mmprm.preflight import check_output, check_prm
 from mmprm.prm.info import JudgeInfo
-from mmprm.problems import ProblemReader
+from mmprm.problems import VIDEO_FRAMES, ProblemReader
 from mmprm.scoring.aggregate import Aggregator, aggregator
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.open import open_scorer, scorer_info
 from mmprm.steps import StepFormat, StepSplit, plain_split
-from mmprm.types import Problem, Scorer, Solution, StepScores
+from mmprm.types import Scorer, Solution, StepScores
 
 OWN_COLUMNS = ("steps", "response", "responses")
 _CHUNK = 2000
@@ -68,7 +70,9 @@ class ScoreConfig(Config):
     step_format: StepFormat = "tags"
     """How responses mark their steps: tags, blank_lines or numbered."""
     image_root: PathText | None = None
-    """Base folder for relative image paths; by default the folder of the input file."""
+    """Base folder for relative paths of images, videos and audio; by default the folder of the input file."""
+    video_frames: int = Field(VIDEO_FRAMES, ge=1, le=MAX_FRAMES)
+    """Number of frames that are sampled from each video; use the number with which the model was trained."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,7 +88,7 @@ def run(arguments: argparse.Namespace) -> None:
     info = scorer_info(config.scorer)
     name = settled(config.aggregator, info)
     aggregate = aggregator(name)
-    reader = ProblemReader(config.columns, Path(config.image_root or arguments.file.parent).absolute())
+    reader = _reader(arguments, config)
     _check(arguments, config)
     lines = (read_line(row, location, reader, config) for location, row in read_file(arguments.file))
     scorer = open_scorer(config.scorer)
@@ -114,12 +118,17 @@ def run(arguments: argparse.Namespace) -> None:
         )
 
 
+def _reader(arguments: argparse.Namespace, config: ScoreConfig) -> ProblemReader:
+    root = Path(config.image_root or arguments.file.parent).absolute()
+    return ProblemReader(config.columns, root, video_frames=config.video_frames)
+
+
 def _check(arguments: argparse.Namespace, config: ScoreConfig) -> None:
     """Validate the whole file before scoring starts, so that an invalid last line does not waste the work."""
     if arguments.output is not None:
         check_output(arguments.output, "--output", file=True)
     check_prm(config.scorer.prm)
-    reader = ProblemReader(config.columns, Path(config.image_root or arguments.file.parent).absolute())
+    reader = _reader(arguments, config)
     for location, row in read_file(arguments.file):
         read_line(row, location, reader, config)
 
@@ -187,7 +196,7 @@ def read_line(row: dict[str, Any], location: str, reader: ProblemReader, config:
         )
     asked = reader.asked({name: value for name, value in row.items() if name not in OWN_COLUMNS}, location)
     # The location serves as the problem id, so that scorer errors name the line.
-    problem = Problem(location, asked.question, "", asked.images, asked.choices)
+    problem = asked.without_answer(location)
     if row.get("steps"):
         if "responses" in row:
             raise DataError(f"{location}: has both steps and responses; remove one of them")

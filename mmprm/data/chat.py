@@ -108,7 +108,8 @@ def _piece(part: Any, location: str) -> MessagePart:
         return part["text"] or ""
     if any(media in kind for media in _MEDIA):
         raise DataError(
-            f"{location}: a message holds a part of type {kind!r}: video and audio are not supported; remove the row"
+            f"{location}: a message holds a part of type {kind!r}, but videos and audio are read from columns; name "
+            "these in columns.videos and columns.audios, and write <video> or <audio> at their positions"
         )
     return ImagePart(image_of(part))
 

@@ -19,6 +19,8 @@ USUAL = {
     "question": ("question", "problem"),
     "answer": ("answer", "reward_model.ground_truth"),
     "images": ("pictures", "image", "images", "image_path", "image_paths", "image_url", "image_urls"),
+    "videos": ("video", "videos", "video_path", "video_paths"),
+    "audios": ("audio", "audios", "audio_path", "audio_paths"),
     "choices": ("choices", "options", "answer_choices"),
     "solution": ("solution",),
     "chat": ("message", "messages", "conversations"),
@@ -63,6 +65,15 @@ class Columns(Config):
     """Columns detected by default: pictures, image, images, image_path, image_paths, image_url, image_urls, or image_1,
     image_2, …. A cell holds a path, bytes, base64, a data URL, {bytes, path}, or a list of them. false reads no images
     from columns.
+    """
+    videos: str | Literal[False] | None = None
+    """Columns detected by default: video, videos, video_path, video_paths. A cell holds a path, bytes, {bytes, path},
+    or a list of them. false reads none.
+    """
+    audios: str | Literal[False] | None = None
+    """Columns detected by default: audio, audios, audio_path, audio_paths. Cells as for videos; a video's path gives
+    its audio track. Without audio, the <audio> marks of a question stand for the audio tracks of its videos. false
+    reads none.
     """
     choices: str | None = None
     """Columns of the answer options. By default, one of choices, options, answer_choices, or one column per option
@@ -199,15 +210,24 @@ def used_names(row: Row, found: list[tuple[str, Any]]) -> set[str]:
     return {name for name, _ in found if top_of(row, name) == name}
 
 
-def check_media(row: Row, location: str) -> None:
-    """Raise DataError for a column that holds video or audio, which are not supported."""
+def check_media(row: Row, columns: Columns | None, location: str) -> None:
+    """Raise DataError for a column that holds video or audio and is not read. Without `columns`, none is read."""
+    read = [name for field in ("videos", "audios") if columns for name in _read_names(columns, field)]
     for name, value in row.items():
+        if any(name == top_of(row, each) for each in read):
+            continue
         named = isinstance(name, str) and _MEDIA.fullmatch(name) and _may_be_file(value)
         if named or any(_is_media(part) for _, part in _parts(str(name), value)):
             raise DataError(
-                f"{location}: column {name!r} holds {cut(as_builtin(value))!r}: video and audio are not supported; "
-                "remove such rows, or the column if no question needs it"
+                f"{location}: column {name!r} holds {cut(as_builtin(value))!r}, a video or audio that is not read; set "
+                f"columns.videos={name} or columns.audios={name}, or remove the column if no question needs it"
             )
+
+
+def _read_names(columns: Columns, field: str) -> tuple[str, ...]:
+    """Return the columns of a field that are read, or that the user excluded with false."""
+    chosen = getattr(columns, field)
+    return (chosen,) if isinstance(chosen, str) else USUAL[field]
 
 
 def check_unread_images(rest: Row, question: str, location: str) -> str | None:

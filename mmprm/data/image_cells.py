@@ -36,14 +36,14 @@ def read_image(value: Any, root: Path, location: str, field: str = "") -> ImageR
     """
     value = as_builtin(value)
     within = f" in {field}" if field else ""
-    value = _inside(value) or value if isinstance(value, dict) else value
+    value = inside(value) or value if isinstance(value, dict) else value
     if isinstance(value, bytes):
         return ImageRef(data=value if suffix_of(value) or not (decoded := _base64(value)) else decoded)
     if not isinstance(value, str) or re.match(r"\s*(?:https?|s3|gs|ftp)://", value):
         raise DataError(f"{location}: an image must be a path or bytes, got {cut(value)!r}{within}; download it first")
     if value.startswith("data:"):
         return ImageRef(data=_data_url(value, location))
-    path = _path(value.strip(), root)
+    path = path_below(value.strip(), root)
     if path is not None and path.exists():
         return ImageRef(path=str(path))
     if (data := _base64(value.encode(errors="replace"))) and _has_header(data):
@@ -71,7 +71,7 @@ def looks_like_image(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return any(map(looks_like_image, value[:8]))
     if isinstance(value, dict):
-        return value.keys() & {"bytes", "path", "url"} != set() and looks_like_image(_inside(value))
+        return value.keys() & {"bytes", "path", "url"} != set() and looks_like_image(inside(value))
     if isinstance(value, bytes):
         return bool(suffix_of(value))
     if not isinstance(value, str):
@@ -86,17 +86,17 @@ def looks_like_image(value: Any) -> bool:
 def _names_nothing(value: Mapping[str, Any]) -> bool:
     """Return whether a struct has image keys but all of them are empty. A struct with other keys must not be
     skipped."""
-    return _inside(value) is None and not value.keys().isdisjoint(_KEYS)
+    return inside(value) is None and not value.keys().isdisjoint(_KEYS)
 
 
-def _inside(value: Mapping[str, Any]) -> Any:
-    """Return the image value inside {bytes, path}, {url}, {image_url: {url}} and similar structs, or None if it is
+def inside(value: Mapping[str, Any]) -> Any:
+    """Return the value inside {bytes, path}, {url}, {image_url: {url}} and similar structs, or None if it is
     empty."""
     found = next((as_builtin(value[name]) for name in _KEYS if not is_empty(value.get(name))), None)
-    return _inside(found) if isinstance(found, dict) else found
+    return inside(found) if isinstance(found, dict) else found
 
 
-def _path(value: str, root: Path) -> Path | None:
+def path_below(value: str, root: Path) -> Path | None:
     """Resolve a path relative to `root`, or return None if the text cannot be a file name."""
     try:
         path = root / value.removeprefix("file://")

@@ -117,9 +117,12 @@ def _check_count(texts: Sequence[str], mark: str, count: int, column: str, field
         )
 
 
-def split_at_marks(text: str) -> tuple[list[str], list[str]]:
-    """Split a text with normalized placeholders into its n + 1 pieces of text and the n placeholders between them."""
-    return _MARK.split(text), _MARK.findall(text)
+def split_at_marks(text: str, kinds: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the kinds of the n normalized placeholders of these kinds in a text, and the n + 1 pieces around them."""
+    if not kinds:
+        return [], [text]
+    parts = re.split("(" + "|".join(MARKS[kind] for kind in kinds) + ")", text)
+    return [mark.strip("<>") for mark in parts[1::2]], parts[::2]
 
 
 def without_marks(text: str) -> str:

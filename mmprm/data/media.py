@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -128,6 +130,21 @@ def media_digest(ref: MediaRef) -> str:
     except (OSError, ValueError, DataError):
         digest = hashlib.sha256((ref.path or "").encode()).hexdigest()
     return f"video/{ref.frames}/{digest}" if isinstance(ref, VideoRef) else f"audio/{digest}"
+
+
+def write_media(ref: VideoRef | AudioRef, folder: Path) -> str:
+    """Return the absolute path of a video or audio file, or write its bytes to the subfolder `media/` of `folder`,
+    named by a content hash, and return the path relative to `folder`."""
+    if ref.path is not None:
+        return os.path.abspath(ref.path)
+    with _opened(ref) as container:
+        suffix = container.format.name.partition(",")[0]
+    data = ref.data or b""
+    target = folder / "media" / f"{hashlib.sha256(data).hexdigest()[:16]}.{suffix}"
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
+    return str(target.relative_to(folder))
 
 
 @contextmanager

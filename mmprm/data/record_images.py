@@ -16,7 +16,7 @@ def record_images(record: Row, question: str, root: Path, location: str) -> tupl
 
     Relative paths are below `root`. Raises DataError, with `location`, for video, audio and unreadable cells.
     """
-    check_media(record, location)
+    check_media(record, None, location)
     found = cells_of(record, Columns(), "images", location)
     images = tuple(read_image(value, root, location) for value in column_images(found, root, location))
     if not images:

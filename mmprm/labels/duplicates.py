@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmprm.data.marks import IMAGE
 from mmprm.problems import open_image
-from mmprm.prompts import IMAGE
 from mmprm.types import Problem
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from mmprm.data.choices import asked_question
+from mmprm.data.marks import IMAGE
 from mmprm.errors import DataError
-from mmprm.prompts import IMAGE
 from mmprm.types import Counts, LabeledPath, Problem, Steps
 
 LabelKind = Literal["soft", "hard"]

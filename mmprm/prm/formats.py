@@ -38,12 +38,12 @@ from mmprm.backbone.processor import (
     vision_tokens,
 )
 from mmprm.data.choices import asked_question
+from mmprm.data.marks import IMAGE
 from mmprm.errors import CheckpointError, DataError
 from mmprm.labels.formats import VISUALPRM_SYSTEM, numbered
 from mmprm.prm.info import PrmInfo, PrmTokens
 from mmprm.prm.mm_prm_format import Renderer, check_solution, special_tokens
 from mmprm.problems import open_image
-from mmprm.prompts import IMAGE
 from mmprm.types import Problem, Solution, Steps
 
 Head = Literal["two_tokens", "two_classes", "value"]

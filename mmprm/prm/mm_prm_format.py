@@ -24,10 +24,10 @@ from mmprm.backbone.processor import (
     vision_tokens,
 )
 from mmprm.data.choices import asked_question
+from mmprm.data.marks import IMAGE
 from mmprm.errors import CheckpointError, DataError
 from mmprm.prm.info import PrmTokens
 from mmprm.problems import open_image
-from mmprm.prompts import IMAGE
 from mmprm.types import Solution
 
 

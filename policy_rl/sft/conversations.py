@@ -1,6 +1,7 @@
 """Read SFT data as chat messages, from conversations in published formats or from problems with solutions.
 
 ShareGPT             `conversations`: [{from, value}], with <image> marks, images in `image` or `images`
+R1-Omni              `conversations` with <video> and <audio> marks, and `video`, whose audio track is used
 MM-Eureka, LMM-R1    `message`: chat messages, also as a JSON string; `answer` if none of them is an assistant turn
 InternVL             `conversations` and `image_urls`
 our own problems     `question`, `images`, `solution`, formatted according to `prompt`
@@ -12,20 +13,21 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmprm.data.cells import names_of
 from mmprm.data.chat import ImagePart, Turn, images_of, read_turns
-from mmprm.data.columns import Columns, cells_of, check_media, check_unread_images, read_cell, rest_of, used_names
+from mmprm.data.columns import cells_of, check_media, check_unread_images, read_cell, rest_of, used_names
 from mmprm.data.image_cells import read_image
-from mmprm.data.marks import IMAGE, check_text, place_marks
+from mmprm.data.marks import MARKS, check_text, place_marks, split_at_marks
 from mmprm.data.media import unreadable_media
+from mmprm.data.media_cells import read_audios, read_videos
 from mmprm.data.question import column_images, merged_images
 from mmprm.data.rows import read_rows
 from mmprm.errors import DataError
-from mmprm.problems import ProblemReader, ProblemsConfig, image_folder
+from mmprm.problems import ProblemReader, ProblemsConfig, audio_tracks, image_folder
 from mmprm.prompts import PromptConfig, assistant_beginning, messages
-from mmprm.types import ImageRef
+from mmprm.types import AudioRef, ImageRef, MediaRef, VideoRef
 
 Message = dict[str, Any]
 
@@ -35,13 +37,20 @@ class Conversation:
     """Represents a conversation as messages in transformers' format. The last turn is the assistant's.
 
     Every assistant turn is learned, except for `given`, the prefill at the start of the last turn. `location` is the
-    file and line from which the conversation was read.
+    file and line from which the conversation was read. The media of each kind are in the order of their parts.
     """
 
     location: str
     messages: tuple[Message, ...]
     images: tuple[ImageRef, ...] = ()
     given: str = ""
+    videos: tuple[VideoRef, ...] = ()
+    audios: tuple[AudioRef, ...] = ()
+
+    @property
+    def media(self) -> tuple[MediaRef, ...]:
+        """Return the images, then the videos, then the audio recordings."""
+        return (*self.images, *self.videos, *self.audios)
 
 
 def read_conversations(config: ProblemsConfig, prompt: PromptConfig) -> list[Conversation]:
@@ -51,10 +60,10 @@ def read_conversations(config: ProblemsConfig, prompt: PromptConfig) -> list[Con
     numbers of image marks and images.
     """
     root, found = image_folder(config), []
-    reader = ProblemReader(config.columns, root)
+    reader = ProblemReader(config.columns, root, video_frames=config.video_frames)
     for location, row in read_rows(config):
         if read_cell(row, config.columns, "chat", location) is not None:
-            found.append(_from_chat(row, config.columns, root, location))
+            found.append(_from_chat(row, config, root, location))
         else:
             found.append(_from_problem(row, reader, prompt, location))
     if not found:
@@ -64,16 +73,16 @@ def read_conversations(config: ProblemsConfig, prompt: PromptConfig) -> list[Con
 
 
 def without_unreadable(found: Sequence[Conversation]) -> tuple[list[Conversation], dict[str, str]]:
-    """Decode every image once before training, and exclude the conversations with unreadable images.
+    """Decode every medium once before training, and exclude the conversations with unreadable ones.
 
     Returns the other conversations, and the reasons for the excluded ones by location. Raises DataError if none is
     left.
     """
-    broken = unreadable_media((each.location, each.images) for each in found)
+    broken = unreadable_media((each.location, each.media) for each in found)
     if len(broken) == len(found):
         location, reason = next(iter(broken.items()))
         raise DataError(
-            f"{location}: {reason}; the images of no conversation can be read; set data.image_root to their folder"
+            f"{location}: {reason}; the media of no conversation can be read; set data.image_root to their folder"
         )
     return [each for each in found if each.location not in broken], broken
 
@@ -86,10 +95,12 @@ def _from_problem(row: Mapping[str, Any], reader: ProblemReader, prompt: PromptC
         )
     given = assistant_beginning(prompt, "")
     response = {"role": "assistant", "content": given + problem.solution}
-    return Conversation(location, (*messages(problem, prompt), response), problem.images, given)
+    turns = (*messages(problem, prompt), response)
+    return Conversation(location, turns, problem.images, given, problem.videos, problem.audios)
 
 
-def _from_chat(row: Mapping[str, Any], columns: Columns, root: Path, location: str) -> Conversation:
+def _from_chat(row: Mapping[str, Any], config: ProblemsConfig, root: Path, location: str) -> Conversation:
+    columns = config.columns
     turns = read_turns(read_cell(row, columns, "chat", location), location)
     if turns and turns[-1].role != "assistant":
         solution, answer = (read_cell(row, columns, field, location) for field in ("solution", "answer"))
@@ -102,45 +113,61 @@ def _from_chat(row: Mapping[str, Any], columns: Columns, root: Path, location: s
         turns.append(Turn("assistant", (str(response),)))
     if not any(turn.role == "user" for turn in turns):
         raise DataError(f"{location}: has no user turn; add one, or remove the row")
-    check_media(row, location)
-    found = cells_of(row, columns, "images", location)
-    conversation = _placed(turns, column_images(found, root, location), root, location)
-    if not conversation.images and columns.images is None:
+    check_media(row, columns, location)
+    found, videos, audios = (cells_of(row, columns, field, location) for field in ("images", "videos", "audios"))
+    media = _Media(
+        column_images(found, root, location),
+        read_videos(videos, config.video_frames, root, location),
+        read_audios(audios, root, location),
+    )
+    conversation = _placed(turns, media, root, location)
+    if not conversation.media and columns.images is None:
         used = used_names(row, [*found, *cells_of(row, columns, "chat", location)])
         check_unread_images(rest_of(row, used), "", location)
     return conversation
 
 
-def _placed(turns: Sequence[Turn], columns_images: list[Any], root: Path, location: str) -> Conversation:
-    """Build a conversation with its images at their positions in the messages.
+class _Media(NamedTuple):
+    """Holds the media in a row's columns; images are cell values."""
 
-    Images replace the <image> marks if there are as many marks as images. Without marks, images from a column come
+    images: list[Any]
+    videos: tuple[VideoRef, ...]
+    audios: tuple[AudioRef, ...]
+
+
+def _placed(turns: Sequence[Turn], media: _Media, root: Path, location: str) -> Conversation:
+    """Build a conversation with its media at their positions in the messages.
+
+    Media replace the marks of their kind if there are as many marks as media. Without marks, media from a column come
     first, and images in messages stay where they are.
     """
     asked = [turn for turn in turns if turn.role == "user"]
     parts = images_of(asked)
-    values, front = merged_images(parts, columns_images, root, location)
+    values, first = merged_images(parts, media.images, root, location)
     texts = [piece for turn in asked for piece in turn.pieces if isinstance(piece, str)] or [""]
-    texts = place_marks(texts, len(values), location, ["a user turn"] * len(texts))
-    marked = any(IMAGE in text for text in texts)
-    front = 0 if marked else front if parts else len(values)
+    videos, audios = media.videos, media.audios or audio_tracks(media.videos, texts)
+    fields = ["a user turn"] * len(texts)
+    texts = place_marks(texts, len(values), location, fields, videos=len(videos), audios=len(audios))
+    marked = {kind for kind, mark in MARKS.items() if any(mark in text for text in texts)}
+    counts = {"image": first if parts else len(values), "video": len(videos), "audio": len(audios)}
+    front = [{"type": kind} for kind, count in counts.items() if kind not in marked for _ in range(count)]
     pieces, written = iter(texts), list[Message]()
     for turn in turns:
         if turn.role != "user":
             written.append(_other_turn(turn, location))
             continue
-        content: list[dict[str, str]] = [{"type": "image"}] * front
-        front = 0
+        content: list[dict[str, str]] = front
+        front = []
         for piece in turn.pieces:
             if isinstance(piece, ImagePart):
-                content += [] if marked else [{"type": "image"}]
+                content += [] if "image" in marked else [{"type": "image"}]
             else:
                 content += _split(next(pieces))
         only_text = all(part["type"] == "text" for part in content)
         whole = "".join(part["text"] for part in content) if only_text else content
         written.append({"role": "user", "content": whole})
     images = tuple(read_image(value, root, location) for value in values)
-    return Conversation(location, tuple(written), images)
+    return Conversation(location, tuple(written), images, videos=videos, audios=audios)
 
 
 def _other_turn(turn: Turn, location: str) -> Message:
@@ -154,14 +181,16 @@ def _other_turn(turn: Turn, location: str) -> Message:
 
 
 def _split(text: str) -> list[dict[str, str]]:
-    """Split a text at its <image> marks into text parts and image parts, in order.
+    """Split a text at its marks into text parts and media parts, in order.
 
     Whitespace around marks at the very beginning is dropped, because it is not part of the question; problems are read
     in the same way.
     """
-    text = re.sub(rf"\A((?:\s*{IMAGE})+)\s*", lambda match: IMAGE * match[1].count(IMAGE), text)
+    any_mark = "|".join(MARKS.values())
+    text = re.sub(rf"\A((?:\s*(?:{any_mark}))+)\s*", lambda match: "".join(match[1].split()), text)
+    kinds, pieces = split_at_marks(text, list(MARKS))
     parts: list[dict[str, str]] = []
-    for number, piece in enumerate(text.split(IMAGE)):
-        parts += [{"type": "image"}] if number else []
+    for kind, piece in zip(["", *kinds], pieces, strict=True):
+        parts += [{"type": kind}] if kind else []
         parts += [{"type": "text", "text": piece}] if piece else []
     return parts

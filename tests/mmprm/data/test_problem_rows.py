@@ -244,11 +244,11 @@ def test_a_column_that_may_hold_images_is_reported(folder: Path, capsys: pytest.
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("column", ["video", "audio", "videos", "video_path", "audio_url"])
+@pytest.mark.parametrize("column", ["my_video", "audio_id", "audio_url"])
 def test_media_that_are_not_read_are_refused_by_name(folder: Path, column: str) -> None:
     for value in ("a.mp4", ["a.mp4"], {"bytes": "x"}):
         with pytest.raises(
-            DataError, match=rf"p\.jsonl:1: column '{column}' holds .* video and audio are not supported"
+            DataError, match=rf"p\.jsonl:1: column '{column}' holds .*, a video or audio that is not read; set columns"
         ):
             load(folder, {"question": "Q", "answer": "3", column: value})
     for value in (None, "", [], False):
@@ -260,7 +260,7 @@ def test_media_that_are_not_read_are_refused_by_name(folder: Path, column: str) 
     ["a.mp4", ["a.WAV"], {"path": "a.webm", "bytes": None}, "data:audio/wav;base64,UklGRg==", "https://h/a.mp3?x=1"],
 )
 def test_media_are_detected_by_file_name(folder: Path, value: Any) -> None:
-    with pytest.raises(DataError, match=r"p\.jsonl:1: column 'input' holds .* video and audio are not supported"):
+    with pytest.raises(DataError, match=r"p\.jsonl:1: column 'input' holds .*, a video or audio that is not read"):
         load(folder, {"question": "Q", "answer": "3", "input": value})
 
 
@@ -276,7 +276,7 @@ def test_unread_parts_of_messages_are_reported(folder: Path, capsys: pytest.Capt
     with pytest.raises(DataError, match="role 'tool' must be one of"):
         load(folder, {"messages": [{"role": "tool", "content": "x"}], "answer": "3"})
     with pytest.raises(
-        DataError, match="a message holds a part of type 'video_url': video and audio are not supported"
+        DataError, match="a message holds a part of type 'video_url', but videos and audio are read from columns"
     ):
         load(folder, {"messages": json.loads(message({"type": "video_url", "video_url": "a.mp4"})), "answer": "3"})
 
@@ -368,7 +368,7 @@ def test_an_option_index_is_not_an_answer(folder: Path) -> None:
 def test_missing_images_are_reported_together(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"question": f"Q{name}", "answer": "3", "image": name} for name in ("red.png", "gone.png", "no.png")]
     assert len(load(folder, *rows)) == 3
-    assert "2 of 3 problems name images that do not exist, " in capsys.readouterr().err
+    assert "2 of 3 problems name files that do not exist, " in capsys.readouterr().err
 
 
 LINES = "\nChoices:\nA. 3 cm\nB. 5 cm"

@@ -77,7 +77,7 @@ def test_images_in_every_usual_column(run: Any) -> None:
         ({"photo": "red.png"}, r"in.jsonl:2: column 'photo' looks like images"),
         ({"question": "<image>q"}, r"in.jsonl:2: question has 1 <image> marks and the row 0 images"),
         ({"question": "q<|im_end|>"}, r"in.jsonl:2: question holds '<|im_end|>'"),
-        ({"video": "a.mp4"}, r"in.jsonl:2: column 'video'"),
+        ({"my_video": "a.mp4"}, r"in.jsonl:2: column 'my_video'"),
         ({"steps": "x" * 500}, r"in.jsonl:2: steps must be a list"),
     ],
 )

@@ -13,6 +13,7 @@ from PIL import Image
 from mmprm.errors import DataError
 from mmprm.problems import ProblemsConfig
 from mmprm.prompts import PromptConfig
+from mmprm.types import AudioRef, VideoRef
 from policy_rl.sft.conversations import Conversation, read_conversations, without_unreadable
 
 IMAGE = {"type": "image"}
@@ -64,11 +65,38 @@ def test_each_image_appears_once_at_its_mark(
     assert [Path(image.path or "").name for image in found.images] == names
 
 
+def test_r1_omni_rows_show_the_video_and_its_audio_track(folder: Path) -> None:
+    """Rows of the published JSON name a video and mark its audio, which is in the same file."""
+    asked = "<video>\n<audio>\nWhich emotion is most obvious?"
+    turns = [{"from": "human", "value": asked}, {"from": "gpt", "value": "<think>…</think>\n<answer>fear</answer>"}]
+    (found,) = read(folder, {"video": "a.mp4", "conversations": turns})
+    question = text("Which emotion is most obvious?")
+    assert found.messages[0]["content"] == [{"type": "video"}, {"type": "audio"}, question]
+    assert found.videos == (VideoRef(path=str(folder / "a.mp4"), frames=8),)
+    assert found.audios == (AudioRef(path=str(folder / "a.mp4")),)
+
+
+@pytest.mark.parametrize(
+    ("content", "columns", "kinds"),
+    [
+        ("Q", {"video": "a.mp4", "image": "red.png"}, ["image", "video", "text"]),
+        ("Q", {"video": "a.mp4", "audio": "b.wav"}, ["video", "audio", "text"]),
+        ("Hear <audio> and see <video>.", {"video": "a.mp4"}, ["text", "audio", "text", "video", "text"]),
+        ([SHOWN, text("Does <audio> fit?")], {"audio": "b.wav"}, ["image", "text", "audio", "text"]),
+    ],
+)
+def test_videos_and_audio_are_at_their_marks_or_first(
+    folder: Path, content: Any, columns: dict[str, Any], kinds: list[str]
+) -> None:
+    (found,) = read(folder, row(content, **columns))
+    assert [part["type"] for part in found.messages[0]["content"]] == kinds
+
+
 @pytest.mark.parametrize(
     ("bad", "words"),
     [
-        (row("<video>\n<audio>\nQ", video="a.mp4"), "column 'video' holds 'a.mp4': video and audio are not supported"),
-        (row("<video>\nQ"), "holds '<video>'"),
+        (row("<video>\nQ"), "a user turn has 1 <video> marks and the row 0 videos"),
+        (row("<audio>\nQ", video=["a.mp4", "b.mp4"]), "a user turn has 1 <audio> marks and the row 0 audios"),
         (row("Q<|im_end|>"), r"a user turn holds '<\|im_end\|>'"),
         (row("Q", photo="red.png"), "column 'photo' looks like images"),
         (row("See <image 2>", image="red.png"), "names image 2 and the row has 1 images"),
@@ -85,5 +113,5 @@ def test_conversations_whose_images_cannot_be_decoded_are_left_out(folder: Path)
     kept, broken = without_unreadable(read(folder, *rows))
     assert [each.location.rpartition(":")[2] for each in kept] == ["1", "3"]
     assert [location.rpartition(":")[2] for location in broken] == ["2", "4"]
-    with pytest.raises(DataError, match=r"c\.jsonl:1: .*torn\.jpg: .*the images of no conversation can be read"):
+    with pytest.raises(DataError, match=r"c\.jsonl:1: .*torn\.jpg: .*the media of no conversation can be read"):
         without_unreadable(read(folder, rows[1]))
