@@ -15,7 +15,7 @@ import json
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,7 +136,7 @@ def _train_stage(
 ) -> None:
     started, steps = time.monotonic(), getattr(config.steps, stage)
     stream = _lessons(stage, problems, config)
-    for step, update in _optimize(model.parameters(), steps, config):
+    for step, update in optimizer_steps(model.parameters(), steps, config.learning_rate, config.weight_decay):
         loss, hit = _language_loss(model, collate(list(itertools.islice(stream, config.batch))))
         loss.backward()
         update()
@@ -180,7 +180,9 @@ def _train_vision(
     rng = random.Random(f"{config.seed}/vision")
     colors = list(COLORS)
     heads = nn.Linear(tower.config.out_hidden_size, len(colors) + len(DIGITS))
-    for step, update in _optimize([*tower.parameters(), *heads.parameters()], config.steps.vision, config):
+    for step, update in optimizer_steps(
+        [*tower.parameters(), *heads.parameters()], config.steps.vision, config.learning_rate, config.weight_decay
+    ):
         images = [rng.choice(problems).cells for _ in range(config.batch)]
         pixels = collate.pixels(images)
         features = tower(pixels["pixel_values"], grid_thw=pixels["image_grid_thw"]).pooler_output
@@ -197,13 +199,13 @@ def _train_vision(
             say(f"vision {step}/{config.steps.vision} loss {loss.item():.4f} digits correct {hit:.3f}")
 
 
-def _optimize(parameters, steps: int, config: TinyTrainConfig) -> Iterator[tuple[int, Callable[[], None]]]:
+def optimizer_steps(
+    parameters: Iterable[nn.Parameter], steps: int, learning_rate: float, weight_decay: float
+) -> Iterator[tuple[int, Callable[[], None]]]:
     """Yield (step, update); after `backward`, call `update` to clip and apply the gradients and advance the
     schedule."""
     parameters = list(parameters)
-    optimizer = torch.optim.AdamW(
-        parameters, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
-    )
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay)
     warm_up = max(1, steps // 20)
 
     def factor(step: int) -> float:

@@ -24,7 +24,9 @@ Cell = tuple[int, int]
 """A (row, column) pair, counted from the upper left corner."""
 
 MOVES: dict[str, Cell] = {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right": (0, 1)}
-_MEANING = {"#": "wall", " ": "", "-": "", ".": "goal", "$": "box", "*": "box goal", "@": "player", "+": "player goal"}
+SIGNS = {"#": "wall", " ": "", ".": "goal", "$": "box", "*": "box goal", "@": "player", "+": "player goal"}
+"""Maps each sign of a level's text to what its cell contains."""
+_MEANING = SIGNS | {"-": ""}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ def parse_level(text: str) -> SokobanState:
 
 def level_text(state: SokobanState) -> str:
     """Format a state in the notation of parse_level."""
-    signs = {frozenset(kinds.split()): sign for sign, kinds in _MEANING.items() if sign != "-"}
+    signs = {frozenset(kinds.split()): sign for sign, kinds in SIGNS.items()}
 
     def sign(cell: Cell) -> str:
         kinds = {

@@ -29,6 +29,18 @@ class SolverPlayer:
         return Action(action_text(name), (list(MOVES).index(name),), token_count=1)
 
 
+def move_probabilities(state: SokobanState, mistake_rate: float) -> list[float]:
+    """Return the probability of each move of SolverPlayer, in the order of MOVES.
+
+    The probability of move a is m / 4 + (1 - m) [a is best] / number of best moves, with the mistake rate m. In a level
+    that cannot be solved, it is 1/4.
+    """
+    best = best_moves(state)
+    if not best:
+        return [1 / len(MOVES)] * len(MOVES)
+    return [mistake_rate / len(MOVES) + (1 - mistake_rate) * (name in best) / len(best) for name in MOVES]
+
+
 def state_after(level: str, texts: list[str]) -> SokobanState:
     """Return the state of a level after the moves that the texts name; a text without a move changes nothing."""
     state = parse_level(level)

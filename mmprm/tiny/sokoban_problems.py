@@ -10,6 +10,7 @@ from mmprm.errors import DataError
 from mmprm.tiny.sokoban import (
     MOVES,
     LevelLayout,
+    SokobanState,
     best_moves,
     level_text,
     make_level,
@@ -50,10 +51,9 @@ def make_sokoban_problems(
             f"{_MAX_STATES:,}; lower one of them"
         )
     rng = random.Random(f"sokoban/{seed}/{split}/{size}/{boxes}")
-    moves = range(3 * boxes, 10 * boxes + 1)
     found: dict[str, Problem] = {}
     for _ in range(count * _ATTEMPTS_PER_LEVEL):
-        state = make_level(rng, size, boxes, moves, accept=lambda layout: _is_in(layout, split))
+        state = make_split_level(rng, split, size, boxes)
         problem = _problem(level_text(state), boxes, solutions)
         found.setdefault(problem.id, problem)
         if len(found) == count:
@@ -62,6 +62,12 @@ def make_sokoban_problems(
         f"--size={size} with --boxes={boxes} gave only {len(found)} distinct levels of the {split} split; lower "
         "--count, or raise --size"
     )
+
+
+def make_split_level(rng: random.Random, split: WorldSplit, size: int, boxes: int) -> SokobanState:
+    """Generate one level of a split, whose shortest solution has 3 to 10 moves per box."""
+    moves = range(3 * boxes, 10 * boxes + 1)
+    return make_level(rng, size, boxes, moves, accept=lambda layout: _is_in(layout, split))
 
 
 def _is_in(layout: LevelLayout, split: WorldSplit) -> bool:

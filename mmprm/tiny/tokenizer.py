@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import string
+from collections.abc import Sequence
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
@@ -40,10 +41,10 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Build the tiny policy's tokenizer with its chat template."""
-    vocabulary = {token: index for index, token in enumerate((*SPECIAL, *WORDS, *CHARACTERS))}
-    words = sorted(WORDS, key=len, reverse=True)
+def build_tokenizer(extra_words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """Build the tiny policy's tokenizer with its chat template, and with a token for each extra word."""
+    vocabulary = {token: index for index, token in enumerate((*SPECIAL, *WORDS, *CHARACTERS, *extra_words))}
+    words = sorted((*WORDS, *extra_words), key=len, reverse=True)
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     pattern = Regex("|".join([*map(re.escape, words), r"[\s\S]"]))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(pattern, behavior="isolated")
@@ -60,12 +61,12 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_processor() -> Qwen2_5_VLProcessor:
+def build_processor(extra_words: Sequence[str] = ()) -> Qwen2_5_VLProcessor:
     """Build the Qwen2.5-VL processor that uses the tiny policy's tokenizer."""
     pixels = {"shortest_edge": CELL * CELL, "longest_edge": 64 * CELL * CELL}
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(size=pixels, patch_size=CELL // 2, merge_size=2, temporal_patch_size=2),
-        tokenizer=build_tokenizer(),
+        tokenizer=build_tokenizer(extra_words),
         video_processor=Qwen2VLVideoProcessor(size=pixels, patch_size=CELL // 2, merge_size=2, temporal_patch_size=2),
         chat_template=CHAT_TEMPLATE,
     )

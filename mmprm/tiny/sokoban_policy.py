@@ -1,0 +1,269 @@
+"""Train a tiny policy from random weights to play Sokoban turn by turn, by imitating a solver that makes mistakes.
+
+1. vision: the vision tower alone learns what each cell contains, with a linear head on each image token.
+2. play: the whole model learns to play. A training text is an episode of SolverPlayer with the tokens that it would
+   have during mmprm annotate or mmprm rl. The target of a move is the player's probability of each of the four moves
+   rather than the sampled move, which has the same expected gradient but less noise.
+
+A move is one token, so all episodes have the same tokens except for their moves.
+
+Shapes: B episode or level, T token, N predicted token, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, one_hot
+from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+
+from mmprm.config import Config
+from mmprm.environments.episode import Action
+from mmprm.environments.interface import Observation
+from mmprm.prompts import PromptConfig
+from mmprm.sampling.conversation import EpisodeEncoder
+from mmprm.tiny.model import build_model
+from mmprm.tiny.pretrain import optimizer_steps
+from mmprm.tiny.sokoban import MOVES, SIGNS, SokobanState, level_text, move, moves_to_solve
+from mmprm.tiny.sokoban_image import draw_sign, draw_state
+from mmprm.tiny.sokoban_player import action_text, move_probabilities
+from mmprm.tiny.sokoban_problems import QUESTION, make_split_level
+from mmprm.tiny.tokenizer import END, build_processor
+
+
+class SokobanTrainConfig(Config):
+    """Configures `mmprm tiny sokoban-policy`."""
+
+    seed: int = 0
+    """Random seed for weights, levels and moves."""
+    size: int = Field(6, ge=5)
+    """Number of rows and columns of a level, including the outer walls."""
+    boxes: int = Field(1, ge=1)
+    """Number of boxes per level."""
+    max_turns: int = Field(16, ge=1)
+    """Maximum number of turns per episode."""
+    mistake_rate: float = Field(0.3, ge=0, le=1)
+    """Probability that the imitated player moves at random."""
+    batch: int = Field(32, ge=1)
+    """Number of episodes per optimizer step."""
+    learning_rate: float = Field(2e-3, gt=0)
+    """Peak learning rate of each stage, with linear warm-up over 5% of its steps, then cosine decay to 5% of the
+    peak."""
+    weight_decay: float = 0.01
+    """Weight decay of AdamW."""
+    vision_steps: int = Field(60, ge=1)
+    """Number of optimizer steps that train only the vision tower."""
+    play_steps: int = Field(400, ge=1)
+    """Number of optimizer steps that train the whole model on episodes."""
+    held_out: int = Field(200, ge=1)
+    """Number of levels of the test split for the final metrics."""
+    threads: int = Field(2, ge=1)
+    """Number of CPU threads."""
+
+
+def build_sokoban_processor() -> Qwen2_5_VLProcessor:
+    """Build the processor of the policy, in whose vocabulary the question and each move are one token."""
+    return build_processor((QUESTION, *map(action_text, MOVES)))
+
+
+@dataclass(frozen=True, slots=True)
+class SolverEpisode:
+    """Holds an episode of the imitated player: the states before its moves, the moves, and their probabilities."""
+
+    states: tuple[SokobanState, ...]
+    moves: tuple[int, ...]
+    probabilities: tuple[tuple[float, ...], ...]
+
+
+def solver_episode(rng: random.Random, config: SokobanTrainConfig) -> SolverEpisode:
+    """Play a level of the train split until it is solved, cannot be solved any more, or the turns are used up."""
+    state = make_split_level(rng, "train", config.size, config.boxes)
+    states, moves, probabilities = [], [], []
+    while moves_to_solve(state) and len(moves) < config.max_turns:
+        chances = move_probabilities(state, config.mistake_rate)
+        (number,) = rng.choices(range(len(MOVES)), chances)
+        states.append(state)
+        moves.append(number)
+        probabilities.append(tuple(chances))
+        state = move(state, list(MOVES)[number])
+    return SolverEpisode(tuple(states), tuple(moves), tuple(probabilities))
+
+
+class EpisodeCollator:
+    """Collates episodes for the policy. All episodes share the template tokens, in which only the moves differ."""
+
+    def __init__(self, model: nn.Module, processor: Qwen2_5_VLProcessor, size: int, max_turns: int) -> None:
+        tokenizer = processor.tokenizer
+        self._pad = tokenizer.pad_token_id
+        self.end_id = tokenizer.convert_tokens_to_ids(END)
+        self.move_ids = torch.tensor(tokenizer.convert_tokens_to_ids([action_text(name) for name in MOVES]))
+        self._grid = torch.tensor([[1, 2 * size, 2 * size]])  # time, height and width in patches, 2 × 2 per cell
+        images = [Image.fromarray(draw_sign(sign)) for sign in SIGNS]
+        patches = processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
+        self._patches = dict(zip(SIGNS, patches.reshape(len(SIGNS), -1, patches.shape[-1]), strict=True))
+        self.ids_T = self._template(processor, size, max_turns)
+        self.move_at = (self.ids_T == self.move_ids[0]).nonzero()[:, 0].tolist()
+        """Index of each turn's move among the tokens."""
+        assert len(self.move_at) == max_turns, "a move is one token"
+        image_1T = (self.ids_T == processor.image_token_id).int()[None]
+        grids = self._grid.repeat(max_turns, 1)
+        self.positions_3T = model.model.get_rope_index(
+            input_ids=self.ids_T[None], image_grid_thw=grids, mm_token_type_ids=image_1T
+        )[0][:, 0]
+
+    def _template(self, processor: Qwen2_5_VLProcessor, size: int, max_turns: int) -> Tensor:
+        move_token = int(self.move_ids[0])
+        image = draw_state(make_split_level(random.Random(0), "train", size, 1))
+        observations = [Observation((QUESTION, image)), *[Observation((image,))] * (max_turns - 1)]
+        actions = [Action("", (move_token, self.end_id))] * max_turns
+        (row,) = EpisodeEncoder(processor, PromptConfig(preset="plain")).rows(observations, actions)
+        expanded = [[token] * (size**2 if token == processor.image_token_id else 1) for token in row.ids]
+        return torch.tensor([token for tokens in expanded for token in tokens])
+
+    def pixels(self, states: Sequence[SokobanState]) -> dict[str, Tensor]:
+        """Return the image inputs of the states, in which a cell is one merged patch."""
+        signs = "".join(level_text(state).replace("\n", "") for state in states)
+        patches = torch.stack([self._patches[sign] for sign in signs]).flatten(0, 1)
+        return {"pixel_values": patches, "image_grid_thw": self._grid.repeat(len(states), 1)}
+
+    def __call__(self, episodes: Sequence[SolverEpisode]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Return the model inputs, the mask predicting_BT of the tokens before a move or its end, and the probabilities
+        probabilities_NV of the tokens that follow them."""
+        lengths = [self.move_at[len(episode.moves) - 1] + 2 for episode in episodes]
+        ids_BT = self.ids_T[: max(lengths)].repeat(len(episodes), 1)
+        present_BT = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+        ids_BT[~present_BT] = self._pad
+        predicting_BT = torch.zeros_like(present_BT)
+        probabilities_NV = []
+        vocabulary = 1 + max(self.end_id, int(self.move_ids.max()))
+        for row, episode in enumerate(episodes):
+            for turn, number in enumerate(episode.moves):
+                at = self.move_at[turn]
+                ids_BT[row, at] = self.move_ids[number]
+                predicting_BT[row, at - 1 : at + 1] = True
+                probabilities_V = torch.zeros(vocabulary)
+                probabilities_V[self.move_ids] = torch.tensor(episode.probabilities[turn])
+                probabilities_NV += [probabilities_V, one_hot(torch.tensor(self.end_id), vocabulary).float()]
+        inputs = {
+            "input_ids": ids_BT,
+            "attention_mask": present_BT.long(),
+            "position_ids": self.positions_3T[:, None, : max(lengths)].expand(-1, len(episodes), -1),
+            **self.pixels([state for episode in episodes for state in episode.states]),
+        }
+        return inputs, predicting_BT, torch.stack(probabilities_NV)
+
+
+def train_sokoban(config: SokobanTrainConfig, out: Path, say: Callable[[str], None] = print) -> dict[str, float]:
+    """Train the policy, write its checkpoint and metrics (sokoban.json) to `out`, and return the metrics."""
+    started = time.monotonic()
+    torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    processor = build_sokoban_processor()
+    model = build_model(processor.tokenizer)
+    collator = EpisodeCollator(model, processor, config.size, config.max_turns)
+    _train_vision(model, collator, config, say)
+    _train_play(model, collator, config, say)
+    model.save_pretrained(out)
+    processor.save_pretrained(out)
+    metrics = evaluate_sokoban(model, collator, config)
+    metrics["train_seconds"] = round(time.monotonic() - started)
+    text = json.dumps(metrics | {"config": config.model_dump()}, indent=2)
+    (out / "sokoban.json").write_text(text + "\n", encoding="utf-8")
+    return metrics
+
+
+def _train_vision(
+    model: Qwen2_5_VLForConditionalGeneration,
+    collator: EpisodeCollator,
+    config: SokobanTrainConfig,
+    say: Callable[[str], None],
+) -> None:
+    rng, signs, tower = random.Random(f"{config.seed}/vision"), list(SIGNS), model.model.visual
+    head = nn.Linear(tower.config.out_hidden_size, len(signs))
+    parameters = [*tower.parameters(), *head.parameters()]
+    for step, update in optimizer_steps(parameters, config.vision_steps, config.learning_rate, config.weight_decay):
+        episodes = [solver_episode(rng, config) for _ in range(config.batch)]
+        states = [rng.choice(episode.states) for episode in episodes]
+        pixels = collator.pixels(states)
+        features = tower(pixels["pixel_values"], grid_thw=pixels["image_grid_thw"]).pooler_output
+        targets = torch.tensor([signs.index(sign) for each in states for sign in level_text(each).replace("\n", "")])
+        logits = head(features)
+        loss = cross_entropy(logits, targets)
+        loss.backward()
+        update()
+        if step % 50 == 0 or step == config.vision_steps - 1:
+            hit = (logits.argmax(dim=-1) == targets).float().mean()
+            say(f"vision {step}/{config.vision_steps} loss {loss.item():.4f} cells correct {hit:.3f}")
+
+
+def _train_play(
+    model: Qwen2_5_VLForConditionalGeneration,
+    collator: EpisodeCollator,
+    config: SokobanTrainConfig,
+    say: Callable[[str], None],
+) -> None:
+    started, rng = time.monotonic(), random.Random(f"{config.seed}/play")
+    parameters = model.parameters()
+    for step, update in optimizer_steps(parameters, config.play_steps, config.learning_rate, config.weight_decay):
+        inputs, predicting_BT, probabilities_NV = collator([solver_episode(rng, config) for _ in range(config.batch)])
+        logits_NV = model(**inputs, use_cache=False).logits[predicting_BT]
+        unused = logits_NV.shape[1] - probabilities_NV.shape[1]  # spare embeddings
+        loss = cross_entropy(logits_NV, nn.functional.pad(probabilities_NV, (0, unused)))
+        loss.backward()
+        update()
+        if step % 50 == 0 or step == config.play_steps - 1:
+            best = probabilities_NV.gather(
+                1, logits_NV.argmax(dim=1, keepdim=True).clamp(max=probabilities_NV.shape[1] - 1)
+            )
+            hit = (best[:, 0] == probabilities_NV.max(dim=1).values)[::2].float().mean()
+            seconds = time.monotonic() - started
+            say(f"play {step}/{config.play_steps} loss {loss.item():.4f} best moves {hit:.3f} after {seconds:.0f} s")
+
+
+@torch.inference_mode()
+def evaluate_sokoban(
+    model: Qwen2_5_VLForConditionalGeneration, collator: EpisodeCollator, config: SokobanTrainConfig
+) -> dict[str, float]:
+    """Sample one episode at temperature 1 for each of `config.held_out` levels of the test split.
+
+    `solve_rate` is the share of solved levels, `lost_rate` the share that ended in a state that cannot be solved, and
+    `moves_over_optimum` the mean number of moves of solved levels beyond a shortest solution.
+    """
+    rng = random.Random(f"{config.seed}/test")
+    starts = [make_split_level(rng, "test", config.size, config.boxes) for _ in range(config.held_out)]
+    states, used = list(starts), [0] * len(starts)
+    torch.manual_seed(config.seed)
+    model.eval()
+    cache, begin, names = DynamicCache(), 0, list(MOVES)
+    ids_BT = collator.ids_T.repeat(len(starts), 1)
+    for at in collator.move_at:
+        # Solved levels are played on, without being counted, so that all conversations have equal lengths.
+        logits_BTV = model(
+            input_ids=ids_BT[:, begin:at],
+            position_ids=collator.positions_3T[:, None, begin:at].expand(-1, len(starts), -1),
+            past_key_values=cache,
+            **collator.pixels(states),
+        ).logits
+        ids_BT[:, at] = logits_BTV[:, -1].softmax(dim=-1).multinomial(1)[:, 0]
+        for row, state in enumerate(states):
+            if not state.solved:
+                used[row] += 1
+                chosen = (collator.move_ids == ids_BT[row, at]).nonzero()
+                states[row] = move(state, names[int(chosen)]) if len(chosen) else state
+        begin = at
+    solved = [row for row, state in enumerate(states) if state.solved]
+    over = [used[row] - (moves_to_solve(starts[row]) or 0) for row in solved]
+    return {
+        "solve_rate": len(solved) / len(starts),
+        "lost_rate": sum(moves_to_solve(state) is None for state in states) / len(starts),
+        "moves_over_optimum": sum(over) / max(1, len(over)),
+    }

@@ -1,0 +1,108 @@
+"""Test the training of the Sokoban policy: its tokens, images and positions are those of an engine's episodes."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmprm.environments.episode import Action, TurnRequest
+from mmprm.environments.interface import Observation
+from mmprm.problems import open_image
+from mmprm.prompts import PromptConfig
+from mmprm.sampling.conversation import EpisodeEncoder
+from mmprm.tiny.model import build_model
+from mmprm.tiny.sokoban import MOVES, move, moves_to_solve, parse_level
+from mmprm.tiny.sokoban_image import draw_state
+from mmprm.tiny.sokoban_player import SolverPlayer, action_text, move_probabilities
+from mmprm.tiny.sokoban_policy import (
+    EpisodeCollator,
+    SokobanTrainConfig,
+    build_sokoban_processor,
+    solver_episode,
+    train_sokoban,
+)
+from mmprm.tiny.sokoban_problems import QUESTION
+from mmprm.types import Problem
+
+CONFIG = SokobanTrainConfig(size=5, max_turns=6, batch=2, vision_steps=1, play_steps=2, held_out=3, threads=1)
+ROOM = "######\n#    #\n#  $.#\n#@   #\n#    #\n######"
+
+
+@pytest.fixture(scope="module")
+def collator() -> EpisodeCollator:
+    processor = build_sokoban_processor()
+    return EpisodeCollator(build_model(processor.tokenizer), processor, CONFIG.size, CONFIG.max_turns)
+
+
+def test_move_probabilities_by_hand() -> None:
+    """From the lower left, up and right are both on a shortest solution."""
+    assert moves_to_solve(parse_level(ROOM)) == 3
+    assert move_probabilities(parse_level(ROOM), 0.4) == pytest.approx([0.4, 0.1, 0.1, 0.4])
+    assert move_probabilities(move(parse_level(ROOM), "up"), 0.4) == pytest.approx([0.1, 0.1, 0.1, 0.7])
+
+
+async def test_the_player_moves_with_these_probabilities() -> None:
+    problem = Problem("p", "?", "", extra={"level": ROOM})
+    player = SolverPlayer(0.4)
+    requests = [TurnRequest(problem, (Observation(("",)),), (), seed) for seed in range(2000)]
+    counts = Counter([(await player.act(request)).text for request in requests])
+    shares = [counts[action_text(name)] / len(requests) for name in MOVES]
+    assert shares == pytest.approx(move_probabilities(parse_level(ROOM), 0.4), abs=0.05)
+
+
+def test_texts_have_the_tokens_of_an_engines_prompt(collator: EpisodeCollator) -> None:
+    processor = build_sokoban_processor()
+    tokenizer = processor.tokenizer
+    episodes = [solver_episode(random.Random(seed), CONFIG) for seed in (1, 2, 3)]
+    inputs, predicting_BT, probabilities_NV = collator(episodes)
+    for row, episode in enumerate(episodes):
+        images = [draw_state(state) for state in episode.states]
+        texts = [action_text(list(MOVES)[number]) for number in episode.moves]
+        observations = [Observation((QUESTION, images[0])), *(Observation((image,)) for image in images[1:])]
+        actions = [Action(text, (*tokenizer(text).input_ids, collator.end_id)) for text in texts]
+        (expected,) = EpisodeEncoder(processor, PromptConfig(preset="plain")).rows(observations, actions)
+        whole = processor(text=tokenizer.decode(list(expected.ids)), images=list(map(open_image, images)))
+        length = int(inputs["attention_mask"][row].sum())
+        ids = inputs["input_ids"][row, :length]
+        assert ids.tolist() == whole["input_ids"][0]
+        sampled = [ids[at].item() for at in predicting_BT[row].nonzero()[:, 0] + 1]
+        assert sampled == [token for action in actions for token in action.ids]
+    assert probabilities_NV.sum(dim=1).tolist() == pytest.approx([1.0] * len(probabilities_NV))
+
+
+def test_pixels_and_positions_are_those_of_the_processor_and_model(collator: EpisodeCollator) -> None:
+    processor = build_sokoban_processor()
+    model = build_model(processor.tokenizer)
+    episode = solver_episode(random.Random(4), CONFIG)
+    inputs, _, _ = collator([episode])
+    images = [open_image(draw_state(state)) for state in episode.states]
+    expected = processor.image_processor(images=images, return_tensors="pt")
+    assert torch.equal(inputs["pixel_values"], expected["pixel_values"])
+    assert torch.equal(inputs["image_grid_thw"], expected["image_grid_thw"])
+    types = (inputs["input_ids"] == processor.image_token_id).int()
+    position_ids, _ = model.model.get_rope_index(
+        input_ids=inputs["input_ids"], image_grid_thw=inputs["image_grid_thw"], mm_token_type_ids=types
+    )
+    assert torch.equal(inputs["position_ids"], position_ids)
+
+
+def test_an_episode_ends_when_its_level_is_solved_or_lost() -> None:
+    ends = Counter()
+    for seed in range(60):
+        episode = solver_episode(random.Random(seed), CONFIG)
+        last = move(episode.states[-1], list(MOVES)[episode.moves[-1]])
+        assert all(map(moves_to_solve, episode.states))
+        ends["solved" if last.solved else "lost" if moves_to_solve(last) is None else "turn limit"] += 1
+        assert last.solved or moves_to_solve(last) is None or len(episode.moves) == CONFIG.max_turns
+    assert set(ends) == {"solved", "lost", "turn limit"}
+
+
+def test_training_writes_a_checkpoint_with_its_solve_rate(tmp_path: Path) -> None:
+    metrics = train_sokoban(CONFIG, tmp_path, say=lambda line: None)
+    assert 0 <= metrics["solve_rate"] <= 1
+    assert metrics["solve_rate"] + metrics["lost_rate"] <= 1
+    assert {"model.safetensors", "sokoban.json", "tokenizer.json"} <= {file.name for file in tmp_path.iterdir()}
