@@ -16,6 +16,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
+
 from mmprm.errors import DataError, EngineStoppedError, SamplingError, TrainingError
 from mmprm.prompts import assistant_beginning
 from mmprm.types import Grader, Problem
@@ -111,8 +113,8 @@ COUNTS = ("rounds", "passed", "carried", "progress", "tokens", "branch_tokens", 
 class Collector:
     """Collects graded groups of responses for each training step.
 
-    `check` raises DataError if a response cannot be trained on. `cutter` finds the steps of responses and is needed
-    only with rollouts.branching. A collector's state consists of its position in the data and the groups that it
+    `check` raises DataError if a response cannot be trained on. `cutter` finds the steps of responses. It is needed
+    with rollouts.branching, and otherwise only for the credits in the logged samples. A collector's state consists of
     carries over.
     """
 
@@ -150,6 +152,12 @@ class Collector:
 
     async def collect(self, step: int) -> Collected:
         """Collect up to batch.prompts groups for a training step. `step` counts from 1.
+    def step_of_token(self, each: GradedResponse) -> np.ndarray | None:
+        """Return the step index of each token of a response, or None if its steps are unknown."""
+        if each.process is not None:
+            return each.process.step_of_token
+        return None if self._cutter is None else self._cutter.cut(each.response)[1]
+
 
         There are fewer if some were dropped or if the filter ran out of rounds. With a filter, the number is a multiple
         of the groups per update, and the rest are carried over: a shortage leads to fewer updates, not smaller ones.

@@ -45,7 +45,7 @@ from policy_rl.graded import GradedGroup
 from policy_rl.metrics import Timed, console_line, describe_branches, describe_groups, merge_updates, shares
 from policy_rl.monitor.alarms import Alarms, alarm_error, hacking_metrics
 from policy_rl.monitor.phrases import phrase_metrics
-from policy_rl.monitor.samples import SampleLog, chosen, sample_of
+from policy_rl.monitor.samples import SampleLog, chosen, sample_of, trained_sample
 from policy_rl.rollouts.curriculum import update_count
 from policy_rl.rollouts.evaluate import Evaluation
 from policy_rl.run_folder import Summary, check_same, checkpoints_of, is_evaluated, policy_of, report_run, resume_key_of
@@ -110,8 +110,9 @@ class Loop:
                 stopping = False
                 while not stopping and not self._is_last(step):
                     step += 1
-                    groups, metrics = await self._step(step)
-                    self._write(step, groups, metrics, log, samples)
+                    groups, trained, metrics = await self._step(step)
+                    self._write(step, metrics, log)
+                    self._write_samples(step, groups, trained, samples)
                     # A step without an update lacks metrics on which alarms may be set.
                     crossed = self._alarms.see(metrics) if metrics["updates"] else None
                     due = self._is_last(step) or _due(self._config.save_every, step) or self._may_be_best(step)
@@ -126,7 +127,7 @@ class Loop:
                     if stopping and not saved:
                         await self._write_checkpoint(self._state(step))
             finally:
-                report_run(self._output)
+                report_run(self._output, with_rollouts=True)
         if stopping:
             print(
                 f"{self._output}: {stop.name}; saved after step {step} of {self._total}, run the same command again to "
@@ -178,8 +179,27 @@ class Loop:
         prefill = self._collector.prefill
         samples.write([sample_of(step, group, each, self._config.step_format, prefill) for group, each in picked])
 
-    async def _step(self, step: int) -> tuple[list[GradedGroup], dict[str, float]]:
-        """Run one training step, and return its groups and metrics."""
+    def _write_samples(
+        self, step: int, groups: Sequence[GradedGroup], trained: Sequence[TrainingSample], log: SampleLog
+    ) -> None:
+        config, collector = self._config, self._collector
+        log.write(
+            [
+                sample_of(
+                    step,
+                    groups[index],
+                    each,
+                    config.step_format,
+                    collector.prefill,
+                    trained_sample(trained, index, each),
+                    collector.step_of_token(each),
+                )
+                for index, each in chosen(groups, config.monitor.samples)
+            ]
+        )
+
+    async def _step(self, step: int) -> tuple[list[GradedGroup], list[TrainingSample], dict[str, float]]:
+        """Run one training step, and return its groups, the samples that were trained on, and its metrics."""
         started, self._seconds = time.perf_counter(), Counter()
         with Timed(self._seconds, "wait"):
             collected = self._pending or await self._collect(step)
@@ -187,7 +207,7 @@ class Loop:
         if self._config.one_step_ahead and not self._is_last(step):
             ahead = asyncio.create_task(self._collector.collect(step + 1))
         try:
-            metrics = await self._learn(step, collected)
+            trained, metrics = await self._learn(step, collected)
             if ahead is not None:
                 with Timed(self._seconds, "wait"):
                     self._pending = await ahead
@@ -197,9 +217,9 @@ class Loop:
                 await asyncio.gather(ahead, return_exceptions=True)
         metrics["probe_distance"] = await self._sync(step)
         metrics |= shares(self._seconds, collected, time.perf_counter() - started, self._config.one_step_ahead)
-        return collected.groups, metrics
+        return collected.groups, trained, metrics
 
-    async def _learn(self, step: int, collected: Collected) -> dict[str, float]:
+    async def _learn(self, step: int, collected: Collected) -> tuple[list[TrainingSample], dict[str, float]]:
         groups = collected.groups
         metrics = describe_groups(collected, self._pool.version)
         if self._tree_settings is not None:
@@ -210,7 +230,7 @@ class Loop:
         self._seconds["update"] = sum(update["seconds"] for update in updates)
         waits = collected.passed > 0 and not groups  # for enough groups to fill an update
         self._count_empty(step, collected, not updates and not waits)
-        return metrics | advantage_metrics | merge_updates(updates)
+        return samples, metrics | advantage_metrics | merge_updates(updates)
 
     async def _update(self, step: int, samples: Sequence[TrainingSample], end: float) -> list[dict[str, float]]:
         """Run the optimizer updates of a step and return their metrics.

@@ -96,7 +96,7 @@ async def _run(config: RLConfig, problems: Sequence[Problem], held_out: Sequence
         grader = await stack.enter_async_context(open_grader(config.grader))
         prm_options = None if options is None else options.prm
         process = await stack.enter_async_context(_process(config, prm_options, prefill)) if config.process else None
-        cutter = None if config.rollouts.branching is None else _step_cutter(config, prefill)
+        cutter = _step_cutter(config, prefill)
         collector = Collector(config, problems, pool, grader, trainer.check, process, prefill, cutter)
         accuracy = config.rewards.accuracy
         measure = partial(evaluate, pool, grader, held_out, config.eval_samples, config.seed, prefill, accuracy)

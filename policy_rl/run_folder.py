@@ -11,6 +11,7 @@ from typing import Any
 from mmprm.config import differing_keys, with_current_names
 from mmprm.errors import CheckpointError, MmprmError
 from mmprm.prm.trained import convert_checkpoint
+from mmprm.report.rollouts import ROLLOUTS_FILE, SAMPLES_FILE, write_rollouts
 from mmprm.report.training import METRICS_FILE, read_metrics, write_training_report
 from mmprm.training.checkpoints import read_extra
 from mmprm.types import Problem
@@ -125,12 +126,14 @@ def is_evaluated(output: Path, step: int) -> bool:
     return any(record["kind"] == "eval" and record["step"] == step for record in read_metrics(output / METRICS_FILE))
 
 
-def report_run(output: Path) -> None:
-    """Write the training report of a run; print errors instead of raising them.
+def report_run(output: Path, with_rollouts: bool = False) -> None:
+    """Write the report of a run, and optionally the page of its rollouts; print errors instead of raising them.
 
-    A failure to write it must neither end the run nor hide why the run ended.
+    A failure to write them must neither end the run nor hide why the run ended.
     """
     try:
+        if with_rollouts and (output / SAMPLES_FILE).is_file():
+            write_rollouts(output / ROLLOUTS_FILE, output)
         write_training_report(output)
     except (MmprmError, OSError) as error:
         print(f"the report could not be written: {error}", file=sys.stderr, flush=True)

@@ -1,8 +1,12 @@
-"""Write an HTML page for browsing a run's trees: images, steps colored by value, rollouts, search order.
+"""Write an HTML page for browsing a run: the search trees of mmprm annotate, or the logged rollouts of mmprm rl.
+
+A page of trees shows images, steps colored by value, rollouts and the search order. A page of rollouts shows images,
+steps colored by score and credit, and rewards by training step; `mmprm rl` also writes it when it ends.
 
 Examples:
   mmprm view runs/demo/annotate
   mmprm view runs/k12 --problems 50 --output k12.html
+  mmprm view runs/tiny/rl --rollouts 1000
 """
 
 from __future__ import annotations
@@ -11,27 +15,71 @@ import argparse
 from pathlib import Path
 
 from mmprm.errors import DataError
+from mmprm.report.rollouts import DEFAULT_LIMIT, ROLLOUTS_FILE, SAMPLES_FILE, write_rollouts
+from mmprm.report.training import METRICS_FILE
 from mmprm.report.view import write_view
 from mmprm.trees.store import Store
+
+_DEFAULT_PROBLEMS = 200
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to the parser."""
-    parser.add_argument("run", metavar="RUN", help="run folder of mmprm annotate")
-    parser.add_argument("--output", metavar="FILE", type=Path, help="file to write (view.html in the run folder)")
+    parser.add_argument("run", metavar="RUN", help="run folder of mmprm annotate or mmprm rl")
     parser.add_argument(
-        "--problems", metavar="N", type=int, default=200, help="maximum number of problems to show, evenly spread (200)"
+        "--output",
+        metavar="FILE",
+        type=Path,
+        help=f"file to write (in the run folder: view.html for trees, {ROLLOUTS_FILE} for rollouts)",
+    )
+    parser.add_argument(
+        "--problems",
+        metavar="N",
+        type=int,
+        help=f"trees: maximum number of problems to show, evenly spread ({_DEFAULT_PROBLEMS})",
+    )
+    parser.add_argument(
+        "--rollouts",
+        metavar="N",
+        type=int,
+        help=f"rollouts: maximum number to show, of training steps that are evenly spread ({DEFAULT_LIMIT})",
     )
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run `mmprm view`."""
-    if arguments.problems < 1:
-        raise DataError(f"--problems={arguments.problems} must be at least 1; raise it")
+    for name in ("problems", "rollouts"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise DataError(f"--{name}={value} must be at least 1; raise it")
+    folder = Path(arguments.run)
+    if all((folder / name).is_file() for name in (SAMPLES_FILE, METRICS_FILE)):
+        _rollouts(arguments, folder)
+    else:
+        _trees(arguments)
+
+
+def _rollouts(arguments: argparse.Namespace, folder: Path) -> None:
+    if arguments.problems is not None:
+        raise DataError(
+            f"--problems={arguments.problems} is for a run of mmprm annotate, and {folder} is one of mmprm rl; use "
+            "--rollouts"
+        )
+    path = arguments.output or folder / ROLLOUTS_FILE
+    shown, total = write_rollouts(path, folder, arguments.rollouts or DEFAULT_LIMIT)
+    print(f"{path}: {shown} of {total} logged rollouts, {path.stat().st_size / 2**20:.1f} MiB; open it in a browser")
+
+
+def _trees(arguments: argparse.Namespace) -> None:
     store = Store.read(arguments.run)
     try:
+        if arguments.rollouts is not None:
+            raise DataError(
+                f"--rollouts={arguments.rollouts} is for a run of mmprm rl, and {arguments.run} is one of mmprm "
+                "annotate; use --problems"
+            )
         path = arguments.output or store.path.parent / "view.html"
-        shown = write_view(path, store, arguments.problems)
+        shown = write_view(path, store, arguments.problems or _DEFAULT_PROBLEMS)
         total = len(store.ids())
     finally:
         store.close()

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
+from typing import TYPE_CHECKING, Any
 
 from mmprm.problems import open_image
 from mmprm.types import ImageRef
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 IMAGE_PIXELS = 640
 """Maximum side length of an embedded image in pixels; larger images are scaled down."""
@@ -18,11 +22,20 @@ SMALL_PIXELS = 160
 def inlined(ref: ImageRef) -> tuple[str, bool]:
     """Return an image as a data URL, and whether both its sides are shorter than SMALL_PIXELS.
 
-    Raises DataError if the image cannot be read.
+    Small images are PNG; of larger ones, the shorter of PNG and JPEG is used. Raises DataError if the image cannot be
+    read.
     """
     image = open_image(ref)
     image.thumbnail((IMAGE_PIXELS, IMAGE_PIXELS))
+    small = max(image.size) < SMALL_PIXELS
+    kinds = {"png": _encoded(image, format="PNG", optimize=True)}
+    if not small:
+        kinds["jpeg"] = _encoded(image, format="JPEG", quality=85)
+    kind, data = min(kinds.items(), key=lambda item: len(item[1]))
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}", small
+
+
+def _encoded(image: Image.Image, **settings: Any) -> bytes:
     stream = io.BytesIO()
-    image.save(stream, format="PNG", optimize=True)
-    url = f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"
-    return url, max(image.size) < SMALL_PIXELS
+    image.save(stream, **settings)
+    return stream.getvalue()

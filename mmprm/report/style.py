@@ -33,6 +33,7 @@ h1 { font-size: 1.9rem; line-height: 1.2; font-weight: 650; letter-spacing: -0.0
 h2 { font-size: 1.2rem; font-weight: 650; margin: 3.2rem 0 0.4rem; }
 h3 { font-size: 1rem; font-weight: 650; margin: 2rem 0 0.6rem; }
 p { margin: 0.5rem 0 1rem; max-width: 42rem; }
+a { color: var(--good); }
 .subtitle, .note, figcaption { color: var(--soft); }
 .note, figcaption { font-size: 0.875rem; }
 .lead { font-size: 1.15rem; margin-top: 1.4rem; }

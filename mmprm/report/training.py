@@ -12,6 +12,7 @@ from mmprm.files import logged_rows
 from mmprm.metrics import Interval
 from mmprm.report.page import document, escaped, interval_cell, table, write_page
 from mmprm.report.plots import Curve, lines_plot, progress_plot, stacked_plot
+from mmprm.report.rollouts import ROLLOUTS_FILE
 from mmprm.report.smoothing import smoothing
 
 METRICS_FILE, REPORT_FILE = "metrics.jsonl", "report.html"
@@ -37,12 +38,12 @@ LEARNING = (
         {"reward": "total", "reward_*": "", "prm_score": "process"},
     ),
     Panel("Response length", "tokens", {"response_tokens": "tokens"}),
-    Panel("Entropy", "nats per token", {"entropy": "entropy"}),
     Panel(
         "Reflection",
         "phrases per response; monitor.reflection_phrases, monitor.relook_phrases",
         {"reflection_phrases": "reflection", "relook_phrases": "second look at the image"},
     ),
+    Panel("Entropy", "nats per token", {"entropy": "entropy"}),
     Panel(
         "KL divergence",
         "nats per token, to the sampling policy and to the reference model",
@@ -95,7 +96,8 @@ PHASES = Panel("", "", {"seconds_*": ""})
 def write_training_report(folder: Path) -> Path:
     """Write a run folder's report.html from its metrics.jsonl; raise DataError if metrics.jsonl cannot be read."""
     path = folder / REPORT_FILE
-    write_page(path, training_page(read_metrics(folder / METRICS_FILE), folder.name))
+    rollouts = ROLLOUTS_FILE if (folder / ROLLOUTS_FILE).is_file() else None
+    write_page(path, training_page(read_metrics(folder / METRICS_FILE), folder.name, rollouts))
     return path
 
 
@@ -112,16 +114,17 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         ) from error
 
 
-def training_page(records: Sequence[Mapping[str, Any]], title: str) -> str:
-    """Build the HTML page of an RL run from its logged metrics."""
+def training_page(records: Sequence[Mapping[str, Any]], title: str, rollouts: str | None = None) -> str:
+    """Build the HTML page of an RL run from its logged metrics. `rollouts` is the file name of its page of rollouts."""
     training = [record for record in records if record["kind"] == "train"]
     held_out = _held_out(records)
     steps = f"{len(training):,} steps" if len(training) != 1 else "1 step"
     window = smoothing(len(training))
     smooth = f" Thick lines are moving means over {window} steps." if window > 1 else ""
+    link = f' <a href="{escaped(rollouts)}">Browse the rollouts</a>' if rollouts else ""
     sections = [
         f"<header><h1>{escaped(title)}</h1>"
-        f'<p class="subtitle">{steps} of reinforcement learning.{smooth}</p>{_lead(held_out)}</header>',
+        f'<p class="subtitle">{steps} of reinforcement learning.{smooth}{link}</p>{_lead(held_out)}</header>',
         _progress(training, held_out),
         _section("Learning", "", LEARNING, training),
         _section("Steps and their scores", "Metrics that would reveal reward hacking.", _HACKING_PANELS, training),

@@ -57,9 +57,9 @@ def data_elements(store: Store, shown: Sequence[ProblemTally]) -> Iterator[str]:
     step_format, rule = config.get("step_format", "tags"), rule_of(config)
     problems = [store.problem(tally.problem_id) for tally in shown]
     entries = [list_entry(tally, problem) for tally, problem in zip(shown, problems, strict=True)]
-    yield _element("run", {"run": str(store.path.parent), "total": len(store.ids()), "problems": entries})
+    yield data_element("run", {"run": str(store.path.parent), "total": len(store.ids()), "problems": entries})
     for position, problem in enumerate(problems):
-        yield _element(f"problem-{position}", problem_data(problem, store.tree(problem.id), rule, step_format))
+        yield data_element(f"problem-{position}", problem_data(problem, store.tree(problem.id), rule, step_format))
 
 
 def list_entry(tally: ProblemTally, problem: Problem) -> dict[str, Any]:
@@ -117,13 +117,14 @@ def problem_data(problem: Problem, tree: Tree, rule: StoppingRule, step_format: 
     return {
         "answer": problem.answer,
         "choices": problem.choices,
-        "images": [_image(image) for image in problem.images],
+        "images": [image_data(image) for image in problem.images],
         "branches": branches,
         "texts": list(texts),
     }
 
 
-def _image(image: ImageRef) -> dict[str, Any]:
+def image_data(image: ImageRef) -> dict[str, Any]:
+    """Build the data that a page needs to show an image, or the reason why it cannot be read."""
     try:
         url, small = inlined(image)
     except DataError as error:
@@ -131,8 +132,8 @@ def _image(image: ImageRef) -> dict[str, Any]:
     return {"url": url, "small": small}
 
 
-def _element(name: str, data: Any) -> str:
-    """Serialize the data as a JSON script element.
+def data_element(name: str, data: Any) -> str:
+    """Serialize data as a JSON script element.
 
     `<` is escaped, so that no text can close the element. Non-ASCII characters are escaped as \\u, since texts may hold
     lone surrogates.

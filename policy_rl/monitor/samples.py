@@ -1,29 +1,42 @@
-"""Select and log responses for people to read, starting with those whose step scores most contradict their outcome."""
+"""Select and log responses for people to read, starting with those whose step scores most contradict their outcome.
+
+samples.md is for reading in an editor, and mmprm.report.rollouts builds a page from samples.jsonl.
+
+Shapes: S step of a response, T token.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from mmprm.errors import TrainingError
-from mmprm.files import logged_rows
-from mmprm.steps import StepFormat
-from policy_rl.graded import GradedGroup, GradedResponse
-from policy_rl.rewards.cutter import plain_steps
+import numpy as np
 
-JSON_FILE, TEXT_FILE = "samples.jsonl", "samples.md"
+from mmprm.errors import DataError, TrainingError
+from mmprm.files import logged_rows
+from mmprm.problems import write_image
+from mmprm.report.rollouts import SAMPLES_FILE
+from mmprm.steps import StepFormat
+from mmprm.types import ImageRef
+from policy_rl.graded import GradedGroup, GradedResponse
+from policy_rl.rewards.cutter import steps_of
+from policy_rl.types import TrainingSample
+
+TEXT_FILE = "samples.md"
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Represents a logged response with its problem, grade, rewards and step scores.
+    """Represents a logged response with its problem, grade, rewards, step scores and advantages.
 
     `steps` are pairs (text, score or None). If there are none, `unsplit` is the reason, and the whole `text` is shown
-    instead.
+    instead. `credits` are the mean advantages of the steps' tokens, and `advantage` is that of all tokens; both are
+    empty or None if they are unknown, or if the response was not trained on. `group` holds the number of correct
+    responses in its group, and the number of those with a known accuracy.
     """
 
     step: int
@@ -39,12 +52,17 @@ class Sample:
     steps: tuple[tuple[str, float | None], ...]
     unsplit: str | None
     text: str
+    advantage: float | None = None
+    credits: tuple[float | None, ...] = ()
+    group: tuple[int, int] = (0, 0)
+    images: tuple[ImageRef, ...] = ()
 
     def markdown(self) -> str:
         """Render the sample as Markdown."""
         reward = "none" if self.reward is None else f"{self.reward:.3g}"
         facts = [f"{self.verdict}", f"answer {self.extracted!r}, gold {self.gold!r}", f"reward {reward}"]
         facts += [f"{name} {value:.3g}" for name, value in self.parts.items() if value is not None]
+        facts += [] if self.advantage is None else [f"advantage {self.advantage:+.3g}"]
         facts += [f"{self.tokens} tokens", f"ended by {self.finish_reason}"]
         lines = [f"## Step {self.step}, problem {self.problem}", "", _quoted(self.question), "", " · ".join(facts), ""]
         if self.unsplit:
@@ -55,35 +73,59 @@ class Sample:
         return "\n".join(lines) + "\n\n"
 
 
-def chosen(groups: Sequence[GradedGroup], count: int) -> list[tuple[GradedGroup, GradedResponse]]:
-    """Select at most `count` responses to log.
+def chosen(groups: Sequence[GradedGroup], count: int) -> list[tuple[int, GradedResponse]]:
+    """Select at most `count` responses to log; return each with the index of its group.
 
     The first ones are those on which PRM and outcome disagree most: among incorrect responses the one whose lowest step
     score is highest, and among correct ones the one whose lowest step score is lowest. The others are the first
     responses to problems spread evenly over the batch.
     """
-    every = [(group, each) for group in groups for each in group.responses]
+    every = [(index, each) for index, group in enumerate(groups) for each in group.responses]
     scored = [pair for pair in every if pair[1].process is not None]
     picked = []
     for correct, most in ((False, max), (True, min)):
         among = [pair for pair in scored if pair[1].correct is correct]
         if among:
             picked.append(most(among, key=lambda pair: min(pair[1].process.scores)))
-    heads = [(group, group.responses[0]) for group in groups if group.responses]
+    heads = [(index, group.responses[0]) for index, group in enumerate(groups) if group.responses]
     number = min(count, len(heads))
     picked += [heads[position * len(heads) // number] for position in range(number)]
     # Compare by identity, because two responses may be equal.
-    distinct = {id(response): (group, response) for group, response in picked}
+    distinct = {id(response): (index, response) for index, response in picked}
     return list(distinct.values())[:count]
 
 
+def trained_sample(samples: Sequence[TrainingSample], index: int, each: GradedResponse) -> TrainingSample | None:
+    """Return the training sample of a response of group number `index`, or None if it was not trained on.
+
+    Responses come before their continuations in `samples`, and equal responses of a group have equal advantages.
+    """
+    ids_T = each.response.token_ids
+    return next((one for one in samples if one.group == index and np.array_equal(one.token_ids, ids_T)), None)
+
+
+def credit_of_steps(advantages_T: np.ndarray, step_of_token: np.ndarray, steps: int) -> tuple[float | None, ...]:
+    """Return the mean advantage of each step's tokens, or None for a step without tokens in `step_of_token`."""
+    tokens = [advantages_T[step_of_token == step] for step in range(steps)]
+    return tuple(float(part.mean()) if len(part) else None for part in tokens)
+
+
 def sample_of(
-    step: int, group: GradedGroup, each: GradedResponse, step_format: StepFormat, prefill: str = ""
+    step: int,
+    group: GradedGroup,
+    each: GradedResponse,
+    step_format: StepFormat,
+    prefill: str = "",
+    trained: TrainingSample | None = None,
+    step_of_token: np.ndarray | None = None,
 ) -> Sample:
-    """Create the log entry for a response."""
-    found = plain_steps(each.response.text, step_format, prefill)
+    """Create the log entry for a response. `trained` and `step_of_token` are needed only for its advantages."""
+    found = steps_of(each.response, step_format, prefill)
     scores: tuple[float | None, ...] = each.process.scores if each.process else ()
     scores += (None,) * (len(found.steps) - len(scores))
+    credits: tuple[float | None, ...] = ()
+    if trained is not None and step_of_token is not None and len(step_of_token) == len(trained.token_ids):
+        credits = credit_of_steps(trained.advantages, step_of_token, len(found.steps))
     return Sample(
         step=step,
         problem=group.problem.id,
@@ -98,20 +140,26 @@ def sample_of(
         steps=tuple(zip(found.steps, scores, strict=True)),
         unsplit=found.reason,
         text=prefill + each.response.text,
+        advantage=None if trained is None else float(trained.advantages[trained.counted].mean()),
+        credits=credits,
+        group=(int(sum(group.accuracies)), len(group.accuracies)),
+        images=group.problem.images,
     )
 
 
 class SampleLog:
     """Appends samples to samples.jsonl and samples.md in the run folder.
 
+    Image files are referenced by path. Images without a file are written once each to `images/` in the run folder.
     `done` is the step of the checkpoint from which the run is resumed; samples of later steps are removed.
     """
 
     def __init__(self, folder: Path, done: int) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            kept = [sample for sample in _read(folder / JSON_FILE) if sample.step <= done]
-            self._json = (folder / JSON_FILE).open("w", encoding="utf-8")
+            kept = [sample for sample in _read(folder / SAMPLES_FILE) if sample.step <= done]
+            self._folder = folder
+            self._json = (folder / SAMPLES_FILE).open("w", encoding="utf-8")
             self._text = (folder / TEXT_FILE).open("w", encoding="utf-8")
         except OSError as error:
             raise TrainingError(f"{folder}: cannot be written ({error}); choose another output") from error
@@ -120,10 +168,20 @@ class SampleLog:
     def write(self, samples: Sequence[Sample]) -> None:
         """Append samples to both log files."""
         for sample in samples:
-            self._json.write(json.dumps(_as_dict(sample), ensure_ascii=True) + "\n")
+            images = [path for path in map(self._path_of, sample.images) if path]
+            self._json.write(json.dumps(_as_dict(sample) | {"images": images}, ensure_ascii=True) + "\n")
             # A policy's bytes may decode to lone surrogates, which cannot be written as UTF-8.
             self._text.write(sample.markdown().encode("utf-8", "replace").decode("utf-8"))
         self._each(lambda file: file.flush())
+
+    def _path_of(self, image: ImageRef) -> str | None:
+        """Return the path of an image, relative if it is in the run folder, or None if it cannot be written."""
+        folder = self._folder.absolute()
+        try:
+            path = folder / write_image(image, folder) if image.path is None else Path(image.path).absolute()
+        except (DataError, OSError):  # the log is only for people to read, and the engines report unreadable images
+            return None
+        return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
     def close(self) -> None:
         """Close both log files."""
@@ -136,9 +194,14 @@ class SampleLog:
 
 def _read(path: Path) -> Iterator[Sample]:
     """Yield the samples in a log file; skip corrupt lines, because the log is only for people to read."""
-    for values in logged_rows(path, Sample.__slots__) if path.exists() else ():
+    for values in logged_rows(path, _REQUIRED) if path.exists() else ():
         with contextlib.suppress(TypeError, ValueError):
-            yield Sample(**{**values, "steps": tuple(tuple(step) for step in values["steps"])})
+            images = tuple(ImageRef(path=str(path.parent / image)) for image in values.get("images", ()))
+            yield Sample(**{**values, "steps": tuple(map(tuple, values["steps"])), "images": images})
+
+
+_REQUIRED = [field.name for field in fields(Sample) if field.default is MISSING]
+"""Fields that a line must have. Runs of earlier versions lack the others."""
 
 
 def _as_dict(sample: Sample) -> dict[str, Any]:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import html
 import io
 import json
 import re
-import shutil
-import subprocess
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from browser import texts_of_scenes
 from PIL import Image
 from rich.console import Console
 
@@ -223,8 +221,6 @@ def test_data_of_the_page(run: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert not re.search(r"(src|href)=\"(?!data:)|https?://|@import", page)
 
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
 SCENES = {
     "a state": ["problem=alpha-1&state=1"],
     "failed": ["outcome=failed"],
@@ -236,39 +232,14 @@ SCENES = {
 }
 """What is done to the page, in one run of the browser: the address, then keys."""
 
-DRIVER = """
-const seen = {};
-for (const [name, [address, ...keys]] of Object.entries(SCENES)) {
-  history.replaceState(null, "", "#" + address);
-  window.dispatchEvent(new HashChangeEvent("hashchange"));
-  for (const key of keys) document.dispatchEvent(new KeyboardEvent("keydown", { key }));
-  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT, (node) =>
-    node.parentElement.closest("script") || !node.data.trim() ? NodeFilter.FILTER_REJECT : NodeFilter.FILTER_ACCEPT);
-  seen[name] = [];
-  while (texts.nextNode()) seen[name].push(texts.currentNode.data.trim());
-}
-document.body.replaceChildren();
-document.body.append("SEEN" + JSON.stringify(seen) + "NEES");
-"""
-
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Return the texts on the page after each scene, one per line."""
-    if CHROMIUM is None:
-        pytest.skip("no Chromium to drive the page in")
     folder = tmp_path_factory.mktemp("view")
     run = make_run(folder)
     assert main(["view", str(run)]) == 0
-    driver = f"<script>const SCENES = {json.dumps(SCENES)};{DRIVER}</script>"
-    driven = folder / "driven.html"
-    driven.write_text((run / "view.html").read_text(encoding="utf-8").replace("</body>", f"{driver}</body>"))
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
-    command = [CHROMIUM, *flags, f"--user-data-dir={folder / 'profile'}", "--dump-dom", driven.as_uri()]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    found = re.search(r"SEEN(\{.*\})NEES", result.stdout, flags=re.DOTALL)
-    assert found, f"the browser gave {result.stdout[-500:]!r}, {result.stderr[-500:]!r}"
-    return {name: "\n".join(texts) for name, texts in json.loads(html.unescape(found[1])).items()}
+    return texts_of_scenes(run / "view.html", SCENES)
 
 
 def test_the_page_shows_a_problem_and_the_rollouts_of_a_state(seen: dict[str, str]) -> None:

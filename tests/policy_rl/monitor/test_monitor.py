@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from mmprm.config import build
 from mmprm.errors import ConfigError, TrainingError
-from mmprm.types import Grading, Problem, Verdict
+from mmprm.types import Grading, ImageRef, Problem, Verdict
 from policy_rl.graded import GradedGroup, GradedResponse, StepRewards
 from policy_rl.monitor.alarms import Alarms, MonitorConfig, agreement, alarm_error, hacking_metrics, repeated
-from policy_rl.monitor.samples import SampleLog, chosen, sample_of
-from policy_rl.types import Response, Reward
+from policy_rl.monitor.samples import SampleLog, chosen, credit_of_steps, sample_of, trained_sample
+from policy_rl.types import Response, Reward, TrainingSample
 
 
 def graded(
@@ -199,6 +202,37 @@ class TestSamples:
         only = graded("<step>a\nb", None, WRONG)
         text = sample_of(3, group(only), only, "tags").markdown()
         assert "No steps: unclosed step.\n\n> <step>a\n> b" in text
+
+    def test_credit_of_a_step_is_the_mean_advantage_of_its_tokens(self) -> None:
+        """The second step has no token, and the last token, which is outside all steps, was not trained on."""
+        advantages_T, step_of_token = np.array([1.0, 2.0, -4.0, 9.0]), np.array([0, 0, 2, -1])
+        assert credit_of_steps(advantages_T, step_of_token, 3) == (1.5, None, -4.0)
+        only = graded("a\n\nb", [0.9, 0.4], tokens=[1, 2])
+        mask = np.array([True, True, False])
+        ids, advantages = only.response.token_ids, np.array([1.0, -2.0, -4.0])
+        trained = TrainingSample(Problem("p1", "", "4"), 1, 5, ids, advantages=advantages, mask=mask)
+        assert trained_sample([replace(trained, group=0), trained], 1, only) is trained
+        assert trained_sample([trained], 0, only) is None
+        found = sample_of(3, group(only), only, "blank_lines", "", trained, only.process.step_of_token)
+        assert (found.advantage, found.credits, found.group) == (-0.5, (1.0, -3.0), (1, 1))
+        assert "advantage -0.5 · 3 tokens" in found.markdown()
+
+    def test_images_of_samples_are_found_after_a_resume(self, tmp_path: Path) -> None:
+        """Bytes are written to the run folder once. Files are referenced, by their absolute path."""
+        stream = io.BytesIO()
+        Image.new("RGB", (28, 28), "blue").save(stream, "PNG")
+        images = (ImageRef(data=stream.getvalue()), ImageRef(path="elsewhere.png"), ImageRef(data=b"no image"))
+        only = graded("a", [0.9])
+        one = GradedGroup(Problem("p1", "how many?", "4", images), 5, 0, (only,))
+        log = SampleLog(tmp_path / "run", 0)
+        log.write([sample_of(step, one, only, "blank_lines") for step in (1, 2)])
+        log.close()
+        SampleLog(tmp_path / "run", 1).close()
+        (line,) = (tmp_path / "run" / "samples.jsonl").read_text().splitlines()
+        stored, referenced = json.loads(line)["images"]
+        assert (tmp_path / "run" / stored).read_bytes() == stream.getvalue()
+        assert referenced == str(Path("elsewhere.png").absolute())
+        assert len(list((tmp_path / "run" / "images").iterdir())) == 1
 
     def test_files_and_resume(self, tmp_path: Path) -> None:
         only = graded("a\ud800\n\nb", [0.9, 0.4])
