@@ -3,9 +3,11 @@
 given      labeling given solutions: rollouts per solution relative to 16 per step, and the share of correct first
            errors
 malformed  scores that a thinking judge makes up for malformed outputs
+thinking   a thinking judge after SFT and after RL, with 1 and 8 chains, beside a process reward model
 
 Ratios and accuracies are medians of several rounds with different problems, with their minimum and maximum. All other
-measurements are stored in judges_details.json. An interrupted part resumes after its last finished round.
+measurements are stored in judges_details.json. An interrupted part resumes after its last finished round or stage.
+`--small` tests every part with a few solutions, whose results are meaningless.
 """
 
 from __future__ import annotations
@@ -34,6 +36,10 @@ BARS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "malformed": (
         "no score made up, all outputs counted, and all well-formed ones scored",
         lambda r: not r["made_up"] and r["counted"] == r["outputs"] and r["well_formed_scored"] == r["well_formed"],
+    ),
+    "thinking": (
+        "RL no worse than SFT, and 8 chains no worse than 1 (paired, 95 %)",
+        lambda r: all(difference["high"] >= 0 for difference in r["differences"].values()),
     ),
 }
 
@@ -70,7 +76,19 @@ def malformed(arguments: argparse.Namespace, details: Results) -> Results:
         return measure(Path(folder))
 
 
-PARTS: dict[str, Callable[[argparse.Namespace, Results], Results]] = {"given": given, "malformed": malformed}
+def thinking(arguments: argparse.Namespace, details: Results) -> Results:
+    """Train judges and a process reward model, and compare their first errors."""
+    from judges_thinking import FULL, SMALL
+    from judges_thinking import thinking as measure
+
+    return measure(arguments.work, SMALL if arguments.small else FULL)
+
+
+PARTS: dict[str, Callable[[argparse.Namespace, Results], Results]] = {
+    "given": given,
+    "malformed": malformed,
+    "thinking": thinking,
+}
 
 
 def main() -> None:
@@ -80,8 +98,10 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--problems", type=int, default=120, help="number of solutions per round, one per problem")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "judges.json")
-    arguments = parser.parse_args()
+    parser.add_argument("--small", action="store_true", help="test every part with a few solutions")
+    parser.add_argument("--work", type=Path, help="folder for the trained models (runs/bench-judges)")
+    parser.add_argument("--output", type=Path, help="file for the results; with --small, judges.json in that folder")
+    arguments = _sized(parser.parse_args())
     results, details = read(arguments.output), read(details_path(arguments.output))
     for name in arguments.only:
         results[name] = PARTS[name](arguments, details)
@@ -96,6 +116,17 @@ def main() -> None:
     print(json.dumps(results, indent=2))
     for key, met in details["met"].items():
         print(f"{key:<24}{'met' if met else 'MISSED'}: {BARS[key][0]}")
+
+
+def _sized(arguments: argparse.Namespace) -> argparse.Namespace:
+    """Fill in the folders, and reduce the sizes with --small."""
+    arguments.work = arguments.work or ROOT / "runs" / ("bench-judges-small" if arguments.small else "bench-judges")
+    results = arguments.work if arguments.small else ROOT / "benchmarks" / "results"
+    arguments.output = arguments.output or results / "judges.json"
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    if arguments.small:
+        arguments.rounds, arguments.problems = 1, 4
+    return arguments
 
 
 def details_path(path: Path) -> Path:

@@ -16,7 +16,6 @@ from mmprm.data.marks import IMAGE
 from mmprm.files import whole_file
 from mmprm.problems import write_problems
 from mmprm.prompts import PromptConfig, messages
-from mmprm.types import Problem
 
 _THINK = PromptConfig(preset="think")
 
@@ -46,7 +45,8 @@ def conversation(found: BridgedProblem, folder: Path) -> dict[str, Any]:
     """Return the ShareGPT form of a row; the human turn holds the problem in the format of the prompt preset
     `think`."""
     problem = found.problem
-    turns = [("human", _human_turn(problem)), ("gpt", found.solution)]
+    (turn,) = messages(problem, _THINK)
+    turns = [("human", user_text(turn)), ("gpt", found.solution)]
     return {
         "id": problem.id,
         "conversations": [{"from": role, "value": text} for role, text in turns],
@@ -54,9 +54,12 @@ def conversation(found: BridgedProblem, folder: Path) -> dict[str, Any]:
     }
 
 
-def _human_turn(problem: Problem) -> str:
-    (turn,) = messages(problem, _THINK)
-    return "".join(IMAGE if part["type"] == "image" else part["text"] for part in turn["content"])
+def user_text(turn: dict[str, Any]) -> str:
+    """Return the text of a user turn in transformers' format, with an <image> mark in place of each image."""
+    content = turn["content"]
+    if isinstance(content, str):
+        return content
+    return "".join(IMAGE if part["type"] == "image" else part["text"] for part in content)
 
 
 def _columns(found: BridgedProblem, config: BridgeConfig) -> dict[str, Any]:
@@ -64,8 +67,8 @@ def _columns(found: BridgedProblem, config: BridgeConfig) -> dict[str, Any]:
     return {
         "bridge": {
             "description": found.description,
-            "seer": config.seer.model,
-            "reasoner": config.reasoner.model,
+            "seer": config.seer.engine.model,
+            "reasoner": config.reasoner.engine.model,
             "repairs": found.repairs,
         }
     }

@@ -1,13 +1,17 @@
-"""Write problems of the built-in toy world or levels of Sokoban, or train the world's policy.
+"""Write problems of the built-in toy world, critiques of its solutions or levels of Sokoban, or train its policy.
 
 Examples:
   mmprm tiny problems --output runs/tiny/annotate.jsonl --count 200 --split annotate
   mmprm tiny problems --output runs/tiny/long.jsonl --count 200 --split train --level long
   mmprm tiny sokoban --output runs/sokoban/levels.jsonl --count 200 --size 6 --boxes 2
+  mmprm tiny critiques --output runs/tiny/critiques --count 4000 --split train
   mmprm tiny train --output runs/tiny/policy --set seed=1
 
-The keys below apply to `train`, which takes about half an hour on 2 free cores. With `--mistakes`, the two mistake
-rates also apply to `problems`.
+`critiques` writes rows to teach the policy to judge solutions: kept.jsonl for mmprm sft, problems.jsonl for mmprm rl,
+and solutions.jsonl for mmprm eval processbench.
+
+The keys below apply to `train`, which takes about half an hour on 2 free cores. The two mistake rates also apply to
+`critiques` and, with `--mistakes`, to `problems`.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import random
 from pathlib import Path
 
 from mmprm.cli.shared.options import add_config_options, load_config
+from mmprm.config import build
 from mmprm.errors import CheckpointError, DataError
 from mmprm.tiny.config import TinyTrainConfig
 from mmprm.tiny.world import NO_MISTAKES, OPERATION_WEIGHTS, SPLITS, Mistakes, make_problems, solve
@@ -24,11 +29,9 @@ from mmprm.tiny.world import NO_MISTAKES, OPERATION_WEIGHTS, SPLITS, Mistakes, m
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to the parser."""
-    parser.add_argument("action", choices=("problems", "sokoban", "train"))
-    parser.add_argument(
-        "--output", required=True, type=Path, help="JSONL file of the problems, or folder of the policy"
-    )
-    parser.add_argument("--count", type=int, default=200, help="problems, sokoban: their number (200)")
+    parser.add_argument("action", choices=("problems", "critiques", "sokoban", "train"))
+    parser.add_argument("--output", required=True, type=Path, help="JSONL file of the problems, or folder")
+    parser.add_argument("--count", type=int, default=200, help="problems, critiques, sokoban: their number (200)")
     parser.add_argument(
         "--split", choices=tuple(SPLITS), default="annotate", help="which of the disjoint splits (annotate)"
     )
@@ -48,13 +51,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--size", type=int, default=6, help="sokoban: rows and columns, with the outer walls (6)")
     parser.add_argument("--boxes", type=int, default=2, help="sokoban: boxes per level (2)")
-    parser.add_argument("--seed", type=int, default=0, help="problems, sokoban: seed (0)")
+    parser.add_argument("--seed", type=int, default=0, help="problems, critiques, sokoban: seed (0)")
     add_config_options(parser, TinyTrainConfig)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run `mmprm tiny`."""
-    {"problems": _problems, "sokoban": _sokoban, "train": _train}[arguments.action](arguments)
+    actions = {"problems": _problems, "critiques": _critiques, "sokoban": _sokoban, "train": _train}
+    actions[arguments.action](arguments)
 
 
 def _problems(arguments: argparse.Namespace) -> None:
@@ -73,6 +77,20 @@ def _problems(arguments: argparse.Namespace) -> None:
     solved = solved if arguments.solutions else {}
     write_problems(path, [tiny.problem for tiny in made], solved)
     print(f"{len(made)} problems of the {arguments.split} split written to {path}")
+
+
+def _critiques(arguments: argparse.Namespace) -> None:
+    from mmprm.critiques.build import build_critiques
+    from mmprm.critiques.config import CritiquesConfig
+    from mmprm.tiny.critiques import JUDGE, WorldTeacher, make_labeled, write_labeled
+
+    folder, config = arguments.output, load_config(arguments, TinyTrainConfig)
+    mistakes = Mistakes(config.mistake_rate, config.hard_mistake_rate)
+    write_labeled(folder, make_labeled(arguments.count, arguments.seed, arguments.split, mistakes))
+    teacher = JUDGE | {"engine": {"model": "world"}, "cache": str(folder / "replies.sqlite"), "seed": arguments.seed}
+    asked = {"labels": str(folder / "labels.parquet"), "output": str(folder), "teacher": teacher}
+    counts = build_critiques(build(CritiquesConfig, asked), WorldTeacher(mistakes))
+    print(f"{counts.kept} critiques of {counts.solutions} solutions, and files for mmprm rl and eval, are in {folder}")
 
 
 def _sokoban(arguments: argparse.Namespace) -> None:

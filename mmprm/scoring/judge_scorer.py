@@ -37,10 +37,11 @@ _WHOLE = ("stop", "length")
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """Holds the verdicts of one chain of thought, or the reason why it has none, and its number of tokens."""
+    """Holds the verdicts of one chain of thought, or the reason why it has none, its number of tokens, and its text."""
 
     verdicts: Verdicts | str
     token_count: int
+    text: str = ""
 
 
 class JudgeScorer:
@@ -73,7 +74,15 @@ class JudgeScorer:
         It is an UnknownScoresError if the judge was asked and no chain could be read. Raises EngineStoppedError if the
         judge's engine or servers fail altogether; the chains so far are cached.
         """
-        return self._thread.wait(self._score(solutions))
+        judged = zip(solutions, self.chains(solutions), strict=True)
+        return [_scored(solution, chains) for solution, chains in judged]
+
+    def chains(self, solutions: Sequence[Solution]) -> list[list[Chain] | DataError]:
+        """Return the chains about each solution, or the DataError that prevents the judge from being asked about it.
+
+        Raises EngineStoppedError like `score_each`.
+        """
+        return self._thread.wait(self._judged(solutions))
 
     def close(self) -> None:
         """Close the engine, or the connections to the servers, and the cache."""
@@ -85,7 +94,7 @@ class JudgeScorer:
         self._resources.callback(self._cache.close)
         self._sampler = sampler or await self._resources.enter_async_context(_opened(self._config))
 
-    async def _score(self, solutions: Sequence[Solution]) -> list[StepScores | DataError]:
+    async def _judged(self, solutions: Sequence[Solution]) -> list[list[Chain] | DataError]:
         keys = [self._key(solution) for solution in solutions]
         distinct = dict(zip(keys, solutions, strict=True))
         tasks = {key: asyncio.create_task(self._chains(key, solution)) for key, solution in distinct.items()}
@@ -95,13 +104,13 @@ class JudgeScorer:
             for task in tasks.values():
                 task.cancel()
             await asyncio.gather(*tasks.values(), return_exceptions=True)
-        return [_scored(solution, tasks[key].result()) for key, solution in zip(keys, solutions, strict=True)]
+        return [tasks[key].result() for key in keys]
 
     async def _chains(self, key: bytes, solution: Solution) -> list[Chain] | DataError:
         """Return the chains about a solution, or the DataError that prevents the judge from being asked."""
         chains: list[Chain] = []
         try:
-            request = self._request(solution)
+            request = judge_request(self._config, solution)
             while count := self._affordable(chains):
                 chains += await self._further(key, request, len(chains), count, len(solution.steps))
         except DataError as error:
@@ -159,27 +168,28 @@ class JudgeScorer:
 
     def _read(self, completion: Completion, steps: int) -> Chain:
         if completion.finish_reason != "stop":
-            return Chain("a chain that was cut off", completion.token_count)
+            return Chain("a chain that was cut off", completion.token_count, completion.text)
         verdicts = read_verdicts(completion.text, steps, self._format, self._config.after_error)
-        return Chain(verdicts, completion.token_count)
-
-    def _request(self, solution: Solution) -> Problem:
-        """Return the request to the judge as a problem. Raises DataError if a text contains a special token."""
-        problem = solution.problem
-        location = f"problem {problem.id}"
-        question = asked_question(problem)
-        check_text(question, "question", location)
-        steps = self._format.steps_text([strip_marks(step) for step in solution.steps])
-        check_text(steps, "steps", location)
-        texts = {"question": question, "steps": steps}
-        # Substitute in one pass, because a question or a step may contain braces and even these names.
-        text = _NAMES.sub(lambda match: texts[match[1]], self._config.request or self._format.request)
-        return Problem(problem.id, text, "", problem.images)
+        return Chain(verdicts, completion.token_count, completion.text)
 
     def _key(self, solution: Solution) -> bytes:
         problem = solution.problem
         content = content_id(asked_question(problem), "", problem.images)
         return reply_key(self._asked, content, *solution.steps)
+
+
+def judge_request(config: ThinkingJudgeConfig, solution: Solution) -> Problem:
+    """Return the request about a solution as a problem. Raises DataError if a text contains a special token."""
+    problem, form = solution.problem, VERDICT_FORMATS[config.verdict_format]
+    location = f"problem {problem.id}"
+    question = asked_question(problem)
+    check_text(question, "question", location)
+    steps = form.steps_text([strip_marks(step) for step in solution.steps])
+    check_text(steps, "steps", location)
+    texts = {"question": question, "steps": steps}
+    # Substitute in one pass, because a question or a step may contain braces and even these names.
+    text = _NAMES.sub(lambda match: texts[match[1]], config.request or form.request)
+    return Problem(problem.id, text, "", problem.images)
 
 
 def judge_identity(config: ThinkingJudgeConfig) -> str:

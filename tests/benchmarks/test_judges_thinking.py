@@ -1,0 +1,49 @@
+"""Test how the benchmark of thinking judges counts first errors, unknown solutions and tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from benchmarks.judges_thinking import summarize
+
+LABELS = (1, 1, -1, -1)
+
+
+def rows(*scores: tuple[float, ...] | None, tokens: int | None = None) -> list[dict[str, Any]]:
+    return [
+        {"id": str(index), "label": label, "scores": None if each is None else list(each), "tokens": tokens}
+        for index, (label, each) in enumerate(zip(LABELS, scores, strict=True))
+    ]
+
+
+def test_f1_tokens_and_differences() -> None:
+    perfect = rows((1, 0), (1, 0), (1, 1), (1, 1), tokens=80)
+    # One of two errors is found, and one of two correct solutions is unknown: F1 = 0.5.
+    half = rows((1, 0), (0, 0), (1, 1), None, tokens=10)
+    tied = rows((1, 0.5), (1, 0.4), (1, 1), (1, 0.5), tokens=80)  # F1 = 2 · 0.5 · 1 / 1.5
+    low = rows((0.9, 0.2), (0.9, 0.2), (0.9, 0.3), (0.9, 0.3))
+    found = {
+        "prm": (low, 0.25),
+        "sft_1": (half, 0.5),
+        "sft_8": (tied, 0.5),
+        "rl_1": (half, 0.5),
+        "rl_8": (perfect, 0.5),
+    }
+    metrics = summarize(found)
+    assert {name: metrics[name]["value"] for name in found} == pytest.approx(
+        {"prm": 1.0, "sft_1": 0.5, "sft_8": 0.6667, "rl_1": 0.5, "rl_8": 1.0}
+    )
+    assert {name: metrics[name]["tokens"] for name in found} == {
+        "prm": 0,
+        "sft_1": 10,
+        "sft_8": 80,
+        "rl_1": 10,
+        "rl_8": 80,
+    }
+    assert (metrics["rl_1"]["unknown"], metrics["rl_8"]["unknown"]) == (1, 0)
+    values = {name: difference["value"] for name, difference in metrics["differences"].items()}
+    assert values == pytest.approx(
+        {"sft_8 - sft_1": 0.1667, "rl_8 - rl_1": 0.5, "rl_1 - sft_1": 0.0, "rl_8 - sft_8": 0.3333}, abs=1e-3
+    )
