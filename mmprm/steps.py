@@ -3,24 +3,36 @@ module."""
 
 from __future__ import annotations
 
-import bisect
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from mmprm.step_regions import outside, regions
 from mmprm.types import Steps
 
-StepFormat = Literal["tags", "blank_lines", "numbered"]
+StepFormat = Literal["tags", "blank_lines", "numbered", "thoughts"]
 """Step format of a response. tags: `<step>…</step>` (also `<step_3>…</step_3>`, `<Step 3>`, `<step id="3">`);
 blank_lines: paragraphs, in which code blocks, LaTeX environments and display math stay whole; numbered: `Step 1:`, `###
-Step 1`, `步骤1：`, `第一步`, `1.`, `1)`, `(1)` at the start of a line, with consecutive numbers."""
+Step 1`, `步骤1：`, `第一步`, `1.`, `1)`, `(1)` at the start of a line, with consecutive numbers; thoughts: parts of a
+long chain of thought. They are paragraphs, joined until a step has MIN_THOUGHT_CHARACTERS; a paragraph such as
+`Wait, …` or `Alternatively, …` and the answer after `</think>` always begin a step."""
+MIN_THOUGHT_CHARACTERS = 200
+"""Number of characters, without surrounding whitespace, from which a step of a chain of thought is long enough."""
 
 _TAG = re.compile(r"<[^\S\n]*(/?)[^\S\n]*step(?:[\s_-]?\d{1,4}|\s+\w+=[^<>\n]{1,40})?[^\S\n]*>", re.IGNORECASE)
 _LINE_BREAKS = re.compile(r"(?:\s*[\r\n])?")
 _BLANK_LINES = re.compile(r"\n[^\S\n]*\n(?:\s*[\r\n])?")
 _NOTHING = re.compile(r"\s*(?:[-*_=]{3,}\s*)?")
+_THINK_END = re.compile(r"</think(?:ing)?>(?:\s*[\r\n])?")
+_TURN_OF_THOUGHT = re.compile(
+    r"\s*(?:(?:but|oh|ok(?:ay)?|so|no|hmm+|well)\b[\s,.…]*)?"
+    r"(?:wait|alternatively|hmm+|hold on|actually|on second thought|another (?:approach|method|way)"
+    r"|let(?:'s| me| us) (?:(?:double|re)-?check|check|verify|reconsider|rethink|try))\b",
+    re.IGNORECASE,
+)
+"""Matches the beginning of a paragraph that questions what came before it, or that takes another approach."""
 _SPACE = r"[^\S\n]*"
 _ENGLISH = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _ROMAN = ("i", "ii", "iii", "iv", "v", "vi", "vii", "viii", "ix", "x")
@@ -60,14 +72,6 @@ _ANSWER_SENTENCE = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 """Matches a last line such as `The answer is 5.`, with which many language models end a numbered solution."""
-_OPENINGS = re.compile(
-    r"^[^\S\n]*(?P<fence>`{3,}(?![^\n]*`)|~{3,})|\\begin\{(?P<name>[^{}\n]+)\}|(?P<bracket>\\\[)|<(?P<html>pre|code)>"
-    r"|^[^\S\n]*(?P<dollars>\$\$)|(?P<last_dollars>\$\$)[^\S\n]*$",
-    re.MULTILINE,
-)
-_CLOSINGS = {"bracket": "\\]", "dollars": "$$", "last_dollars": "$$"}
-_FENCE_END = r"^[^\S\n]*{0}{{{1},}}[^\S\n]*$"
-_ENVIRONMENT = re.compile(r"\\(begin|end)\{([^{}\n]+)\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,12 +173,36 @@ def ends_with_step_tag(text: str) -> bool:
 def ends_within(text: str) -> bool:
     """Return whether the text ends inside a code block, a LaTeX environment or display math, so that no step can end
     there."""
-    return _regions(text)[1]
+    return regions(text)[1]
 
 
 def _split_blank_lines(text: str) -> StepSplit:
     """Split at blank lines, except inside a code block, a LaTeX environment or display math."""
-    return StepSplit(_cut(text, (match.end() for match in _outside(_BLANK_LINES.finditer(text), text))))
+    return StepSplit(_cut(text, (match.end() for match in outside(_BLANK_LINES.finditer(text), text))))
+
+
+def _split_thoughts(text: str) -> StepSplit:
+    """Split a chain of thought at those blank lines where the step before is long enough or the thought takes a turn,
+    and at the end of the thoughts.
+
+    Whether a boundary ends a step depends only on the text since the last boundary and on the paragraph after it, so a
+    continuation of the same text splits into the remaining steps.
+    """
+    ends_of_thoughts = {match.end() for match in _THINK_END.finditer(text)}
+    boundaries, start = [], 0
+    for end in sorted({match.end() for match in outside(_BLANK_LINES.finditer(text), text)} | ends_of_thoughts):
+        step = text[start:end].strip()
+        if step in ("", "<think>") or text.startswith("</think", end):
+            continue  # a tag alone is no step
+        if len(step) >= MIN_THOUGHT_CHARACTERS or end in ends_of_thoughts or _TURN_OF_THOUGHT.match(text, end):
+            boundaries.append(end)
+            start = end
+    return StepSplit(_cut(text, boundaries))
+
+
+def trace_length(steps: Sequence[str]) -> int | None:
+    """Return the number of steps up to the end of the chain of thought (`</think>`), or None if it does not end."""
+    return next((n for n, step in reversed(list(enumerate(steps, start=1))) if _THINK_END.search(step)), None)
 
 
 def _split_numbered(text: str) -> StepSplit:
@@ -183,16 +211,16 @@ def _split_numbered(text: str) -> StepSplit:
     A number that breaks the sequence, or is not formatted like the first one, belongs to a list within a step.
     """
     starts, last = [], None
-    for match in _alike(_outside(_NUMBER.finditer(text), text)):
+    for match in _alike(outside(_NUMBER.finditer(text), text)):
         number = _value(match)
         if last is None or number == last + 1:
             starts.append(match.start())
             last = number
-    answers = [match.start() for match in _outside(_ANSWER_LINE.finditer(text), text)[-1:]]
+    answers = [match.start() for match in outside(_ANSWER_LINE.finditer(text), text)[-1:]]
     answers = [answer for answer in answers if not starts or answer > starts[-1]]
     sentence = None if answers or not starts else _ANSWER_SENTENCE.search(text, starts[-1])
     if sentence is not None:
-        answers = [match.start() for match in _outside([sentence], text) if match.start() > starts[-1]]
+        answers = [match.start() for match in outside([sentence], text) if match.start() > starts[-1]]
     if not starts and not answers:
         return StepSplit((), "no step")
     # Text before the first number belongs to the first step.
@@ -225,68 +253,6 @@ def _value(mark: re.Match[str]) -> int:
     return (_HAN.get(tens, 1) * 10 if ten else 0) + _HAN.get(ones, 0)
 
 
-def _regions(text: str) -> tuple[list[tuple[int, int]], bool]:
-    """Return the sorted (start, end) spans that must not be split, and whether the text ends inside one.
-
-    Unclosed code blocks extend to the end of the text; unclosed LaTeX environments and display math are treated as
-    text.
-    """
-    environments = _environments(text)
-    spans: list[tuple[int, int]] = []
-    position, open_kinds = 0, set()
-    while opening := _OPENINGS.search(text, position):
-        kind, start = opening.lastgroup, opening.end()
-        if kind == "last_dollars" and _closes(text, opening.start()):
-            position = start
-            continue
-        if kind == "name":
-            end = environments.get(opening.start("name"))
-        elif kind == "fence":
-            closing = re.compile(_FENCE_END.format(opening["fence"][0], len(opening["fence"])), re.MULTILINE)
-            found = closing.search(text, start)
-            end = found.end() if found else len(text)
-            open_kinds |= set() if found else {kind}
-        else:
-            mark = f"</{opening['html']}>" if kind == "html" else _CLOSINGS[kind]
-            found = -1 if kind in open_kinds else text.find(mark, start)
-            end = None if found < 0 else found + len(mark)
-        if end is None:
-            open_kinds.add(kind)
-        else:
-            spans.append((opening.start(), end))
-        position = start if end is None else end
-    return spans, bool(open_kinds)
-
-
-def _closes(text: str, position: int) -> bool:
-    """Return whether the `$$` at the end of a line closes math that was opened earlier on the line."""
-    return text.count("$$", text.rfind("\n", 0, position) + 1, position) % 2 == 1
-
-
-def _environments(text: str) -> dict[int, int]:
-    """For each closed LaTeX environment, map the offset of its name to the offset of its end."""
-    ends: dict[int, int] = {}
-    begun: dict[str, list[int]] = {}
-    for mark in _ENVIRONMENT.finditer(text):
-        if mark[1] == "begin":
-            begun.setdefault(mark[2], []).append(mark.start(2))
-        elif begun.get(mark[2]):
-            ends[begun[mark[2]].pop()] = mark.end()
-    return ends
-
-
-def _outside(matches: Iterable[re.Match[str]], text: str) -> list[re.Match[str]]:
-    """Return the matches that start outside all code blocks, LaTeX environments and display math."""
-    spans = _regions(text)[0]
-    starts = [start for start, _ in spans]
-
-    def is_outside(match: re.Match[str]) -> bool:
-        span = bisect.bisect_left(starts, match.start()) - 1
-        return span < 0 or match.start() >= spans[span][1]
-
-    return [match for match in matches if is_outside(match)]
-
-
 def _cut(text: str, boundaries: Iterable[int]) -> Steps:
     """Split the text at the given offsets, which must be in ascending order.
 
@@ -304,5 +270,10 @@ def _cut(text: str, boundaries: Iterable[int]) -> Steps:
     return tuple(pieces)
 
 
-_SPLITTERS = {"tags": _split_tags, "blank_lines": _split_blank_lines, "numbered": _split_numbered}
-_WRITERS = {"tags": _write_tags, "blank_lines": "\n\n".join, "numbered": _write_numbers}
+_SPLITTERS = {
+    "tags": _split_tags,
+    "blank_lines": _split_blank_lines,
+    "numbered": _split_numbered,
+    "thoughts": _split_thoughts,
+}
+_WRITERS = {"tags": _write_tags, "blank_lines": "\n\n".join, "numbered": _write_numbers, "thoughts": "\n\n".join}

@@ -134,7 +134,7 @@ def test_the_aggregator_decides_the_order(scorer: mmprm.LoadedScorer) -> None:
         ),
         (
             lambda scorer: mmprm.rerank(scorer, "q", [CORRECT], step_format="tag"),
-            "step_format='tag' must be one of tags, blank_lines, numbered",
+            "step_format='tag' must be one of tags, blank_lines, numbered, thoughts",
         ),
         (
             lambda scorer: mmprm.load_labels("labels.parquet", "held_out"),

@@ -127,7 +127,7 @@ def rerank(
     if not any(candidate.steps for candidate in group.candidates):
         raise DataError(
             f"mmprm.rerank: none of the {len(texts)} responses has steps by step_format={step_format} "
-            f"({group.candidates[0].unsplit}); set step_format to tags, blank_lines or numbered"
+            f"({group.candidates[0].unsplit}); set step_format to tags, blank_lines, numbered or thoughts"
         )
     with _opened(scorer) as loaded:
         name = settled(aggregator, loaded.info if isinstance(loaded, LoadedScorer) else PrmInfo())

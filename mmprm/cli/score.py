@@ -9,8 +9,9 @@ several `responses` to its question. With `responses`, `steps`, `scores` and `ag
 response, and `chosen` is the index of the best one. A response that cannot be split has no scores; `unsplit`
 gives the reason.
 
-With a thinking judge (scorer.backend=judge), each line also has `tokens`, the number of tokens that the judge
-generated, and `unknown`, the reason why a solution has no scores, or null.
+With step_format=thoughts, each line also has `thoughts_aggregate` and `answer_aggregate`, the aggregates of the steps
+up to `</think>` and of those after it. With a thinking judge (scorer.backend=judge), it has `tokens`, the number of
+tokens that the judge generated, and `unknown`, the reason why a solution has no scores, or null.
 
 example:
   echo '{"question": "What is 1 + 2?", "steps": ["1+2=3", "<answer>3</answer>"]}' > solutions.jsonl
@@ -25,7 +26,7 @@ import itertools
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,15 +45,17 @@ from mmprm.errors import DataError, UnknownScoresError
 from mmprm.evaluation.aggregators import described
 from mmprm.halving import score_unless_unknown
 from mmprm.preflight import check_output, check_prm
-from mmprm.prm.info import JudgeInfo
+from mmprm.prm.info import JudgeInfo, PrmInfo
 from mmprm.problems import VIDEO_FRAMES, ProblemReader
 from mmprm.scoring.aggregate import Aggregator, aggregator
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.open import open_scorer, scorer_info
-from mmprm.steps import StepFormat, StepSplit, plain_split
-from mmprm.types import Scorer, Solution, StepScores
+from mmprm.steps import StepFormat, StepSplit, plain_split, trace_length
+from mmprm.types import Scorer, Solution, Steps, StepScores
 
 OWN_COLUMNS = ("steps", "response", "responses")
+Answer = StepScores | UnknownScoresError | None
+Extra = Callable[[Answer, Steps, Aggregator], dict[str, Any]]
 _CHUNK = 2000
 """Number of solutions scored at once: enough to form batches of similar length, few enough to bound memory."""
 
@@ -68,7 +71,8 @@ class ScoreConfig(Config):
     columns: Columns = Columns()
     """Names of the columns that hold the question, images and options."""
     step_format: StepFormat = "tags"
-    """How responses mark their steps: tags, blank_lines or numbered."""
+    """How responses mark their steps: tags, blank_lines, numbered or thoughts. With thoughts, the steps up to
+    `</think>` and those of the final answer are also aggregated separately."""
     image_root: PathText | None = None
     """Base folder for relative paths of images, videos and audio; by default the folder of the input file."""
     video_frames: int = Field(VIDEO_FRAMES, ge=1, le=MAX_FRAMES)
@@ -99,7 +103,7 @@ def run(arguments: argparse.Namespace) -> None:
                 answers = iter(_scored(scorer, [solution for line in chunk for solution in line.solutions]))
                 for line in chunk:
                     own = [next(answers) for _ in line.solutions]
-                    row = line.row | line.result(own, aggregate, name, isinstance(info, JudgeInfo))
+                    row = line.row | line.result(own, aggregate, name, _extras(config, info))
                     out.write(json.dumps(row, ensure_ascii=False, default=value_as_json) + "\n")
                     counts["unknown"] += sum(isinstance(each, UnknownScoresError) for each in own)
                     counts["scored"] += sum(isinstance(each, StepScores) for each in own)
@@ -156,13 +160,19 @@ class Line:
     """Result of splitting each response into steps, in order; empty if the line has `steps`."""
 
     def result(
-        self, judged: Sequence[StepScores | UnknownScoresError], aggregate: Aggregator, name: str, costs: bool
+        self,
+        judged: Sequence[StepScores | UnknownScoresError],
+        aggregate: Aggregator,
+        name: str,
+        extras: Sequence[Extra],
     ) -> dict[str, Any]:
-        """Return the output fields to add to the line. With `costs`, they include those of a thinking judge."""
+        """Return the output fields to add to the line, including those that `extras` compute."""
         if not self.splits:
-            return {**_fields(judged[0], aggregate, costs), "aggregator": name}
+            return {**_fields(judged[0], self.solutions[0].steps, aggregate, extras), "aggregator": name}
         answers = iter(judged)
-        fields = [_fields(next(answers) if found.steps else None, aggregate, costs) for found in self.splits]
+        fields = [
+            _fields(next(answers) if found.steps else None, found.steps, aggregate, extras) for found in self.splits
+        ]
         columns = {
             "steps": [found.steps for found in self.splits],
             "unsplit": [found.reason for found in self.splits],
@@ -175,14 +185,36 @@ class Line:
         return {**columns, "aggregator": name, "chosen": max(known, key=totals.__getitem__, default=None)}
 
 
-def _fields(answer: StepScores | UnknownScoresError | None, aggregate: Aggregator, costs: bool) -> dict[str, Any]:
+def _fields(answer: Answer, steps: Steps, aggregate: Aggregator, extras: Sequence[Extra]) -> dict[str, Any]:
     """Return the output fields of one solution, or of a response that could not be split."""
     scores = answer.scores if isinstance(answer, StepScores) else None
     fields = {"scores": scores, "aggregate": None if scores is None else aggregate(scores)}
-    if not costs:
-        return fields
+    for extra in extras:
+        fields |= extra(answer, steps, aggregate)
+    return fields
+
+
+def _extras(config: ScoreConfig, info: PrmInfo) -> list[Extra]:
+    """Return the functions that compute the output fields of only some runs."""
+    costs = [_costs] if isinstance(info, JudgeInfo) else []
+    return [*costs, _parts] if config.step_format == "thoughts" else costs
+
+
+def _costs(answer: Answer, steps: Steps, aggregate: Aggregator) -> dict[str, Any]:
+    """Return the fields of a thinking judge."""
     unknown = str(answer) if isinstance(answer, UnknownScoresError) else None
-    return {**fields, "tokens": 0 if answer is None else answer.tokens, "unknown": unknown}
+    return {"tokens": 0 if answer is None else answer.tokens, "unknown": unknown}
+
+
+def _parts(answer: Answer, steps: Steps, aggregate: Aggregator) -> dict[str, Any]:
+    """Return the aggregates of the chain of thought and of the final answer; null for a part without scores.
+
+    Without `</think>`, all steps are part of the chain of thought.
+    """
+    scores = answer.scores if isinstance(answer, StepScores) else ()
+    length = trace_length(steps) or len(steps)
+    parts = {"thoughts_aggregate": scores[:length], "answer_aggregate": scores[length:]}
+    return {name: aggregate(part) if part else None for name, part in parts.items()}
 
 
 def read_line(row: dict[str, Any], location: str, reader: ProblemReader, config: ScoreConfig) -> Line:

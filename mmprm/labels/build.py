@@ -31,8 +31,8 @@ class LabelsConfig(Config):
     output: PathText
     """Parquet file to write."""
     step_format: StepFormat | None = None
-    """Step format of the policy: tags, blank_lines or numbered. Defaults to the store's format, and must equal it if
-    set."""
+    """Step format of the policy: tags, blank_lines, numbered or thoughts. Defaults to the store's format, and must
+    equal it if set."""
     seed: int = 0
     """Random seed for choosing complete solutions and for the split."""
     dev: float = Field(0.1, ge=0, lt=1)

@@ -35,7 +35,7 @@ class PolicyConfig(Config):
     prompt: PromptConfig = PromptConfig()
     """Prompt settings, such as the preset and the prefill."""
     step_format: StepFormat = "tags"
-    """How the policy marks its steps: tags, blank_lines or numbered."""
+    """How the policy marks its steps: tags, blank_lines, numbered or thoughts."""
     grader: GraderConfig = GraderConfig()
     """Settings for grading final answers."""
     seed: int = 0

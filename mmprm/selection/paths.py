@@ -15,10 +15,11 @@ STOPS: dict[StepFormat, Callable[[int], tuple[str, ...]]] = {
     "tags": lambda number: ("</step>", f"</step_{number}>"),
     "blank_lines": lambda number: ("\n\n",),
     "numbered": lambda number: (),
+    "thoughts": lambda number: (),
 }
 """Maps each step format to a function that returns the stop strings for the end of step `number`. They only save
-tokens: the end of the step is always found by steps.split. In the numbered format, only the start of the next step ends
-a step, so a whole continuation is generated and cut."""
+tokens: the end of the step is always found by steps.split. With numbered and thoughts, only the start of the next
+step ends a step, so a whole continuation is generated and cut."""
 
 
 class PathState(enum.Enum):

@@ -191,12 +191,12 @@ def test_a_text_may_end_inside_an_unsplittable_block(text: str, within: bool) ->
 
 
 def test_many_unclosed_openings_are_parsed_quickly() -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     for text in ("\\begin{a}" * 5000, "\\[" * 20000, "```\n" * 20000, "Step 1: x\n" * 20000, "$$\n" * 20001):
         for step_format in ("blank_lines", "numbered"):
             split(text, step_format)
         ends_within(text)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 class Halting:

@@ -96,3 +96,17 @@ def test_an_invalid_last_line_is_reported_before_the_model_is_loaded(
     assert main(["score", str(tmp_path / "in.jsonl"), "--set", "scorer.prm=p"]) == 2
     error = capsys.readouterr().err
     assert f"in.jsonl:2: {message}" in error
+
+
+def test_thoughts_and_final_answer_are_also_aggregated_apart(tmp_path: Path) -> None:
+    open_ended = "ccccc\n\nWait, no."
+    rows = [
+        {"question": "q", "response": f"<think>\n{open_ended}\n</think>\n\ndd"},
+        {"question": "q", "response": open_ended},
+        {"question": "q", "responses": [open_ended, " "]},
+    ]
+    whole, cut, several = scored(tmp_path, rows, "step_format=thoughts", "aggregator=max")
+    assert whole["steps"] == ["<think>\nccccc", "Wait, no.\n</think>", "dd"]
+    assert (whole["aggregate"], whole["thoughts_aggregate"], whole["answer_aggregate"]) == (1 / 2, 1 / 13, 1 / 2)
+    assert (cut["thoughts_aggregate"], cut["answer_aggregate"]) == (1 / 5, None)
+    assert (several["thoughts_aggregate"], several["answer_aggregate"]) == ([1 / 5, None], [None, None])

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from mmprm.errors import DataError
-from mmprm.prm.info import PrmTokens
+from mmprm.prm.info import PrmTokens, read_info
 from mmprm.prm.model import initialize_prm, save_prm
+from mmprm.prm.packing import Marks, pack_solutions
+from mmprm.prm.scoring_model import load_scoring_model
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.transformers_scorer import TransformersScorer
+from mmprm.tiny.world import make_problems
 from mmprm.types import Solution
 from tests.backbones import BACKBONES, tiny_solutions, write_backbone
 
@@ -73,3 +78,22 @@ def test_solutions_beyond_the_context_are_rejected(name: str, folder: Path) -> N
     assert [len(each.scores) for each in shared] == [len(each.scores) for each in separate]
     assert shared[1].scores == pytest.approx(separate[1].scores, abs=1e-5)
     assert refusing.score([]) == cutting[1].score([]) == []
+
+
+def test_chains_of_thought_of_300_steps_share_their_prefix(random_policy_folder: Path, tmp_path: Path) -> None:
+    """Two chains that differ in their last 150 steps fit into the context, and half of their steps occur once."""
+    save_prm(tmp_path / "prm", initialize_prm(str(random_policy_folder), PrmTokens()))
+    rng = random.Random(0)
+    first, second, third = ([str(rng.randrange(10)) for _ in range(150)] for _ in range(3))
+    problem = make_problems(1, 0, "test")[0].problem
+    chains = [Solution(problem, tuple(first + second)), Solution(problem, tuple(first + third))]
+    separate, shared = (scorer.score(chains) for scorer in scorers(tmp_path / "prm"))
+    for ours, theirs in zip(shared, separate, strict=True):
+        assert len(ours.scores) == 300
+        assert ours.scores == pytest.approx(theirs.scores, abs=1e-5)
+    _, form = load_scoring_model(str(tmp_path / "prm"), read_info(tmp_path / "prm"), torch.float32)
+    marks = Marks(form)
+    (tree,) = pack_solutions(chains, marks.many(chains), 16384)
+    tokens = [len(ids) for ids, _ in marks.many(chains)]
+    assert max(tokens) < 1024
+    assert sum(tokens) - len(tree.tokens) >= 300  # each of the 150 shared steps has a digit and a marker
