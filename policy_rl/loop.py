@@ -170,14 +170,9 @@ class Loop:
             await self._evaluate(step, log)
             await asyncio.to_thread(report_run, self._output)
 
-    def _write(
-        self, step: int, groups: list[GradedGroup], metrics: dict[str, float], log: MetricsLog, samples: SampleLog
-    ) -> None:
+    def _write(self, step: int, metrics: dict[str, float], log: MetricsLog) -> None:
         log.write("train", step, metrics, shown=False, total=max(step, self._total))
         print(console_line(step, max(step, self._total), metrics), flush=True)
-        picked = chosen(groups, self._config.monitor.samples)
-        prefill = self._collector.prefill
-        samples.write([sample_of(step, group, each, self._config.step_format, prefill) for group, each in picked])
 
     def _write_samples(
         self, step: int, groups: Sequence[GradedGroup], trained: Sequence[TrainingSample], log: SampleLog
