@@ -23,7 +23,7 @@ from mmprm.report.rollouts import SAMPLES_FILE
 from mmprm.steps import StepFormat
 from mmprm.types import ImageRef
 from policy_rl.graded import GradedGroup, GradedResponse
-from policy_rl.rewards.cutter import steps_of
+from policy_rl.rewards.cutter import plain_steps
 from policy_rl.types import TrainingSample
 
 TEXT_FILE = "samples.md"
@@ -120,7 +120,7 @@ def sample_of(
     step_of_token: np.ndarray | None = None,
 ) -> Sample:
     """Create the log entry for a response. `trained` and `step_of_token` are needed only for its advantages."""
-    found = steps_of(each.response, step_format, prefill)
+    found = plain_steps(each.response.text, step_format, prefill)
     scores: tuple[float | None, ...] = each.process.scores if each.process else ()
     scores += (None,) * (len(found.steps) - len(scores))
     credits: tuple[float | None, ...] = ()
