@@ -69,6 +69,10 @@ class CreditConfig(Config):
         """Return whether to exclude responses without a process reward, because crediting them with 0 would not be
         neutral."""
         return self.mode != "scalar" and not self.compares
+    compare_within: Literal["group", "outcome"] = "group"
+    """Responses with which the baseline compares a step's return. group: the group's other responses; outcome: only
+    those whose answers are as correct as its own, so that the process reward says nothing about which outcome is
+    better."""
 
     @model_validator(mode="after")
     def _keys_belong_to_the_source(self) -> CreditConfig:
@@ -135,6 +139,23 @@ class Source:
 @dataclass(frozen=True, slots=True)
 class Credit:
     """Contains process rewards as sequence rewards (`sources`), step returns, or step rewards.
+
+    @model_validator(mode="after")
+    def _outcomes_are_compared(self) -> CreditConfig:
+        if self.compare_within == "group":
+            return self
+        reasons = {
+            f"mode={self.mode}": self.mode not in DENSE,
+            f"baseline={self.baseline}": not self.compares,
+            f"gate={self.gate}": self.gate == "correct",
+        }
+        for setting, is_set in reasons.items():
+            if is_set:
+                raise ValueError(
+                    f"compare_within={self.compare_within} has no effect with {setting}; leave it out, or use mode="
+                    "soft_min, baseline=step_index and gate=none"
+                )
+        return self
 
     `scored_PK` marks the samples with process reward. Two masks mark samples that should have it but do not:
     `missing_PK` have no scored step, and `alone_PK` have no other sample in their group to be compared with.
@@ -277,24 +298,25 @@ MODES_OF: dict[str, tuple[str, ...]] = {
 def assign(
     steps: ScoredSteps,
     kept_PK: Tensor,
-    correct_PK: Tensor,
+    outcome_PK: Tensor,
     config: CreditConfig,
     aggregate: Callable[[Sequence[float]], float] | None = None,
 ) -> Credit:
     """Assign process rewards to the kept samples that pass credit.gate and have at least one scored step.
 
-    If the baseline compares samples, only groups with at least two such samples are included. `correct_PK` marks
-    correct answers; `aggregate` combines step scores with mode=scalar.
+    If the baseline compares samples, only sets of at least two such samples are included: groups or, with
+    compare_within=outcome, the samples of a group with the same outcome. `outcome_PK` is 1 for correct answers, 0 for
+    incorrect ones and −1 for unknown ones; `aggregate` combines step scores with mode=scalar.
     """
     mode = MODES[config.mode]
-    asked_PK = kept_PK & GATES[config.gate](correct_PK)
+    asked_PK = kept_PK & GATES[config.gate](outcome_PK == 1)
     missing_PK = asked_PK & ~steps.mask_PKS.any(dim=-1)
-    scored_PK = keep(asked_PK & ~missing_PK, least=2 if config.compares else 1)
-    mask_PKS = steps.mask_PKS & scored_PK[..., None]
-    taking_part = ScoredSteps(
-        torch.where(mask_PKS, steps.scores_PKS, 0), torch.where(mask_PKS, steps.tokens_PKS, 0), mask_PKS
-    )
-    slots = mode.slots(Part(taking_part, scored_PK, kept_PK & ~missing_PK, aggregate), config)
+    least = 2 if config.compares else 1
+    compared = [keep(each_PK, least) for each_PK in _compared(asked_PK & ~missing_PK, outcome_PK, config)]
+    known_PK = kept_PK & ~missing_PK
+    found = [mode.slots(Part(_only(steps, each_PK), each_PK, known_PK, aggregate), config) for each_PK in compared]
+    # Several sets occur only in modes with returns, and each of them fills the returns of its own samples.
+    slots = found[0] if len(found) == 1 else {"returns_PKS": sum(each["returns_PKS"] for each in found)}
     nothing_PKS = torch.zeros_like(steps.scores_PKS)
     empty = {"sources": (), "returns_PKS": nothing_PKS, "rewards_PKS": nothing_PKS}
     alone_PK = asked_PK & ~missing_PK & ~scored_PK
@@ -327,6 +349,19 @@ def spread(values_NS: Tensor, step_of_NT: Tensor) -> Tensor:
     `step_of_NT` holds the step index of each token, or −1 outside steps, where the result is 0.
     """
     # Tokens outside steps read an added column of zeros.
+def _compared(scored_PK: Tensor, outcome_PK: Tensor, config: CreditConfig) -> list[Tensor]:
+    """Return the sets of samples within which returns are compared: all of them, or one set per outcome."""
+    if config.compare_within == "group":
+        return [scored_PK]
+    return [scored_PK & (outcome_PK == outcome) for outcome in (1, 0, -1)]
+
+
+def _only(steps: ScoredSteps, part_PK: Tensor) -> ScoredSteps:
+    """Mask out the steps of all samples outside `part_PK`."""
+    mask_PKS = steps.mask_PKS & part_PK[..., None]
+    return ScoredSteps(torch.where(mask_PKS, steps.scores_PKS, 0), torch.where(mask_PKS, steps.tokens_PKS, 0), mask_PKS)
+
+
     outside = values_NS.shape[1]
     padded_NS = torch.nn.functional.pad(values_NS, (0, 1))
     return padded_NS.gather(1, torch.where(step_of_NT >= 0, step_of_NT, outside))

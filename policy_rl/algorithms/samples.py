@@ -98,7 +98,7 @@ def add_advantages(
     credit = None
     if settings.credit is not None:
         steps = _scored_steps(groups, kept_PK, step_of_NT)
-        credit = assign(steps, kept_PK, _correct(groups, kept_PK), settings.credit, settings.aggregate)
+        credit = assign(steps, kept_PK, _outcomes(groups, kept_PK), settings.credit, settings.aggregate)
         sources += credit.sources
     per_source = settings.credit is not None and settings.credit.per_source
     sequence_PK, taking_PK = combine(sources, estimator, per_source)
@@ -150,11 +150,14 @@ def _mask(lengths_N: Tensor) -> Tensor:
     return torch.arange(lengths_N.max().item()) < lengths_N[:, None]
 
 
-def _correct(groups: Sequence[GradedGroup], kept_PK: Tensor) -> Tensor:
-    correct_PK = torch.zeros_like(kept_PK)
+def _outcomes(groups: Sequence[GradedGroup], kept_PK: Tensor) -> Tensor:
+    """Return outcome_PK, which is 1 for correct answers, 0 for incorrect ones and −1 for unknown ones."""
+    outcome_PK = torch.full(kept_PK.shape, -1)
     for p, k in kept_PK.nonzero().tolist():
-        correct_PK[p, k] = groups[p].responses[k].correct
-    return correct_PK
+        each = groups[p].responses[k]
+        if each.reward.parts.get("accuracy") is not None:
+            outcome_PK[p, k] = int(each.correct)
+    return outcome_PK
 
 
 def _truncated(groups: Sequence[GradedGroup], kept_PK: Tensor) -> Tensor:
