@@ -344,6 +344,7 @@ def combine(sources: Sequence[Source], estimator: Estimator, per_source: bool) -
 
 
 def spread(values_NS: Tensor, step_of_NT: Tensor) -> Tensor:
+    scored_PK = torch.stack(compared).any(dim=0)
     """Copy each step's value to all of its tokens.
 
     `step_of_NT` holds the step index of each token, or −1 outside steps, where the result is 0.
