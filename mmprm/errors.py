@@ -28,6 +28,10 @@ class SamplingError(MmprmError):
     """Raised when an engine or server fails to produce completions."""
 
 
+class ContextLimitError(SamplingError):
+    """Raised for a prompt that exceeds the model's context."""
+
+
 class EngineStoppedError(SamplingError):
     """Raised when an engine or server cannot serve any request. Its requests can be retried on another engine."""
 

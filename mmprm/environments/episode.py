@@ -19,8 +19,11 @@ from mmprm.environments.interface import Environment, Observation, Transition, c
 from mmprm.environments.load import EnvironmentConfig
 from mmprm.environments.pool import EnvironmentPool, EnvironmentThread
 from mmprm.environments.replay import Replayed, replay
-from mmprm.errors import EngineStoppedError, EpisodeError, SamplingError
+from mmprm.errors import ContextLimitError, EngineStoppedError, EpisodeError, SamplingError
 from mmprm.types import Problem, Verdict
+
+CONTEXT_LIMIT = "context limit"
+"""Reason of an episode whose next prompt exceeds the model's context."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +86,8 @@ class EpisodeTurn:
 class Episode:
     """Holds an episode and its outcome. The first `restored` turns are those of its start.
 
-    `reason` is "success", "no success", "truncated", "turn limit" or, for an episode of unknown outcome, the failure of
-    the environment or engine that ended it.
+    `reason` is "success", "no success", "truncated", "turn limit", "context limit" or, for an episode of unknown
+    outcome, the failure of the environment or engine that ended it.
     """
 
     turns: tuple[EpisodeTurn, ...]
@@ -113,8 +116,9 @@ async def play(
     """Play an episode to its end or to the turn limit.
 
     An environment that fails or hangs, and an engine that fails after the first turn, give an episode with the turns so
-    far and the verdict UNKNOWN. Raises EngineStoppedError, errors of the first request, and errors that a user can
-    resolve, such as a problem without a level.
+    far and the verdict UNKNOWN. An episode whose next prompt exceeds the model's context is INCORRECT. Raises
+    EngineStoppedError, errors of the first request, and errors that a user can resolve, such as a problem without a
+    level.
     """
     turns: list[EpisodeTurn] = []
     try:
@@ -124,6 +128,11 @@ async def play(
         raise
     except EpisodeError as error:
         return _episode(start, turns, Verdict.UNKNOWN, _without_problem(error, start.problem))
+    except ContextLimitError:
+        if not turns:
+            raise
+        # The environment is fine, and leaving out the long episodes would raise the values.
+        return _episode(start, turns, Verdict.INCORRECT, CONTEXT_LIMIT)
     except SamplingError as error:
         if not turns:
             raise

@@ -12,7 +12,7 @@ from mmprm.environments.episode import Action, Episode, EpisodeStart, TurnReques
 from mmprm.environments.interface import Observation, Transition
 from mmprm.environments.load import EnvironmentConfig
 from mmprm.environments.pool import EnvironmentPool
-from mmprm.errors import DataError, EngineStoppedError, SamplingError
+from mmprm.errors import ContextLimitError, DataError, EngineStoppedError, SamplingError
 from mmprm.types import Problem, Verdict
 
 ROOM = "######\n#    #\n# $. #\n#@   #\n######"
@@ -168,6 +168,14 @@ async def test_engine_failures() -> None:
         await episode(Script(SamplingError("no image")))
     with pytest.raises(EngineStoppedError):
         await episode(Script(LEFT, EngineStoppedError("gone")))
+
+
+async def test_an_episode_that_exceeds_the_context_failed() -> None:
+    full = ContextLimitError("problem p: 513 tokens")
+    cut = await episode(Script(LEFT, full))
+    assert (len(cut.turns), cut.verdict, cut.reason) == (1, Verdict.INCORRECT, "context limit")
+    with pytest.raises(ContextLimitError, match="513 tokens"):
+        await episode(Script(full))
 
 
 async def test_a_problem_that_the_environment_cannot_use_is_an_error() -> None:
