@@ -150,14 +150,14 @@ class Collector:
         """Return the number of passes over the problems so far, including a partial one."""
         return self._prompts.position / len(self._prompts.problems)
 
-    async def collect(self, step: int) -> Collected:
-        """Collect up to batch.prompts groups for a training step. `step` counts from 1.
     def step_of_token(self, each: GradedResponse) -> np.ndarray | None:
         """Return the step index of each token of a response, or None if its steps are unknown."""
         if each.process is not None:
             return each.process.step_of_token
         return None if self._cutter is None else self._cutter.cut(each.response)[1]
 
+    async def collect(self, step: int) -> Collected:
+        """Collect up to batch.prompts groups for a training step. `step` counts from 1.
 
         There are fewer if some were dropped or if the filter ran out of rounds. With a filter, the number is a multiple
         of the groups per update, and the rest are carried over: a shortage leads to fewer updates, not smaller ones.

@@ -55,6 +55,10 @@ class CreditConfig(Config):
     gate: Literal["none", "correct"] = "none"
     """Responses that receive process rewards. none: all responses; correct: only correct responses, compared only with
     each other (PAPO)."""
+    compare_within: Literal["group", "outcome"] = "group"
+    """Responses with which the baseline compares a step's return. group: the group's other responses; outcome: only
+    those whose answers are as correct as its own, so that the process reward says nothing about which outcome is
+    better."""
     per_source: bool = False
     """With mode=scalar, apply the estimator to the outcome reward and the process reward separately, and add the
     results (PRIME). If false, apply it to their sum."""
@@ -69,10 +73,6 @@ class CreditConfig(Config):
         """Return whether to exclude responses without a process reward, because crediting them with 0 would not be
         neutral."""
         return self.mode != "scalar" and not self.compares
-    compare_within: Literal["group", "outcome"] = "group"
-    """Responses with which the baseline compares a step's return. group: the group's other responses; outcome: only
-    those whose answers are as correct as its own, so that the process reward says nothing about which outcome is
-    better."""
 
     @model_validator(mode="after")
     def _keys_belong_to_the_source(self) -> CreditConfig:
@@ -115,6 +115,23 @@ class CreditConfig(Config):
             raise ValueError(f"eta={self.eta} is the threshold of transform=clip; set that, or leave eta out")
         return self
 
+    @model_validator(mode="after")
+    def _outcomes_are_compared(self) -> CreditConfig:
+        if self.compare_within == "group":
+            return self
+        reasons = {
+            f"mode={self.mode}": self.mode not in DENSE,
+            f"baseline={self.baseline}": not self.compares,
+            f"gate={self.gate}": self.gate == "correct",
+        }
+        for setting, is_set in reasons.items():
+            if is_set:
+                raise ValueError(
+                    f"compare_within={self.compare_within} has no effect with {setting}; leave it out, or use mode="
+                    "soft_min, baseline=step_index and gate=none"
+                )
+        return self
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -139,23 +156,6 @@ class Source:
 @dataclass(frozen=True, slots=True)
 class Credit:
     """Contains process rewards as sequence rewards (`sources`), step returns, or step rewards.
-
-    @model_validator(mode="after")
-    def _outcomes_are_compared(self) -> CreditConfig:
-        if self.compare_within == "group":
-            return self
-        reasons = {
-            f"mode={self.mode}": self.mode not in DENSE,
-            f"baseline={self.baseline}": not self.compares,
-            f"gate={self.gate}": self.gate == "correct",
-        }
-        for setting, is_set in reasons.items():
-            if is_set:
-                raise ValueError(
-                    f"compare_within={self.compare_within} has no effect with {setting}; leave it out, or use mode="
-                    "soft_min, baseline=step_index and gate=none"
-                )
-        return self
 
     `scored_PK` marks the samples with process reward. Two masks mark samples that should have it but do not:
     `missing_PK` have no scored step, and `alone_PK` have no other sample in their group to be compared with.
@@ -319,8 +319,22 @@ def assign(
     slots = found[0] if len(found) == 1 else {"returns_PKS": sum(each["returns_PKS"] for each in found)}
     nothing_PKS = torch.zeros_like(steps.scores_PKS)
     empty = {"sources": (), "returns_PKS": nothing_PKS, "rewards_PKS": nothing_PKS}
+    scored_PK = torch.stack(compared).any(dim=0)
     alone_PK = asked_PK & ~missing_PK & ~scored_PK
     return Credit(**{**empty, **slots}, scored_PK=scored_PK, missing_PK=missing_PK, alone_PK=alone_PK)
+
+
+def _compared(scored_PK: Tensor, outcome_PK: Tensor, config: CreditConfig) -> list[Tensor]:
+    """Return the sets of samples within which returns are compared: all of them, or one set per outcome."""
+    if config.compare_within == "group":
+        return [scored_PK]
+    return [scored_PK & (outcome_PK == outcome) for outcome in (1, 0, -1)]
+
+
+def _only(steps: ScoredSteps, part_PK: Tensor) -> ScoredSteps:
+    """Mask out the steps of all samples outside `part_PK`."""
+    mask_PKS = steps.mask_PKS & part_PK[..., None]
+    return ScoredSteps(torch.where(mask_PKS, steps.scores_PKS, 0), torch.where(mask_PKS, steps.tokens_PKS, 0), mask_PKS)
 
 
 def combine(sources: Sequence[Source], estimator: Estimator, per_source: bool) -> tuple[Tensor, Tensor]:
@@ -344,25 +358,11 @@ def combine(sources: Sequence[Source], estimator: Estimator, per_source: bool) -
 
 
 def spread(values_NS: Tensor, step_of_NT: Tensor) -> Tensor:
-    scored_PK = torch.stack(compared).any(dim=0)
     """Copy each step's value to all of its tokens.
 
     `step_of_NT` holds the step index of each token, or −1 outside steps, where the result is 0.
     """
     # Tokens outside steps read an added column of zeros.
-def _compared(scored_PK: Tensor, outcome_PK: Tensor, config: CreditConfig) -> list[Tensor]:
-    """Return the sets of samples within which returns are compared: all of them, or one set per outcome."""
-    if config.compare_within == "group":
-        return [scored_PK]
-    return [scored_PK & (outcome_PK == outcome) for outcome in (1, 0, -1)]
-
-
-def _only(steps: ScoredSteps, part_PK: Tensor) -> ScoredSteps:
-    """Mask out the steps of all samples outside `part_PK`."""
-    mask_PKS = steps.mask_PKS & part_PK[..., None]
-    return ScoredSteps(torch.where(mask_PKS, steps.scores_PKS, 0), torch.where(mask_PKS, steps.tokens_PKS, 0), mask_PKS)
-
-
     outside = values_NS.shape[1]
     padded_NS = torch.nn.functional.pad(values_NS, (0, 1))
     return padded_NS.gather(1, torch.where(step_of_NT >= 0, step_of_NT, outside))
