@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import yaml
 
 from mcts.config import CampaignConfig
-from mmprm.config import Config, load
+from mmprm.config import Config, differing_keys, load
 from mmprm.prm.train import TrainConfig
 from policy_rl.config import RLConfig
 from policy_rl.sft.train import SftConfig
@@ -186,3 +187,36 @@ def test_every_recipe_has_its_table() -> None:
     assert len(shown) == len(set(shown))
     assert {*shown} >= {(file, stage) for file, stage in shipped if file not in OURS}
     assert {*shown} - shipped == {("annotate/mm-prm-8b.yaml", None), ("train/mm-prm-8b.yaml", None)}
+
+
+FINDINGS = re.findall(
+    r"^\| [^|]+ \| `mmprm (rl|stages) --config configs/([\w/.-]+)([^`]*)`",
+    (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8").partition("## Findings of")[2].partition("\n## ")[0],
+    re.MULTILINE,
+)
+
+
+def dumped(command: str, file: Path, sets: list[str]) -> dict[str, Any]:
+    """Return the configuration as nested keys; those of a stages file begin with the number of the stage."""
+    if command == "rl":
+        return load(RLConfig, file, sets).model_dump(mode="json")
+    stages = enumerate(read_stages(file, sets), start=1)
+    return {str(number): stage.config.model_dump(mode="json") for number, stage in stages}
+
+
+@pytest.mark.parametrize(("command", "file", "options"), FINDINGS, ids=lambda text: text.strip() or "as shipped")
+def test_the_configuration_of_a_finding_differs_in_its_keys_only(command: str, file: str, options: str) -> None:
+    words = shlex.split(options)
+    assert set(words[::2]) <= {"--set"}
+    sets = words[1::2]
+    keys = {item.partition("=")[0] for item in sets}
+    before, after = (dumped(command, ROOT / "configs" / file, each) for each in ([], sets))
+    changed = differing_keys(before, after)
+    assert all(any(key == each or key.startswith(f"{each}.") for each in keys) for key in changed), changed
+    assert all(any(key == each or key.startswith(f"{each}.") for key in changed) for each in keys), "a key does nothing"
+
+
+def test_the_findings_have_the_ablations_of_length_kl_filter_and_size() -> None:
+    options = " ".join(each for _, _, each in FINDINGS)
+    keys = ("rewards.length", "trainer.loss.kl.coefficient", "filter", "engine.model")
+    assert [key for key in keys if f"--set {key}=" not in options.replace("'", "")] == []

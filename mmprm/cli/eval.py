@@ -1,9 +1,9 @@
 """Evaluate a process reward model: how well it finds incorrect steps, and how much reranking with it helps.
 
-processbench, visualprocessbench and steps score solutions with human judgments of their steps; labels compares the soft
+processbench, visualprocessbench, prmbench and steps score solutions with known errors; labels compares the soft
 labels of `mmprm labels` with human judgments or the ground truth of the built-in toy world; bon reads the output of
 `mmprm rerank`. Each writes its metrics as JSON to the output folder, where report.html shows all of them. policy runs a
-policy on a benchmark and reports its accuracy.
+policy on a benchmark and reports its accuracy; compare shows the results of several policies next to each other.
 
 Examples:
   mmprm eval processbench gsm8k.json math.json --set scorer.prm=runs/demo/train/prm --set development=gsm8k
@@ -13,6 +13,7 @@ Examples:
   mmprm eval bon runs/rerank/candidates.jsonl
   mmprm eval policy AI4Math/MathVista --set benchmark=mathvista --set engine.model=runs/rl/policy
 """
+  mmprm eval compare runs/eval-base runs/eval-sft runs/eval-rl
 
 from __future__ import annotations
 
@@ -36,6 +37,7 @@ from mmprm.evaluation.aggregators import described
 from mmprm.evaluation.best_of_n import BestOfN, evaluate_best_of_n
 from mmprm.evaluation.label_quality import judged_labels, known_from
 from mmprm.evaluation.labeled import DATASETS, LabeledSolution, MetricName, Options, read_labeled
+from mmprm.evaluation.compare import CompareConfig, Comparison, compare_policies
 from mmprm.evaluation.policy_config import PolicyEvalConfig
 from mmprm.evaluation.policy_scores import PolicyScores
 from mmprm.evaluation.prm_evaluation import PrmEvaluation, ScoredSolution, judge
@@ -44,7 +46,7 @@ from mmprm.labels.formats import LABEL_FORMATS
 from mmprm.labels.parquet import read_parquet
 from mmprm.report.page import write_page
 from mmprm.report.prm_evaluation import prm_evaluation_page
-from mmprm.report.tables import best_of_n_table, policy_table, prm_evaluation_table
+from mmprm.report.tables import best_of_n_table, comparison_table, policy_table, prm_evaluation_table
 from mmprm.scoring.aggregate import AGGREGATORS
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.open import open_scorer, scorer_info
@@ -59,7 +61,9 @@ class MeasureConfig(Config):
     """Holds the settings shared by all evaluations of step scores."""
 
     output: PathText = "runs/eval"
-    """Folder for the metrics (one JSON file per data set) and report.html."""
+    """Folder for the metrics (one JSON file per data set and name) and report.html."""
+    name: str = Field("", pattern=r"^[\w.+-]*$")
+    """Name of the scorer. Results with different names are kept side by side, and report.html compares them."""
     format: str = "prm800k"
     """Format of files with step labels: prm800k, trl, math-shepherd, visualprm, mm-prm or openrlhf."""
     label_threshold: float = Field(0.0, ge=0, lt=1)
@@ -113,8 +117,8 @@ def run(arguments: argparse.Namespace) -> None:
     name = f"policy-{result.benchmark}" if isinstance(result, PolicyScores) else arguments.kind
     with output(folder / f"{name}.json") as out:
         out.write(TypeAdapter(type(result)).dump_json(result, indent=2).decode() + "\n")
-    if isinstance(result, PolicyScores):
-        print(policy_table(result))
+    if isinstance(result, PolicyScores | Comparison):
+        print(policy_table(result) if isinstance(result, PolicyScores) else comparison_table(result))
         print(f"see {folder / f'{name}.json'}")
         return
     write_page(folder / "report.html", prm_evaluation_page(*_results(folder)))
@@ -131,6 +135,10 @@ def _judge_scores(kind: str, files: Sequence[Path], config: PrmEvalConfig) -> Pr
     labeled = _labeled(kind, files, config, config.image_root)
     info = scorer_info(config.scorer)
     _check_threshold(config, info.threshold)
+def _compared(kind: str, folders: Sequence[Path], config: CompareConfig) -> Comparison:
+    return compare_policies(folders, config)
+
+
     judged, costs = _scored(config.scorer, labeled)
     if not judged:
         raise DataError(
@@ -254,9 +262,13 @@ def _results(folder: Path) -> tuple[list[PrmEvaluation], BestOfN | None]:
 
 METRIC_OF: dict[str, MetricName] = {name: dataset.metric for name, dataset in DATASETS.items()} | {"labels": "macro_f1"}
 
-_INPUTS = {"labels": "Parquet of mmprm labels", "policy": "JSON lines, a JSON list, Parquet or a hub id"}
+_INPUTS = {
+    "labels": "Parquet of mmprm labels",
+    "policy": "JSON lines, a JSON list, Parquet or a hub id",
+    "compare": "output folder of mmprm eval policy, one per policy; the first is the baseline",
+}
 
-_KINDS: dict[str, tuple[str, type[Config], Callable[..., PrmEvaluation | BestOfN | PolicyScores]]] = {
+_KINDS: dict[str, tuple[str, type[Config], Callable[..., PrmEvaluation | BestOfN | PolicyScores | Comparison]]] = {
     "processbench": ("first errors: F1 by file, and its average", PrmEvalConfig, _judge_scores),
     "visualprocessbench": (
         "steps of multimodal solutions: macro F1, pooled and by source",
@@ -284,6 +296,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             help=summary,
             description=summary,
             epilog=f"example:\n{examples[name]}",
+    "compare": ("changes in the accuracy of policies, by benchmark", CompareConfig, _compared),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         form = _INPUTS.get(name, "JSON lines, or a JSON list")

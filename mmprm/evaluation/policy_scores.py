@@ -6,7 +6,7 @@ Shapes: Q question, N sample of a question.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,13 +45,22 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
+class QuestionScore:
+    """Holds the fraction of correct responses to a question by grading stage, and the question's family, whose members
+    are not independent of each other."""
+
+    family: str
+    correct: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class PolicyScores:
     """Holds a policy's results on a benchmark.
 
     `scores` maps the grading stage (symbolic, extracted, judged) to scores by group, such as "subject: algebra", where
     "all" covers all questions. `official` maps the stage to the benchmark's aggregate scores. `left_out` counts rows
     that are not part of the benchmark. `failed` maps the id of each question that could not be sampled to the reason.
-    `cut` counts responses that reached the token limit.
+    `cut` counts responses that reached the token limit. `by_question` maps the id of each question to its score.
     """
 
     benchmark: str
@@ -64,6 +73,7 @@ class PolicyScores:
     tokens: float
     scores: dict[str, dict[str, Score]]
     official: dict[str, dict[str, float]]
+    by_question: dict[str, QuestionScore] = field(default_factory=dict)
 
 
 def stages(config: PolicyEvalConfig) -> list[str]:
@@ -110,7 +120,13 @@ def scored(
         tokens=float(np.mean([completion.token_count for completion in completions])),
         scores={stage: scores(stage) for stage in stages(config)},
         official={stage: official(stage) for stage in stages(config)},
+        by_question={each.item.problem.id: _question_score(each, config) for each in answered},
     )
+
+
+def _question_score(answered: Answered, config: PolicyEvalConfig) -> QuestionScore:
+    counts = {stage: sum(_is_correct(answered, n, stage) for n in range(config.samples)) for stage in stages(config)}
+    return QuestionScore(answered.item.family, {stage: count / config.samples for stage, count in counts.items()})
 
 
 def _key(grading: Grading, item: Item) -> str | None:

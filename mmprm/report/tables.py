@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 
 from mmprm.evaluation.best_of_n import OWN, BestOfN
+from mmprm.evaluation.compare import Comparison
 from mmprm.evaluation.policy_scores import PolicyScores, Score
 from mmprm.evaluation.prm_evaluation import METRICS, PrmEvaluation
 from mmprm.metrics import Interval
@@ -84,6 +86,24 @@ def policy_table(result: PolicyScores) -> str:
 
 
 def _samples_lines(score: Score, samples: int) -> list[str]:
+def comparison_table(result: Comparison) -> str:
+    """Format a comparison with one row per benchmark and policy, followed by the policies' means over benchmarks."""
+    names, policies = [*result.benchmarks, "mean"], result.policies
+    first, second = max(9, *map(len, names)), max(len("policy"), *map(len, policies))
+    lines = [f"{'benchmark':<{first}}  {'policy':<{second}}{'correct / all':>22}{'change':>24}"]
+    for name, compared in result.benchmarks.items():
+        rows = zip(policies, compared.accuracy, compared.change, strict=True)
+        for number, (policy, accuracy, change) in enumerate(rows):
+            shown = "" if number else name
+            lines.append(f"{shown:<{first}}  {policy:<{second}}{cell(accuracy):>22}{cell(change, '+.3f'):>24}".rstrip())
+    means = [fmean(compared.accuracy[n].value for compared in result.benchmarks.values()) for n in range(len(policies))]
+    for policy, value in zip(policies, means, strict=True):
+        lines.append(f"{'mean':<{first}}  {policy:<{second}}{value:>8.3f}{'':>14}{value - means[0]:>+10.3f}")
+    lines.append(f"stage {result.stage}; changes are from {policies[0]}, on the same questions")
+    lines += [f"left out: {name} has no result in {', '.join(folders)}" for name, folders in result.left_out.items()]
+    return "\n".join([*lines, *(f"note: {note}" for note in result.notes)])
+
+
     """Format the mean over samples (which is pass@1), pass@k and majority-vote accuracy over all questions."""
     named = [(f"avg@{samples}", score.accuracy), *((f"pass@{k}", value) for k, value in score.pass_at.items())]
     return [f"  {name:<9}{cell(value)}" for name, value in [*named, ("majority", score.majority)]]

@@ -106,6 +106,8 @@ def test_the_command_reports_by_subject(
     assert (symbolic["all"]["of_known"]["value"], symbolic["all"]["failed"]) == (0.5, 1)
     assert symbolic["all"]["accuracy"]["low"] < 2 / 6 < symbolic["all"]["accuracy"]["high"]
     assert list(found["failed"]) == ["3"]
+    by_question = {name: each["correct"]["symbolic"] for name, each in found["by_question"].items()}
+    assert by_question == {"0": 1, "1": 0, "2": 0, "3": 0, "4": 0, "5": 1}
     assert (found["questions"], found["cut"], found["tokens"]) == (6, 1, 7)
     assert "judged" not in found["scores"]
     assert {request.n for request in sampler.requests} == {1}
