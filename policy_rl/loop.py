@@ -220,6 +220,7 @@ class Loop:
         if self._tree_settings is not None:
             metrics |= describe_branches(groups, collected.branch_tokens)
         metrics |= hacking_metrics(groups, self._config.step_format, self._collector.prefill)
+        metrics |= phrase_metrics(groups, self._config.monitor.phrases)
         samples, advantage_metrics = await self._samples(groups) if groups else ([], {})
         updates = await self._update(step, samples, collected.progress)
         self._seconds["update"] = sum(update["seconds"] for update in updates)
@@ -247,7 +248,6 @@ class Loop:
         samples, tree = draft(groups, kept_PK), self._tree_settings
         if tree is not None and tree.train:
             samples += draft_continuations(groups, kept_PK)
-        metrics |= phrase_metrics(groups, self._config.monitor.phrases)
         if self._needs_old or self._needs_ref:
             with Timed(self._seconds, "old"):
                 samples = await asyncio.to_thread(self._trainer.log_probs, samples, not self._needs_old)
