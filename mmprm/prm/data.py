@@ -17,7 +17,7 @@ from mmprm.types import Solution
 
 @dataclass(frozen=True, slots=True, eq=False)  # arrays cannot be compared with ==
 class PrmSample:
-    """Holds one tokenized solution with a target and a weight for each step."""
+    """Holds one tokenized solution or episode with a target and a weight for each step."""
 
     solution: Solution
     targets: tuple[float, ...]
@@ -50,6 +50,7 @@ def make_samples(examples: Sequence[LabeledExample], renderer: Renderer, config:
         labeled = [depth for depth, value in enumerate(targets.values, start=1) if not math.isnan(value)]
         if labeled:
             judged = slice(labeled[-1])
-            solution = Solution(example.problem, example.path.steps[judged])
+            seen = tuple(observation.parts for observation in example.observations or ())
+            solution = Solution(example.problem, example.path.steps, seen).first_steps(labeled[-1])
             samples.append(PrmSample(solution, targets.values[judged], targets.weights[judged], *marks(solution)))
     return samples

@@ -56,10 +56,7 @@ MARK = "\ue000"
 @dataclass(frozen=True, slots=True)
 class Marked:
     """Holds a solution's token ids, with one placeholder per image, and the index of the token at which each step is
-    scored.
-
-    Images come before the first step, so an index keeps its distance from the end when placeholders are expanded.
-    """
+    scored."""
 
     ids: Sequence[int]
     positions: Sequence[int]
@@ -91,12 +88,19 @@ class Format(ABC):
         input_ids_BT = inputs["input_ids"]
         read_BT = torch.zeros_like(input_ids_BT, dtype=torch.bool)
         for row, (item, length) in enumerate(zip(marked, inputs["attention_mask"].sum(dim=1).tolist(), strict=True)):
-            positions = [length - len(item.ids) + position for position in item.positions]
-            assert input_ids_BT[row, positions].tolist() == [item.ids[position] for position in item.positions], (
-                "same tokens"
-            )
-            read_BT[row, positions] = True
+            read_BT[row, self.located(item, input_ids_BT[row, :length].tolist())] = True
         return inputs, read_BT
+
+    def located(self, marked: Marked, ids: Sequence[int]) -> list[int]:
+        """Return the indices of the scores among `ids`, the solution's token ids with expanded image placeholders.
+
+        Images come before the first step, so an index keeps its distance from the end.
+        """
+        positions = [len(ids) - len(marked.ids) + position for position in marked.positions]
+        assert [ids[position] for position in positions] == [marked.ids[position] for position in marked.positions], (
+            "same tokens"
+        )
+        return positions
 
     def length(self, solution: Solution) -> int:
         """Count the tokens of a solution, including those of its images."""
@@ -133,6 +137,10 @@ class MmPrmFormat(Format):
         marker, texts = self.renderer.marker_id, [self.text(solution) for solution in solutions]
         encoded = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
         return [Marked(ids, [position for position, token in enumerate(ids) if token == marker]) for ids in encoded]
+
+    def located(self, marked: Marked, ids: Sequence[int]) -> list[int]:
+        """Return the indices of the markers, also if images are between them, as in an episode."""
+        return [position for position, token in enumerate(ids) if token == self.renderer.marker_id]
 
     def _inputs(self, solutions: Sequence[Solution], marked: Sequence[Marked]) -> Any:
         return self.renderer.encode(solutions)

@@ -4,6 +4,9 @@ After an empty user turn, the assistant's turn is `<image>\\nQuestion: {q}\\nPro
 stands for the placeholder that the model's chat template writes for one image, and `<prm>` is a special token. Each
 step is scored at its own `<prm>`, without a shift by one token: P(correct) = softmax([logit_Yes, logit_No])[0].
 
+In an episode, each action follows what the policy saw before it, with images in place: `Question: {o1}\nProcess:
+{a1}<prm>\n{o2}\n{a2}<prm>…`. The first observation takes the place of the question.
+
 Nothing here imports torch: `processor` is a transformers processor, or the tokenizer of a text-only model.
 
 Shapes: B solution, T token.
@@ -11,7 +14,7 @@ Shapes: B solution, T token.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from mmprm.backbone.processor import (
@@ -62,13 +65,25 @@ class Renderer:
 
     def render(self, solution: Solution) -> str:
         """Render a solution as text; raise DataError if it has no steps or contains a reserved token."""
-        check_solution(solution, bool(self.image), self._reserved)
+        check_solution(solution, bool(self.image), self._reserved, turns=True)
+        body = self._episode(solution) if solution.observations else self._solution(solution)
+        return f"{self._before}{body}{self._after}"
+
+    def _solution(self, solution: Solution) -> str:
         problem = solution.problem
         question, head = asked_question(problem), ""
         if problem.images:
             question, head = question.replace(IMAGE, "").strip(), self.image * len(problem.images) + "\n"
         process = "".join(step + self.tokens.marker for step in solution.steps)
-        return f"{self._before}{head}Question: {question}\nProcess: {process}{self._after}"
+        return f"{head}Question: {question}\nProcess: {process}"
+
+    def _episode(self, solution: Solution) -> str:
+        first, *later = (
+            "".join(part if isinstance(part, str) else self.image for part in parts) for parts in solution.observations
+        )
+        action, *actions = (step + self.tokens.marker for step in solution.steps)
+        turns = (f"\n{seen}\n{done}" for seen, done in zip(later, actions, strict=True))
+        return f"Question: {first}\nProcess: {action}{''.join(turns)}"
 
     def encode(self, solutions: Sequence[Solution]) -> Any:
         """Return model inputs as a BatchFeature: right-padded input_ids_BT, attention_mask_BT, and image tensors.
@@ -76,7 +91,7 @@ class Renderer:
         Row b holds exactly len(solutions[b].steps) markers. Raises DataError like `render`, and for broken images.
         """
         texts = [self.render(solution) for solution in solutions]
-        images = [open_image(image) for solution in solutions for image in solution.problem.images]
+        images = [open_image(image) for solution in solutions for image in solution.images]
         inputs = self.processor(
             text=texts,
             **({"images": images} if images else {}),
@@ -91,18 +106,29 @@ class Renderer:
         return inputs
 
 
-def check_solution(solution: Solution, images: bool, reserved: Iterable[str]) -> None:
-    """Raise DataError if a PRM format cannot express the solution. `images` says whether the format supports images."""
-    problem, name = solution.problem, f"problem {solution.problem.id}"
+def check_solution(solution: Solution, images: bool, reserved: Iterable[str], turns: bool = False) -> None:
+    """Raise DataError if a PRM format cannot express the solution. `images` and `turns` say whether the format supports
+    images and episodes."""
+    name = f"problem {solution.problem.id}"
     if not solution.steps:
         raise DataError(f"{name}: a solution must have at least one step to be scored; remove it or add steps")
-    if problem.images and not images:
+    if solution.observations and not turns:
+        raise DataError(f"{name}: is an episode, which only the format mm-prm expresses; use a model of mmprm train")
+    if solution.images and not images:
         raise DataError(f"{name}: has images, but this process reward model reads text only; use a multimodal one")
-    for position, text in enumerate((asked_question(problem), *solution.steps)):
+    for where, text in _texts(solution):
         for token in reserved:
             if token in text:
-                where = f"step {position}" if position else "question"
                 raise DataError(f"{name}: {where} contains {token!r}, which the format reserves; remove it")
+
+
+def _texts(solution: Solution) -> Iterator[tuple[str, str]]:
+    """Yield the name and content of each text that is rendered."""
+    if not solution.observations:
+        yield "question", asked_question(solution.problem)
+    for number, parts in enumerate(solution.observations, start=1):
+        yield from ((f"observation {number}", part) for part in parts if isinstance(part, str))
+    yield from ((f"step {number}", step) for number, step in enumerate(solution.steps, start=1))
 
 
 def special_tokens(processor: Any) -> list[str]:

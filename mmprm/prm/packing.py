@@ -1,7 +1,7 @@
 """Pack several token trees into each input row, where every token attends only to its ancestors.
 
-A token's position is its depth in the tree. A tree holds the solutions of one problem, or a single solution. Its
-images are encoded once.
+A token's position is its depth in the tree. A tree holds the solutions of one problem, or a single solution or
+episode. Its images are encoded once.
 
 Shapes: B row, T token of a row, X axis of positions (3 with M-RoPE, else 1), D depth.
 """
@@ -89,12 +89,12 @@ class Marks:
 
     def _grown(self, solution: Solution, marked: Marked) -> tuple[Ints, Ints]:
         ids, rest = [], list(marked.ids)
-        for image in solution.problem.images:
+        for image in solution.images:
             position = _find(self._placeholder, rest)
             ids += rest[:position] + self._image(image)
             rest = rest[position + len(self._placeholder) :]
         ids += rest
-        return np.asarray(ids, dtype=np.int32), np.asarray(marked.positions) + (len(ids) - len(marked.ids))
+        return np.asarray(ids, dtype=np.int32), np.asarray(self._form.located(marked, ids))
 
     def _image(self, image: ImageRef) -> list[int]:
         if image not in self._of_image:
@@ -119,13 +119,15 @@ def pack_solutions(
     """Pack solutions into trees of at most `max_tokens` tokens. A longer solution gets its own tree.
 
     `marked[i]` holds the tokens of solution i and the positions of its scores; tokens after the last score are dropped.
-    With `shared=False`, each solution gets its own tree.
+    With `shared=False`, each solution gets its own tree. So does each episode: a token's position follows from its
+    depth, but the images of different branches shift it differently.
     """
     paths = [ids[: positions[-1] + 1] for ids, positions in marked]
     groups: dict[Hashable, list[int]] = {}
     for number, solution in enumerate(solutions):
         problem = solution.problem  # grouped by content, because the id may be a line number
-        groups.setdefault((problem.question, problem.images) if shared else number, []).append(number)
+        together = shared and not solution.observations
+        groups.setdefault((problem.question, problem.images) if together else number, []).append(number)
     trees = []
     for group in groups.values():
         for part in cut_at_subtrees([paths[number] for number in group], max_tokens):
@@ -133,7 +135,7 @@ def pack_solutions(
             tree = token_tree([paths[member] for member in members])
             reads = (indices[marked[member][1]] for member, indices in zip(members, tree.indices_PL, strict=True))
             deepest = max(tree.indices_PL, key=len)
-            trees.append(PackedTree(members, solutions[members[0]].problem.images, tree, deepest, tuple(reads)))
+            trees.append(PackedTree(members, solutions[members[0]].images, tree, deepest, tuple(reads)))
     return trees
 
 

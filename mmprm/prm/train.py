@@ -61,7 +61,7 @@ class TrainConfig(TrainableConfig):
     packing: Packing = "none"
     """How to pack paths into rows. none: one path per row. samples: pack several paths per row without attention
     between them. trees: pack all paths of a problem as one sequence that contains shared steps once. The loss is the
-    same. Unsupported models fall back to none with a warning."""
+    same. Unsupported models fall back to none with a warning. Episodes are packed as with samples."""
     max_length: int = Field(4096, ge=1)
     """Maximum number of tokens per path. Longer paths are excluded from training, and their number is reported."""
     training: TrainingConfig = TrainingConfig()
@@ -95,7 +95,7 @@ def train_prm(config: TrainConfig) -> TrainSummary:
 
 def _train(config: TrainConfig, ranks: Ranks) -> TrainSummary:
     started, output = time.perf_counter(), Path(config.output)
-    examples = read_parquet(config.labels)  # read first, to report its errors before a model is loaded
+    examples = read_parquet(config.labels, turns=True)  # read first, to report its errors before a model is loaded
     splits = (example.split for example in examples)
     check_splits(splits, config.labels, "rename it, or split again with mmprm labels export --format parquet")
     examples, selected = _select(examples, config)
@@ -208,6 +208,8 @@ def _rows(config: TrainConfig, prm: Prm, parts: list[list[PrmSample]], ranks: Ra
                 "using none",
                 flush=True,
             )
+    if packing == "trees" and ranks.is_main and any(sample.solution.observations for part in parts for sample in part):
+        print("packing=trees: episodes share no tokens, because of the images between their turns", flush=True)
     form, training = open_format(prm.processor, prm.info), config.training
     shares = [ranks.count * max(1, -(-len(part) // training.batch_size)) for part in parts]
     return [
@@ -222,7 +224,7 @@ def _check_images(samples: list[PrmSample], config: TrainConfig, ranks: Ranks) -
     A rank whose batch has no image runs neither vision tower nor projector. Under ZeRO-3, the other ranks would wait
     for it to gather these weights. Under stages 1 and 2, they would reduce gradients that it does not have.
     """
-    kinds = {bool(sample.solution.problem.images) for sample in samples}
+    kinds = {bool(sample.solution.images) for sample in samples}
     stage, still = config.training.stage, {"vision", "projector"} <= set(config.frozen) and config.lora is None
     if ranks.count > 1 and len(kinds) > 1 and stage > (2 if still else 0):
         raise ConfigError(

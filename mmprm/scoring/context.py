@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 from mmprm.errors import CheckpointError, DataError
@@ -43,14 +42,14 @@ def fitting(solution: Solution, tokens: Callable[[Solution], int], limit: int, t
     kept = bisect_right(
         range(1, len(solution.steps)),
         limit,
-        key=lambda count: tokens(replace(solution, steps=solution.steps[:count])),
+        key=lambda count: tokens(solution.first_steps(count)),
     )
     if not kept:
         raise DataError(
             f"problem {solution.problem.id}: its question with the first step exceeds the {limit} tokens that the PRM "
             "reads; remove it"
         )
-    return replace(solution, steps=solution.steps[:kept])
+    return solution.first_steps(kept)
 
 
 def score_fitting(

@@ -99,24 +99,18 @@ class VllmScorer:
             # The chat template has already inserted the special tokens.
             tokenization_kwargs={"add_special_tokens": False},
         )
-        return [_at_positions(output, item) for output, item in zip(outputs, marked, strict=True)]
+        return [self._at_positions(output, item) for output, item in zip(outputs, marked, strict=True)]
 
     def _prompt(self, solution: Solution, marked: Marked) -> dict[str, Any]:
-        if not solution.problem.images:
+        if not solution.images:
             return {"prompt_token_ids": list(marked.ids)}
-        images = [open_image(image) for image in solution.problem.images]
+        images = [open_image(image) for image in solution.images]
         return {"prompt": self._format.text(solution), "multi_modal_data": {"image": images}}
 
-
-def _at_positions(output: Any, marked: Marked) -> StepScores:
-    tokens = output.prompt_token_ids
-    correct_T = output.outputs.data.reshape(len(tokens), -1)[:, -1].tolist()
-    # Images precede the first step and expand to many tokens, so count positions from the end.
-    positions = [len(tokens) - len(marked.ids) + position for position in marked.positions]
-    assert [tokens[position] for position in positions] == [marked.ids[position] for position in marked.positions], (
-        "same tokens"
-    )
-    return step_scores(correct_T[position] for position in positions)
+    def _at_positions(self, output: Any, marked: Marked) -> StepScores:
+        tokens = output.prompt_token_ids
+        correct_T = output.outputs.data.reshape(len(tokens), -1)[:, -1].tolist()
+        return step_scores(correct_T[position] for position in self._format.located(marked, tokens))
 
 
 def _head(form: Format, architectures: Sequence[str]) -> dict[str, Any]:
