@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmprm.errors import MmprmError, SamplingError
+from mmprm.errors import ContextLimitError, MmprmError, SamplingError
 from mmprm.hub_models import HUB_ID, check_hub_model
 from mmprm.model_limits import check_cpu_engine
 from mmprm.problems import open_image
@@ -30,6 +30,8 @@ from mmprm.types import Completion, ImageRef, SampleRequest
 if TYPE_CHECKING:
     from vllm import RequestOutput
 
+_TOO_LONG = "longer than the maximum model length"
+"""Part of vLLM's message about a prompt that exceeds the context, for which it has no exception type of its own."""
 ATTEMPTS = 8
 """Maximum number of samples to draw until one begins with the rest of the prefix; after that, the whole prefix is sent
 as text."""
@@ -122,7 +124,8 @@ class VllmSampler:
         except MmprmError as error:
             raise type(error)(f"problem {problem.id}: {error}") from error
         except Exception as error:  # vLLM raises many exception types for an unsuitable prompt.
-            raise SamplingError(
+            kind = ContextLimitError if _TOO_LONG in str(error) else SamplingError
+            raise kind(
                 f"problem {problem.id}: {error}; shorten or correct the prompt, or leave the problem out"
             ) from error
 
