@@ -99,14 +99,15 @@ def _own_problems(config: ProblemsConfig) -> ProblemOf:
     def read(row: Row, location: str) -> Problem:
         left_out = {*_COLUMNS, *(["id"] if "problem_id" in row else [])}
         problem = reader.problem({name: cell for name, cell in row.items() if name not in left_out}, location)
-        content = content_id(problem.question, problem.answer, problem.images, problem.choices)
+        content = content_id(problem.question, problem.answer, problem.media, problem.choices)
         first, other, same = seen.setdefault(problem.id, (location, content, problem))
         if other != content:
             raise DataError(
                 f"{location}: id {cut(problem.id)!r} belongs to another problem already, at {first}; name the problem "
                 "in problem_id and the solution in solution_id"
             )
-        return replace(problem, images=same.images)  # in memory, the solutions of a problem share its images
+        # In memory, the solutions of a problem share its media.
+        return replace(problem, images=same.images, videos=same.videos, audios=same.audios)
 
     return read
 

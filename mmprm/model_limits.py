@@ -35,9 +35,14 @@ _DELTA_NET = ModelLimits(
 _EXPERTS = ModelLimits(
     cpu_reload="vLLM packs the weights of experts for CPU when it starts, and misreads them when they are loaded again"
 )
+_OMNI = ModelLimits(
+    packing="the positions of its videos and audio are computed for whole sequences",
+    planning="the formulas have no audio tower and no videos",
+)
 LIMITS: Mapping[str, ModelLimits] = MappingProxyType(
     dict.fromkeys(("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next"), _DELTA_NET)
     | dict.fromkeys(("qwen3_moe", "qwen3_vl_moe"), _EXPERTS)
+    | dict.fromkeys(("qwen2_5_omni", "qwen2_5_omni_thinker"), _OMNI)
 )
 """Maps each model type with limitations to its ModelLimits."""
 _NONE = ModelLimits()

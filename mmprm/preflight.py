@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mmprm.data.media_inputs import why_unread
 from mmprm.errors import CheckpointError, ConfigError, DataError, SamplingError
 from mmprm.hub_models import HUB_ID, check_hub_model
 from mmprm.prompts import PromptConfig
@@ -42,15 +43,15 @@ def check_policy(
             f"sampling.temperature=0 must be above 0 with {key}={samples}, because all samples of a prompt would be "
             f"equal; try 1.0, or {key}=1"
         )
-    _check_image_counts(engine, problems)
+    _check_media_counts(engine, problems)
     if engine.servers is not None:
         _check_served(engine, prompt)
         return None
     check_model(engine.model)
     owner = load_template_owner(engine.model)
-    if any(problem.images for problem in problems) and not hasattr(owner, "image_processor"):
-        problem = next(problem for problem in problems if problem.images)
-        raise DataError(f"problem {problem.id}: has images, but {engine.model} reads text only; choose another model")
+    for problem in problems:
+        if reason := why_unread(owner, problem.media):
+            raise DataError(f"problem {problem.id}: {reason} (engine.model={engine.model})")
     check_rendering(owner, problems, prompt, engine.model)
     _check_length(engine, sampling, prompt, problems, owner)
     return owner
@@ -132,7 +133,7 @@ def check_prm(prm: str) -> None:
 def check_prm_reads(prm: str, problems: Sequence[Problem]) -> None:
     """Raise DataError if problems have images but the process reward model in this folder is text-only."""
     folder = Path(prm)
-    with_image = next((problem for problem in problems if problem.images), None)
+    with_image = next((problem for problem in problems if problem.media), None)
     names = ("preprocessor_config.json", "processor_config.json")
     if with_image is not None and prm and folder.is_dir() and not any((folder / name).is_file() for name in names):
         raise DataError(
@@ -172,14 +173,17 @@ def check_disk_space(folder: str | Path, key: str, model: str) -> None:
         )
 
 
-def _check_image_counts(engine: EngineConfig, problems: Sequence[Problem]) -> None:
-    over = [problem for problem in problems if len(problem.images) > engine.images_per_prompt]
-    if over:
-        most = max(over, key=lambda problem: len(problem.images))
-        raise ConfigError(
-            f"engine.images_per_prompt={engine.images_per_prompt}: {len(over)} of {len(problems)} problems have more "
-            f"images (up to {len(most.images)}, in {most.id}); set it to {len(most.images)}, or remove these problems"
-        )
+def _check_media_counts(engine: EngineConfig, problems: Sequence[Problem]) -> None:
+    for name, plural in (("images", "images"), ("videos", "videos"), ("audios", "audio recordings")):
+        limit = getattr(engine, f"{name}_per_prompt")
+        counts = {problem.id: len(getattr(problem, name)) for problem in problems}
+        over = [problem_id for problem_id, count in counts.items() if count > limit]
+        if over:
+            most = max(over, key=counts.__getitem__)
+            raise ConfigError(
+                f"engine.{name}_per_prompt={limit}: {len(over)} of {len(problems)} problems have more {plural} (up to "
+                f"{counts[most]}, in {most}); set it to {counts[most]}, or remove these problems"
+            )
 
 
 def _check_served(engine: EngineConfig, prompt: PromptConfig) -> None:

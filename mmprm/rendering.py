@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmprm.data.marks import IMAGE
+from mmprm.data.marks import MARKS, split_at_marks
 from mmprm.errors import CheckpointError, ConfigError
 from mmprm.prompts import PromptConfig, assistant_beginning, messages
 from mmprm.types import Problem
@@ -101,22 +101,23 @@ def check_rendering(template_owner: Any, problems: Sequence[Problem], config: Pr
     """
     name = name or _name(template_owner)
     _check_options(template_owner, config, name)
-    kinds = {bool(problem.images): problem for problem in reversed(problems)}
+    kinds = {tuple(map(type, problem.media)): problem for problem in reversed(problems)}
     for problem in kinds.values():
         text = render(template_owner, problem, "", config)
-        pieces = [piece.strip() for piece in problem.question.split(IMAGE)]
+        pieces = [piece.strip() for piece in split_at_marks(problem.question, list(MARKS))[1]]
         missing = next((piece for piece in pieces if piece not in text), None)
         if missing is not None:
             raise ConfigError(
                 f"{name}: its chat template leaves the question out: {missing[:60]!r} of problem {problem.id} is not "
                 f"in the prompt {text[-120:]!r}; set prompt.template=raw, or name a template with engine.chat_template"
             )
-        mark = getattr(template_owner, "image_token", None)
-        if isinstance(mark, str) and mark and text.count(mark) < len(problem.images):
-            raise ConfigError(
-                f"{name}: its chat template writes {text.count(mark)} placeholders for the {len(problem.images)} "
-                f"images of problem {problem.id}; set prompt.template=raw, or name a template with engine.chat_template"
-            )
+        for kind, media in (("image", problem.images), ("video", problem.videos), ("audio", problem.audios)):
+            mark = getattr(template_owner, f"{kind}_token", None)
+            if isinstance(mark, str) and mark and text.count(mark) < len(media):
+                raise ConfigError(
+                    f"{name}: its chat template writes {text.count(mark)} placeholders for the {len(media)} {kind}s of "
+                    f"problem {problem.id}; set prompt.template=raw, or name a template with engine.chat_template"
+                )
 
 
 def template_of_file(values: Any, *keys: str) -> Any:
@@ -152,23 +153,33 @@ def _content(template_owner: Any, turn: Mapping[str, Any]) -> str:
     if isinstance(content, str):
         text = content
     else:
-        placeholder = raw_image_placeholder(template_owner) if any(part["type"] == "image" for part in content) else ""
-        text = "".join(placeholder if part["type"] == "image" else part["text"] for part in content)
+        parts = (
+            part["text"] if part["type"] == "text" else raw_placeholder(template_owner, part["type"])
+            for part in content
+        )
+        text = "".join(parts)
     ends = turn["role"] == "assistant"
     return text + (_tokenizer(template_owner).eos_token or "" if ends else "")
 
 
-def raw_image_placeholder(template_owner: Any) -> str:
-    """Return the placeholder for one image: the processor's image token, enclosed in two other tokens for Qwen-VL."""
-    mark = getattr(template_owner, "image_token", None)
+def raw_placeholder(template_owner: Any, kind: str = "image") -> str:
+    """Return the placeholder for one medium: the processor's token of this kind, enclosed in two others for Qwen."""
+    mark = getattr(template_owner, f"{kind}_token", None)
     if not isinstance(mark, str):
         raise CheckpointError(
-            f"{_name(template_owner)}: cannot read images, but the problem has one; choose another model"
+            f"{_name(template_owner)}: cannot read {kind}s, but the problem has one; choose another model"
         )
-    around = ("<|vision_start|>", "<|vision_end|>")
-    if mark == "<|image_pad|>" and set(around) <= _tokenizer(template_owner).get_vocab().keys():
-        return mark.join(around)
-    return mark
+    around = _AROUND.get(mark, ())
+    return mark.join(around) if around and set(around) <= _tokenizer(template_owner).get_vocab().keys() else mark
+
+
+_AROUND = {
+    "<|image_pad|>": ("<|vision_start|>", "<|vision_end|>"),
+    "<|IMAGE|>": ("<|vision_bos|>", "<|vision_eos|>"),
+    "<|VIDEO|>": ("<|vision_bos|>", "<|vision_eos|>"),
+    "<|AUDIO|>": ("<|audio_bos|>", "<|audio_eos|>"),
+}
+"""Maps the media tokens of Qwen-VL and Qwen2.5-Omni to the tokens that enclose them in a prompt."""
 
 
 def _check_options(template_owner: Any, config: PromptConfig, name: str) -> None:

@@ -37,6 +37,28 @@ def random_policy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def omni_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the tiny Omni policy's architecture and processor, and random weights."""
+    import torch
+
+    from mmprm.backbone.experts import save_backbone
+    from mmprm.tiny.omni_model import build_omni_model, build_omni_processor
+
+    folder = tmp_path_factory.mktemp("omni_policy")
+    processor = build_omni_processor()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build_omni_model(processor.tokenizer)
+        with torch.no_grad():
+            for parameter in model.parameters():  # larger than at initialization, so that media change the logits
+                if parameter.dim() > 1:
+                    parameter.mul_(2)
+    save_backbone(model, folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def policy_folder(random_policy_folder: Path) -> Path:
     """Return the trained policy that ships with the package, or the random one in a checkout without weights."""
     from mmprm.tiny.model import weights_path

@@ -1,4 +1,4 @@
-"""Store the fused experts of mixture-of-experts models in a layout that vLLM reads.
+"""Store models in a layout that vLLM reads, where transformers' own differs: fused experts, and Qwen2.5-Omni.
 
 transformers holds all experts of a layer as two tensors: gate_up_proj_E2IH and down_proj_EHI. Qwen3-VL-MoE is published
 and stored with both transposed (E, H, 2I and E, I, H). The other types are stored with three matrices per expert.
@@ -16,6 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
+from mmprm.backbone.omni import THINKER, save_omni, stored_name
+
 EXPERTS = re.compile(r"\.mlp\.experts\.(gate_up_proj|down_proj)$")
 TRANSPOSED = ("qwen3_vl_moe",)
 """Model types whose published checkpoints hold transposed expert weights. Saving one with transformers transposes them
@@ -24,6 +26,8 @@ only if the model is sharded, and vLLM would misread the others."""
 
 def stored_tensors(backbone: PreTrainedModel, name: str, tensor: Tensor) -> dict[str, Tensor]:
     """Convert a model parameter to the tensors, by name, that a checkpoint stores for it."""
+    if backbone.config.model_type == THINKER:
+        return {stored_name(name): tensor}
     if not EXPERTS.search(name):
         return {name: tensor}
     if backbone.config.model_type in TRANSPOSED:
@@ -36,6 +40,9 @@ def save_backbone(backbone: PreTrainedModel, folder: str | Path, weights: Mappin
 
     `weights` is the state dict if it differs from the model's own.
     """
+    if backbone.config.model_type == THINKER:
+        save_omni(backbone, folder, backbone.state_dict() if weights is None else weights)
+        return
     if backbone.config.model_type not in TRANSPOSED:
         backbone.save_pretrained(folder, state_dict=None if weights is None else dict(weights))
         return

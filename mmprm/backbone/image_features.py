@@ -88,6 +88,8 @@ def why_not_cached(backbone: nn.Module) -> str | None:
 
     They can if the vision tower and the projector have no trainable parameters, adapters included, and no dropout.
     """
+    if hasattr(backbone.model, "audio_tower"):
+        return "only features of images are cached, but the model also reads videos and audio"
     parts = [getattr(backbone.model, name, None) for name in ("visual", "vision_tower", "multi_modal_projector")]
     parts = [part for part in parts if part is not None]
     if not parts:

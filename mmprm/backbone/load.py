@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from mmprm import files
+from mmprm.backbone.omni import OMNI, OmniForConditionalGeneration, key_mapping
 from mmprm.backbone.window_attention import use_window_batches
 from mmprm.errors import CheckpointError
 from mmprm.training.checkpoints import writing
@@ -48,10 +49,14 @@ def load_backbone(name: str, dtype: torch.dtype | Literal["auto"], kind: Any = N
         # Code shipped with a checkpoint is never run.
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         images = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        options: dict[str, Any] = {"config": config}
+        if config.model_type == OMNI:
+            kind = OmniForConditionalGeneration
+            options = {"config": config.thinker_config, "key_mapping": key_mapping()}
         kind = kind or (AutoModelForImageTextToText if images else AutoModelForCausalLM)
         # Only safetensors: older weight files are pickles, which can run code.
         model, loading = kind.from_pretrained(
-            name, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
+            name, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
         )
         processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
     if loading["missing_keys"]:

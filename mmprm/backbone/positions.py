@@ -19,6 +19,7 @@ class Positions:
     def __init__(self, model: nn.Module) -> None:
         self._rope_index = getattr(model, "get_rope_index", None)
         self._image_id = getattr(model.config, "image_token_id", None)
+        self._names = getattr(model, "position_inputs", ("image_grid_thw",))
         self.axes = 1 if self._rope_index is None else 3
         self._to_image: dict[Hashable, Any] = {}
 
@@ -44,9 +45,9 @@ class Positions:
     def of_sequence(self, ids_T: Tensor, images: Mapping[str, Tensor]) -> Tensor:
         """Return the position ids of a sequence of T tokens as position_XT, with one row per axis X.
 
-        `images` holds the processor's image tensors.
+        `images` holds the processor's tensors of images, videos and audio.
         """
-        grids = {name: tensor for name, tensor in images.items() if name.endswith("grid_thw")}
+        grids = {name: images[name] for name in self._names if name in images}
         if self._rope_index is None or not grids:
             return torch.arange(len(ids_T)).expand(self.axes, -1)
         ids_1T = ids_T[None]

@@ -69,27 +69,29 @@ def templated(processor: Any, messages: Any) -> str:
         ) from error
 
 
-def image_placeholder(processor: Any) -> str:
-    """Return the text that the chat template writes for one image."""
+def image_placeholder(processor: Any, kind: str = "image") -> str:
+    """Return the text that the chat template writes for one image, or for one medium of another kind."""
     text = {"type": "text", "text": _PROBE}
     before, _ = _around([{"role": "user", "content": [text]}], processor)
-    with_image, _ = _around([{"role": "user", "content": [{"type": "image"}, text]}], processor)
+    with_image, _ = _around([{"role": "user", "content": [{"type": kind}, text]}], processor)
     return with_image.removeprefix(before).strip()
 
 
-VISION = re.compile(r"(image|video|vision)\w*token_id$")
+VISION = re.compile(r"(image|video|vision|audio)\w*token_(id|index)$")
 
 
-VISION_TOKEN = re.compile(r"image|video|vision|img", re.IGNORECASE)
+VISION_TOKEN = re.compile(r"image|video|vision|img|audio", re.IGNORECASE)
 
 
 def vision_token_ids(config: Any, tokenizer: Any) -> tuple[int, ...]:
-    """Return the ids of the tokens for images, which must not be sampled. These tokens represent or enclose images.
+    """Return the ids of the tokens that represent or enclose images, videos and audio, which must not be sampled.
 
     Sampling one would make the trainer expect an image. They are found by the names of configuration keys
-    (image_token_id, …) and of the tokenizer's special tokens (<|image_pad|>, <img>, …).
+    (image_token_id, …) and of the tokenizer's special tokens (<|image_pad|>, <img>, <|AUDIO|>, …).
     """
-    by_key = {value for key, value in config.to_dict().items() if VISION.search(key) and isinstance(value, int)}
+    keys = config.to_dict()
+    keys = keys.get("thinker_config", keys)  # Qwen2.5-Omni, whose speech part has ids of its own
+    by_key = {value for key, value in keys.items() if VISION.search(key) and isinstance(value, int)}
     special: Sequence[str] = tokenizer.all_special_tokens
     by_name = {tokenizer.convert_tokens_to_ids(token) for token in special if VISION_TOKEN.search(token)}
     return tuple(sorted(by_key | by_name))

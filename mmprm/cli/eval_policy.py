@@ -114,7 +114,7 @@ class Responses:
     def __init__(self, path: Path, asked_with: Mapping[str, Any], items: Sequence[Item], samples: int = 1) -> None:
         self._path, self._head, self._samples = path, {"asked_with": asked_with}, samples
         problems = [item.problem for item in items]
-        self._contents = {p.id: content_id(p.question, p.answer, p.images, p.choices) for p in problems}
+        self._contents = {p.id: content_id(p.question, p.answer, p.media, p.choices) for p in problems}
         self._rows: dict[str, list[dict[str, Any]]] = {}
         for row in _stored(path, asked_with):
             self._rows.setdefault(row["id"], []).append(row)

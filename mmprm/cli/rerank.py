@@ -195,7 +195,7 @@ def _sampled(config: RerankConfig, problems: Sequence[Problem], path: Path) -> S
 
 
 def _digest(problems: Sequence[Problem]) -> str:
-    content = [(p.id, content_id(p.question, p.answer, p.images), p.choices) for p in problems]
+    content = [(p.id, content_id(p.question, p.answer, p.media), p.choices) for p in problems]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from mmprm.data.media_inputs import KINDS
 from mmprm.errors import DataError
 from mmprm.types import Problem
 
@@ -62,15 +63,15 @@ def check_splits(splits: Iterable[str | None], file: str, way_out: str) -> None:
 
 
 def check_images_below(problems: Iterable[Problem], root: Path, file: str) -> None:
-    """Raise DataError if an image is outside of `root`.
+    """Raise DataError if an image, video or audio recording is outside of `root`.
 
     Otherwise an untrusted file could make a command copy or send arbitrary files from this machine.
     """
     allowed = root.resolve()
     for problem in problems:
-        for image in problem.images:
-            if image.path is not None and not Path(image.path).resolve().is_relative_to(allowed):
+        for each in problem.media:
+            if each.path is not None and not Path(each.path).resolve().is_relative_to(allowed):
                 raise DataError(
-                    f"{file}: problem {problem.id!r} has the image {image.path}, which is not below {root}; if you "
-                    "trust the file, set image_root to the folder of the images"
+                    f"{file}: problem {problem.id!r} has the {KINDS[type(each)]} {each.path}, which is not below "
+                    f"{root}; if you trust the file, set image_root to the folder of such files"
                 )

@@ -127,6 +127,12 @@ def export_labels(config: ExportConfig) -> ExportSummary:
         )
     if form is not None and form.images:
         problems = _problems(examples)
+        for problem in problems:
+            if problem.videos or problem.audios:
+                raise DataError(
+                    f"{config.labels}: problem {problem.id!r} has videos or audio, which this format cannot hold; "
+                    "remove its rows"
+                )
         check_images_below(problems, Path(config.image_root or Path(config.labels).parent), config.labels)
         for problem_id, why in unreadable_media((each.id, each.media) for each in problems).items():
             raise DataError(f"{config.labels}: problem {problem_id!r}: {why}; correct or remove its rows")

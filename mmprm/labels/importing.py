@@ -228,7 +228,7 @@ class _Import:
 
 
 def _content(problem: Problem) -> str:
-    return content_id(problem.question, problem.answer, problem.images)
+    return content_id(problem.question, problem.answer, problem.media)
 
 
 def _embedded(image: ImageRef, location: str) -> ImageRef:

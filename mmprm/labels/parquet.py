@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,13 +14,13 @@ from pyarrow import parquet
 
 from mmprm.data.cells import cut
 from mmprm.data.choices import asked_question
-from mmprm.data.images import image_digest
+from mmprm.data.media import media_digest
 from mmprm.environments.interface import Observation
 from mmprm.errors import DataError
 from mmprm.files import whole_file
 from mmprm.labels.checks import Split, check_row
 from mmprm.labels.observations import observation_cells, read_observations
-from mmprm.types import Counts, ImageRef, LabeledPath, Problem
+from mmprm.types import AudioRef, Counts, ImageRef, LabeledPath, Problem, VideoRef
 
 SCHEMA = pyarrow.schema(
     [
@@ -44,6 +45,13 @@ SCHEMA = pyarrow.schema(
             "observations",
             pyarrow.list_(pyarrow.list_(pyarrow.struct([("text", pyarrow.string()), ("image", pyarrow.binary())]))),
         ),
+        (
+            "videos",
+            pyarrow.list_(
+                pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string()), ("frames", pyarrow.int32())])
+            ),
+        ),
+        ("audios", pyarrow.list_(pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())]))),
     ]
 )
 """Arrow schema of a labels file, with one row per labeled path. `labels` are the values of the counts: correct /
@@ -52,11 +60,13 @@ unlabeled steps. `judge` is null if there is no judge (see mmprm consensus), and
 `root_value` is the value of the problem before its first step, null if unknown. `solution_id` and `author` are null
 unless the path is a given solution; `disagreement` is null unless several completers labeled it. `observations` is null
 unless the steps are turns of an episode; it holds what the policy saw before each turn, as parts with a text or an
-image."""
+image. `videos` and `audios` name files, which are not copied into the table; `frames` is the number of sampled frames.
+"""
 
 EARLIER_NAMES = {"right": "correct", "wrong": "incorrect"}
 """Maps column names of version 0.1 to their current names."""
-_OPTIONAL = {"judge", "judged_by", "root_value", "solution_id", "author", "disagreement", "observations"}
+_OPTIONAL = {"judge", "judged_by", "root_value", "solution_id", "author", "disagreement"}
+_OPTIONAL |= {"observations", "videos", "audios"}
 """Columns that a labels file may lack."""
 
 _ROW_GROUP = 2048
@@ -253,6 +263,10 @@ def _row(example: LabeledExample) -> dict[str, Any]:
         "author": example.author,
         "disagreement": None if example.disagreement is None else list(example.disagreement),
         "observations": observation_cells(example.observations),
+        "videos": [
+            {"bytes": each.data, "path": _absolute(each.path), "frames": each.frames} for each in problem.videos
+        ],
+        "audios": [{"bytes": each.data, "path": _absolute(each.path)} for each in problem.audios],
     }
 
 
@@ -261,7 +275,19 @@ def _problem(row: dict[str, Any], folder: Path) -> Problem:
         ImageRef(path=_found(image["path"], folder)) if image.get("bytes") is None else ImageRef(data=image["bytes"])
         for image in row["images"] or ()
     )
-    return Problem(id=row["problem_id"], question=row["question"], answer=row["answer"], images=images)
+    videos = (VideoRef(**_place(each, folder), frames=each["frames"]) for each in row.get("videos") or ())
+    audios = (AudioRef(**_place(each, folder)) for each in row.get("audios") or ())
+    texts = {"id": row["problem_id"], "question": row["question"], "answer": row["answer"]}
+    return Problem(**texts, images=images, videos=tuple(videos), audios=tuple(audios))
+
+
+def _place(cell: dict[str, Any], folder: Path) -> dict[str, Any]:
+    data = cell.get("bytes")
+    return {"path": _found(cell["path"], folder)} if data is None else {"data": data}
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else os.path.abspath(path)
 
 
 def _found(path: str, folder: Path) -> str:
@@ -281,9 +307,10 @@ def _check_same(problem: Problem, other: Problem, location: str) -> None:
                 f"{location}: problem_id {cut(other.id)!r} already belongs to a different problem: {name} is "
                 f"{cut(two)!r}, but was {cut(one)!r}; use unique ids in joined files, then label them again"
             )
-    if list(map(image_digest, problem.images)) != list(map(image_digest, other.images)):
+    if list(map(media_digest, problem.media)) != list(map(media_digest, other.media)):
         raise DataError(
-            f"{location}: problem_id {cut(other.id)!r} already belongs to a different problem, with other images; use "
+            f"{location}: problem_id {cut(other.id)!r} already belongs to a different problem, with other images, "
+            "videos or audio; use "
             "unique ids in joined files, then label them again"
         )
 

@@ -58,7 +58,11 @@ def engine_arguments(config: EngineConfig, extra: Mapping[str, Any] = NO_ARGUMEN
         tensor_parallel_size=config.tensor_parallel_size,
         enforce_eager=cpu if config.compile is None else not config.compile,
         enable_prefix_caching=True,
-        limit_mm_per_prompt={"image": config.images_per_prompt, "video": 0, "audio": 0},
+        limit_mm_per_prompt={
+            "image": config.images_per_prompt,
+            "video": config.videos_per_prompt,
+            "audio": config.audios_per_prompt,
+        },
         seed=0,
         **{name: value for name, value in optional.items() if value is not None},
         **extra,

@@ -67,12 +67,17 @@ class LocalEngineConfig(Config):
     """
     images_per_prompt: int = Field(8, ge=0)
     """Maximum number of images per problem."""
+    videos_per_prompt: int = Field(0, ge=0)
+    """Maximum number of videos per problem, for Qwen2.5-Omni models."""
+    audios_per_prompt: int = Field(0, ge=0)
+    """Maximum number of audio recordings per problem, for Qwen2.5-Omni models. The audio track of a video counts too.
+    """
     max_pixels: int | None = Field(None, ge=1)
-    """Maximum number of pixels per image; larger images are scaled down. For Qwen-VL processors; default: the
-    checkpoint's own limit."""
+    """Maximum number of pixels per image or video frame; larger ones are scaled down. For Qwen-VL and Qwen2.5-Omni
+    processors; default: the processor's own limit."""
     min_pixels: int | None = Field(None, ge=1)
-    """Minimum number of pixels per image; smaller images are scaled up. For Qwen-VL processors; default: the
-    checkpoint's own limit."""
+    """Minimum number of pixels per image or video frame; smaller ones are scaled up. For Qwen-VL and Qwen2.5-Omni
+    processors; default: the processor's own limit, which is 100,352 for the frames of Qwen2.5-Omni."""
 
     @model_validator(mode="after")
     def _pixel_limits_in_order(self) -> LocalEngineConfig:

@@ -9,6 +9,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from mmprm.errors import DataError
 from mmprm.problems import open_image
 from mmprm.types import ImageRef
 
@@ -19,11 +20,15 @@ KEPT = 128
 async def with_images(messages: Sequence[dict[str, Any]], images: Sequence[ImageRef]) -> list[dict[str, Any]]:
     """Replace each {"type": "image"} part in the messages with the next image as a data URL.
 
-    The messages are those of mmprm.prompts. Raises DataError if an image cannot be read.
+    The messages are those of mmprm.prompts. Raises DataError if an image cannot be read, and for videos and audio.
     """
     urls = iter([await asyncio.to_thread(_data_url, image) for image in images])
 
     def filled(part: dict[str, Any]) -> dict[str, Any]:
+        if part["type"] in ("video", "audio"):
+            raise DataError(
+                f"has {part['type']}, which is not sent to servers; use engines of this run, or remove the problem"
+            )
         return {"type": "image_url", "image_url": {"url": next(urls)}} if part["type"] == "image" else part
 
     return [

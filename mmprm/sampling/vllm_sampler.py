@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -11,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmprm.data.media_inputs import vllm_media
 from mmprm.errors import ContextLimitError, MmprmError, SamplingError
 from mmprm.hub_models import HUB_ID, check_hub_model
 from mmprm.model_limits import check_cpu_engine
-from mmprm.problems import open_image
 from mmprm.prompts import PRESETS, PromptConfig
 from mmprm.rendering import opening, render
 from mmprm.sampling.arguments import NO_ARGUMENTS
@@ -25,7 +24,7 @@ from mmprm.sampling.seeds import derive_seed
 from mmprm.sampling.start import start_engine
 from mmprm.sampling.token_text import TokenText
 from mmprm.sampling.turn import TurnBeginning, with_given
-from mmprm.types import Completion, ImageRef, SampleRequest
+from mmprm.types import Completion, MediaRef, SampleRequest
 
 if TYPE_CHECKING:
     from vllm import RequestOutput
@@ -104,22 +103,19 @@ class VllmSampler:
 
         Raises the same errors as `sample`.
         """
-        return await self.complete(request, lambda: self._beginning(request), request.problem.images, **settings)
+        return await self.complete(request, lambda: self._beginning(request), request.problem.media, **settings)
 
     async def complete(
         self,
         request: SampleRequest,
         make_prompt: Callable[[], dict[str, Any]],
-        images: Sequence[ImageRef],
+        media: Sequence[MediaRef],
         **settings: Any,
     ) -> RequestOutput:
-        """Return vLLM's output for a prompt in vLLM's format, together with the given images; see `generate`."""
+        """Return vLLM's output for a prompt in vLLM's format, together with the given media; see `generate`."""
         problem = request.problem
         try:
-            prompt = make_prompt()
-            if images:
-                prompt["multi_modal_data"] = {"image": [open_image(image) for image in images]}
-                prompt["multi_modal_uuids"] = {"image": [_image_id(image) for image in images]}
+            prompt = make_prompt() | vllm_media(self._template_owner, media)
             return await asyncio.wrap_future(self._engine.submit(prompt, self._params(request, settings)))
         except MmprmError as error:
             raise type(error)(f"problem {problem.id}: {error}") from error
@@ -246,11 +242,6 @@ def _may_stop_in(rest: str, stop: Sequence[str]) -> bool:
     tails = [rest[position:] for position in range(len(rest))]
     # A tail longer than the stop string may contain all of it; a shorter one may be its beginning.
     return any(end.startswith(tail[: len(end)]) for end in stop for tail in tails)
-
-
-def _image_id(image: ImageRef) -> str:
-    """Return the cache key of an image, so that the engine need not hash the pixels of repeated images."""
-    return image.path or hashlib.sha256(image.data or b"").hexdigest()
 
 
 def _check_model(model: str) -> None:

@@ -20,7 +20,7 @@ def candidate_lines(groups: Sequence[CandidateGroup], aggregate: str | None) -> 
         reward_M = rewards(group, aggregate) if aggregate else []
         best = reward_M.index(max(reward_M)) if aggregate else None
         problem = group.problem
-        digest = content_id(problem.question, problem.answer, problem.images, problem.choices)
+        digest = content_id(problem.question, problem.answer, problem.media, problem.choices)
         for number, candidate in enumerate(group.candidates):
             scored = candidate.scores is not None
             judge = {"score_tokens": candidate.score_tokens} if candidate.score_tokens is not None else {}

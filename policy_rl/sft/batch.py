@@ -22,14 +22,16 @@ from transformers import PreTrainedModel
 
 from mmprm.backbone.image_features import ImageSet, content_key
 from mmprm.backbone.masks import on_grid
+from mmprm.backbone.omni import feature_order, stand_in_media, with_stand_ins
 from mmprm.backbone.positions import Positions
 from mmprm.backbone.processor import image_placeholder, reads_images, tokenizer_of
+from mmprm.data.media_inputs import processor_arguments, reads_clips, why_unread
 from mmprm.errors import CheckpointError, DataError
-from mmprm.problems import image_size, open_image
+from mmprm.problems import image_size
 from mmprm.prompts import PromptConfig
-from mmprm.rendering import end_of_turn, opening, raw_image_placeholder, render_turns
+from mmprm.rendering import end_of_turn, opening, raw_placeholder, render_turns
 from mmprm.sampling.config import pixel_limits
-from mmprm.types import ImageRef
+from mmprm.types import ImageRef, MediaRef, VideoRef
 from policy_rl.sft.conversations import Conversation, Message
 from policy_rl.trainer.policy import PolicyInputs
 
@@ -39,17 +41,17 @@ _TEXT_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids")
 class Piece(NamedTuple):
     """Represents a part of a rendered conversation that is either completely covered by the loss or not at all.
 
-    `learned` pieces are covered by the loss; they have no images.
+    `learned` pieces are covered by the loss; they have no media.
     """
 
     text: str
     learned: bool
-    images: tuple[ImageRef, ...] = ()
+    media: tuple[MediaRef, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Represents a tokenized conversation: token ids, loss mask, position ids, and image inputs by name.
+    """Represents a tokenized conversation: token ids, loss mask, position ids, and inputs of its media by name.
 
     `image_set` describes its images if the encoder has `describes_images` set.
     """
@@ -100,8 +102,10 @@ class ConversationEncoder:
         self._placeholder = ""
         if reads_images(processor):
             raw = self._prompt.template == "raw"
-            self._placeholder = raw_image_placeholder(processor) if raw else image_placeholder(processor)
-        self._extra: dict[tuple[int, int], int] = {}
+            self._placeholder = raw_placeholder(processor) if raw else image_placeholder(processor)
+        self.media_ids = backbone.model.media_ids() if reads_clips(processor) else ()
+        """Ids of the tokens that stand for images, videos and audio, if the model reads all of these."""
+        self._extra: dict[tuple[int, int] | MediaRef, int] = {}
 
     def pieces(self, conversation: Conversation) -> list[Piece]:
         """Render a conversation with the chat template, and separate the text that the loss covers from the other text.
@@ -111,7 +115,8 @@ class ConversationEncoder:
         """
         self._check(conversation)
         shown, location = list(conversation.messages), conversation.location
-        images = iter(conversation.images)
+        media = {"image": iter(conversation.images), "video": iter(conversation.videos)}
+        media |= {"audio": iter(conversation.audios)}
         pieces: list[Piece] = []
         done, before = "", 0
         for number, message in enumerate(shown):
@@ -133,8 +138,8 @@ class ConversationEncoder:
                     "policy would not learn to stop; set another chat_template"
                 )
             self.ends.add(self.tokenizer.convert_tokens_to_ids(end[0]))
-            count = sum(_images(earlier) for earlier in shown[before:number])
-            here = tuple(next(images) for _ in range(count))
+            kinds = [kind for earlier in shown[before:number] for kind in _kinds(earlier)]
+            here = tuple(next(media[kind]) for kind in kinds)
             pieces.append(Piece(prompt[len(done) :] + given, False, here))
             pieces.append(Piece(whole[len(prompt) + len(given) : end.end()], True))
             done, before = whole[: end.end()], number
@@ -142,18 +147,18 @@ class ConversationEncoder:
         return pieces
 
     def size(self, conversation: Conversation) -> Size:
-        """Count a conversation's tokens without loading pixels, because an image's tokens depend only on its size."""
+        """Count a conversation's tokens. An image is not decoded, because its tokens depend only on its size."""
         counts = [(self._ids(piece.text), piece) for piece in self.pieces(conversation)]
-        extra = sum(self._extra_tokens(image_size(image)) for image in conversation.images)
+        extra = sum(map(self._extra_tokens, conversation.media))
         return Size(sum(len(ids) for ids, _ in counts) + extra, sum(len(ids) for ids, piece in counts if piece.learned))
 
     def __call__(self, conversation: Conversation) -> Encoded:
-        """Tokenize a conversation and preprocess its images."""
+        """Tokenize a conversation and preprocess its media."""
         ids, learned = [], []
         images: dict[str, list[Tensor]] = {}
         for piece in self.pieces(conversation):
-            if piece.images:
-                inputs = self._with_images(piece.text, [open_image(image) for image in piece.images])
+            if piece.media:
+                inputs = self._with_media(piece.text, piece.media)
                 ids.append(inputs["input_ids"][0])
                 for name, tensor in _pixels(inputs).items():
                     images.setdefault(name, []).append(tensor)
@@ -174,14 +179,13 @@ class ConversationEncoder:
     @property
     def stand_in(self) -> dict[str, Tensor]:
         """Return the model inputs for a minimal placeholder image, for batches without images."""
-        return _pixels(self._with_images(self._placeholder, [Image.new("RGB", (28, 28))]))
+        if self.media_ids:
+            return stand_in_media(self.processor)
+        return _pixels(self._processed(self._placeholder, {"images": [Image.new("RGB", (28, 28))]}))
 
     def _check(self, conversation: Conversation) -> None:
-        if conversation.images and not self._placeholder:
-            raise DataError(
-                f"{conversation.location}: has images, but the model reads text only; use a vision-language model, or "
-                "remove the row"
-            )
+        if reason := why_unread(self.processor, conversation.media):
+            raise DataError(f"{conversation.location}: {reason}")
         for number, message in enumerate(conversation.messages, start=1):
             content = message["content"]
             texts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
@@ -212,24 +216,36 @@ class ConversationEncoder:
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
-    def _with_images(self, text: str, images: list[Image.Image]) -> dict[str, Tensor]:
-        options = {"add_special_tokens": False, "return_tensors": "pt", **self._image_options}
-        return dict(self.processor(text=[text], images=images, **options))
+    def _with_media(self, text: str, media: Sequence[MediaRef]) -> dict[str, Tensor]:
+        return self._processed(text, processor_arguments(self.processor, media, self._image_options))
 
-    def _extra_tokens(self, size: tuple[int, int]) -> int:
-        # The number of tokens depends only on the image's size, so a blank image gives the same count.
-        if size not in self._extra:
-            inputs = self._with_images(self._placeholder, [Image.new("RGB", size)])
-            self._extra[size] = inputs["input_ids"].shape[1] - len(self._ids(self._placeholder))
-        return self._extra[size]
+    def _processed(self, text: str, arguments: dict[str, Any]) -> dict[str, Tensor]:
+        return dict(self.processor(text=[text], add_special_tokens=False, return_tensors="pt", **arguments))
+
+    def _extra_tokens(self, ref: MediaRef) -> int:
+        # The number of an image's tokens depends only on its size, so a blank image gives the same count.
+        is_image = isinstance(ref, ImageRef)
+        key = image_size(ref) if is_image else ref
+        if key not in self._extra:
+            if is_image:
+                text = self._placeholder
+                inputs = self._processed(text, {"images": [Image.new("RGB", key)], **self._image_options})
+            else:
+                text = self.processor.video_token if isinstance(ref, VideoRef) else self.processor.audio_token
+                inputs = self._with_media(text, [ref])
+            self._extra[key] = inputs["input_ids"].shape[1] - len(self._ids(text))
+        return self._extra[key]
 
 
 def _pixels(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in inputs.items() if name not in _TEXT_KEYS}
 
 
-def _images(message: Message) -> int:
-    return 0 if isinstance(message["content"], str) else sum(part["type"] == "image" for part in message["content"])
+def _kinds(message: Message) -> list[str]:
+    """Return the kinds of a message's media, in order."""
+    if isinstance(message["content"], str):
+        return []
+    return [part["type"] for part in message["content"] if part["type"] != "text"]
 
 
 def collate_conversations(
@@ -261,7 +277,10 @@ def collate_conversations(
             tokens.append(each.ids_T[index_N])
             start = here.stop
     shown = [each.images for row in rows for each in row if each.images]
-    images = {name: torch.cat([one[name] for one in shown]) for name in shown[0]} if shown else {}
+    names = dict.fromkeys(name for one in shown for name in one)
+    images = {name: torch.cat([one[name] for one in shown if name in one]) for name in names}
+    if stand_in and encoder.media_ids and shown:
+        images = with_stand_ins(images, encoder.stand_in)
     return PolicyInputs(
         input_ids_BL=ids_BL,
         position_ids=position_XBL if encoder.axes > 1 else position_XBL[0],
@@ -271,7 +290,7 @@ def collate_conversations(
         token_NT=pad_sequence(tokens, batch_first=True),
         response_NT=pad_sequence([torch.ones(len(token_T), dtype=torch.bool) for token_T in tokens], batch_first=True),
         images=images if shown or not stand_in else encoder.stand_in,
-        feature_F=None,
+        feature_F=feature_order(ids_BL, encoder.media_ids) if shown and encoder.media_ids else None,
         shows_images=bool(shown),
         image_sets=tuple(each.image_set for row in rows for each in row if each.image_set is not None),
     )

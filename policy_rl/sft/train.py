@@ -239,7 +239,7 @@ def _train(config: SftConfig, ranks: Ranks) -> SftSummary:
     total = step_count(len(rows.lengths), optimization)
     engine = Engine(policy, optimization, total, ranks)
     # Ranks also synchronize in the vision tower, so each must run it.
-    stand_in = ranks.count > 1 and any(each.images for each in (*samples, *held_out))
+    stand_in = ranks.count > 1 and any(each.media for each in (*samples, *held_out))
     task = SftTask(rows, held_out_rows, optimization.micro_batch_tokens, stand_in, ranks, config.aggregation)
     if ranks.is_main:
         print(

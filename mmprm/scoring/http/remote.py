@@ -110,10 +110,11 @@ class RemoteScorer:
     def _size(self, solution: Solution) -> int:
         """Return an upper bound on the size of a solution as JSON, in bytes. An escaped character takes up to 12
         bytes."""
-        texts = (asked_question(solution.problem), *solution.steps)
+        seen = (part for parts in solution.observations for part in parts if isinstance(part, str))
+        texts = (asked_question(solution.problem), *solution.steps, *seen)
         size = sum(len(text) if text.isascii() else 12 * len(text) for text in texts) + 16 * len(texts)
         # The server limits the bytes of images sent by path like those in the body.
-        return size + sum(_length(image) * 4 // 3 + 16 for image in solution.problem.images)
+        return size + sum(_length(image) * 4 // 3 + 16 for image in solution.images)
 
     async def _ask(self, solutions: Sequence[Solution]) -> list[StepScores | DataError]:
         body = await asyncio.to_thread(self._body, solutions)
@@ -164,15 +165,31 @@ class RemoteScorer:
                 )
 
     def _body(self, solutions: Sequence[Solution]) -> dict[str, Any]:
+        for solution in solutions:
+            if solution.problem.videos or solution.problem.audios:
+                raise DataError(
+                    f"problem {solution.problem.id}: has videos or audio, which are not sent to a service; use "
+                    "scorer.backend=transformers"
+                )
         return {
             "solutions": [
                 {
                     "id": solution.problem.id[:1000],
                     "question": asked_question(solution.problem),
                     "steps": solution.steps,
-                    "images": [self._image(image) for image in solution.problem.images],
+                    **self._seen(solution),
                 }
                 for solution in solutions
+            ]
+        }
+
+    def _seen(self, solution: Solution) -> dict[str, Any]:
+        if not solution.observations:
+            return {"images": [self._image(image) for image in solution.problem.images]}
+        return {
+            "observations": [
+                [{"text": part} if isinstance(part, str) else self._image(part) for part in parts]
+                for parts in solution.observations
             ]
         }
 
@@ -201,7 +218,7 @@ def _length(image: ImageRef) -> int:
 
 def _pixels(solution: Solution) -> int:
     try:
-        return sum(map(image_pixels, solution.problem.images))
+        return sum(map(image_pixels, solution.images))
     except DataError:
         return 0  # reported when the file is read
 
