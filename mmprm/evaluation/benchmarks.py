@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 from mmprm.data.cells import Row
 from mmprm.data.choices import with_choices
 from mmprm.data.marks import place_marks
+from mmprm.data.media_cells import read_audios, read_videos
 from mmprm.errors import DataError
 from mmprm.evaluation import math_benchmarks as maths
 from mmprm.evaluation import official
 from mmprm.evaluation import vision_benchmarks as vision
+from mmprm.evaluation.clip_benchmarks import EMOTION_BENCHMARKS, emotions
 from mmprm.evaluation.entries import Entry, Item, group_values
 from mmprm.evaluation.four_way import four_way
 from mmprm.evaluation.official import AggregateScores
@@ -59,6 +61,7 @@ BENCHMARKS = {
     "mmmu": Benchmark("validation", vision.read_mmmu),
     "mme": Benchmark("test", vision.read_mme, official.mme, repeats=True),
     "hallusionbench": Benchmark("image", vision.read_hallusionbench, official.hallusionbench),
+    **{name: Benchmark("test", emotions(labels), official.recalls) for name, labels in EMOTION_BENCHMARKS.items()},
 }
 
 
@@ -80,7 +83,10 @@ def read_items(benchmark: str, config: ProblemsConfig) -> tuple[list[Item], int]
         # "drop": questions whose numbers of marks and images differ are asked as published, with the images first.
         texts = (entry.question, *entry.choices)
         question, *choices = place_marks(texts, len(images), location, fields, "drop")
-        problem = Problem(entry.id, with_choices(question, choices), entry.answer, images, tuple(choices))
+        videos = read_videos([("video", entry.videos)] if entry.videos else [], config.video_frames, root, location)
+        audios = read_audios([("audio", entry.audios)] if entry.audios else [], root, location)
+        asked = with_choices(question, choices)
+        problem = Problem(entry.id, asked, entry.answer, images, tuple(choices), videos=videos, audios=audios)
         # Versions of one problem share a family, so that the bootstrap resamples them together.
         family = entry.family or entry.id
         groups = group_values(entry.groups)

@@ -20,7 +20,7 @@ _HIDDEN = ("?", "hidden")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Holds one benchmark row; `images` are in the row's original format.
+    """Holds one benchmark row; `images`, `videos` and `audios` are in the row's original format.
 
     `groups` maps a grouping of the benchmark, such as subject or version, to the entry's value or values. `rule`
     decides where symbolic grading differs from the published rule, and `also` holds further gold answers.
@@ -39,6 +39,8 @@ class Entry:
     also: Sequence[str] = ()
     family: str | None = None
     part: str = ""
+    videos: Sequence[Any] = ()
+    audios: Sequence[Any] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,16 @@ def mean_by(group: str) -> AggregateScores:
     return aggregate
 
 
+def recalls(items: Sequence[Item], correct: Sequence[bool]) -> dict[str, float]:
+    """Compute the weighted and the unweighted average recall of emotion benchmarks.
+
+    WAR weights each label's recall by its number of clips, which is the accuracy; UAR is the mean of the recalls.
+    R1-Omni and the data sets' own papers report both.
+    """
+    means = _means(items, correct, "emotion")
+    return {"WAR": _mean(correct), "UAR": _mean(means.values())} if means else {}
+
+
 MME_COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 
 

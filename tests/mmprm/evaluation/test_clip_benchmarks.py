@@ -1,0 +1,63 @@
+"""Test the emotion benchmarks: their published rows, their labels, and weighted and unweighted average recall."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmprm.errors import DataError
+from mmprm.evaluation.benchmarks import aggregate_scores, read_items
+from mmprm.evaluation.entries import Item
+from mmprm.problems import ProblemsConfig
+from mmprm.types import AudioRef, Verdict, VideoRef
+
+ASKED = "<video>\n<audio>\nWhich emotion is the most obvious?"
+
+
+def read(folder: Path, benchmark: str, *rows: dict[str, Any]) -> list[Item]:
+    (folder / "test.json").write_text(json.dumps(rows))
+    return read_items(benchmark, ProblemsConfig(path=str(folder / "test.json"), split="test"))[0]
+
+
+def turns(label: str) -> list[dict[str, str]]:
+    return [{"from": "human", "value": ASKED}, {"from": "gpt", "value": label}]
+
+
+def test_r1_omnis_rows_ask_about_a_clip_and_its_sound(tmp_path: Path) -> None:
+    plain, tagged = read(
+        tmp_path,
+        "dfew",
+        {"video": "a.mp4", "conversations": turns("happy")},
+        {"video": "b.mp4", "conversations": turns("<think>…</think>\n<answer>Fear</answer>")},
+    )
+    assert plain.problem.question == "Which emotion is the most obvious?"
+    assert plain.problem.videos == (VideoRef(path=str(tmp_path / "a.mp4"), frames=8),)
+    assert plain.problem.audios == (AudioRef(path=str(tmp_path / "a.mp4")),)
+    assert [plain.problem.answer, tagged.problem.answer] == ["happy", "fear"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "verdict"),
+    [("fear", 1), ("Fearful.", 1), ("The emotion is fear", 1), ("sad", 0), ("fear or sad", 0), ("frightened", 0)],
+)
+def test_only_the_gold_label_is_correct(tmp_path: Path, answer: str, verdict: int) -> None:
+    (item,) = read(tmp_path, "ravdess", {"video": "a.mp4", "question": ASKED, "emotion": "fearful"})
+    assert item.problem.answer == "fear"
+    assert item.rule is not None
+    assert item.rule("fear", answer)[0] is Verdict(verdict)
+
+
+def test_unknown_labels_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"is not a row of mafw: label 'happy' must be one of anger, disgust, fear"):
+        read(tmp_path, "mafw", {"video": "a.mp4", "question": ASKED, "label": "happy"})
+
+
+def test_unweighted_recall_counts_each_label_once(tmp_path: Path) -> None:
+    """Of three happy clips 2 are correct, and of one sad clip none: WAR 2/4, UAR (2/3 + 0) / 2."""
+    labels = ["happy", "happy", "happy", "sad"]
+    rows = [{"video": f"{n}.mp4", "question": ASKED, "label": label} for n, label in enumerate(labels)]
+    items = read(tmp_path, "dfew", *rows)
+    assert aggregate_scores("dfew", items, [[True, True, False, False]]) == pytest.approx({"WAR": 0.5, "UAR": 1 / 3})
