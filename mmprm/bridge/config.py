@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from mmprm.client import ClientConfig
 from mmprm.config import Config, PathText
 from mmprm.grading.symbolic import GraderConfig
 from mmprm.problems import ProblemsConfig
+from mmprm.prompts import PromptConfig
+from mmprm.rendering import template_of_file
+from mmprm.sampling.config import START_TIMEOUT_SECONDS, EngineConfig, SamplingConfig
 
 
 class RoleConfig(Config):
-    """Configures a model on OpenAI-compatible servers."""
+    """Configures one of the two models."""
 
-    model: str
-    """Name of the model on its servers."""
-    client: ClientConfig
-    """Connection settings for the servers."""
-    temperature: float = Field(0.6, ge=0)
-    """Sampling temperature."""
-    max_tokens: int = Field(8192, ge=1)
-    """Maximum number of tokens per reply, including thoughts. A longer reply is cut off and not used."""
+    engine: EngineConfig
+    """Model, and the vLLM engines or the servers (engine.servers) that run it; the model "tiny" is the built-in
+    policy."""
+    sampling: SamplingConfig = SamplingConfig(temperature=0.6, max_tokens=8192)
+    """Sampling settings; max_tokens limits each reply, including thoughts. A longer reply is cut off and not used."""
+    template_options: dict[str, Any] | None = None
+    """Variables to pass to the chat template, such as {enable_thinking: true}."""
+
+    @model_validator(mode="after")
+    def _prompt_is_valid(self) -> RoleConfig:
+        _ = self.prompt  # raises an error for invalid template options, and for a template that cannot be read
+        return self
+
+    @property
+    def prompt(self) -> PromptConfig:
+        """Return the settings with which requests become prompts."""
+        template = template_of_file({"engine": self.engine}, "engine", "chat_template").get("prompt", {})
+        return PromptConfig(preset="plain", template_options=self.template_options, **template)
 
 
 class BridgeConfig(Config):
@@ -57,6 +69,20 @@ class BridgeConfig(Config):
     cache: PathText | None = None
     """File that caches all replies, so that a run that resumes requests only missing ones; defaults to replies.sqlite
     in the output folder."""
+    workers: int | None = Field(None, ge=1)
+    """Number of engines per model; defaults to one per tensor_parallel_size GPUs or, if there are no GPUs, one per CPU
+    core."""
+    start_timeout_seconds: float = Field(START_TIMEOUT_SECONDS, gt=0)
+    """Maximum time in seconds to wait for machines with enough free resources for the engines, not including the time
+    to load the model."""
+    ray_address: str | None = None
+    """Address (host:port) of a Ray cluster to join; defaults to RAY_ADDRESS or a local `ray start`. If there is none,
+    Ray is started here and listens on the loopback interface only. local: always start Ray here."""
+
+    @property
+    def takes_turns(self) -> bool:
+        """Return whether both models need engines. The second one then starts after the first one has stopped."""
+        return self.seer.engine.servers is None and self.reasoner.engine.servers is None
 
     @model_validator(mode="after")
     def _has_room(self) -> BridgeConfig:

@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from mmprm.bridge.config import BridgeConfig
-from mmprm.bridge.prompts import describe_messages, explain_messages, solve_messages
+from mmprm.bridge.prompts import describe_request, explain_request, solve_request
 from mmprm.bridge.role import Said
 from mmprm.bridge.wording import Wording, leaks
 from mmprm.client import Failure
@@ -31,7 +31,7 @@ from mmprm.data.images import open_image
 from mmprm.data.marks import check_text, count_marks
 from mmprm.errors import DataError, EngineStoppedError, SamplingError
 from mmprm.labels.duplicates import near_duplicates
-from mmprm.types import Grader, ImageRef, Problem, Verdict
+from mmprm.types import Grader, Problem, Verdict
 
 KEPT_REASON = "kept"
 PROBLEMS_IN_FLIGHT = 512
@@ -41,12 +41,12 @@ PROBLEMS_IN_FLIGHT = 512
 class Asks(Protocol):
     """Protocol of objects that send requests to a model; see ModelRole."""
 
-    async def ask(self, messages: Sequence[dict[str, Any]], images: Sequence[ImageRef], seed: int) -> Said: ...
+    async def ask(self, request: Problem, seed: int) -> Said: ...
 
 
 @dataclass(frozen=True, slots=True)
 class BridgedProblem:
-    """Holds the outcome for a problem: `reason` is KEPT_REASON, or says why there is no row.
+    """Holds the outcome for a problem: `reason` is KEPT_REASON (so far), or says why there is no row.
 
     `thoughts` are repaired; `repairs` counts the replacements, and `detail` is the text that caused a refusal.
     """
@@ -75,34 +75,38 @@ class Bridge:
     wording: Wording
     config: BridgeConfig
 
-    async def run(self, problem: Problem) -> BridgedProblem:
-        """Describe the image, solve the problem, and return the outcome. Raises EngineStoppedError if the servers are
-        unavailable."""
-        try:
-            described = await self._described(problem)
-            return described if described.reason != KEPT_REASON else await self._solved(described)
-        except EngineStoppedError:
-            raise
-        except SamplingError as error:
-            kind = error.__cause__.kind if isinstance(error.__cause__, Failure) else type(error).__name__
-            return BridgedProblem(problem, f"request failed: {kind}", detail=str(error))
-        except DataError as error:
-            return BridgedProblem(problem, "unreadable image", detail=str(error))
+    async def run(self, found: BridgedProblem) -> BridgedProblem:
+        """Describe the image, solve the problem, and return the outcome; see `describe`."""
+        return await self.solve(await self.describe(found))
 
-    async def _described(self, problem: Problem) -> BridgedProblem:
-        notes = await self.seer.ask(explain_messages(problem), problem.images, self.config.seed)
+    async def describe(self, found: BridgedProblem) -> BridgedProblem:
+        """Add the description of the image, or the reason why there is none; an outcome with a reason is returned
+        unchanged.
+
+        Raises EngineStoppedError if the engines or servers are unavailable.
+        """
+        return await _unless_it_fails(self._described, found)
+
+    async def solve(self, found: BridgedProblem) -> BridgedProblem:
+        """Add the solution to a described problem, or the reason why there is none; see `describe`."""
+        return await _unless_it_fails(self._solved, found)
+
+    async def _described(self, found: BridgedProblem) -> BridgedProblem:
+        problem, seed = found.problem, self.config.seed
+        notes = await self.seer.ask(explain_request(problem), seed)
         if reason := _unusable(notes):
-            return BridgedProblem(problem, f"explanation {reason}")
-        described = await self.seer.ask(describe_messages(problem, notes.text), problem.images, self.config.seed)
+            return replace(found, reason=f"explanation {reason}")
+        described = await self.seer.ask(describe_request(problem, notes.text), seed)
         if reason := _unusable(described):
-            return BridgedProblem(problem, f"description {reason}")
+            return replace(found, reason=f"description {reason}")
         leaked = leaks(described.text, problem.answer, problem.choices)
-        return BridgedProblem(problem, "description leaks the answer" if leaked else KEPT_REASON, described.text)
+        reason = "description leaks the answer" if leaked else KEPT_REASON
+        return replace(found, reason=reason, description=described.text)
 
     async def _solved(self, described: BridgedProblem) -> BridgedProblem:
-        asked = solve_messages(described.problem, described.description)
+        asked = solve_request(described.problem, described.description)
         for attempt in range(self.config.attempts):
-            found = await self._checked(described, await self.reasoner.ask(asked, (), self.config.seed + attempt))
+            found = await self._checked(described, await self.reasoner.ask(asked, self.config.seed + attempt))
             if found.reason == KEPT_REASON:
                 break
         return found
@@ -152,33 +156,70 @@ _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
 async def bridge_problems(
-    problems: Sequence[Problem], bridge: Bridge, done: Callable[[BridgedProblem], None] = lambda found: None
+    problems: Sequence[Problem],
+    bridge: Bridge,
+    done: Callable[[BridgedProblem], None] = lambda found: None,
+    between: Callable[[], Awaitable[None]] | None = None,
 ) -> list[BridgedProblem]:
     """Run the pipeline for all problems, in any order, and return the outcomes in file order. `done` is called with
     each outcome as soon as it is known.
 
-    Problems without images and near-duplicates of earlier problems are not sent to the models. Raises
-    EngineStoppedError if the servers are unavailable.
+    With `between`, all problems are described before the first one is solved, and `between` is awaited after the last
+    description; `done` is then called after both. Problems without images and near-duplicates of earlier problems are
+    not sent to the models. Raises EngineStoppedError if the engines or servers are unavailable.
     """
     refused = await asyncio.to_thread(_refused, problems)
+    outcomes = [refused.get(index, BridgedProblem(problem, KEPT_REASON)) for index, problem in enumerate(problems)]
+    if between is None:
+        return await _each(outcomes, bridge.run, done)
+    described = await _each(outcomes, bridge.describe, done)
+    await between()
+    return await _each(described, bridge.solve, done)
+
+
+async def _each(
+    outcomes: Sequence[BridgedProblem],
+    stage: Callable[[BridgedProblem], Awaitable[BridgedProblem]],
+    done: Callable[[BridgedProblem], None],
+) -> list[BridgedProblem]:
     free = asyncio.Semaphore(PROBLEMS_IN_FLIGHT)
 
-    async def one(index: int, problem: Problem) -> BridgedProblem:
-        if index in refused:
-            found = refused[index]
-        else:
-            async with free:
-                found = await bridge.run(problem)
+    async def one(before: BridgedProblem) -> BridgedProblem:
+        async with free:
+            found = await stage(before)
         done(found)
         return found
 
-    tasks = [asyncio.ensure_future(one(index, problem)) for index, problem in enumerate(problems)]
+    tasks = [asyncio.ensure_future(one(each)) for each in outcomes]
     try:
         return list(await asyncio.gather(*tasks))
-    finally:  # if the servers are gone, the other problems must not ask on
+    finally:  # if the engines or servers are gone, the other problems must not ask on
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _unless_it_fails(
+    stage: Callable[[BridgedProblem], Awaitable[BridgedProblem]], found: BridgedProblem
+) -> BridgedProblem:
+    """Run a stage for an outcome without a reason for refusal; a failed request or image becomes such a reason."""
+    if found.reason != KEPT_REASON:
+        return found
+    try:
+        return await stage(found)
+    except EngineStoppedError:
+        raise
+    except SamplingError as error:
+        return replace(found, reason=f"request failed: {_kind(error)}", detail=str(error))
+    except DataError as error:
+        return replace(found, reason="unreadable image", detail=str(error))
+
+
+def _kind(error: SamplingError) -> str:
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, Failure):
+        cause = cause.__cause__
+    return type(error).__name__ if cause is None else cause.kind
 
 
 def _refused(problems: Sequence[Problem]) -> dict[int, BridgedProblem]:

@@ -1,12 +1,11 @@
-"""Build the prompts of the three stages: explain the answer, describe the image, and solve from the description."""
+"""Build the requests of the three stages: explain the answer, describe the image, and solve from the description.
+
+A request is a problem without an answer, whose question is the text to send."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from mmprm.data.choices import asked_question
 from mmprm.data.marks import strip_marks
-from mmprm.prompts import PromptConfig, messages
 from mmprm.types import Problem
 
 _EXPLAIN = """\
@@ -48,24 +47,25 @@ Problem:
 """
 
 
-def explain_messages(problem: Problem) -> list[dict[str, Any]]:
-    """Build the messages that ask for a pseudo chain of thought: what the image shows, and how the known answer
-    follows."""
+def explain_request(problem: Problem) -> Problem:
+    """Build the request for a pseudo chain of thought: what the image shows, and how the known answer follows."""
     return _about_image(problem, _EXPLAIN, problem.answer + _EXPLAIN_END)
 
 
-def describe_messages(problem: Problem, notes: str) -> list[dict[str, Any]]:
-    """Build the messages that ask for a description of the image, given the pseudo chain of thought. The description
-    must suffice to solve the problem."""
+def describe_request(problem: Problem, notes: str) -> Problem:
+    """Build the request for a description of the image, given the pseudo chain of thought. The description must suffice
+    to solve the problem."""
     return _about_image(problem, _DESCRIBE, notes + _DESCRIBE_END)
 
 
-def solve_messages(problem: Problem, description: str) -> list[dict[str, Any]]:
-    """Build the messages that ask for a solution from the description, without the image."""
+def solve_request(problem: Problem, description: str) -> Problem:
+    """Build the request for a solution from the description, without the image."""
     question = strip_marks(asked_question(problem)).strip()
-    return [{"role": "user", "content": f"{_SHOWN}{description}{_SOLVE}{question}"}]
+    return Problem(problem.id, f"{_SHOWN}{strip_marks(description)}{_SOLVE}{question}", "")
 
 
-def _about_image(problem: Problem, before: str, end: str) -> list[dict[str, Any]]:
-    """Build a user turn with the images and the text `before` + `end`, in which {question} is filled in."""
-    return messages(problem, PromptConfig(preset="plain", user=before + end))
+def _about_image(problem: Problem, before: str, end: str) -> Problem:
+    """Build a request with the images and the text `before` + `end`, in which {question} is filled in."""
+    head, _, tail = before.partition("{question}")
+    # The images stay at their marks in the question; without marks, they precede the text.
+    return Problem(problem.id, f"{head}{asked_question(problem)}{tail}{strip_marks(end)}", "", problem.images)

@@ -1,20 +1,20 @@
-"""Ask a model on its servers, and cache every reply by the content of its request."""
+"""Ask a model, and cache every reply by the content of its request."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from mmprm.bridge.config import RoleConfig
-from mmprm.client import Client
 from mmprm.data.images import image_digest
-from mmprm.errors import SamplingError
+from mmprm.errors import EngineStoppedError, SamplingError
 from mmprm.grading.reply_cache import ReplyCache, reply_key
-from mmprm.sampling.images import with_images
-from mmprm.types import ImageRef
+from mmprm.types import Problem, Sampler, SampleRequest
+from mmprm.weights import fingerprint
 
 _FINISHED = ("stop", "length")
 """Finish reasons of usable replies; replies with any other reason were interrupted."""
@@ -31,43 +31,52 @@ class Said:
 
 class ModelRole:
     """Sends requests to one model, and caches the replies. Each reply is stored as soon as it arrives, before it is
-    used."""
+    used.
 
-    def __init__(self, config: RoleConfig, cache: ReplyCache) -> None:
-        self._config, self._cache = config, cache
-        self._client = Client(config.client)
+    `open_model` starts the model's engines, or connects to its servers, when the first reply is missing in the cache.
+    """
+
+    def __init__(
+        self, config: RoleConfig, cache: ReplyCache, open_model: Callable[[], AbstractAsyncContextManager[Sampler]]
+    ) -> None:
+        self._identity, self._cache, self._open_model = identity_of(config), cache, open_model
+        self._model, self._sampler = config.engine.model, None
+        self._opening, self._resources = asyncio.Lock(), AsyncExitStack()
         self.asked = self.cached = 0
 
-    async def ask(self, messages: Sequence[dict[str, Any]], images: Sequence[ImageRef], seed: int) -> Said:
-        """Return the reply to the messages, from the cache if the same request was answered before.
+    async def ask(self, request: Problem, seed: int) -> Said:
+        """Return the reply to the request, from the cache if the same request was answered before.
 
-        Raises SamplingError if the request fails and DataError if an image cannot be read; neither is cached.
+        Raises EngineStoppedError if the engines do not start or the servers are unavailable, SamplingError if the
+        request fails, and DataError if an image cannot be read; failures are not cached.
         """
-        config = self._config
-        settings = (config.model, str(config.temperature), str(config.max_tokens), str(seed))
-        key = reply_key(*settings, json.dumps(messages), *(image_digest(image) for image in images))
+        key = reply_key(self._identity, str(seed), request.question, *map(image_digest, request.images))
         stored = self._cache.get(key)
         if stored is not None:
             self.cached += 1
             return Said(**json.loads(stored))
-        body = {
-            "model": config.model,
-            "messages": await with_images(messages, images),
-            "temperature": config.temperature,
-            "max_tokens": config.max_tokens,
-            "seed": seed,
-        }
+        sampler = await self._opened()
         self.asked += 1
-        (choice,) = (await self._client.chat(body, affinity=key.hex())).choices
-        if choice.finish_reason not in _FINISHED:  # such as DeepSeek's insufficient_system_resource
-            raise SamplingError(f"{config.model}: the reply ended with {choice.finish_reason!r}; run the command again")
-        said = split_thoughts(choice.text, choice.reasoning, cut=choice.finish_reason == "length")
+        (completion,) = await sampler.sample(SampleRequest(request, "", 1, seed))
+        if completion.finish_reason not in _FINISHED:  # such as DeepSeek's insufficient_system_resource
+            raise SamplingError(f"{self._model}: the reply was interrupted; run the command again")
+        said = split_thoughts(completion.text, cut=completion.finish_reason == "length")
         self._cache.put(key, json.dumps(asdict(said)))
         return said
 
+    async def _opened(self) -> Sampler:
+        async with self._opening:
+            if self._sampler is None:
+                try:
+                    self._sampler = await self._resources.enter_async_context(self._open_model())
+                except SamplingError as error:  # which no other request can avoid
+                    raise EngineStoppedError(str(error)) from error
+            return self._sampler
+
     async def close(self) -> None:
-        """Close the client."""
-        await self._client.close()
+        """Stop the engines, or close the connections to the servers."""
+        self._sampler = None
+        await self._resources.aclose()
 
     async def __aenter__(self) -> ModelRole:
         return self
@@ -76,15 +85,20 @@ class ModelRole:
         await self.close()
 
 
-def split_thoughts(text: str, reasoning: str = "", cut: bool = False) -> Said:
-    """Split a reply into thoughts and text; the thoughts are what the server returned separately, or the text before
-    `</think>`.
+def identity_of(config: RoleConfig) -> str:
+    """Return a text that identifies the model and the settings that determine its replies."""
+    settings = {"sampling": True, "engine": {"model", "max_pixels", "min_pixels"}}
+    weights = "" if config.engine.servers is not None else fingerprint(config.engine.model)
+    prompt = config.prompt.model_dump(mode="json")
+    return json.dumps([config.model_dump(mode="json", include=settings), prompt, weights], sort_keys=True)
+
+
+def split_thoughts(text: str, cut: bool = False) -> Said:
+    """Split a reply into thoughts and text; the thoughts are the text before `</think>`.
 
     Some chat templates end the prompt with `<think>`, so the text may lack it.
     """
-    text, reasoning = (part.encode("utf-8", "replace").decode() for part in (text, reasoning))  # lone surrogates
-    if reasoning.strip():
-        return Said(text.strip(), reasoning.strip(), cut)
+    text = text.encode("utf-8", "replace").decode()  # lone surrogates
     thoughts, closed, rest = text.partition("</think>")
     if not closed:
         return Said(text.strip(), "", cut)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Literal
 
 from mmprm.prompts import PromptConfig
 from mmprm.sampling.config import START_TIMEOUT_SECONDS, EngineConfig, SamplingConfig
@@ -17,15 +18,17 @@ async def open_sampler(
     prompt: PromptConfig,
     workers: int | None = None,
     start_timeout_seconds: float = START_TIMEOUT_SECONDS,
+    reasoning: Literal["refuse", "join"] = "refuse",
 ) -> AsyncIterator[Sampler]:
     """Yield a sampler that uses `engine.servers` or, if none are set, `workers` local engines; close it on exit.
 
-    Raises SamplingError if an engine finds no machine within `start_timeout_seconds`.
+    `reasoning` is what happens to thoughts that servers return separately; see ServerSampler. Raises SamplingError if
+    an engine finds no machine within `start_timeout_seconds`.
     """
     if engine.servers is not None:
         from mmprm.sampling.server_sampler import ServerSampler
 
-        async with ServerSampler(engine, sampling, prompt) as sampler:
+        async with ServerSampler(engine, sampling, prompt, reasoning) as sampler:
             yield sampler
         return
     from mmprm.sampling.pool import SamplerPool

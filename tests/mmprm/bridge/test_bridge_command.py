@@ -31,8 +31,11 @@ def text_of(request: dict[str, Any]) -> str:
     return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
+USAGE = {"usage": {"completion_tokens": 9}}
+
+
 def see(request: dict[str, Any]) -> Act:
-    return says("notes" if "Correct answer: " in text_of(request) else "A line with AB = 3 and BC = 4.")
+    return says("notes" if "Correct answer: " in text_of(request) else "A line with AB = 3 and BC = 4.", top=USAGE)
 
 
 def solve(request: dict[str, Any]) -> Act:
@@ -41,7 +44,7 @@ def solve(request: dict[str, Any]) -> Act:
     """
     answer = "8" if "number 1?" in text_of(request) else "7"
     message = {"role": "assistant", "content": f"<answer>{answer}</answer>", "reasoning_content": THOUGHTS}
-    return says("", choice={"message": message})
+    return says("", choice={"message": message}, top=USAGE)
 
 
 def write_data(folder: Path, count: int) -> Path:
@@ -55,16 +58,18 @@ def write_data(folder: Path, count: int) -> Path:
 
 
 def role(url: str) -> dict[str, Any]:
-    return {"model": "m", "client": {"urls": [url], "attempts": 1, "backoff_seconds": 0.01}}
+    return {"engine": {"model": "m", "servers": {"urls": [url], "attempts": 1, "backoff_seconds": 0.01}}}
 
 
 @contextmanager
 def command(folder: Path, *sets: str) -> Iterator[tuple[ScriptedServer, ScriptedServer, list[str]]]:
     file = write_data(folder, 3)
     with ScriptedServer(see) as seer, ScriptedServer(solve) as reasoner:
-        values = {"problems.path": file, "output": folder / "out", "seer.model": "s", "reasoner.model": "r"}
-        values |= {"seer.client.urls": f"[{seer.url}]", "reasoner.client.urls": f"[{reasoner.url}]"}
-        values |= {"seer.client.attempts": 1, "reasoner.client.attempts": 1}
+        values: dict[str, Any] = {"problems.path": file, "output": folder / "out"}
+        for name, server in (("seer", seer), ("reasoner", reasoner)):
+            engine = f"{name}.engine"
+            values |= {f"{engine}.model": name[0], f"{engine}.servers.urls": f"[{server.url}]"}
+            values |= {f"{engine}.servers.attempts": 1}
         yield seer, reasoner, ["bridge", *(f"--set={key}={value}" for key, value in values.items()), *sets]
 
 
@@ -185,9 +190,10 @@ def test_a_failed_request_is_counted_and_repeated(tmp_path: Path) -> None:
 
 def test_an_interrupted_reply_is_not_cached(tmp_path: Path) -> None:
     (problem,) = load_problems(ProblemsConfig(path=str(write_data(tmp_path, 1))))
-    interrupted = says("A line.", choice={"finish_reason": "insufficient_system_resource"})
+    interrupted = says("A line.", choice={"finish_reason": "insufficient_system_resource"}, top=USAGE)
+    seen = (says("notes", top=USAGE), interrupted, says("A line of length 7.", top=USAGE))
     with (
-        ScriptedServer(says("notes"), interrupted, says("A line of length 7.")) as seer,
+        ScriptedServer(*seen) as seer,
         ScriptedServer(solve) as reasoner,
     ):
         values = {"problems": {"path": "x"}, "output": str(tmp_path / "out"), "seer": role(seer.url)}

@@ -21,7 +21,7 @@ from mmprm.errors import EngineStoppedError, SamplingError
 from mmprm.grading.symbolic import SymbolicGrader
 from mmprm.types import ImageRef, Problem, Verdict
 
-ROLE = {"model": "m", "client": {"urls": ["http://localhost:1"]}}
+ROLE = {"engine": {"model": "m", "servers": {"urls": ["http://localhost:1"]}}}
 PROBLEM = Problem("p", "<image>How long is AC?", "7", (ImageRef(data=png()),))
 THOUGHTS = "The description says that AB is 3 and BC is 4, and both lie on one line. So I add 3 and 4, which gives 7."
 SHOWN = THOUGHTS.replace("description says", "image shows")
@@ -31,10 +31,10 @@ class Model:
     """Returns the script's next reply and repeats the last one; a reply may be an exception."""
 
     def __init__(self, *script: Said | Exception) -> None:
-        self.script, self.asked = script, list[tuple[Any, int, int]]()
+        self.script, self.asked = script, list[tuple[Problem, int]]()
 
-    async def ask(self, messages: Sequence[dict[str, Any]], images: Sequence[ImageRef], seed: int) -> Said:
-        self.asked.append((messages, len(images), seed))
+    async def ask(self, request: Problem, seed: int) -> Said:
+        self.asked.append((request, seed))
         said = self.script[min(len(self.asked), len(self.script)) - 1]
         if isinstance(said, Exception):
             raise said
@@ -61,15 +61,16 @@ def test_a_correct_solution_is_repaired_and_kept() -> None:
     found, seer, reasoner = bridged(Said("It is <answer>7</answer>.", THOUGHTS))
     assert (found.reason, found.repairs, found.answer) == (KEPT_REASON, 2, "7")
     assert found.solution == f"<think>\n{SHOWN}\n</think>\n<answer>7</answer>"
-    assert [images for _, images, _ in seer.asked] == [1, 1]
-    explain, describe = (str(messages) for messages, _, _ in seer.asked)
-    assert "Correct answer: 7" in explain
-    assert "notes" in describe
-    assert "7" not in describe, "the description request does not contain the answer"
-    ((messages, images, _),) = reasoner.asked
-    assert images == 0
-    assert "A line with AB = 3 and BC = 4." in messages[0]["content"]
-    assert messages[0]["content"].endswith("Problem:\nHow long is AC?"), "the image mark is removed"
+    (explain, _), (describe, _) = seer.asked
+    assert explain.images == describe.images == PROBLEM.images
+    assert "Problem:\n<image>How long is AC?" in explain.question
+    assert "Correct answer: 7" in explain.question
+    assert "notes" in describe.question
+    assert "7" not in describe.question, "the description request does not contain the answer"
+    ((solve, _),) = reasoner.asked
+    assert solve.images == ()
+    assert "A line with AB = 3 and BC = 4." in solve.question
+    assert solve.question.endswith("Problem:\nHow long is AC?"), "the image mark is removed"
 
 
 @pytest.mark.parametrize(
@@ -108,8 +109,8 @@ def test_servers_that_are_gone_end_all_problems() -> None:
     ended: list[str] = []
 
     class Gone:
-        async def ask(self, messages: Any, images: Any, seed: int) -> Said:
-            if "AC" in str(messages):
+        async def ask(self, request: Problem, seed: int) -> Said:
+            if "AC" in request.question:
                 raise EngineStoppedError("gone")
             try:
                 await asyncio.sleep(60)
@@ -163,7 +164,7 @@ def test_problems_with_other_options_are_other_problems() -> None:
 def test_further_attempts_end_with_the_first_success() -> None:
     wrong, right = Said("<answer>8</answer>", THOUGHTS), Said("<answer>7</answer>", THOUGHTS)
     found, _, reasoner = bridged(wrong, right, attempts=3, seed=5)
-    assert (found.reason, [seed for _, _, seed in reasoner.asked]) == (KEPT_REASON, [5, 6])
+    assert (found.reason, [seed for _, seed in reasoner.asked]) == (KEPT_REASON, [5, 6])
     assert bridged(wrong, right, attempts=1)[0].reason == "incorrect answer"
 
 
@@ -187,18 +188,43 @@ def test_problems_that_need_no_request(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "reasoning", "said"),
+    ("text", "said"),
     [
-        ("<think>a b</think>c", "", Said("c", "a b")),
-        ("a</think> c ", "", Said("c", "a")),
-        ("c", " a ", Said("c", "a")),
-        ("c", "", Said("c")),
-        ("<think>a", "", Said("<think>a")),
-        ("a\ud800</think>c", "", Said("c", "a?")),
+        ("<think>a b</think>c", Said("c", "a b")),
+        ("\n <think> a </think> c ", Said("c", "a")),
+        ("a</think> c ", Said("c", "a")),
+        ("c", Said("c")),
+        ("<think>a", Said("<think>a")),
+        ("a\ud800</think>c", Said("c", "a?")),
     ],
 )
-def test_split_thoughts(text: str, reasoning: str, said: Said) -> None:
-    assert split_thoughts(text, reasoning) == said
+def test_split_thoughts(text: str, said: Said) -> None:
+    assert split_thoughts(text) == said
+
+
+def test_with_engines_all_images_are_described_before_the_first_solution() -> None:
+    """The second problem is refused by its description, so it is not solved."""
+    events: list[str] = []
+    problems = [PROBLEM, Problem("leaks", "How wide is the red box?", "7", PROBLEM.images)]
+
+    class Logged:
+        async def ask(self, request: Problem, seed: int) -> Said:
+            events.append("seer" if request.images else "reasoner")
+            if not request.images:
+                return Said("<answer>7</answer>", THOUGHTS)
+            return Said("The answer is 7." if request.id == "leaks" else "A line with AB = 3 and BC = 4.")
+
+    async def between() -> None:
+        events.append("between")
+
+    config = build(BridgeConfig, {"problems": {"path": "x"}, "seer": ROLE, "reasoner": ROLE, "min_words": 5})
+    done: list[str] = []
+    with SymbolicGrader() as grader:
+        bridge = Bridge(Logged(), Logged(), grader, build_wording(), config)
+        found = asyncio.run(bridge_problems(problems, bridge, lambda each: done.append(each.problem.id), between))
+    assert events == ["seer"] * 4 + ["between", "reasoner"]
+    assert [each.reason for each in found] == [KEPT_REASON, "description leaks the answer"]
+    assert sorted(done) == ["leaks", "leaks", "p", "p"]
 
 
 PIECES = (
@@ -233,18 +259,19 @@ def test_a_thousand_random_replies_keep_nothing_incorrect() -> None:
     config = build(BridgeConfig, {"problems": {"path": "x"}, "seer": ROLE, "reasoner": ROLE, "min_words": 5})
 
     class Random:
-        async def ask(self, messages: Any, images: Any, seed: int) -> Said:
-            if images and chance.random() < 0.7:
+        async def ask(self, request: Problem, seed: int) -> Said:
+            if request.images and chance.random() < 0.7:
                 return Said("A line with AB = 3 and BC = 4.")
             text, reasoning = ("".join(chance.choices(PIECES, k=chance.randrange(8))) for _ in range(2))
             text += "<answer>7</answer>" * chance.randrange(2)
-            return split_thoughts(text, reasoning * chance.randrange(2), cut=chance.random() < 0.05)
+            thoughts = f"<think>{reasoning}</think>" * chance.randrange(2)  # as ServerSampler joins them
+            return split_thoughts(thoughts + text, cut=chance.random() < 0.05)
 
     async def run(grader: SymbolicGrader) -> None:
         nonlocal kept
         bridge = Bridge(Random(), Random(), grader, wording, config)
         for _ in range(1000):
-            found = await bridge.run(PROBLEM)
+            found = await bridge.run(BridgedProblem(PROBLEM, KEPT_REASON))
             if found.reason != KEPT_REASON:
                 continue
             kept += 1

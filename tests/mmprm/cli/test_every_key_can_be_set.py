@@ -41,7 +41,7 @@ GAE = {"advantage": {"estimator": "gae"}, "process": {"scorer": PRM}, "credit": 
 BOTH = {"process": {"scorer": PRM}, "credit": {"source": "both"}, "rollouts": {"branching": {"choose": "undecided"}}}
 FILTERED = {"filter": {}, "adora": {}, "trainer": {"loss": {"importance_cap": 2}, "lora": {}, "optimization": ZERO_3}}
 SETTINGS: dict[str, list[dict[str, Any]]] = {
-    "BridgeConfig": [POLICY | {"seer": JUDGE, "reasoner": JUDGE}],
+    "BridgeConfig": [POLICY, POLICY | {"seer": SERVED_POLICY, "reasoner": SERVED_POLICY}],
     "CampaignConfig": [POLICY, SERVED_POLICY, {"solutions": {"path": "x"}}, EPISODES],
     "ConsensusConfig": [{"judge": JUDGE}, *SCORERS],
     "GraderConfig": [POLICY["grader"]],
