@@ -8,18 +8,20 @@ policy on a benchmark and reports its accuracy; compare shows the results of sev
 Examples:
   mmprm eval processbench gsm8k.json math.json --set scorer.prm=runs/demo/train/prm --set development=gsm8k
   mmprm eval visualprocessbench test.jsonl --set scorer.prm=runs/demo/train/prm --set threshold=0.85
+  mmprm eval prmbench prmbench/*.jsonl --set scorer.prm=runs/demo/train/prm --set threshold=0.5
   mmprm eval steps prm800k.jsonl --set format=prm800k --set scorer.prm=runs/demo/train/prm
   mmprm eval labels runs/k12/labels.parquet --set truth=annotated.jsonl
   mmprm eval bon runs/rerank/candidates.jsonl
   mmprm eval policy AI4Math/MathVista --set benchmark=mathvista --set engine.model=runs/rl/policy
-"""
   mmprm eval compare runs/eval-base runs/eval-sft runs/eval-rl
+"""
 
 from __future__ import annotations
 
 import argparse
 import itertools
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,9 +37,9 @@ from mmprm.data.rows import read_file
 from mmprm.errors import ConfigError, DataError, UnknownScoresError
 from mmprm.evaluation.aggregators import described
 from mmprm.evaluation.best_of_n import BestOfN, evaluate_best_of_n
+from mmprm.evaluation.compare import CompareConfig, Comparison, compare_policies
 from mmprm.evaluation.label_quality import judged_labels, known_from
 from mmprm.evaluation.labeled import DATASETS, LabeledSolution, MetricName, Options, read_labeled
-from mmprm.evaluation.compare import CompareConfig, Comparison, compare_policies
 from mmprm.evaluation.policy_config import PolicyEvalConfig
 from mmprm.evaluation.policy_scores import PolicyScores
 from mmprm.evaluation.prm_evaluation import PrmEvaluation, ScoredSolution, judge
@@ -115,6 +117,8 @@ def run(arguments: argparse.Namespace) -> None:
     result = measure(arguments.kind, arguments.files, config)
     folder = Path(config.output)
     name = f"policy-{result.benchmark}" if isinstance(result, PolicyScores) else arguments.kind
+    if isinstance(result, PrmEvaluation) and result.name:
+        name = f"{arguments.kind}-{result.name}"
     with output(folder / f"{name}.json") as out:
         out.write(TypeAdapter(type(result)).dump_json(result, indent=2).decode() + "\n")
     if isinstance(result, PolicyScores | Comparison):
@@ -131,14 +135,14 @@ def _best_of_n(kind: str, files: Sequence[Path], config: BestOfNConfig) -> BestO
     return evaluate_best_of_n(read_groups(rows), config.aggregators, config.seed)
 
 
-def _judge_scores(kind: str, files: Sequence[Path], config: PrmEvalConfig) -> PrmEvaluation:
-    labeled = _labeled(kind, files, config, config.image_root)
-    info = scorer_info(config.scorer)
-    _check_threshold(config, info.threshold)
 def _compared(kind: str, folders: Sequence[Path], config: CompareConfig) -> Comparison:
     return compare_policies(folders, config)
 
 
+def _judge_scores(kind: str, files: Sequence[Path], config: PrmEvalConfig) -> PrmEvaluation:
+    labeled = _labeled(kind, files, config, config.image_root)
+    info = scorer_info(config.scorer)
+    _check_threshold(config, info.threshold)
     judged, costs = _scored(config.scorer, labeled)
     if not judged:
         raise DataError(
@@ -164,8 +168,8 @@ def _compared(kind: str, folders: Sequence[Path], config: CompareConfig) -> Comp
     return replace(measured, **costs)
 
 
-def _scored(config: ScorerConfig, labeled: Sequence[LabeledSolution]) -> tuple[list[ScoredSolution], dict[str, int]]:
-    """Return the solutions with their scores, and the costs of a thinking judge, if it is one.
+def _scored(config: ScorerConfig, labeled: Sequence[LabeledSolution]) -> tuple[list[ScoredSolution], dict[str, Any]]:
+    """Return the solutions with their scores, the time taken, and the costs of a thinking judge, if it is one.
 
     Solutions about which its verdicts are unknown are left out and counted.
     """
@@ -173,6 +177,7 @@ def _scored(config: ScorerConfig, labeled: Sequence[LabeledSolution]) -> tuple[l
     scored: list[ScoredSolution] = []
     tokens: list[int] = []
     unknown = 0
+    started = time.perf_counter()
     try:
         for start in range(0, len(labeled), _CHUNK):
             part = labeled[start : start + _CHUNK]
@@ -180,9 +185,11 @@ def _scored(config: ScorerConfig, labeled: Sequence[LabeledSolution]) -> tuple[l
             scored += [(item, each) for item, each in zip(part, answers, strict=True) if isinstance(each, StepScores)]
             unknown += sum(isinstance(answer, UnknownScoresError) for answer in answers)
             tokens += [answer.tokens for answer in answers if answer.tokens is not None]
+        seconds = time.perf_counter() - started
     finally:
         scorer.close()
-    return scored, {"unknown": unknown, "tokens": sum(tokens)} if tokens else {}
+    costs = {"unknown": unknown, "tokens": sum(tokens)} if tokens else {}
+    return scored, {"scored": len(labeled), "seconds": round(seconds, 3), **costs}
 
 
 def _judge_labels(kind: str, files: Sequence[Path], config: LabelQualityConfig) -> PrmEvaluation:
@@ -215,7 +222,7 @@ def _measured(
 
     The `stored` threshold applies if none is configured and there is no development split to choose one on.
     """
-    return judge(
+    measured = judge(
         kind,
         METRIC_OF[kind],
         judged,
@@ -225,6 +232,7 @@ def _measured(
         bins=config.bins,
         **by,
     )
+    return replace(measured, name=config.name)
 
 
 def _labeled(kind: str, files: Sequence[Path], config: MeasureConfig, image_root: str | None) -> list[LabeledSolution]:
@@ -247,8 +255,7 @@ def _labeled(kind: str, files: Sequence[Path], config: MeasureConfig, image_root
 def _results(folder: Path) -> tuple[list[PrmEvaluation], BestOfN | None]:
     """Read the results of all evaluations stored in the output folder."""
 
-    def read(name: str, kind: type) -> Any:
-        file = folder / f"{name}.json"
+    def read(file: Path, kind: type) -> Any:
         try:
             return TypeAdapter(kind).validate_json(file.read_bytes()) if file.exists() else None
         except ValidationError as error:
@@ -256,8 +263,9 @@ def _results(folder: Path) -> tuple[list[PrmEvaluation], BestOfN | None]:
                 f"{file}: was not written by mmprm eval; remove it or choose another output ({error})"
             ) from error
 
-    evaluations = [read(name, PrmEvaluation) for name in METRIC_OF]
-    return [result for result in evaluations if result is not None], read("bon", BestOfN)
+    files = (file for name in METRIC_OF for file in (folder / f"{name}.json", *sorted(folder.glob(f"{name}-*.json"))))
+    evaluations = [read(file, PrmEvaluation) for file in files]
+    return [result for result in evaluations if result is not None], read(folder / "bon.json", BestOfN)
 
 
 METRIC_OF: dict[str, MetricName] = {name: dataset.metric for name, dataset in DATASETS.items()} | {"labels": "macro_f1"}
@@ -275,6 +283,11 @@ _KINDS: dict[str, tuple[str, type[Config], Callable[..., PrmEvaluation | BestOfN
         PrmEvalConfig,
         _judge_scores,
     ),
+    "prmbench": (
+        "steps of PRMBench: PRM score, overall and by category",
+        PrmEvalConfig,
+        _judge_scores,
+    ),
     "steps": ("steps in the format of PRM800K and others: macro F1", PrmEvalConfig, _judge_scores),
     "labels": (
         "soft labels against human judgments or the built-in toy world's ground truth",
@@ -283,6 +296,7 @@ _KINDS: dict[str, tuple[str, type[Config], Callable[..., PrmEvaluation | BestOfN
     ),
     "bon": ("accuracy by N of every selector with every aggregator", BestOfNConfig, _best_of_n),
     "policy": ("a policy's accuracy on a benchmark, overall and by subject", PolicyEvalConfig, evaluate_policy),
+    "compare": ("changes in the accuracy of policies, by benchmark", CompareConfig, _compared),
 }
 
 
@@ -296,7 +310,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             help=summary,
             description=summary,
             epilog=f"example:\n{examples[name]}",
-    "compare": ("changes in the accuracy of policies, by benchmark", CompareConfig, _compared),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         form = _INPUTS.get(name, "JSON lines, or a JSON list")

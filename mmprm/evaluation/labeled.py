@@ -16,12 +16,13 @@ from mmprm.data.images import image_digest
 from mmprm.data.marks import place_marks
 from mmprm.data.record_images import record_images
 from mmprm.errors import DataError
+from mmprm.evaluation.prmbench import read_prmbench_record
 from mmprm.labels.formats import LABEL_FORMATS, Record
 from mmprm.labels.sources import LABEL_SOURCES, SourceOptions
 from mmprm.metrics import NO_ERROR
 from mmprm.types import Problem, Solution
 
-MetricName = Literal["first_error_f1", "macro_f1"]
+MetricName = Literal["first_error_f1", "macro_f1", "prm_score"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,8 @@ class LabeledSolution:
 
 
 class Parsed:
-    """Holds the contents of a record except for its images."""
+    """Holds the contents of a record except for its images. Of several records with the same `key`, only the first is
+    used."""
 
     def __init__(
         self,
@@ -52,11 +54,13 @@ class Parsed:
         steps: Sequence[str],
         correct: Sequence[bool | None],
         source: str | None = None,
+        key: object = None,
     ) -> None:
         self.question = question
         self.steps = tuple(steps)
         self.correct = tuple(correct)
         self.source = source
+        self.key = key
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +102,15 @@ def read_steps(record: Record, options: Options) -> Parsed:
     return Parsed(question, steps, correct)
 
 
+def read_prmbench(record: Record, options: Options) -> Parsed:
+    """Read a record of PRMBench; see evaluation.prmbench."""
+    return Parsed(*read_prmbench_record(record))
+
+
 DATASETS: dict[str, Dataset] = {
     "processbench": Dataset("first_error_f1", _reader_of("processbench")),
     "visualprocessbench": Dataset("macro_f1", _reader_of("visualprocessbench")),
+    "prmbench": Dataset("prm_score", read_prmbench),
     "steps": Dataset("macro_f1", read_steps),
 }
 
@@ -113,7 +123,8 @@ def read_labeled(
     `records` are pairs (location for error messages, record). Image paths are relative to `root`. `source` applies to
     records that name no source.
     """
-    found = []
+    found: list[LabeledSolution] = []
+    keys: set[object] = set()
     for location, record in records:
         try:
             parsed = DATASETS[name].read(record, options)
@@ -132,8 +143,9 @@ def read_labeled(
             )
         if not isinstance(parsed.question, str):
             raise DataError(f"{location}: question must be text, got {parsed.question!r}; correct or remove the record")
-        if all(correct is None for correct in parsed.correct):
+        if all(correct is None for correct in parsed.correct) or (parsed.key is not None and parsed.key in keys):
             continue
+        keys.add(parsed.key)
         images = record_images(record, parsed.question, root, location)
         (question,) = place_marks([parsed.question], len(images), location, ["question"], "drop")
         # The location serves as the id, so that scorer errors name the line.

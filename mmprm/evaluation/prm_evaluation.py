@@ -5,17 +5,20 @@ Shapes: K item, which is a solution (for first-error F1) or a step (for macro F1
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmprm.errors import DataError
 from mmprm.evaluation.labeled import LabeledSolution, MetricName
+from mmprm.evaluation.prmbench import CATEGORY_GROUPS, prm_score
 from mmprm.metrics import (
     Interval,
+    MacroF1,
     ReliabilityBin,
     bootstrap,
     choose_step_threshold,
@@ -53,9 +56,12 @@ class PrmEvaluation:
 
     `scored_by` is the PRM folder, or the label files used as scores; `aggregator` describes the PRM's aggregator.
     `average` is the mean of the sources' F1, and `pooled` treats all items as one source. Both exclude the development
-    split unless it is a named source. `curve` and `ece` compare P(correct) with the truth for every judged step.
-    `unknown` counts the solutions that are left out because a thinking judge's verdicts on them are unknown, and
-    `tokens` is the number of tokens that it generated for all solutions; None for a process reward model.
+    split unless it is a named source. `groups` holds the mean F1 of groups of sources. `curve` and `ece` compare
+    P(correct) with the truth for every judged step.
+    `name` distinguishes scorers that are compared on the same data set. `scored` counts all solutions given to the
+    scorer, and `seconds` is the time that it took; 0 if the scores are labels. `unknown` counts the solutions that are
+    left out because a thinking judge's verdicts on them are unknown, and `tokens` is the number of tokens that it
+    generated for all solutions; None for a process reward model.
     """
 
     dataset: str
@@ -72,6 +78,20 @@ class PrmEvaluation:
     ece: float
     unknown: int = 0
     tokens: int | None = None
+    name: str = ""
+    scored: int = 0
+    seconds: float = 0.0
+    groups: dict[str, Interval | None] = field(default_factory=dict)
+
+    @property
+    def f1(self) -> Interval | None:
+        """Return the F1 of the data set: pooled for PRMBench's score, otherwise the average of the sources."""
+        return self.pooled.f1 if self.metric == "prm_score" else self.average
+
+    @property
+    def tokens_per_solution(self) -> float:
+        """Return the number of tokens that the scorer generated per solution; 0 for a process reward model."""
+        return (self.tokens or 0) / self.scored if self.scored else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +107,13 @@ class Items:
 @dataclass(frozen=True, slots=True)
 class Metric:
     """Describes a metric: its title, how to choose a threshold, and how to compute it. `choose` returns the threshold
-    with the highest F1, and `parts` names the components of F1."""
+    with the highest F1, and `parts` names the components of F1. `groups` maps names to groups of sources."""
 
     title: str
     choose: Callable[[Sequence[ScoredSolution]], float]
     items: Callable[[Sequence[ScoredSolution], float], Items]
     parts: dict[str, str]
+    groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def _first_errors(judged: Sequence[ScoredSolution], threshold: float) -> Items:
@@ -107,18 +128,19 @@ def _first_errors(judged: Sequence[ScoredSolution], threshold: float) -> Items:
     )
 
 
-def _steps(judged: Sequence[ScoredSolution], threshold: float) -> Items:
-    """Collect the predicted and the true step correctness for VisualProcessBench's metric. A step is predicted correct
-    if its score reaches the threshold."""
+def _steps(judged: Sequence[ScoredSolution], threshold: float, measure: Callable[..., MacroF1] = macro_f1) -> Items:
+    """Collect the predicted and the true step correctness for VisualProcessBench's metric, or that of `measure`. A step
+    is predicted correct if its score reaches the threshold."""
     scores_K, correct_K = step_outcomes(judged)
     owners = [labeled for labeled, _ in judged for correct in labeled.correct if correct is not None]
     return Items(
-        lambda indices: asdict(macro_f1(scores_K[indices] >= threshold, correct_K[indices])),
+        lambda indices: asdict(measure(scores_K[indices] >= threshold, correct_K[indices])),
         [labeled.problem for labeled in owners],
         np.array([labeled.source for labeled in owners]),
     )
 
 
+_STEP_PARTS = {"on_correct": "of correct steps", "on_incorrect": "of incorrect steps"}
 METRICS: dict[MetricName, Metric] = {
     "first_error_f1": Metric(
         "ProcessBench F1",
@@ -130,7 +152,14 @@ METRICS: dict[MetricName, Metric] = {
         "macro F1",
         lambda judged: choose_step_threshold(*step_outcomes(judged))[0],
         _steps,
-        {"on_correct": "of correct steps", "on_incorrect": "of incorrect steps"},
+        _STEP_PARTS,
+    ),
+    "prm_score": Metric(
+        "PRM score",
+        lambda judged: choose_step_threshold(*step_outcomes(judged))[0],
+        functools.partial(_steps, measure=prm_score),
+        _STEP_PARTS,
+        CATEGORY_GROUPS,
     ),
 }
 
@@ -197,9 +226,9 @@ def judge(
     everything = np.arange(len(items.problems))
     names = sorted(set(items.sources.tolist()))
 
-    def average(indices: NDArray[np.intp]) -> float:
+    def average(indices: NDArray[np.intp], inside: Sequence[str] = names) -> float:
         own = items.sources[indices]
-        return float(np.mean([items.measure(indices[own == name])["f1"] for name in names]))
+        return float(np.mean([items.measure(indices[own == name])["f1"] for name in inside]))
 
     def metrics(source: str | None) -> SourceMetrics:
         inside = everything if source is None else everything[items.sources == source]
@@ -228,6 +257,11 @@ def judge(
         auc=roc_auc(scores_K, correct_K) if correct_K.any() and not correct_K.all() else None,
         curve=curve,
         ece=expected_calibration_error(curve),
+        groups={
+            group: _interval(functools.partial(average, inside=inside), items, everything, seed)
+            for group, inside in kind.groups.items()
+            if set(inside) <= set(names)
+        },
     )
 
 

@@ -63,7 +63,7 @@ _STYLE = {
 def accuracy_plot(points: Sequence[AccuracyAtN]) -> str:
     """Plot accuracy by number of samples, with one labeled line and its intervals per selector."""
     names = [name for name in SERIES if name in points[0].accuracy]
-    with _figure("accuracy", 7.4, 4.2) as (axes, output):
+    with svg_figure("accuracy", 7.4, 4.2) as (axes, output):
         for index, name in enumerate(names):
             color, marker, line = SERIES[name]
             # Shift each line sideways a little, so that intervals of different selectors do not overlap.
@@ -110,7 +110,7 @@ def label_histogram(labels: Sequence[float], correct: Sequence[bool] | None) -> 
     If `correct` is given, each bar is split into steps with and without an error so far.
     """
     edges = [(index - 0.5) / 16 for index in range(18)]
-    with _figure("labels", 7.4, 3.0) as (axes, output):
+    with svg_figure("labels", 7.4, 3.0) as (axes, output):
         if correct is None:
             axes.hist(labels, edges, color=PLACEHOLDERS["good"], rwidth=0.86)
         else:
@@ -137,7 +137,7 @@ def label_histogram(labels: Sequence[float], correct: Sequence[bool] | None) -> 
 
 def training_plot(points: Sequence[TrainingPoint]) -> str:
     """Plot the losses on training data and on held-out trees against the optimizer step."""
-    with _figure("training", 7.4, 3.0) as (axes, output):
+    with svg_figure("training", 7.4, 3.0) as (axes, output):
         training = [(point.step, point.loss) for point in points if point.loss is not None]
         held_out = [(point.step, point.held_out_loss) for point in points if point.held_out_loss is not None]
         if training:
@@ -163,7 +163,7 @@ def reliability_plot(curve: Sequence[ReliabilityBin], name: str) -> str:
     Marker area grows with the number of steps in the bin. On the dashed line, scores are calibrated probabilities.
     `name` makes the ids of several plots on one page distinct.
     """
-    with _figure(name, 7.4, 4.2) as (axes, output):
+    with svg_figure(name, 7.4, 4.2) as (axes, output):
         axes.plot([0, 1], [0, 1], color=PLACEHOLDERS["soft"], linestyle="--", linewidth=1)
         positions = [entry.predicted for entry in curve], [entry.observed for entry in curve]
         axes.plot(*positions, color=PLACEHOLDERS["good"], linewidth=1.6)
@@ -180,7 +180,7 @@ def reliability_plot(curve: Sequence[ReliabilityBin], name: str) -> str:
 
 def bars_plot(values: Mapping[str, Interval], label: str, name: str) -> str:
     """Plot each named value as a horizontal bar with its confidence interval, the first at the top."""
-    with _figure(name, 7.4, 0.9 + 0.42 * len(values)) as (axes, output):
+    with svg_figure(name, 7.4, 0.9 + 0.42 * len(values)) as (axes, output):
         positions = range(len(values))
         entries = list(values.values())
         axes.barh(
@@ -212,7 +212,7 @@ SMALL = (3.6, 2.5)
 
 def lines_plot(curves: Mapping[str, Curve], name: str) -> str:
     """Plot values by step, with one labeled line per name. Long curves also get a moving mean."""
-    with _figure(name, *SMALL) as (axes, output):
+    with svg_figure(name, *SMALL) as (axes, output):
         ends = {}
         for (label, curve), (color, _, line) in zip(curves.items(), itertools.cycle(SERIES.values()), strict=False):
             steps, values = zip(*curve, strict=True)
@@ -231,7 +231,7 @@ def lines_plot(curves: Mapping[str, Curve], name: str) -> str:
 
 def stacked_plot(curves: Mapping[str, Curve], name: str) -> str:
     """Plot the moving means of several series as stacked bands, each labeled at its right end."""
-    with _figure(name, 7.4, 3.0) as (axes, output):
+    with svg_figure(name, 7.4, 3.0) as (axes, output):
         steps = [step for step, _ in next(iter(curves.values()))]
         values = [moving_mean([value for _, value in curve], smoothing(len(steps))) for curve in curves.values()]
         colors = [color for color, _, _ in itertools.islice(itertools.cycle(SERIES.values()), len(curves))]
@@ -250,7 +250,7 @@ def stacked_plot(curves: Mapping[str, Curve], name: str) -> str:
 
 def progress_plot(training: Curve, held_out: Sequence[tuple[int, Interval]], name: str) -> str:
     """Plot the accuracy of training rollouts by step, and the accuracy on held-out problems with intervals."""
-    with _figure(name, 7.4, 3.6) as (axes, output):
+    with svg_figure(name, 7.4, 3.6) as (axes, output):
         color, soft = PLACEHOLDERS["good"], PLACEHOLDERS["soft"]
         if training:
             steps, values = zip(*training, strict=True)
@@ -305,7 +305,7 @@ def _step_axis(axes: Axes) -> None:
 
 
 @contextmanager
-def _figure(name: str, width: float, height: float) -> Iterator[tuple[Axes, list[str]]]:
+def svg_figure(name: str, width: float, height: float) -> Iterator[tuple[Axes, list[str]]]:
     """Create a figure of the given size in inches, and yield its axes and a list to which the finished SVG is
     appended."""
     output: list[str] = []

@@ -32,6 +32,7 @@ def prm_evaluation_table(result: PrmEvaluation) -> str:
         lines.append(f"{name:<{width}}{cell(metrics.f1):>22}{values}{metrics.solutions:>11,}")
     if several:
         lines.insert(-1, f"{'average':<{width}}{cell(result.average):>22}")
+    lines += [f"{group:<{width}}{cell(f1):>22}" for group, f1 in result.groups.items()]
     auc = "" if result.auc is None else f", AUC {result.auc:.3f}"
     lines.append(f"threshold {result.threshold:.3f}, {result.threshold_from}")
     lines.append(f"calibration error {result.ece:.3f}{auc}")
@@ -85,7 +86,6 @@ def policy_table(result: PolicyScores) -> str:
     return "\n".join(lines)
 
 
-def _samples_lines(score: Score, samples: int) -> list[str]:
 def comparison_table(result: Comparison) -> str:
     """Format a comparison with one row per benchmark and policy, followed by the policies' means over benchmarks."""
     names, policies = [*result.benchmarks, "mean"], result.policies
@@ -104,6 +104,7 @@ def comparison_table(result: Comparison) -> str:
     return "\n".join([*lines, *(f"note: {note}" for note in result.notes)])
 
 
+def _samples_lines(score: Score, samples: int) -> list[str]:
     """Format the mean over samples (which is pass@1), pass@k and majority-vote accuracy over all questions."""
     named = [(f"avg@{samples}", score.accuracy), *((f"pass@{k}", value) for k, value in score.pass_at.items())]
     return [f"  {name:<9}{cell(value)}" for name, value in [*named, ("majority", score.majority)]]
