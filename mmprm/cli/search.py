@@ -5,6 +5,8 @@ its confidence interval, and the number of generated tokens). With `baseline`, t
 of the same problems and compares accuracy at an equal number of tokens. The policy and the process reward model run at
 the same time and share the machine.
 
+With `environment`, the policy plays episodes, and a step is a turn. The policy runs on one engine in this process.
+
 Examples:
   mmprm search --set problems.path=test.jsonl --set engine.model=tiny --set scorer.prm=runs/demo/train/prm \\
     --set search.strategy=beam --set baseline=16
@@ -14,6 +16,7 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import asyncio
 import collections
 import json
 import time
@@ -22,14 +25,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mmprm import actors
 from mmprm.cli.shared.aggregator import settled
 from mmprm.cli.shared.jsonl import output, write_rows
 from mmprm.cli.shared.options import add_config_options, load_config
-from mmprm.cli.shared.policy import check_config, opened_policy, with_engine_dtype
+from mmprm.cli.shared.policy import check_config, opened_player, opened_policy, with_engine_dtype
 from mmprm.config import PathText
+from mmprm.environments.first_prompt import first_prompt
+from mmprm.environments.load import EnvironmentConfig
 from mmprm.errors import DataError
 from mmprm.evaluation.aggregators import described
 from mmprm.grading.calibration import check_judge
@@ -43,6 +48,7 @@ from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.open import open_scorer, scorer_info
 from mmprm.selection.accuracy import EqualTokens, accuracy, at_equal_tokens
 from mmprm.selection.candidates import candidate_lines
+from mmprm.selection.episodes import check_strategy, search_episodes
 from mmprm.selection.guided import Searched, search_problems
 from mmprm.selection.strategies import GuidedConfig
 from mmprm.types import Problem, Scorer, Verdict
@@ -57,12 +63,25 @@ class GuidedSearchConfig(PolicyConfig):
     """Process reward model or thinking judge, and the settings for running it."""
     search: GuidedConfig = GuidedConfig()
     """Search strategy and its settings."""
+    environment: EnvironmentConfig | None = None
+    """Environment in which the policy plays episodes, whose turns are the steps; see docs/environments.md."""
     baseline: int = Field(0, ge=0)
     """Number of solutions to sample per problem for a best-of-N baseline, compared at an equal number of tokens; 0
     disables it."""
     aggregator: str | None = None
     """Aggregator of step scores that ranks partial and complete solutions; by default the one in the PRM's prm.json.
     Choices: min, last, mean, max, product, sum_log, sum_log_odds or mean_odds."""
+
+    @model_validator(mode="after")
+    def _environment_fits(self) -> GuidedSearchConfig:
+        if self.environment is not None and self.engine.servers is not None:
+            raise ValueError("engine.servers cannot play in an environment; remove it to use an engine of this process")
+        if self.environment is not None and self.prompt.preset != "plain":
+            raise ValueError(
+                f"prompt.preset={self.prompt.preset} must be plain with an environment, whose observations are the "
+                "prompt; set prompt.preset=plain"
+            )
+        return self
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,18 +95,16 @@ def run(arguments: argparse.Namespace) -> None:
     begun = time.perf_counter()
     info = scorer_info(config.scorer)
     aggregator = settled(config.aggregator, info)
-    check_judge(config.grader.judge)
-    problems = load_problems(config.problems)
-    check_golds(problems, config.grader, config.problems.path)
-    check_output(config.output, "output")
-    check_prm(config.scorer.prm)
-    check_prm_reads(config.scorer.prm, problems)
-    check_config(config, problems, config.search.samples, "search.samples")
-    if config.engine.servers is None:
+    problems = load_problems(config.problems, episodes=config.environment is not None)
+    _check(config, problems)
+    if config.environment is None and config.engine.servers is None:
         actors.connect(config.ray_address)  # before the scorer, which is slow to load
     scorer = open_scorer(config.scorer)
     try:
-        searched, baseline = actors.run(_search(config, problems, aggregator, scorer))
+        if config.environment is None:
+            searched, baseline = actors.run(_search(config, problems, aggregator, scorer))
+        else:
+            searched, baseline = _play(config, config.environment, problems, aggregator, scorer)
     finally:
         scorer.close()
     if not searched.results:
@@ -107,6 +124,22 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"aggregator {described(aggregator, info)}")
     if "score_tokens" in metrics:
         print(f"{metrics['unknown_scores']} paths unknown, {metrics['score_tokens']:,} tokens of the judge")
+
+
+def _check(config: GuidedSearchConfig, problems: Sequence[Problem]) -> None:
+    """Raise an error for settings and problems that cannot be searched, before the models are loaded."""
+    check_output(config.output, "output")
+    check_prm(config.scorer.prm)
+    if config.environment is None:
+        check_judge(config.grader.judge)
+        check_golds(problems, config.grader, config.problems.path)
+        check_prm_reads(config.scorer.prm, problems)
+        check_config(config, problems, config.search.samples, "search.samples")
+    else:
+        check_strategy(config.search)
+        first = first_prompt(config.environment, config.engine.images_per_prompt, problems[0], config.seed)
+        check_prm_reads(config.scorer.prm, [first])
+        check_config(config, [first], config.search.samples, "search.samples")
 
 
 def search_summary(
@@ -169,6 +202,28 @@ def _table(metrics: dict[str, Any]) -> str:
             line += f"{cell(Interval(**equal['difference'][name]), '+.3f'):>25}"
         lines.append(line)
     return "\n".join([*lines, tokens])
+
+
+def _play(
+    config: GuidedSearchConfig,
+    environment: EnvironmentConfig,
+    problems: Sequence[Problem],
+    aggregator: str,
+    scorer: Scorer,
+) -> tuple[Searched, Searched | None]:
+    with opened_player(config, environment) as player:
+
+        def searched(search: GuidedConfig) -> Searched:
+            return asyncio.run(
+                search_episodes(
+                    problems, player, scorer, environment, search, aggregate=aggregator, run_seed=config.seed
+                )
+            )
+
+        found = searched(config.search)
+        if not config.baseline:
+            return found, None
+        return found, searched(GuidedConfig(strategy="best_of_n", samples=config.baseline))
 
 
 async def _search(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import TypeVar
 
 from mmprm import actors
+from mmprm.environments.episode import TurnSampler
+from mmprm.environments.load import EnvironmentConfig
 from mmprm.grading.open import open_grader
 from mmprm.preflight import check_policy
 from mmprm.sampling.config import EngineConfig, LocalEngineConfig
@@ -48,6 +50,21 @@ def check_config(config: PolicyConfig, problems: Sequence[Problem], samples: int
     folder = policy_folder(config.engine)
     engine = config.engine if folder is None else config.engine.model_copy(update={"model": folder})
     check_policy(engine, config.sampling, config.prompt, problems, samples, key)
+
+
+@contextmanager
+def opened_player(config: PolicyConfig, environment: EnvironmentConfig) -> Iterator[TurnSampler]:
+    """Yield the policy as a player of episodes, on one engine in this process, and close it when the `with` block
+    ends."""
+    from mmprm.sampling.vllm_turns import VllmTurnSampler
+
+    folder = policy_folder(config.engine)
+    engine = config.engine if folder is None else config.engine.model_copy(update={"model": folder})
+    sampler = VllmTurnSampler(engine, config.sampling, config.prompt, environment)
+    try:
+        yield sampler
+    finally:
+        sampler.close()
 
 
 @asynccontextmanager
