@@ -1,6 +1,8 @@
-"""Define the configuration for training the tiny policy."""
+"""Define the configurations for training the tiny policies."""
 
 from __future__ import annotations
+
+from pydantic import Field
 
 from mmprm.config import Config
 
@@ -50,3 +52,61 @@ class TinyTrainConfig(Config):
     """Number of CPU threads."""
     steps: StepsConfig = StepsConfig()
     """Number of optimizer steps of each stage."""
+
+
+class SokobanTrainConfig(Config):
+    """Configures `mmprm tiny sokoban-policy`."""
+
+    seed: int = 0
+    """Random seed for weights, levels and moves."""
+    size: int = Field(5, ge=5)
+    """Number of rows and columns of a level, including the outer walls."""
+    boxes: int = Field(1, ge=1)
+    """Number of boxes per level."""
+    max_turns: int = Field(12, ge=1)
+    """Maximum number of turns per episode."""
+    mistake_rate: float = Field(0.3, ge=0, le=1)
+    """Probability that the imitated player moves at random."""
+    batch: int = Field(16, ge=1)
+    """Number of episodes per optimizer step."""
+    learning_rate: float = Field(2e-3, gt=0)
+    """Peak learning rate of each stage, with linear warm-up over 5% of its steps, then cosine decay to 5% of the
+    peak."""
+    weight_decay: float = 0.01
+    """Weight decay of AdamW."""
+    vision_steps: int = Field(50, ge=1)
+    """Number of optimizer steps that train only the vision tower."""
+    play_steps: int = Field(300, ge=1)
+    """Number of optimizer steps that train the whole model on episodes."""
+    held_out: int = Field(200, ge=1)
+    """Number of levels of the test split for the final metrics."""
+    threads: int = Field(2, ge=1)
+    """Number of CPU threads."""
+
+
+class OmniTrainConfig(Config):
+    """Configures `mmprm tiny omni-policy`."""
+
+    seed: int = 0
+    """Random seed for weights, clips and mistakes."""
+    clips: int = Field(800, ge=1)
+    """Number of distinct training clips."""
+    mistake_rate: float = Field(0.1, ge=0, le=1)
+    """Probability that a training solution misreads a move or an easy tone."""
+    hard_mistake_rate: float = Field(0.55, ge=0, le=1)
+    """Probability that a training solution mistakes a middle tone for a high one."""
+    batch: int = Field(48, ge=1)
+    """Number of clips per optimizer step."""
+    learning_rate: float = Field(2e-3, gt=0)
+    """Peak learning rate of each stage, with linear warm-up over 5% of its steps, then cosine decay to 5% of the
+    peak."""
+    weight_decay: float = 0.01
+    """Weight decay of AdamW."""
+    tower_steps: int = Field(150, ge=1)
+    """Number of optimizer steps that train only the vision tower and the audio tower."""
+    answer_steps: int = Field(300, ge=1)
+    """Number of optimizer steps that train the whole model on solutions."""
+    held_out: int = Field(300, ge=1)
+    """Number of clips of the test split for the final metrics."""
+    threads: int = Field(2, ge=1)
+    """Number of CPU threads."""

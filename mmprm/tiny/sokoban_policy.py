@@ -21,16 +21,15 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
-from mmprm.config import Config
 from mmprm.environments.episode import Action
 from mmprm.environments.interface import Observation
 from mmprm.prompts import PromptConfig
 from mmprm.sampling.conversation import EpisodeEncoder
+from mmprm.tiny.config import SokobanTrainConfig
 from mmprm.tiny.model import build_model
 from mmprm.tiny.pretrain import optimizer_steps
 from mmprm.tiny.sokoban import MOVES, SIGNS, SokobanState, level_text, move, moves_to_solve
@@ -38,36 +37,6 @@ from mmprm.tiny.sokoban_image import draw_sign, draw_state
 from mmprm.tiny.sokoban_player import action_text, move_probabilities
 from mmprm.tiny.sokoban_problems import QUESTION, make_split_level
 from mmprm.tiny.tokenizer import END, build_processor
-
-
-class SokobanTrainConfig(Config):
-    """Configures `mmprm tiny sokoban-policy`."""
-
-    seed: int = 0
-    """Random seed for weights, levels and moves."""
-    size: int = Field(6, ge=5)
-    """Number of rows and columns of a level, including the outer walls."""
-    boxes: int = Field(1, ge=1)
-    """Number of boxes per level."""
-    max_turns: int = Field(16, ge=1)
-    """Maximum number of turns per episode."""
-    mistake_rate: float = Field(0.3, ge=0, le=1)
-    """Probability that the imitated player moves at random."""
-    batch: int = Field(32, ge=1)
-    """Number of episodes per optimizer step."""
-    learning_rate: float = Field(2e-3, gt=0)
-    """Peak learning rate of each stage, with linear warm-up over 5% of its steps, then cosine decay to 5% of the
-    peak."""
-    weight_decay: float = 0.01
-    """Weight decay of AdamW."""
-    vision_steps: int = Field(60, ge=1)
-    """Number of optimizer steps that train only the vision tower."""
-    play_steps: int = Field(400, ge=1)
-    """Number of optimizer steps that train the whole model on episodes."""
-    held_out: int = Field(200, ge=1)
-    """Number of levels of the test split for the final metrics."""
-    threads: int = Field(2, ge=1)
-    """Number of CPU threads."""
 
 
 def build_sokoban_processor() -> Qwen2_5_VLProcessor:

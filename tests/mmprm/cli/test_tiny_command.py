@@ -42,6 +42,17 @@ def test_long_solutions_with_mistakes_are_rarely_correct(tmp_path: Path) -> None
     assert 0 < correct(written(tmp_path, "--level", "long", "--solutions", "--mistakes")) < 0.25
 
 
+def test_sokoban_policy_is_trained_with_its_own_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = {"max_turns": 3, "batch": 2, "vision_steps": 1, "play_steps": 1, "held_out": 2, "threads": 1}
+    sets = [word for key, value in few.items() for word in ("--set", f"{key}={value}")]
+    assert main(["tiny", "sokoban-policy", "--output", str(tmp_path), *sets]) == 0
+    assert "solve_rate: " in capsys.readouterr().out
+    stored = json.loads((tmp_path / "sokoban.json").read_text())
+    assert {key: stored["config"][key] for key in few} == few
+    assert main(["tiny", "sokoban-policy", "--output", str(tmp_path), "--set", "problems=3"]) == 2
+    assert "problems" in capsys.readouterr().err
+
+
 def test_mistakes_without_solutions_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tiny", "problems", "--output", str(tmp_path / "p.jsonl"), "--mistakes"]) == 2
     assert "--mistakes needs --solutions" in capsys.readouterr().err

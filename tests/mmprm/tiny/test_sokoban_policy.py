@@ -14,13 +14,13 @@ from mmprm.environments.interface import Observation
 from mmprm.problems import open_image
 from mmprm.prompts import PromptConfig
 from mmprm.sampling.conversation import EpisodeEncoder
+from mmprm.tiny.config import SokobanTrainConfig
 from mmprm.tiny.model import build_model
 from mmprm.tiny.sokoban import MOVES, move, moves_to_solve, parse_level
 from mmprm.tiny.sokoban_image import draw_state
 from mmprm.tiny.sokoban_player import SolverPlayer, action_text, move_probabilities
 from mmprm.tiny.sokoban_policy import (
     EpisodeCollator,
-    SokobanTrainConfig,
     build_sokoban_processor,
     solver_episode,
     train_sokoban,
