@@ -290,12 +290,15 @@ async def _in_thread(threads: ThreadPoolExecutor, work: Callable[..., T], *value
 
 
 def _has_images(value: Any) -> bool:
-    """Return whether a solution, validated or still raw JSON, has images."""
-    return bool(value.images if isinstance(value, SolutionIn) else isinstance(value, dict) and value.get("images"))
+    """Return whether a solution, validated or still raw JSON, may have images."""
+    if isinstance(value, SolutionIn):
+        return bool(value.images or value.observations)
+    return isinstance(value, dict) and bool(value.get("images") or value.get("observations"))
 
 
 def _characters(solution: Solution) -> int:
-    return len(solution.problem.question) + sum(map(len, solution.steps))
+    seen = (part for parts in solution.observations for part in parts if isinstance(part, str))
+    return sum(map(len, (solution.problem.question, *solution.steps, *seen)))
 
 
 class _Counted:
@@ -310,5 +313,5 @@ class _Counted:
         try:
             return getattr(self._scorer, "score_each", self._scorer.score)(solutions)
         finally:
-            if any(solution.problem.images for solution in solutions):
+            if any(solution.images for solution in solutions):
                 give_back()

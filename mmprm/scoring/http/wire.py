@@ -32,6 +32,13 @@ class ImageIn(_Message):
     """A file below the service's `image_root`; accepted only if `image_root` is set."""
 
 
+class PartIn(ImageIn):
+    """A text, or an image given as either `data` or `path`."""
+
+    text: str | None = None
+    """Text that the policy saw."""
+
+
 class SolutionIn(_Message):
     """A solution to score."""
 
@@ -43,6 +50,9 @@ class SolutionIn(_Message):
     """Steps of the complete or partial solution, as plain text."""
     images: Annotated[list[ImageIn], FailFast()] = []
     """The problem's images, in order."""
+    observations: Annotated[list[list[PartIn]], FailFast()] = []
+    """For an episode, whose steps are its turns: what the policy saw before each turn. It replaces the question and
+    `images`, and only models of the format mm-prm read it."""
 
 
 class BatchIn(_Message):
@@ -142,22 +152,34 @@ class Reader:
         self._check_counts(item)
         _check_texts(item, self._limits.steps)
         before = self.pixels
-        images = []
-        for number, image in enumerate(item.images):
-            field = f"images[{number}]"
-            images.append(self._image(image, field))
-            self.bytes += len(images[-1].data or b"")
+
+        def read(image: ImageIn, field: str) -> ImageRef:
+            found = self._image(image, field)
+            self.bytes += len(found.data or b"")
             _check_total(self.pixels - before, self._limits.solution_pixels, "a solution", "pixels", field)
             _check_total(self.pixels, self._limits.request_pixels, "the request", "pixels", field)
             _check_total(self.bytes, self._limits.body_mib * MIB, "the request", "bytes", field)
-        problem = Problem(item.id or location, item.question, answer="", images=tuple(images))
-        return Solution(problem, tuple(item.steps))
+            return found
+
+        images = tuple(read(image, f"images[{number}]") for number, image in enumerate(item.images))
+        observations = tuple(
+            tuple(
+                read(part, f"observations[{turn}][{number}]") if part.text is None else part.text
+                for number, part in enumerate(parts)
+            )
+            for turn, parts in enumerate(item.observations)
+        )
+        problem = Problem(item.id or location, item.question, answer="", images=images)
+        return Solution(problem, tuple(item.steps), observations)
 
     def _check_counts(self, item: SolutionIn) -> None:
-        characters = len(item.question) + sum(map(len, item.steps))
+        parts = [part for each in item.observations for part in each]
+        texts = (item.question, *item.steps, *(part.text or "" for part in parts))
+        characters = sum(map(len, texts))
+        images = len(item.images) + sum(part.text is None for part in parts)
         for field, count, most in (
             ("steps", len(item.steps), self._limits.steps),
-            ("images", len(item.images), self._limits.images),
+            ("images", images, self._limits.images),
             ("characters", characters, self._limits.characters),
         ):
             if count > most:
@@ -202,16 +224,34 @@ def _check_total(count: int, most: int, whose: str, unit: str, field: str) -> No
 def _check_texts(item: SolutionIn, max_steps: int) -> None:
     texts = {"id": item.id, "question": item.question}
     texts |= {f"steps[{number}]": step for number, step in enumerate(item.steps[:max_steps])}
+    for turn, parts in enumerate(item.observations[:max_steps]):
+        texts |= {f"observations[{turn}][{number}]": part.text for number, part in enumerate(parts) if part.text}
     for field, text in texts.items():
         try:
             text.encode()
         except UnicodeEncodeError:
             text = f"{field} holds half of a surrogate pair, which is not valid text; remove it"
             raise Refused(422, "invalid_request", text, field) from None
-    if not item.question.strip():
+    _check_observations(item)
+    if not item.question.strip() and not item.observations:
         raise Refused(422, "invalid_request", "question is empty; send the question of the problem", "question")
     if not item.steps:
         raise Refused(422, "invalid_request", "a solution must have at least one step; send its steps", "steps")
+
+
+def _check_observations(item: SolutionIn) -> None:
+    if not item.observations:
+        return
+    if len(item.observations) != len(item.steps):
+        text = f"{len(item.observations)} observations for {len(item.steps)} steps; send one observation per step"
+        raise Refused(422, "invalid_request", text, "observations")
+    if item.images:
+        raise Refused(422, "invalid_request", "the images of an episode are in its observations; move them", "images")
+    for turn, parts in enumerate(item.observations):
+        for number, part in enumerate(parts):
+            if part.text is not None and (part.data is not None or part.path is not None):
+                text = "a part has a text and an image; split it into two parts"
+                raise Refused(422, "invalid_request", text, f"observations[{turn}][{number}]")
 
 
 def invalid(errors: list[Any]) -> Refused:
