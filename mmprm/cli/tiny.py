@@ -14,9 +14,9 @@ Examples:
 and solutions.jsonl for mmprm eval processbench.
 
 `omni` writes short clips with sound, whose emotion follows from what moves and from the tone; `omni-policy` trains a
-policy on such clips, and `sokoban-policy` one that plays Sokoban. Their keys are listed last. The other keys below apply
-to `train`, which takes about half an hour on 2 free cores. The two mistake rates also apply to `critiques` and, with
-`--mistakes`, to `problems`.
+policy on such clips, and `sokoban-policy` one that plays Sokoban. Their keys are listed last. The other keys below
+apply to `train`, which takes about half an hour on 2 free cores. The two mistake rates also apply to `critiques` and,
+with `--mistakes`, to `problems`.
 """
 
 from __future__ import annotations
@@ -145,14 +145,14 @@ def _sokoban_policy(arguments: argparse.Namespace) -> None:
 
 def _omni(arguments: argparse.Namespace) -> None:
     from mmprm.problems import write_problems
-    from mmprm.tiny.omni_world import make_omni_problems, solve
+    from mmprm.tiny.omni_world import make_omni_problems, solve_clip
 
     if arguments.count < 1:
         raise DataError(f"--count={arguments.count} must be at least 1; raise it")
     path = arguments.output if arguments.output.suffix == ".jsonl" else arguments.output / "clips.jsonl"
     made = make_omni_problems(arguments.count, arguments.seed, arguments.split)
     rng = random.Random(f"solutions/{arguments.seed}")
-    solved = {each.problem.id: {"solution": "".join(solve(each, rng))} for each in made if arguments.solutions}
+    solved = {each.problem.id: {"solution": "".join(solve_clip(each, rng))} for each in made if arguments.solutions}
     write_problems(path, [each.problem for each in made], solved)
     print(f"{len(made)} clips of the {arguments.split} split written to {path}")
 

@@ -36,7 +36,7 @@ MAX_FRAMES = 36_000
 decoded."""
 MAX_FRAME_PIXELS = 4096 * 2304
 """Maximum number of pixels per frame; a small file could otherwise unpack to gigabytes."""
-MAX_BYTES = 2**30
+MAX_MEDIA_BYTES = 2**30
 """Maximum size of a video or audio file in bytes."""
 MIN_AUDIO_SECONDS = 0.1
 """Minimum duration of audio in seconds, for which the models still have a token."""
@@ -125,7 +125,7 @@ def media_digest(ref: MediaRef) -> str:
     if isinstance(ref, ImageRef):
         return image_digest(ref)
     try:
-        with open_stream(ref, MAX_BYTES, _NOUNS[type(ref)]) as stream:
+        with open_stream(ref, MAX_MEDIA_BYTES, _NOUNS[type(ref)]) as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
     except (OSError, ValueError, DataError):
         digest = hashlib.sha256((ref.path or "").encode()).hexdigest()
@@ -157,7 +157,7 @@ def _opened(ref: VideoRef | AudioRef) -> Iterator[InputContainer]:
     name, noun = _name(ref), _NOUNS[type(ref)]
     try:
         with (
-            open_stream(ref, MAX_BYTES, noun) as stream,
+            open_stream(ref, MAX_MEDIA_BYTES, noun) as stream,
             av.open(stream, metadata_errors="ignore", options={"format_whitelist": _FORMATS}) as container,
         ):
             yield container

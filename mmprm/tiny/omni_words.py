@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-MOVES = ("up", "down", "left", "right")
-TONES = ("low", "middle", "high")
+CLIP_MOVES = ("up", "down", "left", "right")
+CLIP_TONES = ("low", "middle", "high")
 EMOTIONS = ("joy", "anger", "fear", "calm")
-QUESTION = "Which emotion does the clip convey?"
+EMOTION_QUESTION = "Which emotion does the clip convey?"
 MOVE, TONE = "move=", "tone="
-OMNI_WORDS = (QUESTION, MOVE, TONE, *MOVES, *TONES, *EMOTIONS)
+OMNI_WORDS = (EMOTION_QUESTION, MOVE, TONE, *CLIP_MOVES, *CLIP_TONES, *EMOTIONS)
 """Words that are one token each in the tiny Omni policy's vocabulary."""

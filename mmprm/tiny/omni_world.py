@@ -25,7 +25,7 @@ from mmprm.data.media import SAMPLE_RATE, open_audio, open_video
 from mmprm.errors import DataError
 from mmprm.steps import plain
 from mmprm.tiny.omni_clip import encode_clip
-from mmprm.tiny.omni_words import EMOTIONS, MOVE, MOVES, QUESTION, TONE, TONES
+from mmprm.tiny.omni_words import CLIP_MOVES, CLIP_TONES, EMOTION_QUESTION, EMOTIONS, MOVE, TONE
 from mmprm.tiny.world import NO_MISTAKES, SPLITS, Mistakes, WorldSplit
 from mmprm.types import AudioRef, Problem, Steps, VideoRef
 
@@ -51,7 +51,7 @@ class OmniProblem:
 
 def emotion_of(move: str, tone: str) -> str:
     """Return the emotion that a move and a tone convey together."""
-    return EMOTIONS[(MOVES.index(move) + TONES.index(tone)) % len(EMOTIONS)]
+    return EMOTIONS[(CLIP_MOVES.index(move) + CLIP_TONES.index(tone)) % len(EMOTIONS)]
 
 
 def make_omni_problems(n: int, seed: int, split: WorldSplit) -> list[OmniProblem]:
@@ -62,16 +62,16 @@ def make_omni_problems(n: int, seed: int, split: WorldSplit) -> list[OmniProblem
     rng = random.Random(f"omni/{seed}/{split}")
     found: dict[str, OmniProblem] = {}
     while len(found) < n:
-        move, tone = rng.choice(MOVES), rng.choice(TONES)
+        move, tone = rng.choice(CLIP_MOVES), rng.choice(CLIP_TONES)
         aside = rng.randrange(*REACH)
         hertz = round(HERTZ[tone] * rng.uniform(1 - JITTER, 1 + JITTER), 1)
         noise = rng.randrange(2**32)
         content = hashlib.sha256(repr((move, tone, aside, hertz, noise)).encode()).hexdigest()[:16]
         if int(content, 16) % 100 in SPLITS[split] and content not in found:
-            clip = encode_clip(draw_frames(move, aside, noise), play(hertz, noise), FPS)
+            clip = encode_clip(draw_frames(move, aside, noise), play_tone(hertz, noise), FPS)
             problem = Problem(
                 id=f"omni-{content}",
-                question=QUESTION,
+                question=EMOTION_QUESTION,
                 answer=emotion_of(move, tone),
                 videos=(VideoRef(data=clip, frames=FRAMES),),
                 audios=(AudioRef(data=clip),),
@@ -91,7 +91,7 @@ def draw_frames(move: str, aside: int, noise: int) -> NDArray[np.uint8]:
     return frames
 
 
-def play(hertz: float, noise: int) -> NDArray[np.float32]:
+def play_tone(hertz: float, noise: int) -> NDArray[np.float32]:
     """Return half a second of a tone with some noise."""
     rng = np.random.default_rng(noise + 1)
     time = np.arange(SAMPLE_RATE * FRAMES // FPS) / SAMPLE_RATE
@@ -99,9 +99,9 @@ def play(hertz: float, noise: int) -> NDArray[np.float32]:
     return samples.astype(np.float32)
 
 
-def truth_of(problem: Problem) -> OmniProblem:
+def clip_truth(problem: Problem) -> OmniProblem:
     """Read a problem's truth from its clip alone, for example after reading the problem from a file."""
-    if problem.question != QUESTION or len(problem.videos) != 1 or len(problem.audios) != 1:
+    if problem.question != EMOTION_QUESTION or len(problem.videos) != 1 or len(problem.audios) != 1:
         raise DataError(
             f"problem {problem.id}: is not a question about one clip of the omni world; use problems that mmprm tiny "
             "omni wrote"
@@ -113,13 +113,13 @@ def truth_of(problem: Problem) -> OmniProblem:
     move = next(name for name, each in _AXES.items() if each == (axis, sign))
     samples = open_audio(problem.audios[0])
     peak = np.abs(np.fft.rfft(samples)).argmax() * SAMPLE_RATE / len(samples)
-    tone = min(TONES, key=lambda name: abs(np.log(HERTZ[name] / max(peak, 1.0))))
+    tone = min(CLIP_TONES, key=lambda name: abs(np.log(HERTZ[name] / max(peak, 1.0))))
     return OmniProblem(problem, move, tone)
 
 
-def solve(omni: OmniProblem, rng: random.Random, mistakes: Mistakes = NO_MISTAKES) -> Steps:
+def solve_clip(omni: OmniProblem, rng: random.Random, mistakes: Mistakes = NO_MISTAKES) -> Steps:
     """Return a solution with random mistakes at the rates `mistakes`; the answer follows from what it read."""
-    return solution_of(_read(omni.move, MOVES, mistakes.easy, rng), _heard(omni.tone, mistakes, rng))
+    return solution_of(_read(omni.move, CLIP_MOVES, mistakes.easy, rng), _heard(omni.tone, mistakes, rng))
 
 
 def solution_of(move: str, tone: str) -> Steps:
@@ -131,7 +131,7 @@ def solution_of(move: str, tone: str) -> Steps:
     )
 
 
-def judge_steps(omni: OmniProblem, steps: Sequence[str]) -> list[bool]:
+def judge_clip_steps(omni: OmniProblem, steps: Sequence[str]) -> list[bool]:
     """Return whether each step of a solution is correct. Steps may be given with or without their tags.
 
     A reading is true if it is the clip's, and the answer if it follows from the readings. A repeated or malformed step
@@ -147,7 +147,7 @@ def judge_steps(omni: OmniProblem, steps: Sequence[str]) -> list[bool]:
             truths.append(name not in read and value == expected)
             read.setdefault(name, value)
         else:
-            known = read.get("move") in MOVES and read.get("tone") in TONES
+            known = read.get("move") in CLIP_MOVES and read.get("tone") in CLIP_TONES
             truths.append(known and text == f"<answer>{emotion_of(read['move'], read['tone'])}</answer>")
     return truths
 
@@ -155,10 +155,10 @@ def judge_steps(omni: OmniProblem, steps: Sequence[str]) -> list[bool]:
 def best_accuracy(*, move: bool, tone: bool) -> float:
     """Return the accuracy of the best guess for someone who knows the move, the tone, both or nothing."""
     groups: dict[tuple[str, ...], list[str]] = {}
-    for each in itertools.product(MOVES, TONES):
+    for each in itertools.product(CLIP_MOVES, CLIP_TONES):
         known = tuple(value for value, seen in zip(each, (move, tone), strict=True) if seen)
         groups.setdefault(known, []).append(emotion_of(*each))
-    return sum(max(map(group.count, group)) for group in groups.values()) / (len(MOVES) * len(TONES))
+    return sum(max(map(group.count, group)) for group in groups.values()) / (len(CLIP_MOVES) * len(CLIP_TONES))
 
 
 def _read(truth: str, values: Sequence[str], rate: float, rng: random.Random) -> str:
@@ -168,4 +168,4 @@ def _read(truth: str, values: Sequence[str], rate: float, rng: random.Random) ->
 def _heard(truth: str, mistakes: Mistakes, rng: random.Random) -> str:
     if truth in MISHEARD:
         return MISHEARD[truth] if rng.random() < mistakes.hard else truth
-    return _read(truth, TONES, mistakes.easy, rng)
+    return _read(truth, CLIP_TONES, mistakes.easy, rng)

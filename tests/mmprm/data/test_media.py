@@ -134,7 +134,7 @@ def test_only_regular_files_of_bounded_size_are_opened(tmp_path: Path, monkeypat
             open_video(VideoRef(path=path))
         assert media_digest(AudioRef(path=path)).startswith("audio/")
     (tmp_path / "a.wav").write_bytes(CLIP)
-    monkeypatch.setattr(media, "MAX_BYTES", len(CLIP) - 1)
+    monkeypatch.setattr(media, "MAX_MEDIA_BYTES", len(CLIP) - 1)
     with pytest.raises(DataError, match=r"a\.wav: .* bytes, at most .* too large to be read as an audio recording"):
         open_audio(AudioRef(path=str(tmp_path / "a.wav")))
 
