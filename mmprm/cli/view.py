@@ -1,17 +1,21 @@
 """Write an HTML page for browsing a run: the search trees of mmprm annotate, or the logged rollouts of mmprm rl.
 
 A page of trees shows images, steps colored by value, rollouts and the search order. A page of rollouts shows images,
-steps colored by score and credit, and rewards by training step; `mmprm rl` also writes it when it ends.
+steps colored by score and credit, and rewards by training step; `mmprm rl` also writes it when it ends. For episodes, a
+page of trees shows the observation after each turn and, if the environment knows it, the truth about the state.
 
 Examples:
   mmprm view runs/demo/annotate
   mmprm view runs/k12 --problems 50 --output k12.html
   mmprm view runs/tiny/rl --rollouts 1000
+  mmprm view runs/sokoban/annotate --prm runs/sokoban/train/prm
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from mmprm.errors import DataError
@@ -19,6 +23,7 @@ from mmprm.report.rollouts import DEFAULT_LIMIT, ROLLOUTS_FILE, SAMPLES_FILE, wr
 from mmprm.report.training import METRICS_FILE
 from mmprm.report.view import write_view
 from mmprm.trees.store import Store
+from mmprm.types import Scorer
 
 _DEFAULT_PROBLEMS = 200
 
@@ -37,6 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=int,
         help=f"trees: maximum number of problems to show, evenly spread ({_DEFAULT_PROBLEMS})",
+    )
+    parser.add_argument(
+        "--prm", metavar="FOLDER", help="episodes: process reward model whose scores of the turns are shown"
     )
     parser.add_argument(
         "--rollouts",
@@ -79,8 +87,26 @@ def _trees(arguments: argparse.Namespace) -> None:
                 "annotate; use --problems"
             )
         path = arguments.output or store.path.parent / "view.html"
-        shown = write_view(path, store, arguments.problems or _DEFAULT_PROBLEMS)
+        with _opened_scorer(arguments, store) as scorer:
+            shown = write_view(path, store, arguments.problems or _DEFAULT_PROBLEMS, scorer)
         total = len(store.ids())
     finally:
         store.close()
     print(f"{path}: {shown} of {total} problems, {path.stat().st_size / 2**20:.1f} MiB; open it in a browser")
+
+
+@contextmanager
+def _opened_scorer(arguments: argparse.Namespace, store: Store) -> Iterator[Scorer | None]:
+    if arguments.prm is None:
+        yield None
+        return
+    if store.config.get("environment") is None:
+        raise DataError(f"--prm={arguments.prm} scores the turns of episodes, and {arguments.run} has none; remove it")
+    from mmprm.scoring.config import ScorerConfig
+    from mmprm.scoring.open import open_scorer
+
+    scorer = open_scorer(ScorerConfig(prm=arguments.prm, too_long="cut"))
+    try:
+        yield scorer
+    finally:
+        scorer.close()

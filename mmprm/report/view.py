@@ -9,6 +9,7 @@ from typing import Any
 
 from mmprm.errors import DataError
 from mmprm.files import whole_file
+from mmprm.report.episodes import EpisodeReplay, turn_data
 from mmprm.report.images import inlined
 from mmprm.report.style import THEME
 from mmprm.report.trees import Branch, grow
@@ -16,7 +17,7 @@ from mmprm.steps import StepFormat, plain
 from mmprm.trees.stopping import StoppingRule, rule_of
 from mmprm.trees.store import Store
 from mmprm.trees.tallies import ProblemTally, tallies
-from mmprm.types import ImageRef, Problem, Rollout, Steps, Tree
+from mmprm.types import ImageRef, Problem, Rollout, Scorer, Steps, Tree
 
 TEMPLATE = Path(__file__).with_name("view.html")
 
@@ -30,14 +31,14 @@ OUTCOMES = {
 """Maps the (status, reason) of a search to the problem's category on the page. All others are "searched"."""
 
 
-def write_view(path: Path, store: Store, limit: int) -> int:
+def write_view(path: Path, store: Store, limit: int, scorer: Scorer | None = None) -> int:
     """Write a page with at most `limit` problems, spread evenly over the run, and return the number of problems
-    written."""
+    written. With `scorer`, the turns of episodes are scored."""
     shown = evenly_spaced(tallies(store), limit)
     before, after = TEMPLATE.read_text(encoding="utf-8").replace("/* COLORS */", THEME).split("<!-- DATA -->")
     with whole_file(path, way_out="choose another path with --output") as file:
         file.write(before)
-        file.writelines(data_elements(store, shown))
+        file.writelines(data_elements(store, shown, scorer))
         file.write(after)
     return len(shown)
 
@@ -48,7 +49,7 @@ def evenly_spaced(entries: Sequence[ProblemTally], limit: int) -> list[ProblemTa
     return [entries[index * len(entries) // count] for index in range(count)]
 
 
-def data_elements(store: Store, shown: Sequence[ProblemTally]) -> Iterator[str]:
+def data_elements(store: Store, shown: Sequence[ProblemTally], scorer: Scorer | None = None) -> Iterator[str]:
     """Yield a script element with the list of problems, then one element per problem.
 
     The elements are separate so that a browser parses only the problems that are opened.
@@ -58,8 +59,12 @@ def data_elements(store: Store, shown: Sequence[ProblemTally]) -> Iterator[str]:
     problems = [store.problem(tally.problem_id) for tally in shown]
     entries = [list_entry(tally, problem) for tally, problem in zip(shown, problems, strict=True)]
     yield data_element("run", {"run": str(store.path.parent), "total": len(store.ids()), "problems": entries})
+    episodes = EpisodeReplay(store, scorer) if config.get("environment") is not None else None
     for position, problem in enumerate(problems):
-        yield data_element(f"problem-{position}", problem_data(problem, store.tree(problem.id), rule, step_format))
+        data = problem_data(problem, store.tree(problem.id), rule, step_format, episodes)
+        yield data_element(f"problem-{position}", data)
+    if episodes is not None:
+        episodes.close()
 
 
 def list_entry(tally: ProblemTally, problem: Problem) -> dict[str, Any]:
@@ -75,11 +80,18 @@ def list_entry(tally: ProblemTally, problem: Problem) -> dict[str, Any]:
     }
 
 
-def problem_data(problem: Problem, tree: Tree, rule: StoppingRule, step_format: StepFormat) -> dict[str, Any]:
+def problem_data(
+    problem: Problem,
+    tree: Tree,
+    rule: StoppingRule,
+    step_format: StepFormat,
+    episodes: EpisodeReplay | None = None,
+) -> dict[str, Any]:
     """Build the data that the page needs to show one problem.
 
     Each distinct text is stored once in `texts` and referenced by index. Branches are in depth-first order, so a
-    `parent` always precedes its children; `steps` are the steps that the branch adds to its parent.
+    `parent` always precedes its children; `steps` are the steps that the branch adds to its parent. In an episode,
+    `turns` are the states after these steps; those of the root also hold the first state.
     """
     texts: dict[str, int] = {}
 
@@ -94,6 +106,13 @@ def problem_data(problem: Problem, tree: Tree, rule: StoppingRule, step_format: 
         return [steps, int(entry.verdict), entry.token_count, index_of(entry.reason), entry.unsplit]
 
     branches: list[dict[str, Any]] = []
+    root = grow(tree, rule) if tree.nodes else None
+    turns = {} if episodes is None or root is None else episodes.turns(problem, [each.steps for each in root.walk()])
+
+    def turns_of(branch: Branch) -> list[dict[str, Any] | None]:
+        lengths = range(branch.above + 1 if branch.steps else 0, len(branch.steps) + 1)
+        found = [turns.get(branch.steps[:length]) for length in lengths]
+        return [turn and turn_data(turn) for turn in found]
 
     def add(branch: Branch, parent: int | None) -> None:
         counts = branch.counts
@@ -106,14 +125,15 @@ def problem_data(problem: Problem, tree: Tree, rule: StoppingRule, step_format: 
                 "counts": [counts.correct, counts.incorrect, counts.unknown],
                 "rollouts": [rollout(entry) for entry in branch.rollouts],
                 "through": branch.through,
+                **({"turns": turns_of(branch)} if turns else {}),
             }
         )
         own = len(branches) - 1
         for child in branch.children:
             add(child, own)
 
-    if tree.nodes:
-        add(grow(tree, rule), None)
+    if root is not None:
+        add(root, None)
     return {
         "answer": problem.answer,
         "choices": problem.choices,

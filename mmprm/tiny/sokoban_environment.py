@@ -5,7 +5,7 @@ from __future__ import annotations
 from mmprm.environments.actions import ACTION, ActionReader
 from mmprm.environments.interface import Observation, Transition
 from mmprm.errors import DataError
-from mmprm.tiny.sokoban import MOVES, SokobanState, move, parse_level
+from mmprm.tiny.sokoban import MOVES, SokobanState, move, moves_to_solve, parse_level
 from mmprm.tiny.sokoban_image import draw_state
 from mmprm.types import Problem
 
@@ -45,6 +45,11 @@ class SokobanEnvironment:
         reward += SOLVED_REWARD if after.solved and not before.solved else 0.0
         info = {"action": name, "success": after.solved, "moved": after != before}
         return Transition(Observation((draw_state(after),)), reward, after.solved, info=info)
+
+    def truth(self) -> str:
+        """Return what the solver knows about the current state, for display."""
+        left = moves_to_solve(self.state)
+        return "cannot be solved" if left is None else "solved" if not left else f"{left} moves to the solution"
 
     def close(self) -> None:
         self._state = None
