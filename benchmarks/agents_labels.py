@@ -1,0 +1,307 @@
+"""Compare labels of turns, and a process reward model trained on them, with the exact solver of Sokoban.
+
+labels_auc   AUC of the labels against "can still be solved within the turn limit", over the states that the policy
+             solves at least once in 64 rollouts and those that cannot be solved; `all_states`: over all states
+first_error  share of the failed episodes whose first error found by bisection is the solver's first losing turn,
+             over those whose last state before it the policy solves at least once in 64 rollouts
+prm_f1       first-error F1 of the process reward model on the policy's episodes of unseen levels
+kill         an annotation that is killed with SIGKILL five times: batches lost, and batches counted twice
+
+All parts need a policy that plays: mmprm tiny sokoban-policy --output runs/sokoban/policy
+
+    python -m benchmarks.agents_labels --policy runs/sokoban/policy [--only labels_auc first_error] [--small]
+
+`--policy solver` plays with the solver that makes mistakes instead, without an engine. The annotation and the training
+resume where they were interrupted. Results are merged into benchmarks/results/agents.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.agents_sokoban import (
+    MISTAKES,
+    SMALL,
+    SOLVER,
+    Sizes,
+    SlowSolver,
+    annotate,
+    campaign,
+    solved_once,
+    solver_or_none,
+    turn_sampler,
+    write_levels,
+)
+from mcts.config import CampaignConfig
+from mmprm.errors import StoreError
+from mmprm.labels.build import LabelsConfig, build_labels
+from mmprm.metrics import NO_ERROR, choose_threshold, first_below, processbench_f1, roc_auc
+from mmprm.scoring.config import ScorerConfig
+from mmprm.scoring.open import open_scorer
+from mmprm.tiny.sokoban_scores import first_losing_turn, is_solvable
+from mmprm.trees.evidence import evidence
+from mmprm.trees.store import Store
+from mmprm.trees.tallies import tallies
+from mmprm.types import Counts, Problem, Solution, Steps, Tree, Verdict
+
+ROOT = Path(__file__).parents[1]
+KILLS = 5
+BARS: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "labels_auc": ("at least 0.95", lambda value: value >= 0.95),
+    "first_error": ("at least 0.9", lambda value: value >= 0.9),
+    "prm_f1": ("at least 0.8", lambda value: value >= 0.8),
+    "kill": ("lost and doubled 0", lambda value: value == 0),
+}
+Results = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Holds the folder, policy and sizes of a run of the benchmark."""
+
+    folder: Path
+    policy: str
+    sizes: Sizes
+
+    def annotated(self, split: str) -> CampaignConfig:
+        """Annotate the levels of the train or the test split, if this is not done yet."""
+        count = self.sizes.train_levels if split == "train" else self.sizes.held_out_levels
+        levels = write_levels(self.folder / f"{split}.jsonl", split, count, self.sizes)
+        config = campaign(levels, self.folder / f"annotate-{split}", self.policy, self.sizes)
+        annotate(config, solver_or_none(self.policy))
+        return config
+
+
+def trees_of(config: CampaignConfig) -> Iterator[tuple[Problem, Tree, dict[Steps, Counts]]]:
+    """Yield each problem of a campaign with its search tree and the counts of its labeled states."""
+    store = Store.read(config.output)
+    try:
+        for tree in store.trees():
+            yield store.problem(tree.problem_id), tree, evidence(tree, config.search)
+    finally:
+        store.close()
+
+
+def labels_auc(bench: Bench) -> Results:
+    """Compare the value of each labeled state with the solver."""
+    config = bench.annotated("test")
+    states = [
+        (problem, steps, counts.value)
+        for problem, _, labels in trees_of(config)
+        for steps, counts in labels.items()
+        if counts.value is not None
+    ]
+    truth = [is_solvable(problem.extra["level"], steps, bench.sizes.max_turns) for problem, steps, _ in states]
+    # Only a solvable state of value 0 can be one that the policy never solves.
+    unsure = [state[:2] for state, true in zip(states, truth, strict=True) if true and state[2] == 0]
+    with turn_sampler(bench.policy, config.environment) as sampler:
+        found = iter(asyncio.run(solved_once(unsure, sampler, config.environment)))
+    kept = [not true or state[2] > 0 or next(found) for state, true in zip(states, truth, strict=True)]
+    values = [value for _, _, value in states]
+    judged = [(value, true) for value, true, keep in zip(values, truth, kept, strict=True) if keep]
+    return {
+        "value": roc_auc([value for value, _ in judged], [true for _, true in judged]),
+        "all_states": roc_auc(values, truth),
+        "states": len(states),
+        "unsolvable": truth.count(False),
+        "never_solved": kept.count(False),
+        "false_positives": sum(value > 0 and not true for value, true in zip(values, truth, strict=True)),
+    }
+
+
+def found_errors(tree: Tree, labels: dict[Steps, Counts]) -> Iterator[tuple[Steps, int]]:
+    """Yield the failed episodes from the start whose first error was found, with the index of its turn."""
+    for rollout in tree.nodes[0].rollouts:
+        if rollout.verdict is not Verdict.INCORRECT:
+            continue
+        values = [
+            (length, labels[rollout.steps[:length]].value)
+            for length in range(1, len(rollout.steps) + 1)
+            if rollout.steps[:length] in labels
+        ]
+        recoverable = max((length for length, value in values if value), default=0)
+        failed = min((length for length, value in values if not value), default=len(rollout.steps))
+        if failed == recoverable + 1:
+            yield rollout.steps, failed - 1
+
+
+def first_error(bench: Bench) -> Results:
+    """Compare the first errors that bisection found with the solver's first losing turns."""
+    config, turns = bench.annotated("test"), bench.sizes.max_turns
+    episodes = []
+    for problem, tree, labels in trees_of(config):
+        for steps, found in found_errors(tree, labels):
+            truth = first_losing_turn(problem.extra["level"], steps, turns)
+            episodes.append((problem, steps, found, truth if truth != NO_ERROR else len(steps)))
+    with turn_sampler(bench.policy, config.environment) as sampler:
+        before = [(problem, steps[:truth]) for problem, steps, _, truth in episodes]
+        agree = asyncio.run(solved_once(before, sampler, config.environment))
+    same = [found == truth for (_, _, found, truth), kept in zip(episodes, agree, strict=True) if kept]
+    return {
+        "value": sum(same) / len(same) if same else None,
+        "episodes": len(same),
+        "levels": len({problem.id for (problem, *_), kept in zip(episodes, agree, strict=True) if kept}),
+        "never_solved": agree.count(False),
+        "all_episodes": sum(found == truth for _, _, found, truth in episodes) / len(episodes) if episodes else None,
+    }
+
+
+def prm_f1(bench: Bench) -> Results:
+    """Train a process reward model on labels of the train split, and find the first errors of unseen episodes.
+
+    The threshold is chosen on every second level of the test split, and F1 is measured on the other levels.
+    """
+    train, test = bench.annotated("train"), bench.annotated("test")
+    labels = bench.folder / "labels.parquet"
+    if not labels.exists():
+        build_labels(LabelsConfig(store=train.output, output=str(labels)))
+    prm = _train(bench, labels)
+    parts: list[list[tuple[Solution, int]]] = [[], []]
+    for number, (problem, tree, _) in enumerate(trees_of(test)):
+        for steps in dict.fromkeys(rollout.steps for rollout in tree.nodes[0].rollouts):
+            truth = first_losing_turn(problem.extra["level"], steps, bench.sizes.max_turns)
+            parts[number % 2].append((_episode(problem, steps), truth))
+    scorer = open_scorer(ScorerConfig(prm=str(prm)))
+    scores = [[each.scores for each in scorer.score([solution for solution, _ in part])] for part in parts]
+    scorer.close()
+    truths = [[truth for _, truth in part] for part in parts]
+    threshold, _ = choose_threshold(scores[0], truths[0])
+    measured = processbench_f1([first_below(each, threshold) for each in scores[1]], truths[1])
+    return {
+        "value": measured.f1,
+        "on_failed": measured.on_bad,
+        "on_successful": measured.on_good,
+        "threshold": threshold,
+        "episodes": len(truths[1]),
+    }
+
+
+def kill(bench: Bench) -> Results:
+    """Kill an annotation by the solver five times, and compare its store with that of an undisturbed run."""
+    levels = write_levels(bench.folder / "kill.jsonl", "train", max(8, bench.sizes.held_out_levels // 4), bench.sizes)
+    whole, killed = (campaign(levels, bench.folder / name, SOLVER, bench.sizes) for name in ("whole", "killed"))
+    annotate(whole, SlowSolver(MISTAKES))
+    expected = _batches(Path(whole.output))
+    settings = bench.folder / "killed.json"
+    settings.write_text(json.dumps(killed.model_dump(mode="json", exclude_unset=True)))
+    lost = 0
+    for number in range(1, KILLS + 1):
+        driver = subprocess.Popen([sys.executable, "-m", "benchmarks.agents_sokoban", str(settings)], cwd=ROOT)
+        while driver.poll() is None and len(_batches(Path(killed.output))) < number * len(expected) // (KILLS + 1):
+            time.sleep(0.01)
+        before = _batches(Path(killed.output))
+        assert driver.poll() is None, "the annotation must outlast the kills"
+        driver.kill()
+        driver.wait()
+        lost += len(before - _batches(Path(killed.output)))
+    annotate(killed, SlowSolver(MISTAKES))
+    after = _batches(Path(killed.output))
+    store = Store.read(killed.output)
+    counted = sum(tally.rollouts for tally in tallies(store))
+    stored = sum(len(batch.rollouts) for problem_id in store.ids() for batch in store.batches(problem_id))
+    store.close()
+    lost += len(expected - after)
+    doubled = len(after - expected) + abs(counted - stored)
+    return {"value": lost + doubled, "lost": lost, "doubled": doubled, "kills": KILLS, "batches": len(expected)}
+
+
+def _train(bench: Bench, labels: Path) -> Path:
+    output = bench.folder / "train"
+    sets = {
+        "model": _base(bench),
+        "labels": str(labels),
+        "output": str(output),
+        "add_missing_tokens": "true",
+        "target.after_error": "mask",
+        "packing": "samples",
+        "max_length": "1024",
+        "training.epochs": str(bench.sizes.epochs),
+        "training.batch_size": "16",
+        "training.micro_batch_tokens": "8192",
+        "training.learning_rate": "5e-4",
+        "training.precision": "fp32",
+    }
+    words = (word for key, value in sets.items() for word in ("--set", f"{key}={value}"))
+    subprocess.run([sys.executable, "-m", "mmprm", "train", *words], check=True, cwd=ROOT)
+    return output / "prm"
+
+
+def _base(bench: Bench) -> str:
+    """Return the folder of the policy, or of one with random weights if the solver plays."""
+    if bench.policy != SOLVER:
+        return bench.policy
+    from mmprm.tiny.model import build_model
+    from mmprm.tiny.sokoban_policy import build_sokoban_processor
+
+    folder, processor = bench.folder / "random-policy", build_sokoban_processor()
+    if not folder.exists():
+        build_model(processor.tokenizer).save_pretrained(folder)
+        processor.save_pretrained(folder)
+    return str(folder)
+
+
+def _episode(problem: Problem, steps: Steps) -> Solution:
+    from mmprm.environments.replay import replay
+    from mmprm.tiny.sokoban_environment import SokobanEnvironment
+
+    played = replay(SokobanEnvironment(), problem, 0, steps)
+    seen = (played.start, *(transition.observation for transition in played.transitions[:-1]))
+    return Solution(problem, steps, tuple(observation.parts for observation in seen))
+
+
+def _batches(run: Path) -> set[tuple[str, Steps, int, tuple[Steps, ...]]]:
+    """Return the stored batches of a run with their rollouts; the store may not exist yet."""
+    try:
+        store = Store.read(run)
+    except StoreError:
+        return set()
+    try:
+        return {
+            (problem_id, batch.steps, batch.first_sample, tuple(rollout.steps for rollout in batch.rollouts))
+            for problem_id in store.ids()
+            for batch in store.batches(problem_id)
+        }
+    finally:
+        store.close()
+
+
+PARTS: dict[str, Callable[[Bench], Results]] = {
+    "labels_auc": labels_auc,
+    "first_error": first_error,
+    "prm_f1": prm_f1,
+    "kill": kill,
+}
+
+
+def main() -> None:
+    """Run the parts and merge their results into the results file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--policy", default=str(ROOT / "runs" / "sokoban" / "policy"))
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--small", action="store_true", help="run few levels with few rollouts, to test the parts")
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "bench-agents-labels")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "agents.json")
+    arguments = parser.parse_args()
+    bench = Bench(arguments.folder, arguments.policy, SMALL if arguments.small else Sizes())
+    bench.folder.mkdir(parents=True, exist_ok=True)
+    for name in arguments.only:
+        found = PARTS[name](bench)
+        met = found["value"] is not None and BARS[name][1](found["value"])
+        print(json.dumps({name: found}, indent=2), "met" if met else f"MISSED ({BARS[name][0]})", flush=True)
+        results = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
+        results[name] = found.pop("value")
+        results.setdefault("details", {})[name] = found | {"met": met, "small": arguments.small}
+        arguments.output.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
