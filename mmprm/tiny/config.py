@@ -65,7 +65,7 @@ class SokobanTrainConfig(Config):
     """Number of boxes per level."""
     max_turns: int = Field(12, ge=1)
     """Maximum number of turns per episode."""
-    mistake_rate: float = Field(0.3, ge=0, le=1)
+    mistake_rate: float = Field(0.6, ge=0, le=1)
     """Probability that the imitated player moves at random."""
     batch: int = Field(16, ge=1)
     """Number of episodes per optimizer step."""
