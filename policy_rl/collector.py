@@ -27,7 +27,7 @@ from policy_rl.graded import BranchedPrefix, GradedGroup, GradedResponse, Proces
 from policy_rl.rewards.cutter import StepCutter
 from policy_rl.rewards.outcome import OutcomeReward
 from policy_rl.rollouts.branching import ChosenPrefix, choose_prefixes
-from policy_rl.rollouts.config import branch_seed, rollout_seed
+from policy_rl.rollouts.config import branch_seed, may_branch, rollout_seed
 from policy_rl.rollouts.curriculum import Phase, Prompts, groups_to_ask, phase_of
 from policy_rl.types import Group, Response, ResponsePrefix, Reward, TrainingSample
 
@@ -150,6 +150,11 @@ class Collector:
         """Return the number of passes over the problems so far, including a partial one."""
         return self._prompts.position / len(self._prompts.problems)
 
+    def may_branch(self, group: GradedGroup) -> bool:
+        """Return whether the responses of a group are continued from some of their prefixes, if they have any."""
+        config = self._config.rollouts.branching
+        return config is not None and may_branch(config, self._config.seed, group.version, group.problem.id)
+
     def step_of_token(self, each: GradedResponse) -> np.ndarray | None:
         """Return the step index of each token of a response, or None if its steps are unknown."""
         if each.process is not None:
@@ -221,7 +226,7 @@ class Collector:
             group = await self._sample(problem, epoch, phase, found)
             sampled = time.perf_counter()
             graded = None if group is None else await self._grade(group, found)
-            if graded is None or self._config.rollouts.branching is None:
+            if graded is None or not self.may_branch(graded):
                 return graded
             branched = await self._branch(graded, epoch, phase, found)
             sampled = time.perf_counter()

@@ -29,11 +29,15 @@ from policy_rl.rollouts.config import RolloutConfig
 from policy_rl.rollouts.curriculum import FilterConfig, Phase
 from policy_rl.trainer import config as trainer_config
 from policy_rl.trainer.config import TrainerConfig
-from policy_rl.tree_checks import check_tree_credit
+from policy_rl.tree_checks import check_refresh, check_tree_credit
 from policy_rl.weights.config import WeightsConfig
 
 _IN_PART: dict[str, Any] = {key: DECISIVE[key] for key in ("engine", "grader")} | {
-    "process": {"aggregator": True, "scorer": {"prm", "format", "backend", "dtype", "too_long"}},
+    "process": {
+        "aggregator": True,
+        "scorer": {"prm", "format", "backend", "dtype", "too_long"},
+        "refresh": {"train", "min_auc", "window", "dev", "min_problems", "labels"},
+    },
     "rollouts": {"branching"},
 }
 """Maps configuration groups to the subkeys that must be unchanged for a run to be resumed. Their other subkeys may
@@ -314,6 +318,8 @@ class RLConfig(Config):
     @model_validator(mode="after")
     def _tree_credit_fits_the_rest(self) -> RLConfig:
         check_tree_credit(self)
+        check_refresh(self)
+        check_environment(self)
         return self
 
     @model_validator(mode="after")

@@ -46,8 +46,10 @@ from policy_rl.metrics import Timed, console_line, describe_branches, describe_g
 from policy_rl.monitor.alarms import Alarms, alarm_error, hacking_metrics
 from policy_rl.monitor.phrases import phrase_metrics
 from policy_rl.monitor.samples import SampleLog, chosen, sample_of, trained_sample
+from policy_rl.rewards.prm_refresh import PrmRefresh
 from policy_rl.rollouts.curriculum import update_count
 from policy_rl.rollouts.evaluate import Evaluation
+from policy_rl.rollouts.tree_store import TreeStore
 from policy_rl.run_folder import Summary, check_same, checkpoints_of, is_evaluated, policy_of, report_run, resume_key_of
 from policy_rl.trainer.batch import minibatches
 from policy_rl.trainer.protocol import TrainerLike
@@ -63,7 +65,8 @@ class Loop:
     """Runs the training steps of `mmprm rl`.
 
     `evaluation` evaluates the engines' current policy, or is None if there are no held-out problems. `aggregate`
-    combines step scores with credit.mode=scalar.
+    combines step scores with credit.mode=scalar. `trees` keeps the trees of responses that branch, and `refresh`
+    retrains the process reward model on them; both are None if not configured.
     """
 
     def __init__(
@@ -75,8 +78,10 @@ class Loop:
         collector: Collector,
         evaluation: Callable[[], Awaitable[Evaluation]] | None = None,
         aggregate: Aggregate | None = None,
+        trees: TreeStore | None = None,
+        refresh: PrmRefresh | None = None,
     ) -> None:
-        self._config, self._total = config, total
+        self._config, self._total, self._trees, self._refresh = config, total, trees, refresh
         self._pool, self._trainer, self._collector, self._evaluation = pool, trainer, collector, evaluation
         self._output = Path(config.output)
         self._checkpoints, self._policy = checkpoints_of(config), policy_of(config)
@@ -115,6 +120,9 @@ class Loop:
                     self._write_samples(step, groups, trained, samples)
                     # A step without an update lacks metrics on which alarms may be set.
                     crossed = self._alarms.see(metrics) if metrics["updates"] else None
+                    ends = crossed is not None or stop.came() or self._is_last(step)
+                    if self._refresh is not None and not ends:
+                        await self._refresh.retrain_if_due(step)
                     due = self._is_last(step) or _due(self._config.save_every, step) or self._may_be_best(step)
                     saved = stop.came() or crossed is not None or due
                     if saved:
@@ -217,8 +225,11 @@ class Loop:
     async def _learn(self, step: int, collected: Collected) -> tuple[list[TrainingSample], dict[str, float]]:
         groups = collected.groups
         metrics = describe_groups(collected, self._pool.version)
-        if self._tree_settings is not None:
+        if self._config.rollouts.branching is not None:
             metrics |= describe_branches(groups, collected.branch_tokens)
+            metrics |= self._keep_trees(groups)
+        if self._config.environment is not None:
+            metrics |= describe_episodes(kept_responses(groups))
         metrics |= hacking_metrics(groups, self._config.step_format, self._collector.prefill)
         metrics |= phrase_metrics(groups, self._config.monitor.phrases)
         samples, advantage_metrics = await self._samples(groups) if groups else ([], {})
@@ -227,6 +238,13 @@ class Loop:
         waits = collected.passed > 0 and not groups  # for enough groups to fill an update
         self._count_empty(step, collected, not updates and not waits)
         return samples, metrics | advantage_metrics | merge_updates(updates)
+
+    def _keep_trees(self, groups: Sequence[GradedGroup]) -> dict[str, float]:
+        """Store the trees of the groups that branch, and return the metrics of the PRM on them."""
+        labeled = [group for group in groups if self._collector.may_branch(group)]
+        if self._trees is not None:
+            self._trees.write(labeled)
+        return {} if self._refresh is None else self._refresh.see(labeled)
 
     async def _update(self, step: int, samples: Sequence[TrainingSample], end: float) -> list[dict[str, float]]:
         """Run the optimizer updates of a step and return their metrics.
@@ -334,6 +352,7 @@ class Loop:
             "empty": self._empty,
             "progress": self._progress,
             "alarms": dict(self._alarms.counts),
+            "refresh": None if self._refresh is None else self._refresh.state(),
         }
 
     async def _resume(self) -> int:
@@ -344,6 +363,10 @@ class Loop:
         """
         extra = await asyncio.to_thread(self._trainer.resume, self._checkpoints)
         if extra is None:
+            if self._trees is not None:
+                self._trees.clear()
+            if self._refresh is not None:
+                self._refresh.start_over()
             await self._sync(0)
             return 0
         extra = current_state(extra)
@@ -355,6 +378,8 @@ class Loop:
         self._pending = None if extra["pending"] is None else self._collector.collected(extra["pending"])
         self._empty, self._progress = extra["empty"], extra["progress"]
         self._alarms.counts |= {name: extra["alarms"].get(name, 0) for name in self._alarms.counts}
+        if self._refresh is not None:
+            await self._refresh.restore(extra["refresh"])
         await self._sync(extra["step"])
         return extra["step"]
 

@@ -32,8 +32,11 @@ from policy_rl.graded import Process
 from policy_rl.loop import Loop
 from policy_rl.placement import ActorOptions, reserved
 from policy_rl.rewards.cutter import StepCutter
+from policy_rl.rewards.prm_refresh import PrmRefresh
+from policy_rl.rollouts.episodes import EpisodeConfig
 from policy_rl.rollouts.evaluate import evaluate
 from policy_rl.rollouts.pool import RolloutPool
+from policy_rl.rollouts.tree_store import TreeStore
 from policy_rl.run_folder import Summary, checkpoints_of, summary_without_training
 from policy_rl.trainer.frozen import check_teacher
 from policy_rl.trainer.group import TrainerGroup
@@ -97,11 +100,16 @@ async def _run(config: RLConfig, problems: Sequence[Problem], held_out: Sequence
         prm_options = None if options is None else options.prm
         process = await stack.enter_async_context(_process(config, prm_options, prefill)) if config.process else None
         cutter = _step_cutter(config, prefill)
+        trees = _tree_store(config, cutter, stack)
+        process = refresh = None
+        if config.process is not None:
+            process, refresh = await stack.enter_async_context(_process(config, prm_options, prefill, trees))
         collector = Collector(config, problems, pool, grader, trainer.check, process, prefill, cutter)
         accuracy = config.rewards.accuracy
         measure = partial(evaluate, pool, grader, held_out, config.eval_samples, config.seed, prefill, accuracy)
         aggregate = _aggregate(config)
-        loop = Loop(config, total, pool, trainer, collector, measure if held_out else None, aggregate)
+        evaluation = measure if held_out else None
+        loop = Loop(config, total, pool, trainer, collector, evaluation, aggregate, trees, refresh)
         print(
             f"{len(problems):,} problems, {len(held_out):,} held out; {total:,} steps of {config.batch.prompts} × "
             f"{config.batch.group_size}, {config.batch.optimizer_steps} updates each; {len(pool.engines)} engines, "
@@ -194,8 +202,19 @@ def _step_cutter(config: RLConfig, prefill: str) -> StepCutter:
     return StepCutter(tokenizer, config.step_format, prefill)
 
 
+def _tree_store(config: RLConfig, cutter: StepCutter, stack: AsyncExitStack) -> TreeStore | None:
+    """Open the store of the run's trees, and register its closing with `stack`."""
+    if config.rollouts.branching is None or not config.rollouts.branching.store:
+        return None
+    trees = TreeStore.open(Path(config.output), config.step_format, cutter)
+    stack.callback(trees.close)
+    return trees
+
+
 @asynccontextmanager
-async def _process(config: RLConfig, options: dict[str, Any] | None, prefill: str) -> AsyncIterator[Process]:
+async def _process(
+    config: RLConfig, options: dict[str, Any] | None, prefill: str, trees: TreeStore | None
+) -> AsyncIterator[tuple[Process, PrmRefresh | None]]:
     from transformers import AutoTokenizer
 
     from policy_rl.rewards.prm_actor import RemotePrm
@@ -204,7 +223,11 @@ async def _process(config: RLConfig, options: dict[str, Any] | None, prefill: st
     prm = await RemotePrm.start(config.process, options)
     try:
         tokenizer = AutoTokenizer.from_pretrained(config.engine.model, trust_remote_code=False)
-        yield ProcessReward(tokenizer, config.step_format, prefill, prm)
+        refresh = None
+        if config.process.refresh is not None:
+            assert trees is not None, "the configuration requires rollouts.branching.store"
+            refresh = PrmRefresh(config.process.refresh, Path(config.output), config.seed, prm, trees)
+        yield ProcessReward(tokenizer, config.step_format, prefill, prm), refresh
     finally:
         prm.close()
 

@@ -8,22 +8,23 @@ if TYPE_CHECKING:
     from policy_rl.config import RLConfig
 
 
+_UNDECIDED = "rollouts.branching.choose=undecided"
+
+
 def check_tree_credit(config: RLConfig) -> None:
     """Raise ValueError if rollouts.branching and credit.source are incompatible with each other or other settings."""
     branching = config.rollouts.branching
     if branching is None and not config.has_tree_credit:
         return
     if not config.has_tree_credit:
-        raise ValueError(
-            "rollouts.branching needs credit that uses the continuations; set credit.source=tree, or leave "
-            "rollouts.branching out"
-        )
+        _check_labels(config)
+        return
     source = f"credit.source={config.credit.source}"
     if branching is None:
         raise ValueError(f"{source} needs continuations; set rollouts.branching.continuations=4, or credit.source=prm")
     uses_scores = {
         source: config.credit.source == "both",
-        "rollouts.branching.choose=undecided": branching.choose == "undecided",
+        _UNDECIDED: branching.choose == "undecided",
     }
     for key, is_set in uses_scores.items():
         if is_set and config.process is None:
@@ -38,6 +39,28 @@ def check_tree_credit(config: RLConfig) -> None:
         raise ValueError(
             f"{source} needs a reward of accuracy alone, which is what the PRM's score estimates; leave out the other "
             "rewards, or set credit.source=tree"
+        )
+
+
+def _check_labels(config: RLConfig) -> None:
+    """Raise ValueError if continuations serve neither credit nor labels."""
+    if not config.rollouts.branching.store:
+        raise ValueError(
+            "rollouts.branching needs a use for the continuations; set credit.source=tree, or rollouts.branching.store="
+            "true to keep them as labels, or leave rollouts.branching out"
+        )
+    if config.rollouts.branching.choose == "undecided" and config.process is None:
+        raise ValueError(f"{_UNDECIDED} needs the scores of a process reward model; set process.scorer.prm")
+
+
+def check_refresh(config: RLConfig) -> None:
+    """Raise ValueError if the process reward model is to be retrained without trees to train it on."""
+    if config.process is None or config.process.refresh is None:
+        return
+    if config.rollouts.branching is None or not config.rollouts.branching.store:
+        raise ValueError(
+            "process.refresh retrains the PRM on the trees of the run; set rollouts.branching.store=true and "
+            "rollouts.branching.groups=0.2"
         )
 
 

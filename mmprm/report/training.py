@@ -71,6 +71,12 @@ _HACKING_PANELS = (
         "AUC of the lowest step score for correct answers; 0.5 means no agreement",
         {"prm_auc": "AUC"},
     ),
+    Panel(
+        "PRM on fresh labels",
+        "AUC on held-out labels of the run's own trees; the PRM is retrained when it is too low",
+        {"prm_tree_auc": "AUC"},
+    ),
+    Panel("New PRMs", "number so far", {"prm_refreshes": "new PRMs"}),
     Panel("Score by step", "mean P(no error so far)", {"prm_step_*": ""}),
     Panel("Steps", "per response", {"steps": "steps"}),
     Panel("Tokens per step", "mean, and longest step per response", {"step_tokens": "mean", "longest_step": "longest"}),

@@ -54,6 +54,21 @@ class StepCutter:
             return StepSplit((), "step without a token"), _NO_TOKENS
         return found, step_of_token
 
+    def verbatim(self, response: Response) -> Steps:
+        """Return the steps of a response with their markup; they concatenate to `whole_text`, or there are none."""
+        return _both_forms(response.text, self._step_format, self._prefill)[0]
+
+    def whole_text(self, response: Response) -> str:
+        """Return the text of a response with the prefill, which is its beginning."""
+        return self._prefill + response.text
+
+
+def steps_of(response: Response, step_format: StepFormat, prefill: str = "") -> StepSplit:
+    """Return the turns of an episode, or the steps of another response; see `plain_steps`."""
+    if response.played is not None:
+        return StepSplit(response.played.texts)
+    return plain_steps(response.text, step_format, prefill)
+
 
 def plain_steps(text: str, step_format: StepFormat, prefill: str = "") -> StepSplit:
     """Return a response's steps without their markup, as the PRM reads them, or the reason why it could not be split.

@@ -2,6 +2,7 @@
 
     prm = await RemotePrm.start(config)
     answers = await prm.judge(solutions)     # await hundreds at once: they are batched as they arrive
+    await prm.replace(folder)                # when nothing is being judged
     prm.close()
 
 Ray restarts an actor that dies; the new process loads the PRM and receives the pending requests again.
@@ -14,6 +15,7 @@ import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
@@ -25,6 +27,7 @@ from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.http.queue import Pace, ScoreQueue, ScoreResult
 from mmprm.scoring.open import open_scorer
 from mmprm.types import Solution
+from policy_rl.rewards.command_actor import CommandActor, last_line
 from policy_rl.rewards.process import ProcessConfig
 
 T = TypeVar("T")
@@ -58,12 +61,19 @@ class RemotePrm:
     def __init__(self, config: ProcessConfig, options: dict[str, Any] | None) -> None:
         actors.connect()
         self._config = config
-        self._name = f"the PRM {config.scorer.described}"
-        resources = options or _resources(config)
-        self._booked = {name: amount for name, amount in resources.items() if name in ("num_cpus", "num_gpus")}
+        self._resources = options or _resources(config)
+        self._booked = {name: amount for name, amount in self._resources.items() if name in ("num_cpus", "num_gpus")}
+        self._create(config.scorer)
+
+    def _create(self, scorer: ScorerConfig) -> None:
+        self._name = f"the PRM {scorer.described}"
         # With retries, Ray sends pending calls to the restarted process, which then loads the PRM again.
-        limits = {"max_restarts": config.max_restarts, "max_task_retries": -1, "max_concurrency": REQUESTS_IN_FLIGHT}
-        self._actor = ray.remote(**limits, **resources)(PrmActor).remote(config.scorer, config.cores)
+        limits = {
+            "max_restarts": self._config.max_restarts,
+            "max_task_retries": -1,
+            "max_concurrency": REQUESTS_IN_FLIGHT,
+        }
+        self._actor = ray.remote(**limits, **self._resources)(PrmActor).remote(scorer, self._config.cores)
         self.processes = set()
 
     async def judge(self, solutions: Sequence[Solution]) -> list[ScoreResult]:
@@ -86,6 +96,35 @@ class RemotePrm:
                 flush=True,
             )
         return answers
+
+    async def replace(self, folder: Path) -> None:
+        """Load the PRM in `folder` instead of the current one. No solutions may be waiting for their scores."""
+        self.close()
+        self._create(self._config.scorer.model_copy(update={"prm": str(folder)}))
+        await self._start()
+
+    async def run_instead(self, command: Sequence[str], log: Path, timeout_seconds: float) -> None:
+        """Unload the PRM and run a command on its device, with its output appended to `log`.
+
+        Raises TrainingError if the command fails. Afterwards, a PRM must be loaded with `replace`.
+        """
+        self.close()
+        runner = ray.remote(max_restarts=self._config.max_restarts, max_task_retries=-1, **self._resources)(
+            CommandActor
+        ).remote(self._config.cores)
+        self._actor = runner  # so that `close` also ends the command
+        code = await self._wait(
+            runner.run.remote(list(command), str(log)),
+            lambda: f"a new PRM to be trained; see {log}",
+            timeout_seconds,
+            "raise process.refresh.timeout_seconds if it only needs longer",
+        )
+        self.close()
+        if code:
+            raise TrainingError(
+                f"training a new PRM failed with exit code {code}: {last_line(log)}; see {log}, and run the same "
+                "command again to resume"
+            )
 
     def close(self) -> None:
         """Kill the actor."""

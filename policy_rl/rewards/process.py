@@ -31,6 +31,7 @@ from mmprm.steps import StepFormat, StepSplit
 from mmprm.types import Problem, Solution
 from policy_rl.graded import StepRewards
 from policy_rl.rewards.cutter import StepCutter
+from policy_rl.rewards.prm_refresh import RefreshConfig
 from policy_rl.types import Response
 
 
@@ -55,6 +56,9 @@ class ProcessConfig(Config):
     """Timeout in seconds for scoring one group."""
     max_restarts: int = Field(3, ge=0)
     """Maximum number of times to restart a dead PRM process before the run fails."""
+    refresh: RefreshConfig | None = None
+    """Retrain the PRM on the trees of the run when its scores no longer agree with them. Requires
+    rollouts.branching.store. By default, the PRM stays as it is."""
 
     @model_validator(mode="after")
     def _runs_a_judge_elsewhere(self) -> ProcessConfig:
@@ -62,6 +66,15 @@ class ProcessConfig(Config):
             raise ValueError(
                 "scorer.backend=judge must run on servers, because the run places no engine for it; set "
                 "scorer.judge.engine.servers.urls"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _refreshes_a_local_prm(self) -> ProcessConfig:
+        if self.refresh is not None and (self.scorer.is_remote or self.scorer.judge is not None):
+            raise ValueError(
+                "refresh retrains a PRM that this run loads, but the scorer runs elsewhere; set scorer.prm to a "
+                "checkpoint, or leave refresh out"
             )
         return self
 

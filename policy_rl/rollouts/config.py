@@ -32,7 +32,13 @@ class BranchingConfig(Config):
     """Maximum total number of tokens in a group's continuations. A prefix is chosen only if its continuations would fit
     even at their maximum length. By default, the maximum length of the group's own responses together."""
     train: bool = True
-    """Train on the continuations, too. If false, they only determine values."""
+    """Train on the continuations, too. If false, they only determine values. With credit.source=prm, they are never
+    trained on."""
+    groups: float = Field(1.0, gt=0, le=1)
+    """Fraction of the groups whose responses branch, chosen by a hash of the problem and the policy version."""
+    store: bool = False
+    """Keep the trees of the groups whose responses branch in the run folder, as trees/trees.sqlite, which mmprm labels
+    reads. With credit.source=prm, this is what the continuations are for."""
 
     @model_validator(mode="after")
     def _range_belongs_to_undecided(self) -> BranchingConfig:
@@ -66,8 +72,8 @@ class RolloutConfig(Config):
     """Maximum number of dead engines to replace; when another one dies, the run ends. If weights are sent from GPU to
     GPU, no engine is replaced."""
     branching: BranchingConfig | None = None
-    """Continue the responses of a group from some of their prefixes. Requires credit.source=tree or both. By default,
-    responses do not branch."""
+    """Continue the responses of a group from some of their prefixes. Requires credit.source=tree or both, or
+    branching.store. By default, responses do not branch."""
 
 
 def rollout_seed(run_seed: int, version: int, problem_id: str, attempt: int = 0) -> int:
@@ -81,6 +87,12 @@ def rollout_seed(run_seed: int, version: int, problem_id: str, attempt: int = 0)
 def branch_seed(group_seed: int, problem_id: str, response: int, tokens: int) -> int:
     """Return the seed for continuing a prefix of `tokens` tokens of a response. `group_seed` is the group's seed."""
     return derive_seed(group_seed, problem_id, f"branch {response}", tokens)
+
+
+def may_branch(config: BranchingConfig, run_seed: int, version: int, problem_id: str) -> bool:
+    """Return whether the responses to a problem branch if policy version `version` samples them."""
+    position = derive_seed(run_seed, problem_id, f"branches {version}", 0) % 1000
+    return position < round(1000 * config.groups)
 
 
 def check_sampling(sampling: SamplingConfig) -> None:

@@ -7,8 +7,10 @@ from typing import Any
 from mmprm.config import RENAMED
 from mmprm.sampling.config import WholeDistributionConfig
 from policy_rl.algorithms.advantages import AdvantageConfig
+from policy_rl.algorithms.credit import CreditConfig
 from policy_rl.algorithms.losses import LossConfig
 from policy_rl.rewards.outcome import RewardConfig
+from policy_rl.rollouts.config import BranchingConfig
 from policy_rl.trainer.config import UpdateConfig
 
 
@@ -22,11 +24,17 @@ def current_run_key(stored: dict[str, Any], here: dict[str, Any]) -> dict[str, A
         "sampling": {key: stored["sampling"][key] for key in WholeDistributionConfig.model_fields},
         "advantage": advantage,
         "batch": {"epochs": 1} | stored["batch"],
-        "rollouts": {"branching": None} | stored.get("rollouts", {}),
-        "credit": stored["credit"] and {"source": "prm", "prior_weight": 1.0} | stored["credit"],
+        "rollouts": _rollouts_key(stored.get("rollouts", {})),
+        "process": stored["process"] and {"refresh": None} | stored["process"],
+        "credit": stored["credit"] and CreditConfig().model_dump(mode="json") | stored["credit"],
         "rewards": RewardConfig().model_dump(mode="json", exclude={"timeout_seconds"}) | stored["rewards"],
         "trainer": current_trainer_key(stored["trainer"], here["trainer"], estimator.estimator == "gae"),
     }
+
+
+def _rollouts_key(stored: dict[str, Any]) -> dict[str, Any]:
+    branching = stored.get("branching")
+    return {"branching": branching and BranchingConfig().model_dump(mode="json") | branching}
 
 
 def current_trainer_key(stored: dict[str, Any], here: dict[str, Any], critic: bool) -> dict[str, Any]:

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import os
 import random
+import shutil
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
@@ -122,6 +124,24 @@ async def test_restarts_within_the_limit_lose_no_scores(
             await mortal.judge(asked[:1])
     finally:
         mortal.close()
+
+
+async def test_a_command_runs_instead_of_the_prm_and_another_prm_replaces_it(
+    prm_folder: str, asked: list[Solution], expected: list[Sequence[float]], tmp_path: Path
+) -> None:
+    prm = await RemotePrm.start(config(prm_folder))
+    try:
+        copy = shutil.copytree(prm_folder, tmp_path / "prm")
+        script = "import os; print(os.environ['OMP_NUM_THREADS'], 'trained')"
+        await prm.run_instead([sys.executable, "-c", script], tmp_path / "log", 60)
+        assert (tmp_path / "log").read_text() == "1 trained\n"
+        await prm.replace(copy)
+        await check_groups(prm, asked, expected)
+        assert len(prm.processes) == 1
+        with pytest.raises(TrainingError, match=r"exit code 3: no memory; see .*log, and run the same command again"):
+            await prm.run_instead([sys.executable, "-c", "print('no memory'); exit(3)"], tmp_path / "log", 60)
+    finally:
+        prm.close()
 
 
 async def test_responses_of_a_policy_get_scores_on_their_tokens(prm: RemotePrm, prm_folder: str) -> None:

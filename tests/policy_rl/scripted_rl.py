@@ -185,6 +185,8 @@ def make_loop(
     held_out: Sequence[Problem] = (),
     grader: Any = None,
     cutter: Any = None,
+    trees: Any = None,
+    refresh: Any = None,
 ) -> Loop:
     pool, grader, trainer = pool or ScriptedPool(), grader or ScriptedGrader(), trainer or ScriptedTrainer()
     pool.trainer = trainer if isinstance(trainer, ScriptedTrainer) else None
@@ -194,7 +196,9 @@ def make_loop(
     async def measure():
         return await evaluate(pool, grader, held_out, 2, config.seed)
 
-    return Loop(config, config.total_steps(len(problems)), pool, trainer, collector, measure if held_out else None)
+    evaluation = measure if held_out else None
+    total = config.total_steps(len(problems))
+    return Loop(config, total, pool, trainer, collector, evaluation, trees=trees, refresh=refresh)
 
 
 WEIGHED = {"loss": {"importance_cap": 2.0}}

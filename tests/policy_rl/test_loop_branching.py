@@ -13,10 +13,13 @@ from scripted_rl import WEIGHED, ScriptedPool, ScriptedTrainer, make_config, mak
 from test_loop_resume import StopsAt
 
 from mmprm.errors import ConfigError, SamplingError, TrainingError
+from mmprm.trees.store import Store
 from mmprm.types import Grading, Problem, Verdict
+from policy_rl.graded import GradedGroup
 from policy_rl.loop import Loop
 from policy_rl.metrics import metric_names
 from policy_rl.rewards.cutter import StepCutter
+from policy_rl.rollouts.tree_store import TreeStore
 from policy_rl.types import Group, Response, ResponsePrefix, TrainingSample
 
 LIMIT = 30
@@ -81,9 +84,17 @@ class LastWord:
         return Grading(Verdict.CORRECT if response.endswith("right") else Verdict.INCORRECT, response[-5:], "")
 
 
-def loop_of(output: Path, pool: ScriptedPool, learner: ScriptedTrainer, **changes: Any) -> Loop:
+def loop_of(
+    output: Path,
+    pool: ScriptedPool,
+    learner: ScriptedTrainer,
+    trees: TreeStore | None = None,
+    refresh: Any = None,
+    **changes: Any,
+) -> Loop:
     cutter = StepCutter(Letters(), "blank_lines", "")
-    return make_loop(make_config(output, **TREE | changes), pool, learner, grader=LastWord(), cutter=cutter)
+    config = make_config(output, **TREE | changes)
+    return make_loop(config, pool, learner, grader=LastWord(), cutter=cutter, trees=trees, refresh=refresh)
 
 
 def sent(batch: list[TrainingSample]) -> list[str]:
@@ -153,6 +164,59 @@ def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, 
         assert any(line["carried"] for line in lines[0]), "nothing was carried over, so this shows nothing"
 
 
+class Watching:
+    """Stands in for PrmRefresh: records the groups and steps that it is asked about."""
+
+    def __init__(self) -> None:
+        self.groups: list[int] = []
+        self.steps: list[int] = []
+        self.restored: dict[str, Any] | None = None
+        self.started_over = False
+
+    def see(self, groups: list[GradedGroup]) -> dict[str, float]:
+        self.groups.append(len(groups))
+        return {"prm_tree_auc": 0.75}
+
+    async def retrain_if_due(self, step: int) -> None:
+        self.steps.append(step)
+
+    def start_over(self) -> None:
+        self.started_over = True
+
+    def state(self) -> dict[str, Any]:
+        return {"steps": self.steps}
+
+    async def restore(self, state: dict[str, Any]) -> None:
+        self.restored = state
+
+
+def test_trees_are_kept_as_labels_without_credit_from_them(tmp_path: Path) -> None:
+    """Half of the groups branch. A resumed run replaces the trees of repeated steps and restores the PRM."""
+    branching = {"continuations": 2, "token_budget": 4 * LIMIT, "groups": 0.5, "store": True}
+    changes: dict[str, Any] = {"credit": None, "rollouts": {"branching": branching}}
+
+    def run(trainer: ScriptedTrainer, refresh: Watching) -> None:
+        trees = TreeStore.open(tmp_path / "run", "blank_lines", StepCutter(Letters(), "blank_lines", ""))
+        asyncio.run(loop_of(tmp_path / "run", BranchingPool(), trainer, trees, refresh, **changes).run())
+        trees.close()
+
+    stopped, resumed, trainer = Watching(), Watching(), ScriptedTrainer()
+    run(StopsAt(3), stopped)
+    run(trainer, resumed)
+    # Neither the step after which the run stops nor the last one needs another PRM.
+    assert (stopped.steps, resumed.restored, resumed.steps) == ([1, 2], {"steps": [1, 2]}, [4, 5])
+    assert (stopped.started_over, resumed.started_over) == (True, False)
+    assert sum(len(batch) for batch in trainer.batches) == 3 * 12, "continuations are not trained on"
+    lines = metrics_of(tmp_path / "run")
+    assert [line["branches"] for line in lines] == [2 * count for count in stopped.groups + resumed.groups]
+    assert {line["prm_tree_auc"] for line in lines} == {0.75}
+    store = Store.read(tmp_path / "run" / "trees")
+    trees = [tree for tree in store.trees() if len(tree.nodes) > 1]
+    assert 0 < len(trees) <= sum(stopped.groups + resumed.groups)
+    assert all(node.counts.known == 2 * len(node.batches) for tree in trees for node in tree.nodes[1:])
+    store.close()
+
+
 PRM = {"process": {"scorer": {"prm": "x"}}}
 BOTH = {**TREE, **PRM, "credit": {"source": "both"}}
 
@@ -160,7 +224,7 @@ BOTH = {**TREE, **PRM, "credit": {"source": "both"}}
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"rollouts": {"branching": {}}}, r"set credit.source=tree, or leave rollouts.branching out"),
+        ({"rollouts": {"branching": {}}}, r"set credit.source=tree, or rollouts.branching.store=true to keep them"),
         ({"credit": {"source": "tree"}}, r"credit.source=tree needs continuations; set rollouts.branching"),
         ({**TREE, "credit": {"source": "both"}}, r"credit.source=both needs the scores .*; set process.scorer.prm"),
         ({**TREE, "rollouts": {"branching": {"choose": "undecided"}}}, r"choose=undecided needs the scores"),
@@ -175,6 +239,23 @@ BOTH = {**TREE, **PRM, "credit": {"source": "both"}}
         ({**BOTH, "rewards": {"accuracy_weight": 0}}, r"leaves nothing to reward; .* or set .* rewards.length$"),
         ({**TREE, "credit": {"source": "tree", "mode": "soft_min"}}, r"mode=soft_min has no effect with source=tree"),
         ({**TREE, "credit": {"source": "tree", "prior_weight": 2}}, r"prior_weight=2.0 has no effect with source=tree"),
+        (
+            {"rollouts": {"branching": {"store": True, "choose": "undecided"}}},
+            r"choose=undecided needs the scores",
+        ),
+        (
+            {"process": {"scorer": {"prm": "x"}, "refresh": {"train": "x.yaml"}}},
+            r"process.refresh retrains the PRM on the trees of the run; set rollouts.branching.store=true",
+        ),
+        (
+            {
+                "process": {
+                    "scorer": {"backend": "server", "server": {"urls": ["http://x:1"]}},
+                    "refresh": {"train": "x"},
+                }
+            },
+            r"refresh retrains a PRM that this run loads, but the scorer runs elsewhere",
+        ),
         ({"rollouts": {"branching": {"min_score": 0.1}}}, r"min_score=0.1 is a bound for choose=undecided"),
         (
             {"rollouts": {"branching": {"choose": "undecided", "min_score": 0.9}}},
