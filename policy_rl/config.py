@@ -319,7 +319,6 @@ class RLConfig(Config):
     def _tree_credit_fits_the_rest(self) -> RLConfig:
         check_tree_credit(self)
         check_refresh(self)
-        check_environment(self)
         return self
 
     @model_validator(mode="after")
