@@ -14,7 +14,6 @@ from policy_rl.graded import GradedGroup
 from policy_rl.monitor.alarms import hacking_metrics
 from policy_rl.monitor.phrases import phrase_metrics
 from policy_rl.rewards.prm_refresh import OF_REFRESH
-from policy_rl.types import Response
 
 DROPS = ("refused", "few_known", "too_hard", "too_easy", "aborted", "unknown", "untrainable", "truncated")
 SUMS = {"responses", "seconds", "tokens", "skipped", "vision_calls"}
@@ -90,7 +89,6 @@ def metric_names(config: RLConfig) -> set[str]:
     names |= {"teacher_kl"} if config.trainer.distillation else set()
     names |= set(describe_branches([], 0)) if config.rollouts.branching else set()
     names |= set(OF_REFRESH) if config.process and config.process.refresh else set()
-    names |= set(OF_EPISODES) if config.environment else set()
     names |= {"importance_masked"} if config.trainer.loss.importance_mask else set()
     return names | ({"scored", "unscored", "alone"} if config.step_credit else set())
 
