@@ -33,7 +33,6 @@ from policy_rl.loop import Loop
 from policy_rl.placement import ActorOptions, reserved
 from policy_rl.rewards.cutter import StepCutter
 from policy_rl.rewards.prm_refresh import PrmRefresh
-from policy_rl.rollouts.episodes import EpisodeConfig
 from policy_rl.rollouts.evaluate import evaluate
 from policy_rl.rollouts.pool import RolloutPool
 from policy_rl.rollouts.tree_store import TreeStore
