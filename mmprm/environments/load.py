@@ -13,20 +13,24 @@ from mmprm.environments.interface import Environment
 from mmprm.errors import ConfigError
 from mmprm.user_function import load_function
 
-BUILT_IN = {"sokoban": "mmprm.tiny.sokoban_environment:SokobanEnvironment"}
+BUILT_IN = {
+    "football": "mmprm.environments.football:FootballEnvironment",
+    "sokoban": "mmprm.tiny.sokoban_environment:SokobanEnvironment",
+}
 """Maps the names of the built-in environments to their import paths."""
 
 
 class EnvironmentConfig(Config):
     path: str
-    """Environment to use: sokoban (built in), gymnasium:ID such as gymnasium:FrozenLake-v1, or package.module:factory
-    for your own. The factory is called with `arguments` and returns an object with reset, step and close."""
+    """Environment to use: sokoban, football (needs the extra of this name), gymnasium:ID such as
+    gymnasium:FrozenLake-v1, or package.module:factory for your own. The factory is called with `arguments` and returns
+    an object with reset, step and close."""
     arguments: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments for gymnasium.make or for the factory."""
     actions: tuple[str, ...] | None = None
     """Names of a gymnasium environment's actions, in the order of their indices; null uses the indices as names."""
     pattern: str = ACTION
-    """Regular expression that finds the action in the policy's text, in Sokoban and gymnasium environments. The last
+    """Regular expression that finds the action in the policy's text, in all environments but your own. The last
     match counts, and its first group is the action's name."""
     success_return: float = 1e-9
     """Minimum return of a successful episode, for environments that do not report success themselves; by default, any
