@@ -12,13 +12,13 @@ from mmprm.labels.formats import repeat_shared
 from mmprm.labels.parquet import LabeledExample
 from mmprm.types import Counts
 
-StepLabels = tuple[bool | None, ...]
+LabelsUntilError = tuple[bool | None, ...]
 
 FALSE_ALARM = "calls a correct step incorrect"
 MISS = "calls an incorrect step correct"
 
 
-def step_labels(examples: Sequence[LabeledExample], value_above: float) -> list[StepLabels]:
+def step_labels(examples: Sequence[LabeledExample], value_above: float) -> list[LabelsUntilError]:
     """Return the labels of each example's steps, including those that another path of its problem stores.
 
     A step is labeled correct if its value exceeds `value_above`.
@@ -29,7 +29,7 @@ def step_labels(examples: Sequence[LabeledExample], value_above: float) -> list[
     ]
 
 
-def disagreement(verdicts: Sequence[bool], labels: Sequence[bool | None]) -> str | None:
+def contradiction(verdicts: Sequence[bool], labels: Sequence[bool | None]) -> str | None:
     """Return how the verdicts contradict the labels at the first step where they do, or None if they agree.
 
     If the steps just before the first incorrect label are unlabeled, the verdicts may locate the error at any of them.
@@ -51,6 +51,6 @@ def _is_correct(counts: Counts | None, value_above: float) -> bool | None:
     return None if counts is None or counts.value is None else counts.value > value_above
 
 
-def _until_error(labels: list[bool | None]) -> StepLabels:
+def _until_error(labels: list[bool | None]) -> LabelsUntilError:
     end = labels.index(False) + 1 if False in labels else len(labels)
     return (*labels[:end], *[None] * (len(labels) - end))

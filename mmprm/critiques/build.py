@@ -18,7 +18,7 @@ from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from mmprm.critiques.agreement import StepLabels, disagreement, step_labels
+from mmprm.critiques.agreement import LabelsUntilError, contradiction, step_labels
 from mmprm.critiques.config import CritiquesConfig
 from mmprm.critiques.rows import (
     CritiqueCounts,
@@ -97,5 +97,5 @@ def _judged(solutions: Sequence[LabeledSolutionSteps], teacher: JudgeScorer) -> 
             yield LabeledCritiques(solution, labels, chains, [_reason(chain, labels) for chain in chains])
 
 
-def _reason(chain: Chain, labels: StepLabels) -> str | None:
-    return chain.verdicts if isinstance(chain.verdicts, str) else disagreement(chain.verdicts, labels)
+def _reason(chain: Chain, labels: LabelsUntilError) -> str | None:
+    return chain.verdicts if isinstance(chain.verdicts, str) else contradiction(chain.verdicts, labels)

@@ -7,7 +7,7 @@ truncated one, gets 0. The functions never read the labels of another solution.
 
 from __future__ import annotations
 
-from mmprm.critiques.agreement import agreeing_share, disagreement
+from mmprm.critiques.agreement import agreeing_share, contradiction
 from mmprm.errors import DataError
 from mmprm.scoring.verdicts import VERDICT_FORMATS, Verdicts, read_verdicts
 from mmprm.types import Grading, Problem
@@ -21,7 +21,7 @@ def verdict_agreement(problem: Problem, response: str, grading: Grading, finish_
     if finish_reason == "abort":
         return None
     verdicts, labels = _verdicts(problem, response, finish_reason), problem.extra["step_labels"]
-    return float(verdicts is not None and disagreement(verdicts, labels) is None)
+    return float(verdicts is not None and contradiction(verdicts, labels) is None)
 
 
 def step_agreement(problem: Problem, response: str, grading: Grading, finish_reason: str = "stop") -> float | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmprm.bridge.rows import user_text
-from mmprm.critiques.agreement import StepLabels
+from mmprm.critiques.agreement import LabelsUntilError
 from mmprm.critiques.config import CritiquesConfig
 from mmprm.errors import DataError
 from mmprm.files import whole_file
@@ -20,7 +20,7 @@ from mmprm.scoring.judge_config import ThinkingJudgeConfig
 from mmprm.scoring.judge_scorer import Chain, judge_request
 from mmprm.types import Problem, Solution
 
-LabeledSolutionSteps = tuple[Solution, StepLabels]
+LabeledSolutionSteps = tuple[Solution, LabelsUntilError]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class LabeledCritiques:
     """Holds the critiques of a labeled solution, each with the reason why it is refused, or None if it agrees."""
 
     solution: Solution
-    labels: StepLabels
+    labels: LabelsUntilError
     chains: list[Chain]
     reasons: list[str | None]
 

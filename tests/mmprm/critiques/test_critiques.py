@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mmprm.config import build
-from mmprm.critiques.agreement import FALSE_ALARM, MISS, agreeing_share, disagreement, step_labels
+from mmprm.critiques.agreement import FALSE_ALARM, MISS, agreeing_share, contradiction, step_labels
 from mmprm.critiques.build import build_critiques
 from mmprm.critiques.config import CritiquesConfig
 from mmprm.errors import DataError
@@ -70,7 +70,7 @@ def test_labels_end_at_the_first_error_and_include_those_of_other_paths() -> Non
 )
 def test_verdicts_are_compared_with_the_labels(verdicts: tuple[bool, ...], reason: str | None, share: float) -> None:
     labels = (True, None, False, None)
-    assert disagreement(verdicts, labels) == reason
+    assert contradiction(verdicts, labels) == reason
     assert agreeing_share(verdicts, labels) == share
 
 
