@@ -6,7 +6,7 @@ BIN := .venv/bin
 SHIM := .ci/torchvision-cpu
 SHIM_FILES := $(addprefix $(SHIM)/,pyproject.toml setup.py torchvision_cpu.py torchvision_cpu.pth)
 
-.PHONY: setup demo test test-engines test-units test-rl test-pipelines test-cluster check trl real-model gpu-check bench-grading bench-annotate bench-borders bench-prm bench-rl bench-judges bench-real docs clean
+.PHONY: setup demo test test-engines test-units test-rl test-pipelines test-cluster check trl real-model gpu-check bench-grading bench-annotate bench-borders bench-prm bench-rl bench-judges bench-agents bench-real docs clean
 
 setup: .venv/.installed-$(EXTRA)
 
@@ -86,6 +86,12 @@ bench-rl: trl
 
 bench-judges: setup
 	$(BIN)/python benchmarks/judges.py
+
+# Both need the tiny policy that plays Sokoban, and the second one uses the PRM of the first.
+bench-agents: setup
+	test -d runs/sokoban/policy || $(BIN)/python -m mmprm tiny sokoban-policy --output runs/sokoban/policy --set size=5
+	$(BIN)/python -m benchmarks.agents_labels
+	$(BIN)/python -m benchmarks.agents
 
 # About six hours on two quiet cores; --only PART measures one part, and an interrupted part resumes.
 bench-real: real-model

@@ -110,6 +110,29 @@ def peers(results: dict[str, Any], _: dict[str, Any]) -> Iterator[tuple[str, str
             yield f"{policy}: {name}", shown, "reported"
 
 
+AGENT_BARS = {
+    "labels_auc": "at least 0.95",
+    "first_error": "at least 0.9",
+    "prm_f1": "at least 0.8",
+    "rl_gain": "at least 0.2, interval above 0",
+    "sample_ratio": "at most 0.67, and less than GiGPO",
+    "mismatch": "at most 1e-4",
+    "kill": "0",
+}
+
+
+def agents(results: dict[str, Any], _: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield one table row per metric, with its details except for curves."""
+    for key, bar in AGENT_BARS.items():
+        if key not in results:
+            continue
+        details = results["details"][key]
+        shown = {"value": results[key]} | {name: each for name, each in details.items() if name != "curves"}
+        met = "met" if shown.pop("met") else "missed"
+        shown.pop("small", None)
+        yield f"`{key}`", "<br>".join(f"{name} {_list(value)}" for name, value in shown.items()), f"{bar}: {met}"
+
+
 def _list(value: Any) -> str:
     if isinstance(value, dict) and {"value", "low", "high"} <= value.keys():
         return f"{_shown(value['value'])} ({_shown(value['low'])} to {_shown(value['high'])})"
@@ -175,6 +198,16 @@ BENCHMARKS = {
         "`rollout_ratio_incorrect` counts only the solutions with an error. `malformed` gives a thinking judge 1,000 "
         "damaged and 1,000 truncated outputs in all verdict formats: `made_up` counts those that yielded a score, and "
         "`counted` those that were reported as unread.",
+    ),
+    "agents": (
+        agents,
+        "make bench-agents",
+        "This benchmark labels moves of Sokoban (5 × 5 cells, one box, at most 12 turns) with a tiny policy that plays "
+        "from images, and trains it with `mmprm rl`, with three seeds. `labels_auc`, `first_error`, and `prm_f1` "
+        "compare labels and a PRM with an exact solver. `rl_gain` is the gain in solve rate on held-out levels. "
+        "`sample_ratio` is the number of episodes that a method needs to reach the final solve rate of outcome rewards "
+        "alone, relative to these. `mismatch` is the largest difference between the log-probabilities of engine and "
+        "trainer over episodes of 8 turns with images.",
     ),
     "dtype": (
         dtype,

@@ -15,16 +15,17 @@ from typing import Protocol
 from mcts.capacity import FIRST, adapt
 from mcts.config import CampaignConfig
 from mcts.dtype import with_settled_dtype
-from mcts.first_prompt import first_prompt
 from mcts.progress import CampaignSummary, Progress, show_progress, track_progress
 from mcts.solutions import load_solutions
 from mcts.worker import Report, Worker, WorkerDiedError
 from mmprm import actors
+from mmprm.environments.first_prompt import first_prompt
 from mmprm.errors import SamplingError
 from mmprm.grading.calibration import check_judge
 from mmprm.grading.golds import check_golds
 from mmprm.preflight import check_policy
 from mmprm.problems import load_problems
+from mmprm.sampling.seeds import environment_seed
 from mmprm.trackers import check_tracker
 from mmprm.trees.database import STORE_NAME
 from mmprm.trees.repair import repair
@@ -100,7 +101,8 @@ def _check(config: CampaignConfig, problems: Sequence[Problem], model_folder: st
         engine = engine.model_copy(update={"model": model_folder})
     sampling = config.sampling
     if config.environment is not None:
-        problems = [first_prompt(config.environment, engine.images_per_prompt, problems[0], config.seed)]
+        seed = environment_seed(config.seed, problems[0].id)
+        problems = [first_prompt(config.environment, engine.images_per_prompt, problems[0], seed)]
         sampling = sampling.model_copy(update={"max_tokens": config.environment.max_turn_tokens})
     check_policy(engine, sampling, config.prompt, problems, config.search.rollouts, "search.rollouts")
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from mmprm.errors import DataError, EngineStoppedError, SamplingError, TrainingError
 from mmprm.prompts import assistant_beginning
-from mmprm.types import Grader, Problem
+from mmprm.types import Grader, Grading, Problem
 from policy_rl.algorithms.advantages import ESTIMATORS
 from policy_rl.config import RLConfig
 from policy_rl.graded import BranchedPrefix, GradedGroup, GradedResponse, Process, from_json, to_json
@@ -29,7 +29,8 @@ from policy_rl.rewards.outcome import OutcomeReward
 from policy_rl.rollouts.branching import ChosenPrefix, choose_prefixes
 from policy_rl.rollouts.config import branch_seed, may_branch, rollout_seed
 from policy_rl.rollouts.curriculum import Phase, Prompts, groups_to_ask, phase_of
-from policy_rl.types import Group, Response, ResponsePrefix, Reward, TrainingSample
+from policy_rl.trainer.rows import split_rows
+from policy_rl.types import Group, Response, ResponsePrefix, Reward, TrainingSample, as_sample
 
 _T = TypeVar("T")
 
@@ -138,6 +139,7 @@ class Collector:
         self._by_id = {problem.id: problem for problem in problems}
         self.fingerprint = problems_fingerprint(problems, config)
         self._carried: list[GradedGroup] = []
+        self._failures: Counter[str] = Counter()
         self._total = config.total_steps(len(problems))
 
     @property
@@ -243,7 +245,7 @@ class Collector:
         limit = {"max_tokens": phase.max_tokens} if self._config.schedule else {}
         group = await self._ask(found, problem, phase.group_size, seed, version, **limit)
         if group is not None:
-            found.tokens += sum(len(response.token_ids) for response in group.responses)
+            found.tokens += sum(response.token_count for response in group.responses)
         return group
 
     async def _ask(self, found: Collected, problem: Problem, *request: Any, **settings: Any) -> Group | None:
@@ -309,9 +311,11 @@ class Collector:
         return BranchedPrefix(chosen.response, chosen.tokens, chosen.score, tuple(graded))
 
     async def _graded(self, group: Group, response: Response, found: Collected) -> GradedResponse:
-        grading = await self._grader.grade(group.problem, self.prefill + response.text)
+        grading = await grading_of(self._grader, group.problem, response, self.prefill)
         reward = await self._reward.compute_async(group.problem, response, grading)
         reason = self._why_dropped(group, response) or ("unknown" if reward.total is None else None)
+        if response.played is not None and response.finish_reason == "abort":
+            self._note_failure(group.problem, grading.reason)
         if reason:
             found.dropped[reason] += 1
             reward = Reward(None, reward.parts)
@@ -319,11 +323,22 @@ class Collector:
             found.dropped["truncated"] += 1  # add_advantages leaves it out, after it has counted in the baselines
         return GradedResponse(response, grading, reward)
 
+    def _note_failure(self, problem: Problem, reason: str) -> None:
+        """Print why an episode has no outcome, once per reason."""
+        if reason not in self._failures:
+            print(
+                f"problem {problem.id}: an episode was dropped, and so are others with this reason: {reason}",
+                file=sys.stderr,
+                flush=True,
+            )
+        self._failures[reason] += 1
+
     def _why_dropped(self, group: Group, response: Response) -> str | None:
         if response.finish_reason == "abort":
             return "aborted"
         try:
-            self._check(TrainingSample(group.problem, 0, group.prompt_tokens, response.token_ids))
+            for row in split_rows([as_sample(group.problem, 0, group.prompt_tokens, response)]):
+                self._check(row)
         except DataError:
             return "untrainable"
         return None
@@ -333,12 +348,19 @@ def problems_fingerprint(problems: Sequence[Problem], config: RLConfig) -> str:
     """Hash the problems in order, so that a resumed run can detect changes to them.
 
     Image files may be moved, so only their number is included. Extra columns are included only if there are user reward
-    functions, which may read them.
+    functions or an environment, which may read them.
     """
-    content = [(p.id, p.question, p.answer, p.choices, len(p.images)) for p in problems]
-    if config.rewards.functions:
+    content = [(p.id, p.question, p.answer, p.choices, len(p.media)) for p in problems]
+    if config.rewards.functions or config.environment is not None:
         content.append([sorted(p.extra.items()) for p in problems])
     return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()[:16]
+
+
+async def grading_of(grader: Grader, problem: Problem, response: Response, prefill: str) -> Grading:
+    """Grade a response. The grade of an episode is its outcome, which the environment decides."""
+    if response.played is not None:
+        return response.played.grading
+    return await grader.grade(problem, prefill + response.text)
 
 
 async def all_or_none(work: Iterable[Awaitable[_T]]) -> list[_T]:

@@ -7,13 +7,14 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from mmprm.config import Config, PathText
+from mmprm.environments.load import EnvironmentConfig
 from mmprm.errors import ConfigError
 from mmprm.grading.symbolic import GraderConfig
 from mmprm.hardware import HardwareConfig
 from mmprm.problems import ProblemsConfig
 from mmprm.prompts import PromptConfig
 from mmprm.rendering import template_of_file
-from mmprm.sampling.config import LocalEngineConfig, WholeDistributionConfig
+from mmprm.sampling.config import LocalEngineConfig, SamplingConfig, WholeDistributionConfig, sampling_of
 from mmprm.sampling.policy import DECISIVE
 from mmprm.steps import StepFormat
 from mmprm.trackers import TrackerName
@@ -22,6 +23,8 @@ from policy_rl.algorithms.advantages import ESTIMATORS, AdvantageConfig
 from policy_rl.algorithms.credit import CreditConfig
 from policy_rl.algorithms.samples import AdvantageSettings, Aggregate
 from policy_rl.algorithms.tree_samples import TreeSettings
+from policy_rl.algorithms.turn_samples import TurnSettings
+from policy_rl.environment_checks import OF_TURNS, check_environment
 from policy_rl.monitor.alarms import MonitorConfig
 from policy_rl.rewards.outcome import RewardConfig
 from policy_rl.rewards.process import ProcessConfig
@@ -50,6 +53,7 @@ _CHANGEABLE: dict[str, Any] = dict.fromkeys(
     "keep_best": True,
     "weights": True,
     "problems": True,
+    "environment": True,
     "filter": True,
     "trainer": trainer_config.CHANGEABLE,
     "rewards": {"timeout_seconds"},
@@ -98,6 +102,9 @@ class RLConfig(Config):
     """Format in which the policy marks its steps: tags, blank_lines or numbered."""
     grader: GraderConfig = GraderConfig()
     """Settings of the grader for final answers."""
+    environment: EnvironmentConfig | None = None
+    """Environment in which each response is an episode of several turns; see docs/environments.md. Its
+    max_turn_tokens replaces sampling.max_tokens. By default, a response is one answer to a problem."""
     rewards: RewardConfig = RewardConfig()
     """Outcome rewards: accuracy, format, length and user functions."""
     advantage: AdvantageConfig = AdvantageConfig()
@@ -156,12 +163,20 @@ class RLConfig(Config):
     @property
     def step_credit(self) -> CreditConfig | None:
         """Return the settings for computing credit from PRM scores, or None if it is not computed from them."""
-        return None if self.process is None or self.has_tree_credit else self.credit or CreditConfig()
+        credit = self.credit or CreditConfig()
+        return None if self.process is None or credit.source != "prm" else credit
 
     @property
     def has_tree_credit(self) -> bool:
         """Return whether the credit of steps is computed from the rewards of continuations."""
-        return self.credit is not None and self.credit.source != "prm"
+        return self.credit is not None and self.credit.source in ("tree", "both")
+
+    @property
+    def turn_settings(self) -> TurnSettings | None:
+        """Return the settings for computing credit from the rewards of turns, or None if it is not."""
+        if self.credit is None or self.credit.source not in OF_TURNS:
+            return None
+        return TurnSettings(self.credit, self.rewards.environment_weight)
 
     @property
     def has_critic(self) -> bool:
@@ -179,6 +194,7 @@ class RLConfig(Config):
             aggregate=aggregate,
             mask_truncated=self.rewards.truncated == "mask",
             distillation=self.trainer.distillation,
+            turns=self.turn_settings,
         )
 
     def tree_settings(self) -> TreeSettings | None:
@@ -228,9 +244,18 @@ class RLConfig(Config):
         """Return the settings that must be unchanged for a run to be resumed. The problems are checked separately."""
         whole = self.model_dump(mode="json", exclude=_CHANGEABLE)
         key = whole | self.model_dump(mode="json", include=_IN_PART)
+        if self.environment is not None:
+            key["environment"] = self.environment.resume_key()
         if self.process is not None and self.process.scorer.judge is not None:
             key["process"]["scorer"]["judge"] = self.process.scorer.judge.identity()
         return key
+
+    def sampling_limits(self) -> SamplingConfig:
+        """Return the sampling settings of a request: a response, or a turn of an episode."""
+        sampling = sampling_of(self.sampling)
+        if self.environment is None:
+            return sampling
+        return sampling.model_copy(update={"max_tokens": self.environment.max_turn_tokens})
 
     def noted(self) -> dict[str, Any]:
         """Return the settings that affect training but may change on resume. Such changes are reported."""
@@ -293,7 +318,7 @@ class RLConfig(Config):
 
     @model_validator(mode="after")
     def _credit_fits_the_estimator(self) -> RLConfig:
-        if self.credit is not None and self.process is None and not self.has_tree_credit:
+        if self.credit is not None and self.process is None and self.credit.source == "prm":
             raise ValueError(
                 "credit assigns the scores of a process reward model, but process is not set; set process.scorer.prm "
                 "or credit.source=tree, or leave credit out"
@@ -319,6 +344,7 @@ class RLConfig(Config):
     def _tree_credit_fits_the_rest(self) -> RLConfig:
         check_tree_credit(self)
         check_refresh(self)
+        check_environment(self)
         return self
 
     @model_validator(mode="after")

@@ -5,14 +5,16 @@ The classes are frozen dataclasses, which checkpoints store as JSON.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from mmprm.types import Grading, Problem, Verdict
-from policy_rl.types import Response, Reward, equal_fields
+from mmprm.types import Grading, ImageRef, Problem, Verdict
+from policy_rl.types import PlayedTurn, PlayedTurns, Response, Reward, TokenRow, equal_fields
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,40 +113,77 @@ class GradedGroup:
 
 def to_json(group: GradedGroup) -> dict[str, Any]:
     """Serialize a graded group to JSON. Its problem is stored by id only."""
+    images: dict[str, str] = {}
     return {
         "problem": group.problem.id,
         "prompt_tokens": group.prompt_tokens,
         "version": group.version,
-        "responses": [_plain(asdict(each)) for each in group.responses],
-        "branches": [_plain(asdict(each)) for each in group.branches],
+        "responses": [_plain(asdict(each), images) for each in group.responses],
+        "branches": [_plain(asdict(each), images) for each in group.branches],
+        "images": images,
     }
 
 
 def from_json(data: Mapping[str, Any], problems: Mapping[str, Problem]) -> GradedGroup:
     """Deserialize a graded group. `problems` maps ids to problems."""
-    responses = tuple(map(_response, data["responses"]))
-    branches = tuple(map(_branch, data.get("branches", ())))  # groups of earlier versions have none
+    # Groups of earlier versions have neither branches nor images.
+    images = {key: base64.b64decode(value) for key, value in data.get("images", {}).items()}
+    responses = tuple(_response(each, images) for each in data["responses"])
+    branches = tuple(_branch(each, images) for each in data.get("branches", ()))
     return GradedGroup(problems[data["problem"]], data["prompt_tokens"], data["version"], responses, branches)
 
 
-def _plain(value: Any) -> Any:
-    """Convert the arrays in nested dictionaries and tuples to lists."""
+def _plain(value: Any, images: dict[str, str]) -> Any:
+    """Convert arrays in nested dictionaries and tuples to lists, and encoded images to keys of `images`.
+
+    `images` receives their bytes, so that an image of many turns and episodes is stored once.
+    """
     if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
+        return {key: _plain(each, images) for key, each in value.items()}
     if isinstance(value, tuple):
-        return [_plain(each) for each in value]
+        return [_plain(each, images) for each in value]
+    if isinstance(value, bytes):
+        key = hashlib.sha256(value).hexdigest()
+        images[key] = base64.b64encode(value).decode()
+        return key
     return value.tolist() if isinstance(value, np.ndarray) else value
 
 
-def _branch(data: Mapping[str, Any]) -> BranchedPrefix:
-    return BranchedPrefix(data["response"], data["tokens"], data["score"], tuple(map(_response, data["continuations"])))
+def _branch(data: Mapping[str, Any], images: Mapping[str, bytes]) -> BranchedPrefix:
+    continuations = tuple(_response(each, images) for each in data["continuations"])
+    return BranchedPrefix(data["response"], data["tokens"], data["score"], continuations)
 
 
-def _response(data: Mapping[str, Any]) -> GradedResponse:
-    raw, grading, process = data["response"], data["grading"], data["process"]
+def _response(data: Mapping[str, Any], images: Mapping[str, bytes]) -> GradedResponse:
+    raw, process = data["response"], data["process"]
+    played = raw.get("played")  # responses of earlier versions have none
     return GradedResponse(
-        Response(raw["text"], raw["token_ids"], raw["logprobs"], raw["finish_reason"]),
-        Grading(Verdict(grading["verdict"]), grading["extracted"], grading["reason"]),
+        Response(
+            raw["text"],
+            raw["token_ids"],
+            raw["logprobs"],
+            raw["finish_reason"],
+            played and _played(played, images),
+        ),
+        _grading(data["grading"]),
         Reward(**data["reward"]),
         process and StepRewards(tuple(process["scores"]), process["step_of_token"]),
     )
+
+
+def _played(data: Mapping[str, Any], images: Mapping[str, bytes]) -> PlayedTurns:
+    turns = tuple(
+        PlayedTurn(_parts(turn["observation"], images), turn["text"], turn["reward"], turn["is_valid"])
+        for turn in data["turns"]
+    )
+    rows = tuple(TokenRow(row["prompt_ids"], row["stop"], _parts(row["images"], images)) for row in data["rows"])
+    return PlayedTurns(turns, data["turn_of_token"], rows, _grading(data["grading"]))
+
+
+def _parts(data: Sequence[Any], images: Mapping[str, bytes]) -> tuple[Any, ...]:
+    """Restore texts and images."""
+    return tuple(part if isinstance(part, str) else ImageRef(part["path"], images.get(part["data"])) for part in data)
+
+
+def _grading(data: Mapping[str, Any]) -> Grading:
+    return Grading(Verdict(data["verdict"]), data["extracted"], data["reason"])

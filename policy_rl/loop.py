@@ -42,7 +42,16 @@ from policy_rl.algorithms.tree_samples import add_tree_advantages, draft_continu
 from policy_rl.collector import Collected, Collector, Pool
 from policy_rl.config import RLConfig
 from policy_rl.graded import GradedGroup
-from policy_rl.metrics import Timed, console_line, describe_branches, describe_groups, merge_updates, shares
+from policy_rl.metrics import (
+    Timed,
+    console_line,
+    describe_branches,
+    describe_episodes,
+    describe_groups,
+    kept_responses,
+    merge_updates,
+    shares,
+)
 from policy_rl.monitor.alarms import Alarms, alarm_error, hacking_metrics
 from policy_rl.monitor.phrases import phrase_metrics
 from policy_rl.monitor.samples import SampleLog, chosen, sample_of, trained_sample
@@ -54,6 +63,7 @@ from policy_rl.run_folder import Summary, check_same, checkpoints_of, is_evaluat
 from policy_rl.trainer.batch import minibatches
 from policy_rl.trainer.protocol import TrainerLike
 from policy_rl.trainer.resume_key import current_state
+from policy_rl.trainer.rows import join_rows, split_rows
 from policy_rl.types import TrainingSample
 from policy_rl.weights.publish import publish_watched
 
@@ -229,6 +239,8 @@ class Loop:
             metrics |= describe_branches(groups, collected.branch_tokens)
             metrics |= self._keep_trees(groups)
         metrics |= hacking_metrics(groups, self._config.step_format, self._collector.prefill)
+        if self._config.environment is not None:
+            metrics |= describe_episodes(kept_responses(groups))
         metrics |= phrase_metrics(groups, self._config.monitor.phrases)
         samples, advantage_metrics = await self._samples(groups) if groups else ([], {})
         updates = await self._update(step, samples, collected.progress)
@@ -256,7 +268,7 @@ class Loop:
         updates = []
         for number, part in enumerate(parts):
             progress = begin + (end - begin) * number / len(parts)
-            updates.append(await asyncio.to_thread(self._trainer.update, part, progress))
+            updates.append(await asyncio.to_thread(self._trainer.update, split_rows(part), progress))
         return updates
 
     async def _samples(self, groups: Sequence[GradedGroup]) -> tuple[list[TrainingSample], dict[str, float]]:
@@ -266,7 +278,8 @@ class Loop:
             samples += draft_continuations(groups, kept_PK)
         if self._needs_old or self._needs_ref:
             with Timed(self._seconds, "old"):
-                samples = await asyncio.to_thread(self._trainer.log_probs, samples, not self._needs_old)
+                rows = await asyncio.to_thread(self._trainer.log_probs, split_rows(samples), not self._needs_old)
+            samples = join_rows(samples, rows)
         if tree is not None:
             return add_tree_advantages(groups, kept_PK, samples, tree)
         return add_advantages(groups, kept_PK, samples, self._settings)

@@ -14,6 +14,7 @@ from policy_rl.graded import GradedGroup
 from policy_rl.monitor.alarms import hacking_metrics
 from policy_rl.monitor.phrases import phrase_metrics
 from policy_rl.rewards.prm_refresh import OF_REFRESH
+from policy_rl.types import Response
 
 DROPS = ("refused", "few_known", "too_hard", "too_easy", "aborted", "unknown", "untrainable", "truncated")
 SUMS = {"responses", "seconds", "tokens", "skipped", "vision_calls"}
@@ -34,10 +35,12 @@ OF_UPDATES = (
     *("gradient_norm", "entropy", "kl_old", "clip_fraction", "ratio_clamped", "log_ratio_min", "log_ratio_max"),
     *("mismatch_absolute", "mismatch_signed", "mismatch_max", "vision_calls"),
 )
+OF_EPISODES = ("turns", "invalid_actions", "episode_return")
 SHOWN = {
     "reward": "reward",
     "accuracy": "acc",
     "response_tokens": "length",
+    "turns": "turns",
     "entropy": "entropy",
     "kl_old": "kl-old",
     "kl_ref": "kl",
@@ -89,6 +92,7 @@ def metric_names(config: RLConfig) -> set[str]:
     names |= {"teacher_kl"} if config.trainer.distillation else set()
     names |= set(describe_branches([], 0)) if config.rollouts.branching else set()
     names |= set(OF_REFRESH) if config.process and config.process.refresh else set()
+    names |= set(OF_EPISODES) if config.environment else set()
     names |= {"importance_masked"} if config.trainer.loss.importance_mask else set()
     return names | ({"scored", "unscored", "alone"} if config.step_credit else set())
 
@@ -113,7 +117,7 @@ def describe_groups(collected: Collected, version: int) -> dict[str, float]:
     metrics |= {
         "reward": fmean(each.reward.total for each in taking),
         "accuracy": fmean(known["accuracy"]) if known["accuracy"] else float("nan"),
-        "response_tokens": fmean(len(each.response.token_ids) for each in taking),
+        "response_tokens": fmean(each.response.token_count for each in taking),
         "truncated": fmean(each.response.finish_reason == "length" for each in taking),
         "alike": fmean(_alike(group) for group in groups),
         "staleness": fmean(version - group.version for group in groups),
@@ -145,6 +149,29 @@ def describe_branches(groups: Sequence[GradedGroup], tokens: int) -> dict[str, f
         "branches": float(len(branches)),
         "branch_tokens": float(tokens),
         **{name: fmean(found) if found else math.nan for name, found in means.items()},
+    }
+
+
+def kept_responses(groups: Sequence[GradedGroup]) -> list[Response]:
+    """Return the responses with a known reward."""
+    return [each.response for group in groups for each in group.responses if each.reward.total is not None]
+
+
+def describe_episodes(responses: Sequence[Response]) -> dict[str, float]:
+    """Compute the metrics of the responses that are episodes; return none if there is no such response.
+
+    turns: mean number of turns per episode
+    invalid_actions: fraction of turns whose text holds no valid action; NaN if the environment does not say so
+    episode_return: mean undiscounted sum of the environment's rewards
+    """
+    episodes = [each.played.turns for each in responses if each.played is not None]
+    if not episodes:
+        return {}
+    known = [turn.is_valid for turns in episodes for turn in turns if turn.is_valid is not None]
+    return {
+        "turns": fmean(map(len, episodes)),
+        "invalid_actions": 1 - fmean(known) if known else math.nan,
+        "episode_return": fmean(sum(turn.reward for turn in turns) for turns in episodes),
     }
 
 

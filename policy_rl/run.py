@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmprm import actors, orphans
+from mmprm.environments.first_prompt import first_prompt
 from mmprm.errors import DataError
 from mmprm.files import locked
 from mmprm.grading.calibration import check_judge
@@ -20,6 +22,7 @@ from mmprm.problems import content_id, load_problems
 from mmprm.rendering import turn_beginning
 from mmprm.sampling.config import engine_of, sampling_of
 from mmprm.sampling.dtype import with_dtype
+from mmprm.sampling.seeds import environment_seed
 from mmprm.scoring.open import scorer_info
 from mmprm.trackers import check_tracker
 from mmprm.training.checkpoints import read_extra
@@ -33,6 +36,7 @@ from policy_rl.loop import Loop
 from policy_rl.placement import ActorOptions, reserved
 from policy_rl.rewards.cutter import StepCutter
 from policy_rl.rewards.prm_refresh import PrmRefresh
+from policy_rl.rollouts.episodes import EpisodeConfig
 from policy_rl.rollouts.evaluate import evaluate
 from policy_rl.rollouts.pool import RolloutPool
 from policy_rl.rollouts.tree_store import TreeStore
@@ -51,15 +55,16 @@ def train_policy(config: RLConfig) -> Summary:
     config = _with_settled_dtype(config)
     check_early(config)
     check_tracker(config.tracker, "tracker")
-    problems = load_problems(config.problems)
+    episodes = config.environment is not None
+    problems = load_problems(config.problems, episodes)
     config.check_warmup(len(problems))
     done = summary_without_training(config, config.total_steps(len(problems)), problems)
     if done is not None:
         return done
-    held_out = load_problems(config.held_out) if config.held_out else []
-    _check_disjoint(problems, held_out)
+    held_out = load_problems(config.held_out, episodes) if config.held_out else []
+    _check_disjoint(problems, held_out, episodes)
     check_judge(config.grader.judge)
-    if config.rewards.accuracy == "verdict" and config.rewards.accuracy_weight:
+    if config.rewards.accuracy == "verdict" and config.rewards.accuracy_weight and not episodes:
         check_golds(problems, config.grader, config.problems.path)
     with locked(Path(config.output), "output"):
         check_disk_space(config.output, "output", config.engine.model)
@@ -69,10 +74,15 @@ def train_policy(config: RLConfig) -> Summary:
         scorer_info(config.process.scorer)
         check_prm(config.process.scorer.prm)
         check_prm_reads(config.process.scorer.prm, problems)
+    shown = [*problems, *held_out]
+    if config.environment is not None:
+        seed = environment_seed(config.seed, problems[0].id)
+        shown = [first_prompt(config.environment, config.engine.images_per_prompt, problems[0], seed)]
     # Prompts and responses must fit into the context in the phase with the longest responses.
-    longest = max([config.sampling.max_tokens, *(phase.max_tokens for phase in config.schedule)])
-    sampling = sampling_of(config.sampling).model_copy(update={"max_tokens": longest})
-    owner = check_policy(engine_of(config.engine), sampling, config.prompt, [*problems, *held_out])
+    sampling = config.sampling_limits()
+    longest = max([sampling.max_tokens, *(phase.max_tokens for phase in config.schedule)])
+    sampling = sampling.model_copy(update={"max_tokens": longest})
+    owner = check_policy(engine_of(config.engine), sampling, config.prompt, shown)
     return actors.run(_run(config, problems, held_out, turn_beginning(owner, config.prompt)))
 
 
@@ -97,7 +107,6 @@ async def _run(config: RLConfig, problems: Sequence[Problem], held_out: Sequence
         trainer.open_transfer(partial(_transfer, config, transport, pool.engines))
         grader = await stack.enter_async_context(open_grader(config.grader))
         prm_options = None if options is None else options.prm
-        process = await stack.enter_async_context(_process(config, prm_options, prefill)) if config.process else None
         cutter = _step_cutter(config, prefill)
         trees = _tree_store(config, cutter, stack)
         process = refresh = None
@@ -144,6 +153,7 @@ async def _start(
             config.rollouts,
             config.weights,
             options=None if options is None else options.engines,
+            episodes=config.environment and EpisodeConfig(config.environment, config.seed),
         )
         stack.callback(pool.close)
         if trainer_start is None:
@@ -231,16 +241,21 @@ async def _process(
         prm.close()
 
 
-def _check_disjoint(problems: Sequence[Problem], held_out: Sequence[Problem]) -> None:
+def _check_disjoint(problems: Sequence[Problem], held_out: Sequence[Problem], episodes: bool = False) -> None:
     """Raise DataError if a held-out problem is also a training problem.
 
-    Problems are compared by content, because ids from two files may coincide, and one problem may have two ids.
+    Problems are compared by content, because ids from two files may coincide, and one problem may have two ids. With
+    `episodes`, all columns are content: the question may be the same in all levels of an environment.
     """
+
+    def row(problem: Problem) -> str:
+        return json.dumps(problem.extra, sort_keys=True, default=str) if episodes else ""
+
     questions = {problem.question for problem in problems} & {problem.question for problem in held_out}
 
-    def contents(found: Sequence[Problem]) -> dict[str, str]:
+    def contents(found: Sequence[Problem]) -> dict[tuple[str, str], str]:
         same_words = (each for each in found if each.question in questions)
-        return {content_id(p.question, p.answer, p.images, p.choices): p.id for p in same_words}
+        return {(content_id(p.question, p.answer, p.media, p.choices), row(p)): p.id for p in same_words}
 
     there = contents(held_out)
     shared = there.keys() & contents(problems).keys()

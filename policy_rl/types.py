@@ -7,7 +7,67 @@ from typing import Any
 
 import numpy as np
 
-from mmprm.types import Problem
+from mmprm.types import Grading, ImageRef, Problem
+
+ObservationParts = tuple[str | ImageRef, ...]
+"""Texts and images of an observation, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlayedTurn:
+    """Holds one turn of an episode: what the policy saw, the text of its action, and the environment's reward.
+
+    `is_valid` is whether the text held a valid action, or None if the environment does not say so.
+    """
+
+    observation: ObservationParts
+    text: str
+    reward: float
+    is_valid: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenRow:
+    """Describes a sequence in which a model reads tokens of an episode: a prompt, the tokens, and all images of both.
+
+    `prompt_ids` are those of the engine, with one token per image feature. `stop` is the index after the row's last
+    token in the episode's `token_ids`; a row begins where the previous one stops.
+    """
+
+    prompt_ids: np.ndarray
+    stop: int
+    images: tuple[ImageRef, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prompt_ids", np.asarray(self.prompt_ids, dtype=np.int32))
+
+    def __eq__(self, other: object) -> bool:
+        return equal_fields(self, other)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlayedTurns:
+    """Holds the turns of an episode, how its tokens belong to them, and its outcome.
+
+    `turn_of_token` is the index of the turn in which each token was generated, or −1 for tokens of observations. There
+    is one row if every prompt shows all images, and one row per turn otherwise.
+    """
+
+    turns: tuple[PlayedTurn, ...]
+    turn_of_token: np.ndarray
+    rows: tuple[TokenRow, ...]
+    grading: Grading
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "turn_of_token", np.asarray(self.turn_of_token, dtype=np.int32))
+
+    def __eq__(self, other: object) -> bool:
+        return equal_fields(self, other)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Return the texts of the actions."""
+        return tuple(turn.text for turn in self.turns)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -17,12 +77,16 @@ class Response:
     `token_ids` are exactly the generated tokens, including the end-of-turn token; training never retokenizes `text`.
     `logprobs` has one value per token: the natural logarithm of the probability with which it was sampled. Both may be
     given as any sequence; they are stored as int32 and float32 arrays.
+
+    With an environment, a response is an episode from its first action on. Its text is that of its actions, tokens of
+    observations have the log-probability 0, and its finish_reason is "length" if a limit ended it.
     """
 
     text: str
     token_ids: np.ndarray
     logprobs: np.ndarray
     finish_reason: str
+    played: PlayedTurns | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "token_ids", np.asarray(self.token_ids, dtype=np.int32))
@@ -31,6 +95,21 @@ class Response:
 
     def __eq__(self, other: object) -> bool:
         return equal_fields(self, other)
+
+    @property
+    def mask(self) -> np.ndarray | None:
+        """Return a boolean array that is True on the tokens that the policy generated, or None if it generated all."""
+        return None if self.played is None else self.played.turn_of_token >= 0
+
+    @property
+    def token_count(self) -> int:
+        """Return the number of tokens that the policy generated."""
+        return len(self.token_ids) if self.mask is None else int(self.mask.sum())
+
+    @property
+    def observations(self) -> tuple[ObservationParts, ...]:
+        """Return what the policy saw before each turn of an episode; empty for other responses."""
+        return () if self.played is None else tuple(turn.observation for turn in self.played.turns)
 
     def prefix(self, tokens: int) -> ResponsePrefix:
         """Return the first `tokens` tokens."""
@@ -78,7 +157,8 @@ class TrainingSample:
     prompt as counted by the engine. `engine` holds the log-probabilities with which the engine sampled the tokens.
     `old`, `ref`, `teacher` and `values` come from Trainer.log_probs, and are None if not needed; `old` is not needed if
     the response was sampled from the weights that this update starts from. `mask` is False on tokens that are not
-    trained on; None means that all are.
+    trained on; None means that all are. `rows` are the sequences of an episode; policy_rl.trainer.rows splits it into
+    one sample per row.
     """
 
     problem: Problem
@@ -93,9 +173,15 @@ class TrainingSample:
     returns: np.ndarray | None = None
     mask: np.ndarray | None = None
     teacher: np.ndarray | None = None
+    rows: tuple[TokenRow, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "token_ids", np.asarray(self.token_ids, dtype=np.int32))
+
+    @property
+    def shows_images(self) -> bool:
+        """Return whether the prompt or an observation has images, videos or audio."""
+        return bool(self.problem.media or any(row.images for row in self.rows))
 
     @property
     def length(self) -> int:
@@ -106,6 +192,17 @@ class TrainingSample:
     def counted(self) -> np.ndarray:
         """Return a boolean array that is True on the response tokens to train on."""
         return np.ones(len(self.token_ids), dtype=bool) if self.mask is None else self.mask
+
+
+def as_sample(problem: Problem, group: int, prompt_tokens: int, response: Response) -> TrainingSample:
+    """Create the training sample of a response, without advantages. `group` is the index of its group."""
+    engine = np.array(response.logprobs, dtype=np.float32)
+    rows = () if response.played is None else response.played.rows
+    if rows:
+        prompt_tokens = len(rows[0].prompt_ids)
+    return TrainingSample(
+        problem, group, prompt_tokens, response.token_ids, engine=engine, mask=response.mask, rows=rows
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,10 @@ PLACEMENT = {
     *("training.save_every", "training.eval_every", "training.precision"),
 }
 """Keys, or groups of them, that say where a run reads, writes and computes, or hold our own wording."""
-OURS = {"rl/prm-rl.yaml", "rl/qwen3-vl-8b.yaml", "rl/tiny.yaml", "sft/tiny.yaml"}
+OURS = {
+    *("rl/prm-rl.yaml", "rl/qwen3-vl-8b.yaml", "rl/tiny.yaml", "rl/sokoban-tiny.yaml", "rl/lmm-r1-sokoban-turns.yaml"),
+    "sft/tiny.yaml",
+}
 """Configurations of no published system."""
 
 SECTION = re.compile(r"^### ([^\n]+)\n`configs/([\w/.-]+)(?:, stage (\d))?`(.*?)(?=^##|\Z)", re.MULTILINE | re.DOTALL)

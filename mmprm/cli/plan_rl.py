@@ -205,6 +205,12 @@ def _more_ranks(config: RLConfig) -> Iterator[Changes]:
 
 
 def _longest(config: RLConfig, prompt_tokens: int) -> int:
+    """Return the number of tokens of the longest sequence; in an episode, each observation is as long as a prompt."""
+    environment = config.environment
+    if environment is not None:
+        turns = environment.max_turns
+        shown = turns if environment.images == "all" else max(1, min(environment.images, turns))
+        return shown * prompt_tokens + turns * environment.max_turn_tokens
     responses = [config.sampling.max_tokens, *(phase.max_tokens for phase in config.schedule)]
     return prompt_tokens + max(responses)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmprm.environments.episode import Action, TurnRequest
 from mmprm.environments.load import EnvironmentConfig
@@ -11,9 +11,12 @@ from mmprm.errors import ConfigError, SamplingError
 from mmprm.prompts import PromptConfig
 from mmprm.sampling.arguments import NO_ARGUMENTS
 from mmprm.sampling.config import EngineConfig, SamplingConfig
-from mmprm.sampling.conversation import EpisodeEncoder
+from mmprm.sampling.conversation import EpisodeEncoder, EpisodeTokens
 from mmprm.sampling.vllm_sampler import VllmSampler
 from mmprm.types import SampleRequest
+
+if TYPE_CHECKING:
+    from vllm import RequestOutput
 
 
 class VllmTurnSampler(VllmSampler):
@@ -38,6 +41,13 @@ class VllmTurnSampler(VllmSampler):
 
     async def act(self, request: TurnRequest) -> Action:
         """Sample the policy's next action. Raises the same errors as `sample`, and ConfigError for too many images."""
+        _, output = await self.complete_turn(request)
+        (generated,) = output.outputs
+        ids = tuple(generated.token_ids)
+        return Action(self.encoder.given + generated.text, ids, len(ids), generated.finish_reason)
+
+    async def complete_turn(self, request: TurnRequest, **settings: Any) -> tuple[EpisodeTokens, RequestOutput]:
+        """Return the prompt of the next action, and vLLM's output, with one sample; see `act` and `generate`."""
         tokens = self.encoder.prompt(request.observations, request.actions)
         if len(tokens.images) > self._images_per_prompt:
             # The engine's own error would only leave the long episodes without a verdict, which biases the values.
@@ -47,9 +57,7 @@ class VllmTurnSampler(VllmSampler):
                 "environment.images to show fewer"
             )
         asked = SampleRequest(request.problem, "", 1, request.seed)
-        output = await self.complete(asked, lambda: {"prompt_token_ids": list(tokens.ids)}, tokens.images)
-        (generated,) = output.outputs
-        if generated.finish_reason == "error":  # such as an image evicted from vLLM's cache
+        output = await self.complete(asked, lambda: {"prompt_token_ids": list(tokens.ids)}, tokens.images, **settings)
+        if output.outputs[0].finish_reason == "error":  # such as an image evicted from vLLM's cache
             raise SamplingError(f"problem {request.problem.id}: the engine aborted a turn; request it again")
-        ids = tuple(generated.token_ids)
-        return Action(self.encoder.given + generated.text, ids, len(ids), generated.finish_reason)
+        return tokens, output

@@ -28,7 +28,7 @@ def adora_weight(group: GradedGroup, weight: float) -> float:
     """
     correct, incorrect = [], []
     for each in group.responses:
-        accuracy, length = each.reward.parts.get("accuracy"), len(each.response.token_ids)
+        accuracy, length = each.reward.parts.get("accuracy"), each.response.token_count
         if each.reward.total is None or accuracy is None:
             continue
         if accuracy == 1:

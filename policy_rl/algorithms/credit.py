@@ -21,14 +21,28 @@ from mmprm.config import Config
 from policy_rl.algorithms.advantages import EPSILON, Estimator, differs, keep
 from policy_rl.algorithms.baselines import BASELINES, ScoredSteps, to_go
 
+_DIFFERENCES = "credit is a difference of values"
+OTHER_SOURCES: dict[str, tuple[tuple[str, ...], str]] = {
+    "tree": ((), _DIFFERENCES),
+    "both": ((), _DIFFERENCES),
+    "environment": (("baseline", "gamma"), "credit is the return from a turn on"),
+    "gigpo": (("gamma", "weight"), "credit is a difference of returns"),
+}
+"""Sources of credit other than the PRM's scores, each with the keys that apply to it and what its credit is."""
+
 
 class CreditConfig(Config):
     """Configures how process rewards are assigned."""
 
-    source: Literal["prm", "tree", "both"] = "prm"
+    source: Literal["prm", "tree", "both", "environment", "gigpo"] = "prm"
     """Source of step credit. prm: scores of the process reward model, in addition to the outcome's advantage; tree: the
     rewards of continuations (`rollouts.branching`), instead of the outcome's advantage; both: like tree, but with the
-    PRM's score as a prior for each value. The keys from `mode` on apply to prm only."""
+    PRM's score as a prior for each value; environment: the rewards of an episode's turns, including its outcome,
+    instead of the outcome's advantage; gigpo: advantages within groups of turns that begin in the same state, in
+    addition to the outcome's advantage (GiGPO). The keys from `mode` on apply to prm, except that `baseline` also
+    applies to environment, and `weight` to gigpo."""
+    gamma: float = Field(1.0, ge=0, le=1)
+    """Discount factor per turn, with source=environment or gigpo. GiGPO's paper uses 0.95."""
     prior_weight: float = Field(1.0, gt=0)
     """Weight of the PRM's prior with source=both, as an equivalent number of continuations."""
     mode: Literal["scalar", "return_to_go", "soft_min", "strict_min", "step_gae"] = "soft_min"
@@ -36,7 +50,7 @@ class CreditConfig(Config):
     a step's return is the sum of the scores from that step on; soft_min, strict_min: a step's return is the lowest
     score from that step on; step_gae: with a critic, each score is a token reward at the end of its step."""
     weight: float = Field(1.0, gt=0)
-    """Coefficient of the process reward. The outcome reward has coefficient 1."""
+    """Coefficient of the process reward, or of GiGPO's step-level advantage. The outcome reward has coefficient 1."""
     baseline: Literal["step_index", "pure_tokens", "prime_steps", "none"] = "step_index"
     """Baseline of step returns, for return_to_go, soft_min and strict_min. step_index: the mean return of the group's
     other responses at the same step; the credit is 0 if none of them has such a step. pure_tokens (PURE) and
@@ -81,11 +95,23 @@ class CreditConfig(Config):
                 f"prior_weight={self.prior_weight} has no effect with source={self.source}; set source=both, or leave "
                 "prior_weight out"
             )
-        of_prm = sorted(self.model_fields_set - {"source", "prior_weight"})
-        if of_prm and self.source != "prm":
+        set_keys = sorted(self.model_fields_set - {"source", "prior_weight"})
+        if self.source in OTHER_SOURCES:
+            keys, why = OTHER_SOURCES[self.source]
+            wrong = [key for key in set_keys if key not in keys]
+            if wrong:
+                raise ValueError(
+                    f"{wrong[0]}={getattr(self, wrong[0])} has no effect with source={self.source}, where {why}; leave "
+                    f"{wrong[0]} out, or set source=prm"
+                )
+        elif "gamma" in set_keys:
             raise ValueError(
-                f"{of_prm[0]}={getattr(self, of_prm[0])} has no effect with source={self.source}, where credit is a "
-                f"difference of values; leave {of_prm[0]} out, or set source=prm"
+                f"gamma={self.gamma} discounts the rewards of turns; set source=environment or gigpo, or leave gamma "
+                "out"
+            )
+        if self.source == "environment" and self.baseline not in ("step_index", "none"):
+            raise ValueError(
+                f"baseline={self.baseline} is for process rewards; use step_index or none with source=environment"
             )
         return self
 

@@ -41,8 +41,9 @@ from policy_rl.algorithms.credit import (
     spread,
 )
 from policy_rl.algorithms.distillation import DistillationConfig, distillation_advantages
+from policy_rl.algorithms.turn_samples import TurnSettings, turn_advantages, turn_of_tokens
 from policy_rl.graded import GradedGroup
-from policy_rl.types import TrainingSample
+from policy_rl.types import TrainingSample, as_sample
 
 Aggregate = Callable[[Sequence[float]], float]
 
@@ -52,7 +53,8 @@ class AdvantageSettings:
     """Configures the computation of advantages: estimator, process credit, ADORA, KL in the reward, distillation.
 
     `kl_in_reward` is the coefficient β of the per-token reward −β·k1. `aggregate` combines step scores with
-    credit.mode=scalar. With `mask_truncated`, truncated responses count only in the baselines of their groups.
+    credit.mode=scalar. With `mask_truncated`, truncated responses count only in the baselines of their groups. `turns`
+    are the settings of credit from the rewards of turns.
     """
 
     advantage: AdvantageConfig
@@ -62,6 +64,7 @@ class AdvantageSettings:
     aggregate: Aggregate | None = None
     mask_truncated: bool = False
     distillation: DistillationConfig | None = None
+    turns: TurnSettings | None = None
 
 
 def kept_mask(groups: Sequence[GradedGroup], least: int) -> Tensor:
@@ -73,9 +76,8 @@ def draft(groups: Sequence[GradedGroup], kept_PK: Tensor) -> list[TrainingSample
     """Create training samples from the kept responses, without advantages. `group` is set to the group's index."""
     drafts = []
     for p, k in kept_PK.nonzero().tolist():
-        group, response = groups[p], groups[p].responses[k].response
-        engine = np.array(response.logprobs, dtype=np.float32)
-        drafts.append(TrainingSample(group.problem, p, group.prompt_tokens, response.token_ids, engine=engine))
+        group = groups[p]
+        drafts.append(as_sample(group.problem, p, group.prompt_tokens, group.responses[k].response))
     return drafts
 
 
@@ -89,7 +91,10 @@ def add_advantages(
     clamped and then whitened over all tokens. With reinforce_pp, w·A_sequence is a reward of the last token T, so the
     first term becomes γ^(T − t)·w·A_sequence. With a critic, w·A_sequence is also a reward of the last token, step
     rewards are rewards of the last token of their step, and A_t is the GAE of all rewards. Distillation advantages are
-    added in all cases, before the clamp.
+    added in all cases, before the clamp. Tokens of observations have no advantage.
+
+    With `settings.turns`, each token of a turn has the advantage of its turn (see turn_samples), in addition to
+    A_sequence or, with source=environment, instead of it.
     """
     config = settings.advantage
     estimator = ESTIMATORS[config.estimator]
@@ -102,6 +107,8 @@ def add_advantages(
         sources += credit.sources
     per_source = settings.credit is not None and settings.credit.per_source
     sequence_PK, taking_PK = combine(sources, estimator, per_source)
+    if settings.turns is not None and settings.turns.replaces_outcome:
+        sequence_PK = torch.zeros_like(sequence_PK)
     if credit is not None and settings.credit.needs_scores:
         taking_PK = taking_PK & ~credit.missing_PK
     if settings.adora is not None:
@@ -110,7 +117,8 @@ def add_advantages(
     if settings.mask_truncated:
         taking_N = taking_N & ~_truncated(groups, kept_PK)
     lengths_N = torch.tensor([len(each.token_ids) for each in samples])
-    mask_NT = _mask(lengths_N) & taking_N[:, None]
+    counted = [torch.from_numpy(np.array(each.counted)) for each in samples]
+    mask_NT = pad_sequence(counted, batch_first=True) & taking_N[:, None]
     rewards_NT = _kl_rewards(samples, settings.kl_in_reward, mask_NT)
     if credit is not None and credit.rewards_PKS.any():
         rewards_NT += scatter_to_tokens(credit.rewards_PKS[kept_PK], step_of_NT)
@@ -126,11 +134,14 @@ def add_advantages(
             advantages_NT = advantages_NT + sequence_N[:, None]
         if credit is not None:
             advantages_NT = advantages_NT + spread(credit.returns_PKS[kept_PK], step_of_NT)
+        if settings.turns is not None:
+            turns_PKS = turn_advantages(groups, kept_PK, settings.turns, estimator)
+            advantages_NT = advantages_NT + spread(turns_PKS[kept_PK], turn_of_tokens(groups, kept_PK))
     metrics = {}
     if settings.distillation is not None:
         own_NT, metrics["teacher_kl"] = _distillation(samples, mask_NT, settings.distillation)
         advantages_NT = advantages_NT + own_NT
-    advantages_NT = clamp(advantages_NT, config.clamp)
+    advantages_NT = clamp(torch.where(mask_NT, advantages_NT, 0), config.clamp)
     if config.whitens:
         advantages_NT = whiten(advantages_NT, mask_NT, moments(advantages_NT, mask_NT))
     made = [

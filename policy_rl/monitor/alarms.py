@@ -20,7 +20,7 @@ from mmprm.steps import StepFormat
 from policy_rl.graded import GradedGroup
 from policy_rl.monitor.phrases import REFLECTION, RELOOK, words_of
 from policy_rl.monitor.samples import TEXT_FILE
-from policy_rl.rewards.cutter import plain_steps
+from policy_rl.rewards.cutter import steps_of
 
 FIRST_STEPS = 5
 """Number of initial solution steps whose scores are logged separately. Later steps are logged together."""
@@ -91,7 +91,7 @@ def hacking_metrics(groups: Sequence[GradedGroup], step_format: StepFormat, pref
     prm_step_1 …: mean score of the first, second, … step; prm_step_later: that of the steps after FIRST_STEPS
     """
     responses = [each for group in groups for each in group.responses if each.reward.total is not None]
-    cut = [plain_steps(each.response.text, step_format, prefill).steps for each in responses]
+    cut = [steps_of(each.response, step_format, prefill).steps for each in responses]
     split_up = [steps for steps in cut if steps]
     scored = [each for each in responses if each.process is not None]
     spans = [_tokens_of_steps(each.process.step_of_token) for each in scored]

@@ -23,7 +23,7 @@ from mmprm.report.rollouts import SAMPLES_FILE
 from mmprm.steps import StepFormat
 from mmprm.types import ImageRef
 from policy_rl.graded import GradedGroup, GradedResponse
-from policy_rl.rewards.cutter import plain_steps
+from policy_rl.rewards.cutter import steps_of
 from policy_rl.types import TrainingSample
 
 TEXT_FILE = "samples.md"
@@ -120,7 +120,7 @@ def sample_of(
     step_of_token: np.ndarray | None = None,
 ) -> Sample:
     """Create the log entry for a response. `trained` and `step_of_token` are needed only for its advantages."""
-    found = plain_steps(each.response.text, step_format, prefill)
+    found = steps_of(each.response, step_format, prefill)
     scores: tuple[float | None, ...] = each.process.scores if each.process else ()
     scores += (None,) * (len(found.steps) - len(scores))
     credits: tuple[float | None, ...] = ()
@@ -135,7 +135,7 @@ def sample_of(
         extracted=each.grading.extracted,
         reward=each.reward.total,
         parts=each.reward.parts,
-        tokens=len(each.response.token_ids),
+        tokens=each.response.token_count,
         finish_reason=each.response.finish_reason,
         steps=tuple(zip(found.steps, scores, strict=True)),
         unsplit=found.reason,

@@ -42,8 +42,10 @@ class StepCutter:
     def cut(self, response: Response) -> tuple[StepSplit, np.ndarray]:
         """Return the steps of a response as the PRM reads them, and step_of_token, the step index of each token.
 
-        Without steps, the result names the reason, and step_of_token is empty.
+        Without steps, the result names the reason, and step_of_token is empty. The steps of an episode are its turns.
         """
+        if response.played is not None:
+            return StepSplit(response.played.texts), response.played.turn_of_token
         verbatim, found = _both_forms(response.text, self._step_format, self._prefill)
         if not found.steps:
             return found, _NO_TOKENS

@@ -50,9 +50,10 @@ class UserReward(Config):
 
     path: str
     """Import path of the function, as package.module:function. The function is called with (problem, response,
-    grading), and with finish_reason ("stop", "length" or "abort"), token_count and token_ids (a NumPy array) if it has
-    parameters with these names. Calls run in a thread, one at a time. It returns a finite number, or None to drop the
-    sample. The other columns of the problem's row are in problem.extra; the response includes the prompt's prefill."""
+    grading), and with finish_reason ("stop", "length" or "abort"), token_count, token_ids (a NumPy array) and, in
+    an environment, turns (a tuple of policy_rl.types.PlayedTurn) if it has parameters with these names. Calls run in a
+    thread, one at a time. It returns a finite number, or None to drop the sample. The other columns of the
+    problem's row are in problem.extra; the response includes the prompt's prefill."""
     weight: float = 1.0
     """Weight of the function's return value."""
 
@@ -88,6 +89,9 @@ class RewardConfig(Config):
     """Amount that truncated=penalize subtracts from the reward of a truncated response."""
     functions: tuple[UserReward, ...] = ()
     """User-defined reward functions, whose weighted values are added to the reward."""
+    environment_weight: float = Field(0.0, ge=0)
+    """Weight of the environment's rewards: their sum over the turns of an episode is added to its reward. Needs
+    `environment`."""
     timeout_seconds: float = Field(600, gt=0)
     """Timeout in seconds for all user functions together, per response."""
 
@@ -97,7 +101,9 @@ class RewardConfig(Config):
         limited = self.length.weight and (self.length.min or self.length.max is not None)
         limited = limited or self.truncated == "penalize"
         formed = self.format is not None and self.format_weight
-        return self.combination == "sum" and not (self.accuracy_weight or formed or limited or self.functions)
+        return self.combination == "sum" and not (
+            self.accuracy_weight or formed or limited or self.functions or self.environment_weight
+        )
 
     @model_validator(mode="after")
     def _format_keys_have_a_format(self) -> RewardConfig:
@@ -175,9 +181,12 @@ class OutcomeReward:
 
         The total is None if a contributing part is unknown.
         """
-        config, text = self.config, self.prefill + response.text
-        token_count = len(response.token_ids)
+        config, played = self.config, response.played
+        text = self.prefill + response.text if played is None else response.text  # actions include the prefill
+        token_count = response.token_count
         facts = {"finish_reason": response.finish_reason, "token_count": token_count, "token_ids": response.token_ids}
+        if played is not None:
+            facts["turns"] = played.turns
         parts: dict[str, float | None] = {"accuracy": ACCURACIES[config.accuracy](problem, grading)}
         if config.format:
             parts["format"] = format_reward(text, config.format, config.text_outside, config.min_thought_characters)
@@ -187,6 +196,9 @@ class OutcomeReward:
         if config.truncated == "penalize":
             parts["truncated"] = -float(response.finish_reason == "length")
             terms.append(config.truncation_penalty * parts["truncated"])
+        if played is not None and config.environment_weight:
+            parts["environment"] = sum(turn.reward for turn in played.turns)
+            terms.append(config.environment_weight * parts["environment"])
         for entry, function in self.functions:
             parts[entry.path] = value = _call(entry.path, function, problem, text, grading, facts)
             terms.append(None if value is None else entry.weight * value)

@@ -110,7 +110,11 @@ class ProcessReward:
         Raises TrainingError, naming the problem, if scores are not probabilities or if the PRM fails.
         """
         cuts = [self._cutter.cut(response) for response in responses]
-        solutions = [Solution(problem, found.steps) for found, _ in cuts if found.steps]
+        solutions = [
+            Solution(problem, found.steps, response.observations)
+            for (found, _), response in zip(cuts, responses, strict=True)
+            if found.steps
+        ]
         answers = iter(await self._prm.judge(solutions) if solutions else ())
         return [
             self._scored(problem, found, step_of_token, next(answers)) if found.steps else self._none(found.reason)

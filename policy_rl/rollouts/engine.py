@@ -15,6 +15,7 @@ from mmprm.prompts import PromptConfig
 from mmprm.sampling.config import EngineConfig, SamplingConfig
 from mmprm.sampling.dtype import this_device
 from mmprm.types import Problem, SampleRequest
+from policy_rl.rollouts.episodes import EpisodeConfig, EpisodePlayer, EpisodeSampler
 from policy_rl.types import Group, Response, ResponsePrefix
 from policy_rl.weights.probe import probe_token_ids
 from policy_rl.weights.transfer import Published
@@ -35,12 +36,20 @@ class RolloutEngine:
     the exceptions of a method unchanged.
     """
 
+    _player: EpisodePlayer | None = None
+
     async def start(
-        self, engine: EngineConfig, sampling: SamplingConfig, prompt: PromptConfig, further: dict[str, Any]
+        self,
+        engine: EngineConfig,
+        sampling: SamplingConfig,
+        prompt: PromptConfig,
+        further: dict[str, Any],
+        episodes: EpisodeConfig | None = None,
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Start the engine; return the token ids of the probe text, and the token ids that the engine must not sample.
 
-        `further` holds additional arguments for vLLM. The probe text is used to verify new weights.
+        `further` holds additional arguments for vLLM. The probe text is used to verify new weights. With `episodes`,
+        responses are episodes.
         """
         from transformers import AutoConfig
 
@@ -51,7 +60,12 @@ class RolloutEngine:
             os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
         if this_device().kind == "CPU":
             check_cpu_reload(engine.model)
-        self._sampler = VllmSampler(engine, sampling, prompt, ARGUMENTS | further)
+        arguments = ARGUMENTS | further
+        if episodes is None:
+            self._sampler = VllmSampler(engine, sampling, prompt, arguments)
+        else:
+            self._sampler = EpisodeSampler(engine, sampling, prompt, episodes.environment, arguments)
+            self._player = EpisodePlayer(self._sampler, episodes)
         self._is_asleep = False
         owner = self._sampler.template_owner
         self._tokenizer = getattr(owner, "tokenizer", owner)
@@ -59,6 +73,8 @@ class RolloutEngine:
         self._banned = vision_token_ids(
             AutoConfig.from_pretrained(engine.model, trust_remote_code=False), self._tokenizer
         )
+        if isinstance(self._sampler, EpisodeSampler):
+            self._sampler.banned = self._banned
         return self._probe, self._banned
 
     async def sample(
@@ -68,6 +84,8 @@ class RolloutEngine:
 
         With a prefix, all of them begin with its tokens, which are not sampled again.
         """
+        if self._player is not None:
+            return await self._player.group(problem, n, seed, version)
         given = None if prefix is None else tuple(prefix.token_ids.tolist())
         output = await self._sampler.generate(
             SampleRequest(problem, "", n, seed, prefix_ids=given),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
 
 from mmprm.errors import DataError, EngineStoppedError, SamplingError, TrainingError
 from mmprm.metrics import Interval, bootstrap_mean
 from mmprm.types import Grader, Problem
-from policy_rl.collector import all_or_none
+from policy_rl.collector import all_or_none, grading_of
+from policy_rl.metrics import describe_episodes
 from policy_rl.rewards.outcome import ACCURACIES
 from policy_rl.rollouts.config import rollout_seed
 from policy_rl.rollouts.pool import RolloutPool
@@ -26,7 +28,8 @@ class Evaluation:
     `pass_at_1` averages each problem's fraction of correct responses over problems, at the sampling temperature, with a
     95% interval over problems; responses without a known accuracy are left out. `problems` counts the problems in this
     mean, and `failed` those that have no response with a known accuracy. `unknown` counts responses without a known
-    accuracy, such as those that an engine aborted. `tokens` is the mean number of tokens per response.
+    accuracy, such as those that an engine aborted. `tokens` is the mean number of tokens per response. With an
+    environment, `episodes` holds the metrics of `describe_episodes`.
     """
 
     pass_at_1: Interval
@@ -34,6 +37,7 @@ class Evaluation:
     failed: int
     unknown: int
     tokens: float
+    episodes: Mapping[str, float] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
         """Return the metrics to log, keyed by name."""
@@ -45,6 +49,7 @@ class Evaluation:
             "failed": float(self.failed),
             "unknown": float(self.unknown),
             "tokens_per_response": self.tokens,
+            **self.episodes,
         }
 
 
@@ -66,7 +71,7 @@ async def evaluate(
     async def grade(problem: Problem, response: Response) -> float | None:
         if response.finish_reason == "abort":
             return None
-        return ACCURACIES[accuracy](problem, await grader.grade(problem, prefill + response.text))
+        return ACCURACIES[accuracy](problem, await grading_of(grader, problem, response, prefill))
 
     async def ask(problem: Problem) -> tuple[Group, list[float | None]] | None:
         try:
@@ -84,11 +89,12 @@ async def evaluate(
         raise TrainingError(
             "evaluation: no held-out problem has a known verdict; check held_out (its answers) and grader"
         )
-    lengths = [len(response.token_ids) for group, _ in answers for response in group.responses]
+    responses = [response for group, _ in answers for response in group.responses]
     return Evaluation(
         bootstrap_mean(shares, seed),
         problems=len(shares),
         failed=len(problems) - len(shares),
         unknown=sum(len(accuracies) for _, accuracies in answers) - sum(map(len, known)),
-        tokens=sum(lengths) / len(lengths),
+        tokens=fmean(response.token_count for response in responses),
+        episodes=describe_episodes([response for response in responses if response.finish_reason != "abort"]),
     )

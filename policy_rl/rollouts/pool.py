@@ -32,6 +32,7 @@ from mmprm.sampling.pool import REQUESTS_IN_FLIGHT, engine_resources
 from mmprm.types import Problem
 from policy_rl.rollouts.config import RolloutConfig, check_sampling
 from policy_rl.rollouts.engine import RolloutEngine
+from policy_rl.rollouts.episodes import EpisodeConfig
 from policy_rl.rollouts.queue import Slot, Slots
 from policy_rl.types import Group, ResponsePrefix
 from policy_rl.weights.config import WeightsConfig, transport_of
@@ -65,14 +66,17 @@ class RolloutPool:
         weights: WeightsConfig | None = None,
         version: int = 0,
         options: Sequence[dict[str, Any]] | None = None,
+        episodes: EpisodeConfig | None = None,
     ) -> RolloutPool:
         """Start the engines with the weights of `engine.model`, labeled as `version`.
 
-        `options`, one dict of Ray actor options per engine, come from policy_rl.placement. Raises ConfigError for
+        `options`, one dict of Ray actor options per engine, come from policy_rl.placement. With `episodes`, responses
+        are episodes. Raises ConfigError for
         unsupported sampling settings (see `check_sampling`), and SamplingError if an engine does not start.
         """
         check_sampling(sampling)
-        pool = cls(engine, sampling, prompt, config or RolloutConfig(), weights or WeightsConfig(), version, options)
+        config, weights = config or RolloutConfig(), weights or WeightsConfig()
+        pool = cls(engine, sampling, prompt, config, weights, version, options, episodes)
         # Wait for all engines before raising, so that none is left half started.
         try:
             errors = await asyncio.gather(*map(pool._fill, pool._slots.all), return_exceptions=True)
@@ -94,7 +98,9 @@ class RolloutPool:
         weights: WeightsConfig,
         version: int,
         options: Sequence[dict[str, Any]] | None,
+        episodes: EpisodeConfig | None,
     ) -> None:
+        self._episodes = episodes
         if options is None:
             engines, resources = engine_resources(engine, config.engines)
             options = [resources] * len(engines)
@@ -223,7 +229,7 @@ class RolloutPool:
         """Start an engine with the weights of its model, and return its actor."""
         actor = ray.remote(max_concurrency=REQUESTS_IN_FLIGHT, **self._options[name])(RolloutEngine).remote()
         engine = self._engines[name]
-        start = actor.start.remote(engine, self._sampling, self._prompt, self._further)
+        start = actor.start.remote(engine, self._sampling, self._prompt, self._further, self._episodes)
         try:
             self.probe_token_ids, self.banned_token_ids = await actors.wait(
                 start,

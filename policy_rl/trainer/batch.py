@@ -47,7 +47,8 @@ class Limits:
                 f"{name}: a prompt of {sample.prompt_tokens} tokens and a response of {len(sample.token_ids)} "
                 f"exceed the model's context of {self.context}; leave the problem out, or scale its images down"
             )
-        found = sample.token_ids[np.isin(sample.token_ids, list(self.reserved))]
+        own = sample.token_ids[sample.counted]  # observations may hold images
+        found = own[np.isin(own, list(self.reserved))]
         if len(found):
             raise DataError(f"{name}: a response contains token {min(found)}, which represents an image; leave it out")
 
@@ -150,7 +151,7 @@ def plan(
 
     A row longer than the budget gets its own micro-batch. With `share_prompt`, responses of a group are placed in one
     row after their prompt, and a prefix that several of them share is stored once. Rows are chosen for minimal cost
-    within the budget (see `cheapest_rows`).
+    within the budget (see `cheapest_rows`). Each row of an episode is a row of the plan.
     """
     groups: dict[int, list[int]] = {}
     for position, sample in enumerate(samples):
@@ -159,6 +160,10 @@ def plan(
     lengths: list[int] = []
     for members in groups.values():
         head = samples[members[0]]
+        if head.rows:  # observations differ, and so do the positions of M-RoPE after their images
+            rows += [(position,) for position in members]
+            lengths += [samples[position].length for position in members]
+            continue
         assert all(samples[position].problem == head.problem for position in members), "a group has one problem"
         # Lexicographic order makes responses with long common prefixes neighbors.
         members = sorted(members, key=lambda position: (lexicographic_key(samples[position].token_ids), position))
@@ -212,7 +217,7 @@ def collate_rows(
     With `stand_in`, a micro-batch without images gets a minimal placeholder image, so that the vision tower runs.
     """
     heads = [samples[row[0]] for row in rows]
-    prompts = [encoder(head.problem, head.prompt_tokens) for head in heads]
+    prompts = [encoder.row(head) if head.rows else encoder(head.problem, head.prompt_tokens) for head in heads]
     trees = [token_tree([samples[position].token_ids for position in row]) for row in rows]
     width = max(len(prompt.ids_P) + len(tree) for prompt, tree in zip(prompts, trees, strict=True))
     shares_rows = any(len(row) > 1 for row in rows)
@@ -230,7 +235,10 @@ def collate_rows(
         end_BL[b, :head], present_BL[b, :stop] = stop - 1, True
         ids_BL[b, head:stop] = torch.from_numpy(tree.ids_T)
         end_BL[b, head:stop] = torch.from_numpy(tree.end_T) + head
-        position_XBL[:, b, head:stop] = torch.from_numpy(tree.depth_T) + prompt.position_XP.max() + 1
+        if prompt.position_XT is None:
+            position_XBL[:, b, head:stop] = torch.from_numpy(tree.depth_T) + prompt.position_XP.max() + 1
+        else:
+            position_XBL[:, b, head:stop] = prompt.position_XT
         for position, stands_T in zip(row, tree.indices_PL, strict=True):
             # A token is predicted by the logits of the token before it, the first one by those of the prompt's end.
             before_T = torch.from_numpy(stands_T).long().roll(1) + head
@@ -248,7 +256,7 @@ def collate_rows(
         present_BL=present_BL,
         read_NT=pad_sequence(reads, batch_first=True),
         token_NT=pad_sequence(tokens, batch_first=True),
-        response_NT=pad_sequence([torch.ones(len(token_T), dtype=torch.bool) for token_T in tokens], batch_first=True),
+        response_NT=padded(rows, samples, "counted", torch.bool),
         images=images,
         feature_F=feature_F,
         shows_images=shows_images,
@@ -262,14 +270,14 @@ def _images(
     """Collect a micro-batch's image inputs, once per group; return (inputs, feature index per image token, image sets).
 
     The feature indices are None unless several rows use the images of the same group. There is one ImageSet per group
-    with images.
+    with images. Each row of an episode has images of its own, and counts as a group here.
     """
+    groups = [-1 - index if samples[row[0]].rows else samples[row[0]].group for index, row in enumerate(rows)]
     first: dict[int, int] = {}
     shown: dict[int, EncodedPrompt] = {}
     count = 0
     features = []
-    for row, prompt in zip(rows, prompts, strict=True):
-        group = samples[row[0]].group
+    for group, prompt in zip(groups, prompts, strict=True):
         if prompt.images and group not in shown:
             shown[group], first[group] = prompt, count
             count += prompt.image_tokens

@@ -41,7 +41,7 @@ class PolicyInputs:
     """Flat index, among all B·L tokens, of the token that predicts each response token (the one before it)."""
     token_NT: Tensor
     response_NT: Tensor
-    """Mask of response tokens: False on padding."""
+    """Mask of response tokens: False on padding and on tokens that are not trained on."""
     images: dict[str, Tensor]
     """Processor outputs for the images, each included once. Empty if the vision tower does not run."""
     feature_F: Tensor | None

@@ -2,15 +2,18 @@
 
 An encoded prompt is cached for all responses to it.
 
-Shapes: P token of a prompt, X axis of the positions.
+Shapes: P token of a prompt, T token after it, L token of both, X axis of the positions.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -23,6 +26,7 @@ from mmprm.prompts import PromptConfig
 from mmprm.rendering import render
 from mmprm.sampling.config import pixel_limits
 from mmprm.types import ImageRef, Problem
+from policy_rl.types import TokenRow, TrainingSample
 
 KEPT_BYTES = 2**30
 """Capacity in bytes of the cache of encoded prompts, which serves the next pass over the same responses."""
@@ -40,11 +44,15 @@ class EncodedPrompt:
     image_tokens: int
     image_key: str = ""
     """Hash of the image inputs; empty without images."""
+    position_XT: Tensor | None = None
+    """Positions of the tokens after the prompt, for an episode, whose observations may show images. None if they
+    continue from the prompt's highest position."""
 
     @property
     def bytes(self) -> int:
         """Return the total size of the tensors in bytes."""
-        return sum(tensor.nbytes for tensor in (self.ids_P, self.position_XP, *self.images.values()))
+        positions = (self.position_XP,) if self.position_XT is None else (self.position_XP, self.position_XT)
+        return sum(tensor.nbytes for tensor in (self.ids_P, *positions, *self.images.values()))
 
 
 class PromptEncoder:
@@ -67,7 +75,7 @@ class PromptEncoder:
         self._positions = Positions(backbone.model)
         self.axes = self._positions.axes
         self.padding = tokenizer_of(processor).pad_token_id or 0
-        self._kept: OrderedDict[Problem, EncodedPrompt] = OrderedDict()
+        self._kept: OrderedDict[Hashable, EncodedPrompt] = OrderedDict()
         self._stand_in: dict[str, Tensor] | None = None
 
     def __call__(self, problem: Problem, expected_tokens: int) -> EncodedPrompt:
@@ -75,19 +83,51 @@ class PromptEncoder:
 
         Raises DataError if the engine counted a different number of tokens, and for images that cannot be read.
         """
-        if problem not in self._kept:
-            self._kept[problem] = self._encode(problem)
-            # Keep at least the new prompt, even if it alone exceeds the capacity.
-            while sum(prompt.bytes for prompt in self._kept.values()) > KEPT_BYTES and len(self._kept) > 1:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(problem)
-        prompt = self._kept[problem]
+        prompt = self._cached(problem, lambda: self._encode(problem))
         if len(prompt.ids_P) != expected_tokens:
             raise DataError(
                 f"problem {problem.id}: its prompt is {len(prompt.ids_P)} tokens for the trainer, {expected_tokens} "
                 "for the engine; give both the same model, prompt and image size"
             )
         return prompt
+
+    def row(self, sample: TrainingSample) -> EncodedPrompt:
+        """Return the encoded row of an episode, whose token ids are those of the engine.
+
+        Raises DataError if the engine's images have a different number of tokens, or cannot be read.
+        """
+        (row,) = sample.rows
+        key = (row.prompt_ids.tobytes(), sample.token_ids.tobytes(), row.images)
+        return self._cached(key, lambda: self._encode_row(sample.problem, row, sample.token_ids))
+
+    def _cached(self, key: Hashable, encode: Callable[[], EncodedPrompt]) -> EncodedPrompt:
+        if key not in self._kept:
+            self._kept[key] = encode()
+            # Keep at least the new prompt, even if it alone exceeds the capacity.
+            while sum(prompt.bytes for prompt in self._kept.values()) > KEPT_BYTES and len(self._kept) > 1:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+    def _encode_row(self, problem: Problem, row: TokenRow, token_ids: np.ndarray) -> EncodedPrompt:
+        ids_L = torch.from_numpy(np.concatenate([row.prompt_ids, token_ids]).astype(np.int64))
+        inputs: dict[str, Tensor] = {}
+        here = 0
+        if row.images:
+            self._check_reads(problem, row.images)
+            # The processor reads only the images, so the text is one placeholder per image.
+            inputs = self._inputs(problem, self._processor.image_token * len(row.images), row.images)
+            here = int((inputs.pop("input_ids") == self._image_id).sum())
+        there = int((ids_L == self._image_id).sum())
+        if here != there:
+            raise DataError(
+                f"problem {problem.id}: the images of an episode are {here} tokens for the trainer, {there} for the "
+                "engine; give both the same model and image size"
+            )
+        pixels = {name: tensor for name, tensor in inputs.items() if name not in _TEXT_KEYS}
+        position_XL, head = self._positions.of_sequence(ids_L, pixels), len(row.prompt_ids)
+        key = content_key(pixels) if pixels else ""
+        return EncodedPrompt(ids_L[:head], position_XL[:, :head], pixels, here, key, position_XL[:, head:])
 
     @property
     def stand_in(self) -> dict[str, Tensor]:
@@ -101,25 +141,33 @@ class PromptEncoder:
         return self._stand_in
 
     def _encode(self, problem: Problem) -> EncodedPrompt:
-        if problem.images and not reads_images(self._processor):
+        self._check_reads(problem, problem.images)
+        text = render(self._processor, problem, "", self._prompt)
+        inputs, images = self._inputs(problem, text, problem.images), problem.images
+        texts = {name: inputs.pop(name, None) for name in _TEXT_KEYS}
+        ids_P, pixels = texts["input_ids"][0], inputs if images else {}
+        image_tokens = int((ids_P == self._image_id).sum()) if images else 0
+        key = content_key(pixels) if pixels else ""
+        return EncodedPrompt(ids_P, self._positions.of_sequence(ids_P, pixels), pixels, image_tokens, key)
+
+    def _check_reads(self, problem: Problem, images: Sequence[ImageRef]) -> None:
+        if images and not reads_images(self._processor):
             raise DataError(
                 f"problem {problem.id}: has images, but the model reads text only; use a vision-language model, or "
                 "remove the problem"
             )
-        images = [self._open(problem, image) for image in problem.images]
-        inputs = dict(
+
+    def _inputs(self, problem: Problem, text: str, images: Sequence[ImageRef]) -> dict[str, Tensor]:
+        """Return the processor's inputs for a text and its images."""
+        opened = [self._open(problem, image) for image in images]
+        return dict(
             self._processor(
-                text=[render(self._processor, problem, "", self._prompt)],
-                **({"images": images, **self._image_options} if images else {}),
+                text=[text],
+                **({"images": opened, **self._image_options} if images else {}),
                 add_special_tokens=False,  # the chat template already contains them
                 return_tensors="pt",
             )
         )
-        text = {name: inputs.pop(name, None) for name in _TEXT_KEYS}
-        ids_P, pixels = text["input_ids"][0], inputs if images else {}
-        image_tokens = int((ids_P == self._image_id).sum()) if images else 0
-        key = content_key(pixels) if pixels else ""
-        return EncodedPrompt(ids_P, self._positions.of_sequence(ids_P, pixels), pixels, image_tokens, key)
 
     def _open(self, problem: Problem, image: ImageRef) -> Any:
         try:

@@ -193,7 +193,7 @@ class Trainer:
         metrics = {"loss": loss, "learning_rate": rate, "skipped": float(self._engine.skipped)}
         metrics |= {} if norm is None else {"gradient_norm": norm}
         metrics |= tally.metrics(self.ranks)
-        if any(sample.problem.images for sample in samples):
+        if any(sample.shows_images for sample in samples):
             calls = self._policy.image_features.tower_calls
             metrics["vision_calls"] = float(calls - self._vision_calls)
             self._vision_calls = calls
@@ -282,7 +282,7 @@ class Trainer:
         own = planned.rows_of(self.ranks.rank)
         tokens = tokens_of_groups(samples)
         # Ranks also synchronize in the vision tower, so all of them must run it.
-        stand_in = self.ranks.count > 1 and any(sample.problem.images for sample in samples)
+        stand_in = self.ranks.count > 1 and any(sample.shows_images for sample in samples)
 
         def make(rows: list[PromptRow], is_padding: bool) -> CollatedRows:
             inputs = collate_rows(rows, samples, self._encoder, stand_in)

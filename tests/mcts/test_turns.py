@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from mcts.config import CampaignConfig
-from mcts.first_prompt import first_prompt
 from mcts.search import SearchConfig, search
 from mcts.turns import TurnRolls
 from mmprm.config import build
 from mmprm.environments.episode import Action, TurnRequest
+from mmprm.environments.first_prompt import first_prompt
 from mmprm.environments.interface import Observation, Transition
 from mmprm.environments.load import EnvironmentConfig
 from mmprm.environments.pool import EnvironmentPool

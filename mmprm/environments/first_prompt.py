@@ -9,17 +9,16 @@ from mmprm.environments.load import EnvironmentConfig
 from mmprm.environments.pool import EnvironmentThread
 from mmprm.environments.replay import replay
 from mmprm.errors import ConfigError
-from mmprm.sampling.seeds import environment_seed
 from mmprm.types import Problem
 
 
-def first_prompt(config: EnvironmentConfig, images_per_prompt: int, problem: Problem, run_seed: int) -> Problem:
-    """Reset the environment for a problem, and return the first observation in the form of a Problem.
+def first_prompt(config: EnvironmentConfig, images_per_prompt: int, problem: Problem, seed: int) -> Problem:
+    """Reset the environment for a problem with `seed`, and return the first observation in the form of a Problem.
 
     Raises ConfigError if a later prompt would show more images than the engine accepts, EpisodeError if the environment
     fails, and other errors if it cannot be created or cannot use the problem.
     """
-    observation = asyncio.run(_reset(config, problem, environment_seed(run_seed, problem.id)))
+    observation = asyncio.run(_reset(config, problem, seed))
     shown = config.max_turns if config.images == "all" else min(config.images, config.max_turns)
     needed = len(observation.images) * shown
     if needed > images_per_prompt:
