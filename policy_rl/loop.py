@@ -124,16 +124,17 @@ class Loop:
                 await self._after_checkpoint(step, log)
                 stopping = False
                 while not stopping and not self._is_last(step):
+                    if self._refresh is not None:
+                        await self._refresh.retrain_if_due(step)
                     step += 1
                     groups, trained, metrics = await self._step(step)
                     self._write(step, metrics, log)
                     self._write_samples(step, groups, trained, samples)
                     # A step without an update lacks metrics on which alarms may be set.
                     crossed = self._alarms.see(metrics) if metrics["updates"] else None
-                    ends = crossed is not None or stop.came() or self._is_last(step)
-                    if self._refresh is not None and not ends:
-                        await self._refresh.retrain_if_due(step)
                     due = self._is_last(step) or _due(self._config.save_every, step) or self._may_be_best(step)
+                    # If the run is killed while a new PRM is trained, it resumes with the training.
+                    due = due or (self._refresh is not None and self._refresh.is_due)
                     saved = stop.came() or crossed is not None or due
                     if saved:
                         await self._write_checkpoint(self._state(step))

@@ -339,8 +339,8 @@ class Store:
         return self._database.rows(sql, *values)
 
     def transaction(self) -> AbstractContextManager[Callable[..., sqlite3.Cursor]]:
-        """Run a transaction for mmprm.trees.repair: yield a function that executes statements, and commit all of them
-        or none."""
+        """Run a transaction to repair or replace trees: yield a function that executes statements, and commit all of
+        them or none."""
         return self._database.transaction()
 
 

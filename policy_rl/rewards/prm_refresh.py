@@ -8,8 +8,8 @@ A label is the verdict of a complete response, or the value of a continued prefi
 are correct, which counts as positive above 0.5, as in the evaluations of mmprm train. The AUC is computed on the newest
 labels of held-out problems, whose trees no PRM of the run is trained on.
 
-A new PRM is written to OUTPUT/prm/step-…/. Repeating a step after a kill finds its labels, checkpoints or finished PRM
-there. A checkpoint of the run names the version to use.
+A new PRM is written to OUTPUT/prm/step-…/. The run writes a checkpoint before the training, so a run that is killed
+during it resumes with it, and finds its labels, its checkpoints or the finished PRM there.
 """
 
 from __future__ import annotations
@@ -105,14 +105,19 @@ class PrmRefresh:
                 self._labels.extend(labels_of(group))
         return dict(zip(OF_REFRESH, (self.auc, float(len(self._labels)), float(self.count)), strict=True))
 
+    @property
+    def is_due(self) -> bool:
+        """Return whether the AUC is below its bound and there are enough trees to train a PRM on."""
+        return self.auc < self._config.min_auc and self._trees.count >= self._config.min_problems
+
     async def retrain_if_due(self, step: int) -> None:
-        """Retrain and replace the PRM if its AUC is below the bound and there are enough trees."""
-        auc, problems = self.auc, self._trees.count
-        if not auc < self._config.min_auc or problems < self._config.min_problems:
+        """Retrain and replace the PRM if it is due after training step `step`."""
+        if not self.is_due:
             return
         print(
-            f"step {step}: the PRM's AUC on {len(self._labels)} held-out labels is {auc:.3f}, below process.refresh."
-            f"min_auc={self._config.min_auc:g}; training a new one on the trees of {problems} problems",
+            f"step {step}: the PRM's AUC on {len(self._labels)} held-out labels is {self.auc:.3f}, below "
+            f"process.refresh.min_auc={self._config.min_auc:g}; training a new one on the trees of "
+            f"{self._trees.count} problems",
             flush=True,
         )
         if not self._folder(step).joinpath(PRM_FOLDER).is_dir():

@@ -172,6 +172,7 @@ class Watching:
         self.steps: list[int] = []
         self.restored: dict[str, Any] | None = None
         self.started_over = False
+        self.is_due = False
 
     def see(self, groups: list[GradedGroup]) -> dict[str, float]:
         self.groups.append(len(groups))
@@ -179,6 +180,7 @@ class Watching:
 
     async def retrain_if_due(self, step: int) -> None:
         self.steps.append(step)
+        self.is_due = step == 3
 
     def start_over(self) -> None:
         self.started_over = True
@@ -203,8 +205,10 @@ def test_trees_are_kept_as_labels_without_credit_from_them(tmp_path: Path) -> No
     stopped, resumed, trainer = Watching(), Watching(), ScriptedTrainer()
     run(StopsAt(3), stopped)
     run(trainer, resumed)
-    # Neither the step after which the run stops nor the last one needs another PRM.
-    assert (stopped.steps, resumed.restored, resumed.steps) == ([1, 2], {"steps": [1, 2]}, [4, 5])
+    # Neither the step after which the run stops nor the last one needs another PRM. A resumed run asks at once.
+    assert (stopped.steps, resumed.restored, resumed.steps) == ([0, 1, 2], {"steps": [0, 1, 2]}, [3, 4, 5])
+    saves = [call for call in trainer.calls if call.startswith("save ")]
+    assert saves == ["save 4", "save 6"], "a checkpoint precedes the training of a PRM"
     assert (stopped.started_over, resumed.started_over) == (True, False)
     assert sum(len(batch) for batch in trainer.batches) == 3 * 12, "continuations are not trained on"
     lines = metrics_of(tmp_path / "run")
