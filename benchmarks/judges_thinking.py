@@ -86,7 +86,7 @@ def summarize(found: dict[str, tuple[Sequence[dict[str, Any]], float]]) -> dict[
         interval = bootstrap(lambda indices, name=name: f1(name, indices), problems, seed=0)
         tokens = sum(row.get("tokens") or 0 for row in rows) / len(rows)
         unknown = sum(row["scores"] is None for row in rows)
-        metrics[name] = _rounded(asdict(interval)) | {"tokens": round(tokens, 1), "unknown": unknown}
+        metrics[name] = {"f1": _rounded(asdict(interval)), "tokens": round(tokens, 1), "unknown": unknown}
     metrics["differences"] = {
         f"{one} - {other}": _rounded(
             asdict(bootstrap(lambda i, one=one, other=other: f1(one, i) - f1(other, i), problems, seed=0))

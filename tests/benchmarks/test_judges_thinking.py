@@ -32,7 +32,7 @@ def test_f1_tokens_and_differences() -> None:
         "rl_8": (perfect, 0.5),
     }
     metrics = summarize(found)
-    assert {name: metrics[name]["value"] for name in found} == pytest.approx(
+    assert {name: metrics[name]["f1"]["value"] for name in found} == pytest.approx(
         {"prm": 1.0, "sft_1": 0.5, "sft_8": 0.6667, "rl_1": 0.5, "rl_8": 1.0}
     )
     assert {name: metrics[name]["tokens"] for name in found} == {
