@@ -216,6 +216,24 @@ class ProblemReader:
             audios=asked.audios,
         )
 
+    def observations(self, row: Row, location: str) -> tuple[tuple[str | ImageRef, ...], ...]:
+        """Parse the column `observations` of an episode: per turn, a list of texts and of images as {"image": …}."""
+        turns = row.get("observations") or []
+        if not isinstance(turns, list) or not all(isinstance(parts, list) for parts in turns):
+            raise DataError(
+                f"{location}: observations must be a list of texts and images per turn, got {cut(turns)!r}; correct it"
+            )
+        return tuple(tuple(self._part(part, location) for part in parts) for parts in turns)
+
+    def _part(self, part: Any, location: str) -> str | ImageRef:
+        if isinstance(part, str):
+            return part
+        if not isinstance(part, dict) or part.keys() != {"image"}:
+            raise DataError(
+                f'{location}: a part of observations must be a text or {{"image": …}}, got {cut(part)!r}; correct it'
+            )
+        return read_image(part["image"], self._root, location, "observations")
+
     def asked(self, row: Row, location: str) -> Asked:
         """Parse the question of a row, without its gold answer.
 

@@ -13,6 +13,9 @@ With step_format=thoughts, each line also has `thoughts_aggregate` and `answer_a
 up to `</think>` and of those after it. With a thinking judge (scorer.backend=judge), it has `tokens`, the number of
 tokens that the judge generated, and `unknown`, the reason why a solution has no scores, or null.
 
+The steps of an episode are its turns. `observations` then holds what the policy saw before each of them, as a list of
+texts and of images {"image": path}.
+
 example:
   echo '{"question": "What is 1 + 2?", "steps": ["1+2=3", "<answer>3</answer>"]}' > solutions.jsonl
   mmprm score solutions.jsonl --output scored.jsonl --set scorer.prm=runs/demo/train/prm
@@ -53,7 +56,7 @@ from mmprm.scoring.open import open_scorer, scorer_info
 from mmprm.steps import StepFormat, StepSplit, plain_split, trace_length
 from mmprm.types import Scorer, Solution, Steps, StepScores
 
-OWN_COLUMNS = ("steps", "response", "responses")
+OWN_COLUMNS = ("steps", "response", "responses", "observations")
 Answer = StepScores | UnknownScoresError | None
 Extra = Callable[[Answer, Steps, Aggregator], dict[str, Any]]
 _CHUNK = 2000
@@ -232,7 +235,10 @@ def read_line(row: dict[str, Any], location: str, reader: ProblemReader, config:
     if row.get("steps"):
         if "responses" in row:
             raise DataError(f"{location}: has both steps and responses; remove one of them")
-        return Line(row, (Solution(problem, _texts(row, "steps", location)),))
+        steps, seen = _texts(row, "steps", location), reader.observations(row, location)
+        if len(seen) not in (0, len(steps)):
+            raise DataError(f"{location}: has {len(seen)} observations for {len(steps)} steps; give one per step")
+        return Line(row, (Solution(problem, steps, seen),))
     if "responses" in row and "response" in row:
         raise DataError(f"{location}: has both response and responses; remove one of them")
     name = next((name for name in ("responses", "response") if name in row), "steps")

@@ -61,6 +61,42 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return command
 
 
+class EpisodeScorer(RedScorer):
+    """Scores the share of red images that were seen before each turn ends."""
+
+    def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
+        return [
+            StepScores(tuple(self._red(item.first_steps(turn).images[-1:]) for turn in range(1, len(item.steps) + 1)))
+            for item in solutions
+        ]
+
+
+def test_the_turns_of_an_episode_are_scored_with_their_observations(
+    run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "blue.png").write_bytes(png("blue"))
+    monkeypatch.setattr(score, "open_scorer", lambda config: EpisodeScorer())
+    seen = [["Go.", {"image": "red.png"}], [{"image": "blue.png"}]]
+    code, (row,) = run({"steps": ["up", "down"], "observations": seen})
+    assert (code, row["scores"], row["observations"]) == (0, [1.0, 0.0], seen)
+
+
+@pytest.mark.parametrize(
+    ("seen", "message"),
+    [
+        ([["Go."]], "in.jsonl:1: has 1 observations for 2 steps"),
+        (["Go.", "on"], "in.jsonl:1: observations must be a list of texts and images per turn"),
+        ([["Go."], [{"text": "on"}]], "in.jsonl:1: a part of observations must be a text or"),
+    ],
+)
+def test_invalid_observations_are_reported_with_their_line(
+    seen: list, message: str, run: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _ = run({"steps": ["up", "down"], "observations": seen})
+    assert code == 2
+    assert message in capsys.readouterr().err
+
+
 def test_images_in_every_usual_column(run: Any) -> None:
     cells = ["red.png", ["red.png"], {"bytes": None, "path": "red.png"}]
     rows = [{name: cell} for name in ("images", "image", "images", "image_path", "image_urls") for cell in cells]
