@@ -182,6 +182,8 @@ def judge_request(config: ThinkingJudgeConfig, solution: Solution) -> Problem:
     """Return the request about a solution as a problem. Raises DataError if a text contains a special token."""
     problem, form = solution.problem, VERDICT_FORMATS[config.verdict_format]
     location = f"problem {problem.id}"
+    if solution.observations:
+        raise DataError(f"{location}: is an episode, which no judge reads; use a process reward model")
     question = asked_question(problem)
     check_text(question, "question", location)
     steps = form.steps_text([strip_marks(step) for step in solution.steps])
