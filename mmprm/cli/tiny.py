@@ -59,6 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="problems: with --solutions, make mistakes in them at the rates mistake_rate and hard_mistake_rate",
     )
+    parser.add_argument(
+        "--play",
+        action="store_true",
+        help="sokoban: write episodes that the solver plays in the levels, as conversations for mmprm sft; with "
+        "--mistakes, 30%% of the moves are random",
+    )
     parser.add_argument("--size", type=int, default=6, help="sokoban: rows and columns, with the outer walls (6)")
     parser.add_argument("--boxes", type=int, default=2, help="sokoban: boxes per level (2)")
     parser.add_argument("--seed", type=int, default=0, help="problems, critiques, sokoban: seed (0)")
@@ -107,7 +113,8 @@ def _critiques(arguments: argparse.Namespace) -> None:
     folder, config = arguments.output, load_config(arguments, TinyTrainConfig)
     mistakes = Mistakes(config.mistake_rate, config.hard_mistake_rate)
     write_labeled(folder, make_labeled(arguments.count, arguments.seed, arguments.split, mistakes))
-    teacher = JUDGE | {"engine": {"model": "world"}, "cache": str(folder / "replies.sqlite"), "seed": arguments.seed}
+    engine = {"model": f"world {mistakes}"}  # the cache must not mix teachers
+    teacher = JUDGE | {"engine": engine, "cache": str(folder / "replies.sqlite"), "seed": arguments.seed}
     asked = {"labels": str(folder / "labels.parquet"), "output": str(folder), "teacher": teacher}
     counts = build_critiques(build(CritiquesConfig, asked), WorldTeacher(mistakes))
     print(f"{counts.kept} critiques of {counts.solutions} solutions, and files for mmprm rl and eval, are in {folder}")
@@ -123,6 +130,12 @@ def _sokoban(arguments: argparse.Namespace) -> None:
     path = arguments.output if arguments.output.suffix == ".jsonl" else arguments.output / "levels.jsonl"
     count, seed, split = arguments.count, arguments.seed, arguments.split
     levels = make_sokoban_problems(count, seed, split, arguments.size, arguments.boxes, arguments.solutions)
+    if arguments.play:
+        from mmprm.tiny.sokoban_play import write_play
+
+        write_play(path, levels, seed, SokobanTrainConfig().mistake_rate if arguments.mistakes else 0.0)
+        print(f"{count} episodes of the {split} split written to {path}")
+        return
     write_problems(path, levels)
     print(f"{count} Sokoban levels of the {split} split written to {path}")
 

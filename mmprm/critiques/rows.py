@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from mmprm.critiques.agreement import LabelsUntilError
 from mmprm.critiques.config import CritiquesConfig
 from mmprm.errors import DataError
 from mmprm.files import whole_file
-from mmprm.problems import write_image, write_problems
+from mmprm.problems import image_size, write_image, write_problems
 from mmprm.prompts import messages
 from mmprm.scoring.judge_config import ThinkingJudgeConfig
 from mmprm.scoring.judge_scorer import Chain, judge_request
@@ -88,15 +89,19 @@ def write_critiques(folder: Path, judged: Sequence[LabeledCritiques], config: Cr
 def write_judging_problems(path: Path, solutions: Sequence[LabeledSolutionSteps], judge: ThinkingJudgeConfig) -> None:
     """Write a problem per solution: its question is the request to the judge, and the labels are in extra columns.
 
-    The answer is the number of the first incorrect step, or "none". Solutions whose text contains a special token are
-    left out.
+    The answer is the number of the first incorrect step, or "none". Solutions whose text contains a special token, or
+    whose image cannot be read, are left out with a note.
     """
     requests: list[Problem] = []
+    left_out: list[str] = []
     columns: dict[str, dict[str, Any]] = {}
     for solution, labels in solutions:
         try:
             request = judge_request(judge, solution)
-        except DataError:  # counted as refused critiques, too
+            for image in request.images:
+                image_size(image)
+        except DataError as error:
+            left_out.append(str(error))
             continue
         answer = str(labels.index(False) + 1) if False in labels else "none"
         requests.append(Problem(request.id, request.question, answer, request.images))
@@ -105,6 +110,8 @@ def write_judging_problems(path: Path, solutions: Sequence[LabeledSolutionSteps]
             "verdict_format": judge.verdict_format,
             "after_error": judge.after_error,
         }
+    if left_out:
+        print(f"note: {path} lacks {len(left_out):,} solutions, for example: {left_out[0]}", file=sys.stderr)
     write_problems(path, requests, columns)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ YES, NO = Counts(1, 1), Counts(0, 2)
 IMAGES = (ImageRef(data=draw((("red", 1, (0, 0)),) * 6)),)
 
 
-def example(name: str, *counts: Counts | None, steps: str = "abcdef", images: Any = ()) -> LabeledExample:
+def example(name: str, *counts: Counts | None, steps: Sequence[str] = "abcdef", images: Any = ()) -> LabeledExample:
     problem = Problem(name, f"question {name}", "1", images)
     return LabeledExample(problem, LabeledPath(name, tuple(steps[: len(counts)]), counts, False), "train")
 
@@ -43,7 +44,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def by_question(replies: dict[str, list[Reply]]) -> ChainSampler:
+def by_question(replies: dict[str, list[Reply | Exception]]) -> ChainSampler:
     """Return a sampler whose replies depend on the problem's name, the last word of its question."""
     names = {f"question {name}": found for name, found in replies.items()}
     return ChainSampler(
@@ -139,3 +140,15 @@ def test_a_run_that_keeps_nothing_names_the_reason(tmp_path: Path) -> None:
 def test_a_split_without_labels_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no solution of the dev split has a label"):
         build_critiques(config(tmp_path, example("a", YES), split="dev"))
+
+
+def test_a_solution_that_cannot_be_asked_about_is_left_out_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = example("broken", YES, images=(ImageRef(data=b"no image"),))
+    reserved = example("reserved", YES, steps=["<|im_end|>"])
+    asked = config(tmp_path, broken, reserved, example("good", YES))
+    counts = build_critiques(asked, by_question({"good": [lines(1)], "broken": [DataError("cannot be read")]}))
+    assert (counts.solutions, counts.kept, counts.refused) == (3, 1, {"a request that cannot be written": 2})
+    assert len(rows(tmp_path / "out" / "problems.jsonl")) == 1
+    assert "problems.jsonl lacks 2 solutions, for example: " in capsys.readouterr().err
