@@ -293,6 +293,11 @@ class Solution:
             return self.problem.images
         return tuple(part for parts in self.observations for part in parts if isinstance(part, ImageRef))
 
+    @property
+    def media(self) -> tuple[MediaRef, ...]:
+        """Return the images, videos and audio recordings in the order in which a scorer reads them."""
+        return self.images if self.observations else self.problem.media
+
     def first_steps(self, count: int) -> Solution:
         """Return the solution's first `count` steps as a solution."""
         return replace(self, steps=self.steps[:count], observations=self.observations[:count])

@@ -228,7 +228,7 @@ def save_omni(backbone: Any, folder: str | Path, weights: Mapping[str, Tensor]) 
     """Write weights and configuration in the layout of the whole model, without its speech part."""
     from huggingface_hub import save_torch_state_dict
 
-    tied = backbone.config.get_text_config().tie_word_embeddings
+    tied = backbone.get_output_embeddings().weight is backbone.get_input_embeddings().weight
     stored = {
         stored_name(name): tensor.contiguous()
         for name, tensor in weights.items()
@@ -236,17 +236,19 @@ def save_omni(backbone: Any, folder: str | Path, weights: Mapping[str, Tensor]) 
     }
     Path(folder).mkdir(parents=True, exist_ok=True)
     save_torch_state_dict(stored, folder)
-    config = _whole_config(backbone.config, next(iter(stored.values())).dtype)
+    config = _whole_config(backbone.config, next(iter(stored.values())).dtype, tied)
     config.architectures = ["Qwen2_5OmniModel"]
     config.save_pretrained(folder)
     if backbone.generation_config is not None:
         backbone.generation_config.save_pretrained(folder)
 
 
-def _whole_config(thinker: Qwen2_5OmniThinkerConfig, dtype: torch.dtype) -> Qwen2_5OmniConfig:
+def _whole_config(thinker: Qwen2_5OmniThinkerConfig, dtype: torch.dtype, tied: bool) -> Qwen2_5OmniConfig:
+    values = thinker.to_dict()
+    values["text_config"]["tie_word_embeddings"] = tied  # vLLM reads it there, transformers in the thinker's own
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # the speech part's default configuration is not consistent
     try:
-        return Qwen2_5OmniConfig(thinker_config=thinker.to_dict(), enable_audio_output=False, dtype=dtype)
+        return Qwen2_5OmniConfig(thinker_config=values, enable_audio_output=False, dtype=dtype)
     finally:
         logging.set_verbosity(verbosity)

@@ -124,11 +124,19 @@ def media_digest(ref: MediaRef) -> str:
     """
     if isinstance(ref, ImageRef):
         return image_digest(ref)
+    return clip_digest(ref) or _named(ref, hashlib.sha256((ref.path or "").encode()).hexdigest())
+
+
+def clip_digest(ref: VideoRef | AudioRef) -> str | None:
+    """Return the digest of a video or audio recording, or None if its file cannot be read; see media_digest."""
     try:
         with open_stream(ref, MAX_MEDIA_BYTES, _NOUNS[type(ref)]) as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            return _named(ref, hashlib.file_digest(stream, "sha256").hexdigest())
     except (OSError, ValueError, DataError):
-        digest = hashlib.sha256((ref.path or "").encode()).hexdigest()
+        return None
+
+
+def _named(ref: VideoRef | AudioRef, digest: str) -> str:
     return f"video/{ref.frames}/{digest}" if isinstance(ref, VideoRef) else f"audio/{digest}"
 
 

@@ -12,7 +12,7 @@ from mmprm.data.media import SAMPLE_RATE, media_digest, open_media
 from mmprm.errors import DataError
 from mmprm.types import AudioRef, ImageRef, MediaRef, VideoRef
 
-KINDS: dict[type[MediaRef], str] = {ImageRef: "image", VideoRef: "video", AudioRef: "audio"}
+MEDIA_KINDS: dict[type[MediaRef], str] = {ImageRef: "image", VideoRef: "video", AudioRef: "audio"}
 """Maps each type of media to its kind, as chat templates and vLLM name it."""
 _ARGUMENTS = {"image": "images", "video": "videos", "audio": "audio"}
 """Maps each kind of media to the argument of a transformers processor."""
@@ -44,7 +44,7 @@ def open_by_kind(processor: Any, media: Sequence[MediaRef]) -> dict[str, list[An
         opened = open_media(each)
         if isinstance(each, AudioRef):
             _check_length(processor, each, len(opened))
-        found.setdefault(KINDS[type(each)], []).append(opened)
+        found.setdefault(MEDIA_KINDS[type(each)], []).append(opened)
     return found
 
 
@@ -70,7 +70,7 @@ def vllm_media(processor: Any, media: Sequence[MediaRef]) -> dict[str, Any]:
     """Return the fields of a vLLM prompt that hold its media, decoded, with ids under which vLLM caches them."""
     uuids: dict[str, list[str]] = {}
     for each in media:
-        uuids.setdefault(KINDS[type(each)], []).append(_cache_id(each))
+        uuids.setdefault(MEDIA_KINDS[type(each)], []).append(_cache_id(each))
     return {"multi_modal_data": open_by_kind(processor, media), "multi_modal_uuids": uuids} if media else {}
 
 

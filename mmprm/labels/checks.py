@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from mmprm.data.media_inputs import KINDS
+from mmprm.data.media_inputs import MEDIA_KINDS
 from mmprm.errors import DataError
 from mmprm.types import Problem
 
@@ -72,6 +72,6 @@ def check_images_below(problems: Iterable[Problem], root: Path, file: str) -> No
         for each in problem.media:
             if each.path is not None and not Path(each.path).resolve().is_relative_to(allowed):
                 raise DataError(
-                    f"{file}: problem {problem.id!r} has the {KINDS[type(each)]} {each.path}, which is not below "
+                    f"{file}: problem {problem.id!r} has the {MEDIA_KINDS[type(each)]} {each.path}, which is not below "
                     f"{root}; if you trust the file, set image_root to the folder of such files"
                 )

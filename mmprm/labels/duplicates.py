@@ -8,7 +8,7 @@ import math
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmprm.data.marks import IMAGE
+from mmprm.data.media import media_digest
 from mmprm.problems import open_image
 from mmprm.types import Problem
 
@@ -53,31 +54,33 @@ def near_duplicates(problems: Sequence[Problem]) -> dict[int, int]:
 
     A problem counts as the first if it resembles no earlier one.
 
-    The questions and all images must match. Questions are compared without case, punctuation and image positions, but
-    with numbers and operators, so "2+3" and "2+4" differ. Only images of problems with similar questions are opened.
-    Raises DataError if an image cannot be read.
+    The questions and all images must match, and videos and audio must be equal. Questions are compared without case,
+    punctuation and image positions, but with numbers and operators, so "2+3" and "2+4" differ. Only images
+    of problems with similar questions are opened. Raises DataError if an image cannot be read.
     """
 
     numbers: dict[Text, int] = {}
     texts = [numbers.setdefault(text_of(problem.question), len(numbers)) for problem in problems]
     similar, times = _similar(list(numbers)), Counter(texts)
-    kept: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
+    kept: dict[tuple[int, Hashable], list[tuple[int, int]]] = defaultdict(list)
     resembled: dict[int, int] = {}
     for position, (text, problem) in enumerate(zip(texts, problems, strict=True)):
         # Most questions resemble no other question, so their images need not be opened.
         alone = times[text] == 1 and similar[text] == [text]
         mine = 0 if alone else _hashes(problem)
+        clips = () if alone else tuple(map(media_digest, (*problem.videos, *problem.audios)))
+        media = (len(problem.images), clips)
         first = min(
             (
                 index
                 for other in similar[text]
-                for hashes, index in kept[other, len(problem.images)]
+                for hashes, index in kept[other, media]
                 if (mine ^ hashes).bit_count() <= CLOSE
             ),
             default=None,
         )
         if first is None:
-            kept[text, len(problem.images)].append((mine, position))
+            kept[text, media].append((mine, position))
         else:
             resembled[position] = first
     return resembled

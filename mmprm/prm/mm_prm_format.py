@@ -27,10 +27,10 @@ from mmprm.backbone.processor import (
     vision_tokens,
 )
 from mmprm.data.choices import asked_question
-from mmprm.data.marks import IMAGE
+from mmprm.data.marks import without_marks
+from mmprm.data.media_inputs import MEDIA_KINDS, processor_arguments, reads_clips
 from mmprm.errors import CheckpointError, DataError
 from mmprm.prm.info import PrmTokens
-from mmprm.problems import open_image
 from mmprm.types import Solution
 
 
@@ -61,19 +61,25 @@ class Renderer:
         """Text that the chat template writes for one image: vision start, pad and vision end for Qwen-VL, one token for
         InternVL.
         """
-        self._reserved = (tokens.marker, *vision_tokens(processor, self.image), *special_tokens(processor))
+        self.placeholders = {"image": self.image}
+        """Text that the chat template writes for one medium of each kind."""
+        if reads_clips(processor):
+            self.placeholders |= {kind: image_placeholder(processor, kind) for kind in ("video", "audio")}
+        written = "".join(self.placeholders.values())
+        self._reserved = (tokens.marker, *vision_tokens(processor, written), *special_tokens(processor))
 
     def render(self, solution: Solution) -> str:
         """Render a solution as text; raise DataError if it has no steps or contains a reserved token."""
-        check_solution(solution, bool(self.image), self._reserved, turns=True)
+        check_solution(solution, bool(self.image), self._reserved, turns=True, clips="video" in self.placeholders)
         body = self._episode(solution) if solution.observations else self._solution(solution)
         return f"{self._before}{body}{self._after}"
 
     def _solution(self, solution: Solution) -> str:
         problem = solution.problem
         question, head = asked_question(problem), ""
-        if problem.images:
-            question, head = question.replace(IMAGE, "").strip(), self.image * len(problem.images) + "\n"
+        if problem.media:
+            placeholders = (self.placeholders[MEDIA_KINDS[type(each)]] for each in problem.media)
+            question, head = without_marks(question), "".join(placeholders) + "\n"
         process = "".join(step + self.tokens.marker for step in solution.steps)
         return f"{head}Question: {question}\nProcess: {process}"
 
@@ -86,15 +92,15 @@ class Renderer:
         return f"Question: {first}\nProcess: {action}{''.join(turns)}"
 
     def encode(self, solutions: Sequence[Solution]) -> Any:
-        """Return model inputs as a BatchFeature: right-padded input_ids_BT, attention_mask_BT, and image tensors.
+        """Return model inputs as a BatchFeature: right-padded input_ids_BT, attention_mask_BT, and tensors of media.
 
         Row b holds exactly len(solutions[b].steps) markers. Raises DataError like `render`, and for broken images.
         """
         texts = [self.render(solution) for solution in solutions]
-        images = [open_image(image) for solution in solutions for image in solution.images]
+        media = [each for solution in solutions for each in solution.media]
         inputs = self.processor(
             text=texts,
-            **({"images": images} if images else {}),
+            **processor_arguments(self.processor, media, {}),
             padding=True,
             padding_side="right",
             add_special_tokens=False,  # the chat template already wrote them
@@ -106,9 +112,13 @@ class Renderer:
         return inputs
 
 
-def check_solution(solution: Solution, images: bool, reserved: Iterable[str], turns: bool = False) -> None:
-    """Raise DataError if a PRM format cannot express the solution. `images` and `turns` say whether the format supports
-    images and episodes."""
+def check_solution(
+    solution: Solution, images: bool, reserved: Iterable[str], turns: bool = False, clips: bool = False
+) -> None:
+    """Raise DataError if a PRM format cannot express the solution.
+
+    `images`, `turns` and `clips` say whether the format supports images, episodes, and videos and audio.
+    """
     name = f"problem {solution.problem.id}"
     if not solution.steps:
         raise DataError(f"{name}: a solution must have at least one step to be scored; remove it or add steps")
@@ -116,6 +126,10 @@ def check_solution(solution: Solution, images: bool, reserved: Iterable[str], tu
         raise DataError(f"{name}: is an episode, which only the format mm-prm expresses; use a model of mmprm train")
     if solution.images and not images:
         raise DataError(f"{name}: has images, but this process reward model reads text only; use a multimodal one")
+    if not clips and len(solution.media) > len(solution.images):
+        raise DataError(
+            f"{name}: has videos or audio, but this process reward model reads none; use one of Qwen2.5-Omni"
+        )
     for where, text in _texts(solution):
         for token in reserved:
             if token in text:

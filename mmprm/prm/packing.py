@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,10 +21,11 @@ from mmprm.backbone.masks import on_grid
 from mmprm.backbone.positions import Positions
 from mmprm.backbone.processor import image_placeholder, reads_images, tokenizer_of
 from mmprm.backbone.token_tree import Ints, TokenTree, cut_at_subtrees, token_tree
+from mmprm.data.media_inputs import MEDIA_KINDS, processor_arguments, reads_clips
 from mmprm.errors import DataError
 from mmprm.prm.formats import Format, Marked
 from mmprm.problems import open_image
-from mmprm.types import ImageRef, Solution
+from mmprm.types import ImageRef, MediaRef, Solution
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,40 +73,47 @@ class Marks:
 
     def __init__(self, form: Format) -> None:
         self._form = form
-        self._placeholder: list[int] = []
-        if reads_images(form.processor):
-            self._text = image_placeholder(form.processor)
-            self._placeholder = tokenizer_of(form.processor).encode(self._text, add_special_tokens=False)
+        self._texts = placeholders_of(form.processor)
+        encode = tokenizer_of(form.processor).encode
+        self._placeholders = {kind: encode(text, add_special_tokens=False) for kind, text in self._texts.items()}
         self._of_size: dict[tuple[int, int], list[int]] = {}
-        self._of_image: dict[ImageRef, list[int]] = {}
+        self._of_medium: dict[MediaRef, list[int]] = {}
 
     def __call__(self, solution: Solution) -> tuple[Ints, Ints]:
         return self._grown(solution, self._form.mark(solution))
 
     def many(self, solutions: Sequence[Solution]) -> list[tuple[Ints, Ints]]:
         found = list(map(self._grown, solutions, self._form.mark_many(solutions)))
-        self._of_image.clear()  # a scorer is long-lived, and a key may hold an image's bytes
+        self._of_medium.clear()  # a scorer is long-lived, and a key may hold a file's bytes
         return found
 
     def _grown(self, solution: Solution, marked: Marked) -> tuple[Ints, Ints]:
         ids, rest = [], list(marked.ids)
-        for image in solution.images:
-            position = _find(self._placeholder, rest)
-            ids += rest[:position] + self._image(image)
-            rest = rest[position + len(self._placeholder) :]
+        for medium in solution.media:
+            placeholder = self._placeholders[MEDIA_KINDS[type(medium)]]
+            position = _find(placeholder, rest)
+            ids += rest[:position] + self._medium(medium)
+            rest = rest[position + len(placeholder) :]
         ids += rest
         return np.asarray(ids, dtype=np.int32), np.asarray(self._form.located(marked, ids))
 
-    def _image(self, image: ImageRef) -> list[int]:
-        if image not in self._of_image:
-            self._of_image[image] = self._sized(open_image(image).size)
-        return self._of_image[image]
+    def _medium(self, medium: MediaRef) -> list[int]:
+        if medium not in self._of_medium:
+            if isinstance(medium, ImageRef):
+                self._of_medium[medium] = self._sized(open_image(medium).size)
+            else:
+                processor = self._form.processor
+                arguments = processor_arguments(processor, [medium], {})
+                text = [self._texts[MEDIA_KINDS[type(medium)]]]
+                inputs = processor(text=text, add_special_tokens=False, **arguments)
+                self._of_medium[medium] = list(inputs["input_ids"][0])
+        return self._of_medium[medium]
 
     def _sized(self, size: tuple[int, int]) -> list[int]:
         if size not in self._of_size:
             # A blank image of this size expands to the same number of tokens and is faster to process.
             images = [Image.new("RGB", size)]
-            inputs = self._form.processor(text=[self._text], images=images, add_special_tokens=False)
+            inputs = self._form.processor(text=[self._texts["image"]], images=images, add_special_tokens=False)
             self._of_size[size] = list(inputs["input_ids"][0])
         return self._of_size[size]
 
@@ -127,7 +135,7 @@ def pack_solutions(
     for number, solution in enumerate(solutions):
         problem = solution.problem  # grouped by content, because the id may be a line number
         together = shared and not solution.observations
-        groups.setdefault((problem.question, problem.images) if together else number, []).append(number)
+        groups.setdefault((problem.question, problem.media) if together else number, []).append(number)
     trees = []
     for group in groups.values():
         for part in cut_at_subtrees([paths[number] for number in group], max_tokens):
@@ -177,19 +185,29 @@ class TreeInputs:
         return PackedInputs(inputs, torch.from_numpy(end_BT), torch.from_numpy(read_BT), reads, images)
 
 
+def placeholders_of(processor: Any) -> dict[str, str]:
+    """Return the text that the chat template writes for one medium of each kind that the processor reads."""
+    kinds = ["image"] if reads_images(processor) else []
+    kinds += ["video", "audio"] if reads_clips(processor) else []
+    return {kind: image_placeholder(processor, kind) for kind in kinds}
+
+
 class Pixels:
-    """Runs the processor on images and returns the image tensors, without the text."""
+    """Runs the processor on images, videos and audio, and returns their tensors, without the text."""
 
     def __init__(self, form: Format) -> None:
         self._processor = form.processor
-        self._placeholder = image_placeholder(form.processor) if reads_images(form.processor) else ""
+        self._texts = placeholders_of(form.processor)
 
-    def __call__(self, refs: Sequence[ImageRef]) -> ImageInputs:
+    def __call__(self, refs: Sequence[MediaRef]) -> ImageInputs:
         if not refs:
             return ImageInputs({}, [])
-        images, text = [open_image(image) for image in refs], [self._placeholder] * len(refs)
-        inputs = self._processor(text=text, images=images, padding=True, return_tensors="pt")
-        tokens = (inputs["input_ids"] == self._processor.image_token_id).sum(dim=1).tolist()
+        text = [self._texts[MEDIA_KINDS[type(ref)]] for ref in refs]
+        arguments = processor_arguments(self._processor, refs, {})
+        inputs = self._processor(text=text, padding=True, return_tensors="pt", **arguments)
+        tokens = []
+        if not reads_clips(self._processor):  # otherwise, features are not cached
+            tokens = (inputs["input_ids"] == self._processor.image_token_id).sum(dim=1).tolist()
         return ImageInputs({name: tensor for name, tensor in inputs.items() if name not in _OF_TEXT}, tokens)
 
 

@@ -78,7 +78,7 @@ class PathRows:
         ids_BT = pad_sequence(ids, batch_first=True, padding_value=self._pad)
         present_BT = pad_sequence([torch.ones_like(ids_T) for ids_T in ids], batch_first=True)
         inputs = {"input_ids": ids_BT, "attention_mask": present_BT}
-        images = self._pixels([image for sample in chosen for image in sample.solution.images])
+        images = self._pixels([each for sample in chosen for each in sample.solution.media])
         inputs |= images.tensors
         if "mm_token_type_ids" in self._processor.model_input_names:
             inputs["mm_token_type_ids"] = (ids_BT == self._processor.image_token_id).int()

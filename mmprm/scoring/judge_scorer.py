@@ -184,6 +184,8 @@ def judge_request(config: ThinkingJudgeConfig, solution: Solution) -> Problem:
     location = f"problem {problem.id}"
     if solution.observations:
         raise DataError(f"{location}: is an episode, which no judge reads; use a process reward model")
+    if problem.videos or problem.audios:
+        raise DataError(f"{location}: has videos or audio, which no judge reads; use a process reward model")
     question = asked_question(problem)
     check_text(question, "question", location)
     steps = form.steps_text([strip_marks(step) for step in solution.steps])

@@ -90,7 +90,7 @@ class TransformersScorer:
         lengths = [len(self._format.mark(solution).ids) for solution in solutions]
         order = sorted(
             range(len(solutions)),
-            key=lambda index: (len(solutions[index].images), lengths[index]),
+            key=lambda index: (len(solutions[index].media), lengths[index]),
             reverse=True,
         )
         size = _BATCH_SOLUTIONS

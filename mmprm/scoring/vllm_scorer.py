@@ -102,6 +102,11 @@ class VllmScorer:
         return [self._at_positions(output, item) for output, item in zip(outputs, marked, strict=True)]
 
     def _prompt(self, solution: Solution, marked: Marked) -> dict[str, Any]:
+        if len(solution.media) > len(solution.images):
+            raise DataError(
+                f"problem {solution.problem.id}: has videos or audio, which scorer.backend=vllm does not read; use "
+                "scorer.backend=transformers"
+            )
         if not solution.images:
             return {"prompt_token_ids": list(marked.ids)}
         images = [open_image(image) for image in solution.images]

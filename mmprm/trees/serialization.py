@@ -11,13 +11,25 @@ import hashlib
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 from mmprm.errors import DataError
-from mmprm.types import Batch, Counts, GivenSolution, ImageRef, Problem, Rollout, Steps, Verdict
+from mmprm.types import (
+    AudioRef,
+    Batch,
+    Counts,
+    GivenSolution,
+    ImageRef,
+    MediaRef,
+    Problem,
+    Rollout,
+    Steps,
+    Verdict,
+    VideoRef,
+)
 
 _SEAL = b"\0seal\0"
 _DIGEST_BYTES = 8
@@ -193,15 +205,22 @@ def _rollout(
 
 def pack_problem(problem: Problem) -> bytes:
     """Serialize a problem, with a checksum that also covers its id. Raises DataError if `extra` is not JSON."""
-    images = [
-        {"path": image.path} if image.data is None else {"data": base64.b64encode(image.data).decode()}
-        for image in problem.images
-    ]
-    optional: list[Any] = [None if problem.given is None else astuple(problem.given), _extra(problem)]
+    images = list(map(_medium_cell, problem.images))
+    videos = [_medium_cell(each) | {"frames": each.frames} for each in problem.videos]
+    clips = [videos, list(map(_medium_cell, problem.audios))] if videos or problem.audios else None
+    optional: list[Any] = [None if problem.given is None else astuple(problem.given), _extra(problem), clips]
     while optional and not optional[-1]:
         optional.pop()
     content = _pack([problem.question, problem.answer, images, problem.choices, problem.solution, *optional])
     return _sealed(content, problem.id)
+
+
+def _medium_cell(ref: MediaRef) -> dict[str, Any]:
+    return {"path": ref.path} if ref.data is None else {"data": base64.b64encode(ref.data).decode()}
+
+
+def _medium_fields(cell: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(cell) if "path" in cell else {**cell, "data": base64.b64decode(cell["data"])}
 
 
 def _extra(problem: Problem) -> dict[str, Any]:
@@ -227,19 +246,19 @@ def unpack_problem(problem_id: str, blob: bytes) -> Problem:
 
 
 def _problem(problem_id: str, blob: bytes) -> Problem:
-    question, answer, images, choices, solution, given, extra = (*_unpack(blob), None, None)[:7]
+    question, answer, images, choices, solution, given, extra, clips = (*_unpack(blob), None, None, None)[:8]
+    videos, audios = clips or ((), ())
     return Problem(
         id=problem_id,
         question=question,
         answer=answer,
-        images=tuple(
-            ImageRef(path=image["path"]) if "path" in image else ImageRef(data=base64.b64decode(image["data"]))
-            for image in images
-        ),
+        images=tuple(ImageRef(**_medium_fields(cell)) for cell in images),
         choices=tuple(choices),
         solution=solution,
         extra=extra or {},
         given=_given(*given) if given else None,
+        videos=tuple(VideoRef(**_medium_fields(cell)) for cell in videos),
+        audios=tuple(AudioRef(**_medium_fields(cell)) for cell in audios),
     )
 
 

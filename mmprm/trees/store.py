@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from mmprm.config import differing_keys, with_current_names
 from mmprm.data.images import content_digest
+from mmprm.data.media import clip_digest
 from mmprm.errors import StoreError
 from mmprm.files import digest_of, parse_json
 from mmprm.trees.database import STORE_NAME, Database
@@ -181,6 +182,9 @@ class Store:
         before, here = list(map(content_digest, known.images)), list(map(content_digest, problem.images))
         if None not in before + here and before != here:
             differing.append("image")
+        before, here = ([clip_digest(clip) for clip in (*each.videos, *each.audios)] for each in (known, problem))
+        if None not in before + here and before != here:
+            differing.append("video or audio")
         if known.given != problem.given:
             differing.append("given solution")
         columns = sorted(known.extra.keys() | problem.extra.keys())

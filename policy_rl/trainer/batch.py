@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mmprm.backbone.image_features import ImageSet
 from mmprm.backbone.masks import on_grid
+from mmprm.backbone.omni import with_stand_ins
 from mmprm.backbone.token_tree import common_prefix, lexicographic_key, token_tree
 from mmprm.errors import DataError, TrainingError
 from mmprm.training.batches import MicroBatch, micro_batches
@@ -245,10 +246,12 @@ def collate_rows(
             before_T[0] = head - 1
             reads.append(before_T + b * width)
             tokens.append(torch.tensor(samples[position].token_ids, dtype=torch.int64))
-    images, feature_F, image_sets = _images(rows, samples, prompts)
+    images, feature_F, image_sets = _images(rows, samples, prompts, encoder.media_ids)
     shows_images = bool(images)
     if stand_in and not shows_images:
         images = encoder.stand_in
+    elif stand_in and encoder.reads_clips:
+        images = with_stand_ins(images, encoder.stand_in)
     return PolicyInputs(
         input_ids_BL=ids_BL,
         position_ids=position_XBL if encoder.axes > 1 else position_XBL[0],
@@ -265,18 +268,22 @@ def collate_rows(
 
 
 def _images(
-    rows: Sequence[PromptRow], samples: Sequence[TrainingSample], prompts: Sequence[EncodedPrompt]
+    rows: Sequence[PromptRow],
+    samples: Sequence[TrainingSample],
+    prompts: Sequence[EncodedPrompt],
+    media_ids: Sequence[int],
 ) -> tuple[dict[str, Tensor], Tensor | None, tuple[ImageSet, ...]]:
     """Collect a micro-batch's image inputs, once per group; return (inputs, feature index per image token, image sets).
 
-    The feature indices are None unless several rows use the images of the same group. There is one ImageSet per group
-    with images. Each row of an episode has images of its own, and counts as a group here.
+    The feature indices are None unless several rows use the images of the same group, or the model reads several kinds
+    of media. There is one ImageSet per group with images. Each row of an episode has images of its own, and counts as a
+    group here.
     """
     groups = [-1 - index if samples[row[0]].rows else samples[row[0]].group for index, row in enumerate(rows)]
     first: dict[int, int] = {}
     shown: dict[int, EncodedPrompt] = {}
     count = 0
-    features = []
+    features: list[Tensor] = []
     for group, prompt in zip(groups, prompts, strict=True):
         if prompt.images and group not in shown:
             shown[group], first[group] = prompt, count
@@ -285,13 +292,44 @@ def _images(
             features.append(torch.arange(first[group], first[group] + prompt.image_tokens))
     if not shown:
         return {}, None, ()
-    names = next(iter(shown.values())).images
-    images = {name: torch.cat([prompt.images[name] for prompt in shown.values()]) for name in names}
+    names = dict.fromkeys(name for prompt in shown.values() for name in prompt.images)
+    images = {
+        name: torch.cat([prompt.images[name] for prompt in shown.values() if name in prompt.images]) for name in names
+    }
     sets = tuple(
-        ImageSet(prompt.image_key, prompt.image_tokens, {name: len(prompt.images[name]) for name in names})
+        ImageSet(prompt.image_key, prompt.image_tokens, {name: len(tensor) for name, tensor in prompt.images.items()})
         for prompt in shown.values()
     )
+    if len(media_ids) > 1:
+        return images, _features_by_kind(groups, prompts, shown, media_ids), sets
     return images, torch.cat(features) if len(features) > len(shown) else None, sets
+
+
+def _features_by_kind(
+    groups: Sequence[int],
+    prompts: Sequence[EncodedPrompt],
+    shown: Mapping[int, EncodedPrompt],
+    media_ids: Sequence[int],
+) -> Tensor:
+    """Return the index of the feature of each media token, row by row.
+
+    The features are sorted by kind, then by group in the order of `shown`, then by token.
+    """
+    starts: dict[tuple[int, int], int] = {}
+    count = 0
+    for media_id in media_ids:
+        for group, prompt in shown.items():
+            starts[group, media_id] = count
+            count += int((prompt.ids_P == media_id).sum())
+    features = []
+    for group, prompt in zip(groups, prompts, strict=True):
+        ids_F = prompt.ids_P[torch.isin(prompt.ids_P, torch.tensor(media_ids))]
+        index_F = torch.empty_like(ids_F)
+        for media_id in media_ids:
+            own_F = ids_F == media_id
+            index_F[own_F] = starts.get((group, media_id), 0) + torch.arange(int(own_F.sum()))
+        features.append(index_F)
+    return torch.cat(features)
 
 
 def padded(

@@ -18,14 +18,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mmprm.backbone.image_features import content_key
+from mmprm.backbone.omni import stand_in_media
 from mmprm.backbone.positions import Positions
-from mmprm.backbone.processor import reads_images, tokenizer_of
+from mmprm.backbone.processor import tokenizer_of
+from mmprm.data.media_inputs import processor_arguments, reads_clips, why_unread
 from mmprm.errors import DataError
-from mmprm.problems import open_image
 from mmprm.prompts import PromptConfig
 from mmprm.rendering import render
 from mmprm.sampling.config import pixel_limits
-from mmprm.types import ImageRef, Problem
+from mmprm.types import MediaRef, Problem
 from policy_rl.types import TokenRow, TrainingSample
 
 KEPT_BYTES = 2**30
@@ -72,6 +73,9 @@ class PromptEncoder:
         self._processor, self._prompt = processor, prompt
         self._image_options = pixel_limits(min_pixels, max_pixels)
         self._image_id = getattr(backbone.config, "image_token_id", None)
+        self.reads_clips = reads_clips(processor)
+        self.media_ids: tuple[int, ...] = backbone.model.media_ids() if self.reads_clips else (self._image_id or -1,)
+        """Ids of the tokens that stand for images, videos and audio, in the order of their features."""
         self._positions = Positions(backbone.model)
         self.axes = self._positions.axes
         self.padding = tokenizer_of(processor).pad_token_id or 0
@@ -114,6 +118,11 @@ class PromptEncoder:
         inputs: dict[str, Tensor] = {}
         here = 0
         if row.images:
+            if self.reads_clips:
+                raise DataError(
+                    f"problem {problem.id}: episodes with images cannot be trained on with a model that reads clips; "
+                    "use a vision-language model"
+                )
             self._check_reads(problem, row.images)
             # The processor reads only the images, so the text is one placeholder per image.
             inputs = self._inputs(problem, self._processor.image_token * len(row.images), row.images)
@@ -132,6 +141,8 @@ class PromptEncoder:
     @property
     def stand_in(self) -> dict[str, Tensor]:
         """Return the inputs of a minimal placeholder image, for batches without images."""
+        if self._stand_in is None and self.reads_clips:
+            self._stand_in = stand_in_media(self._processor)
         if self._stand_in is None:
             from PIL import Image
 
@@ -141,36 +152,30 @@ class PromptEncoder:
         return self._stand_in
 
     def _encode(self, problem: Problem) -> EncodedPrompt:
-        self._check_reads(problem, problem.images)
+        self._check_reads(problem, problem.media)
         text = render(self._processor, problem, "", self._prompt)
-        inputs, images = self._inputs(problem, text, problem.images), problem.images
+        inputs, media = self._inputs(problem, text, problem.media), problem.media
         texts = {name: inputs.pop(name, None) for name in _TEXT_KEYS}
-        ids_P, pixels = texts["input_ids"][0], inputs if images else {}
-        image_tokens = int((ids_P == self._image_id).sum()) if images else 0
+        ids_P, pixels = texts["input_ids"][0], inputs if media else {}
+        image_tokens = int(torch.isin(ids_P, torch.tensor(self.media_ids)).sum()) if media else 0
         key = content_key(pixels) if pixels else ""
         return EncodedPrompt(ids_P, self._positions.of_sequence(ids_P, pixels), pixels, image_tokens, key)
 
-    def _check_reads(self, problem: Problem, images: Sequence[ImageRef]) -> None:
-        if images and not reads_images(self._processor):
-            raise DataError(
-                f"problem {problem.id}: has images, but the model reads text only; use a vision-language model, or "
-                "remove the problem"
-            )
+    def _check_reads(self, problem: Problem, media: Sequence[MediaRef]) -> None:
+        if reason := why_unread(self._processor, media):
+            raise DataError(f"problem {problem.id}: {reason}")
 
-    def _inputs(self, problem: Problem, text: str, images: Sequence[ImageRef]) -> dict[str, Tensor]:
-        """Return the processor's inputs for a text and its images."""
-        opened = [self._open(problem, image) for image in images]
+    def _inputs(self, problem: Problem, text: str, media: Sequence[MediaRef]) -> dict[str, Tensor]:
+        """Return the processor's inputs for a text and its media."""
+        try:
+            opened = processor_arguments(self._processor, media, self._image_options)
+        except DataError as error:
+            raise DataError(f"problem {problem.id}: {error}") from error
         return dict(
             self._processor(
                 text=[text],
-                **({"images": opened, **self._image_options} if images else {}),
+                **opened,
                 add_special_tokens=False,  # the chat template already contains them
                 return_tensors="pt",
             )
         )
-
-    def _open(self, problem: Problem, image: ImageRef) -> Any:
-        try:
-            return open_image(image)
-        except DataError as error:
-            raise DataError(f"problem {problem.id}: {error}") from error

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from mmprm.errors import DataError
 from mmprm.labels.duplicates import CLOSE, SIMILAR, image_hash, near_duplicates, text_of
-from mmprm.types import ImageRef, Problem
+from mmprm.types import AudioRef, ImageRef, Problem, VideoRef
 
 LONG = (
     "A ship leaves the harbour in the early morning and sails to the north with a steady wind for three days. On each "
@@ -135,3 +135,16 @@ def test_the_shortcut_equals_comparing_all_pairs() -> None:
         pair for pair in itertools.combinations(range(60), 2) if asked(*(questions[position] for position in pair))
     }
     assert found == pairs
+
+
+def test_equal_questions_about_different_clips_are_different_problems() -> None:
+    clips = [VideoRef(data=b"a"), VideoRef(data=b"b"), VideoRef(data=b"a")]
+    problems = [
+        Problem(str(n), "Which emotion does the clip convey?", "joy", videos=(clip,)) for n, clip in enumerate(clips)
+    ]
+    assert near_duplicates(problems) == {2: 0}
+    heard = [
+        Problem("v", "Which emotion?", "joy", videos=(clips[0],)),
+        Problem("a", "Which emotion?", "joy", audios=(AudioRef(data=b"a"),)),
+    ]
+    assert near_duplicates(heard) == {}

@@ -28,6 +28,7 @@ class Numbers:
     """Encodes prompts of numbers without a tokenizer; prompts with images have two image tokens."""
 
     axes, padding = 1, 0
+    media_ids, reads_clips = (0,), False
     stand_in = {"pixels": torch.zeros(1, 2)}  # noqa: RUF012 - as the encoder's
 
     def __call__(self, problem: Problem, expected_tokens: int) -> EncodedPrompt:

@@ -200,6 +200,7 @@ class TextEncoder:
     """Encodes prompts of numbers without a tokenizer."""
 
     axes, padding = 1, 0
+    media_ids, reads_clips = (0,), False
 
     def __call__(self, problem: Problem, expected_tokens: int) -> Any:
         ids_P = torch.tensor([int(word) for word in problem.question.split()])

@@ -1,0 +1,97 @@
+"""Test a process reward model of Qwen2.5-Omni: rows, gradients, scores after storing, and media that it cannot read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmprm.errors import DataError
+from mmprm.prm.data import PrmSample
+from mmprm.prm.formats import MmPrmFormat
+from mmprm.prm.info import PrmTokens
+from mmprm.prm.model import Prm, initialize_prm, save_prm
+from mmprm.prm.packing import Marks
+from mmprm.prm.task import PathRows, PrmTask
+from mmprm.scoring.config import ScorerConfig
+from mmprm.scoring.transformers_scorer import TransformersScorer
+from mmprm.tiny.omni_clip import encode_clip
+from mmprm.types import AudioRef, ImageRef, Problem, Solution, VideoRef
+from tests.mmprm.data.test_images import PNG
+from tests.mmprm.data.test_media import gray_frames, tone
+
+CLIP = encode_clip(gray_frames(8, 28, 28), tone(440))
+VIDEO, AUDIO = VideoRef(data=CLIP, frames=2), AudioRef(data=CLIP)
+STEPS = ("move=up", "tone=high", "joy")
+SOLUTIONS = [
+    Solution(Problem("text", "2+2?", "4"), ("4",)),
+    Solution(Problem("both", "Does <audio> fit <video>?", "joy", videos=(VIDEO,), audios=(AUDIO,)), STEPS),
+    Solution(Problem("audio", "Which?", "joy", audios=(AUDIO,)), STEPS[1:]),
+    Solution(Problem("all", "Which?", "joy", (ImageRef(data=PNG),), videos=(VIDEO, VIDEO), audios=(AUDIO,)), STEPS),
+]
+
+
+@pytest.fixture(scope="module")
+def prm(omni_folder: Path) -> Prm:
+    torch.manual_seed(0)
+    return initialize_prm(str(omni_folder), PrmTokens())
+
+
+def rows_of(prm: Prm) -> PathRows:
+    form = MmPrmFormat(prm.processor, prm.info.tokens)
+    marks = Marks(form)
+    samples = []
+    for solution in SOLUTIONS:
+        targets = tuple(0.25 * number for number in range(len(solution.steps)))
+        samples.append(PrmSample(solution, targets, (1.0,) * len(targets), *marks(solution)))
+    return PathRows(samples, form)
+
+
+def test_media_come_first_in_their_order_and_replace_the_marks(prm: Prm) -> None:
+    text = prm.renderer.render(SOLUTIONS[1])
+    media = "<|vision_bos|><|VIDEO|><|vision_eos|><|audio_bos|><|AUDIO|><|audio_eos|>"
+    assert f"{media}\nQuestion: Does  fit ?\nProcess: move=up<prm>tone=high<prm>joy<prm>" in text
+
+
+def test_rows_are_what_the_processor_makes_of_the_whole_text(prm: Prm) -> None:
+    rows = rows_of(prm)
+    batch = rows.collate(range(len(SOLUTIONS)))
+    whole = prm.renderer.encode(SOLUTIONS)
+    assert torch.equal(batch.inputs["input_ids"], whole["input_ids"])
+    assert rows.lengths == whole["attention_mask"].sum(dim=1).tolist()
+    for name in whole.keys() - {"input_ids", "attention_mask"}:
+        assert torch.equal(batch.inputs[name], whole[name]), name
+
+
+def test_the_loss_reaches_both_towers_and_padding_changes_nothing(prm: Prm) -> None:
+    rows = rows_of(prm)
+    task = PrmTask(rows, rows, 4096, torch.device("cpu"))
+    prm.model.zero_grad()
+    together = task.loss_sum(prm.model, task.collate(range(len(SOLUTIONS))))
+    together.backward()
+    backbone = prm.model.backbone.model
+    for tower in (backbone.visual.merger, backbone.audio_tower.proj, backbone.language_model.layers[0]):
+        assert any(parameter.grad is not None and parameter.grad.any() for parameter in tower.parameters())
+    with torch.no_grad():
+        apart = sum(task.loss_sum(prm.model, task.collate([row])).item() for row in range(len(SOLUTIONS)))
+    assert together.item() == pytest.approx(apart, rel=1e-5)
+
+
+def test_a_stored_model_scores_as_the_trained_one(prm: Prm, tmp_path: Path) -> None:
+    save_prm(tmp_path / "prm", prm)
+    scorer = TransformersScorer(ScorerConfig(prm=str(tmp_path / "prm"), dtype="float32"))
+    found = [score for each in scorer.score(SOLUTIONS) for score in each.scores]
+    with torch.no_grad():
+        logits_M2 = prm.model(**prm.renderer.encode(SOLUTIONS))
+    assert len(logits_M2) == sum(len(each.steps) for each in SOLUTIONS)
+    expected = logits_M2.softmax(dim=1)[:, 0].tolist()
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_model_without_clips_refuses_them(policy_folder: Path) -> None:
+    other = initialize_prm(str(policy_folder), PrmTokens())
+    with pytest.raises(
+        DataError, match=r"problem audio: has videos or audio, but this process reward model reads none"
+    ):
+        other.renderer.render(SOLUTIONS[2])
