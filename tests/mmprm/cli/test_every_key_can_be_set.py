@@ -6,6 +6,7 @@ import argparse
 import copy
 import importlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -39,9 +40,14 @@ BEAM = {"strategy": "beam"}
 ZERO_3 = {"zero_stage": 3}
 GAE = {"advantage": {"estimator": "gae"}, "process": {"scorer": PRM}, "credit": {"mode": "step_gae"}}
 BOTH = {"process": {"scorer": PRM}, "credit": {"source": "both"}, "rollouts": {"branching": {"choose": "undecided"}}}
+TRAINING = str(Path(__file__).parents[3] / "configs" / "train" / "tiny.yaml")
+REFRESHED = {
+    "process": {"scorer": PRM, "refresh": {"train": TRAINING}},
+    "rollouts": {"branching": {"store": True}},
+}
 FILTERED = {"filter": {}, "adora": {}, "trainer": {"loss": {"importance_cap": 2}, "lora": {}, "optimization": ZERO_3}}
 SETTINGS: dict[str, list[dict[str, Any]]] = {
-    "BridgeConfig": [POLICY, POLICY | {"seer": SERVED_POLICY, "reasoner": SERVED_POLICY}],
+    "BridgeConfig": [POLICY | {"seer": each, "reasoner": each} for each in ({"engine": {"model": "x"}}, SERVED_POLICY)],
     "CampaignConfig": [POLICY, SERVED_POLICY, {"solutions": {"path": "x"}}, EPISODES],
     "ConsensusConfig": [{"judge": JUDGE}, *SCORERS],
     "GraderConfig": [POLICY["grader"]],
@@ -58,6 +64,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"rewards": {"format": "think", "truncated": "penalize"}},
         {"trainer": {"loss": {"importance_mask": {"low": 0.5, "high": 5}}, "distillation": {"teacher": "y"}}},
         BOTH,
+        REFRESHED,
         {"process": {"scorer": PRM}, "credit": {"mode": "scalar"}},
         {"process": {"scorer": PRM}, "credit": {"mode": "return_to_go", "transform": "clip"}},
     ],
