@@ -99,7 +99,7 @@ class RLConfig(Config):
     prompt: PromptConfig = PromptConfig()
     """Prompt format of the problems."""
     step_format: StepFormat = "tags"
-    """Format in which the policy marks its steps: tags, blank_lines or numbered."""
+    """Format in which the policy marks its steps: tags, blank_lines, numbered or thoughts."""
     grader: GraderConfig = GraderConfig()
     """Settings of the grader for final answers."""
     environment: EnvironmentConfig | None = None
