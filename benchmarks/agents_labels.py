@@ -221,6 +221,7 @@ def _train(bench: Bench, labels: Path) -> Path:
         "labels": str(labels),
         "output": str(output),
         "add_missing_tokens": "true",
+        "target.kind": "hard",
         "target.after_error": "mask",
         "packing": "samples",
         "max_length": "1024",

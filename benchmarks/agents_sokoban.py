@@ -47,8 +47,8 @@ class Sizes:
     train_levels: int = 400
     held_out_levels: int = 100
     rollouts: int = 32
-    max_rollouts: int = 640
-    epochs: int = 6
+    max_rollouts: int = 320
+    epochs: int = 4
 
 
 SMALL = Sizes(train_levels=4, held_out_levels=3, rollouts=8, max_rollouts=48, epochs=1)
