@@ -33,7 +33,7 @@ def test_fits_the_gpus_that_it_names(
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(CONFIGS)))
 def test_names_its_gpus_unless_it_runs_on_a_cpu(file: Path) -> None:
-    if file.stem == "tiny":
+    if file.stem.endswith("tiny"):
         return
     values = yaml.safe_load(file.read_text(encoding="utf-8"))
     parts = [next(iter(stage.values())) for stage in values.get("stages", ())] or [values]
