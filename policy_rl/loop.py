@@ -239,9 +239,9 @@ class Loop:
         if self._config.rollouts.branching is not None:
             metrics |= describe_branches(groups, collected.branch_tokens)
             metrics |= self._keep_trees(groups)
-        metrics |= hacking_metrics(groups, self._config.step_format, self._collector.prefill)
         if self._config.environment is not None:
             metrics |= describe_episodes(kept_responses(groups))
+        metrics |= hacking_metrics(groups, self._config.step_format, self._collector.prefill)
         metrics |= phrase_metrics(groups, self._config.monitor.phrases)
         samples, advantage_metrics = await self._samples(groups) if groups else ([], {})
         updates = await self._update(step, samples, collected.progress)

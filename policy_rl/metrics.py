@@ -72,9 +72,9 @@ def metric_names(config: RLConfig) -> set[str]:
         *OF_GROUPS,
         *OF_UPDATES,
         *hacking_metrics([], config.step_format),
+        *phrase_metrics([], config.monitor.phrases),
         "probe_distance",
         "seconds",
-        *phrase_metrics([], config.monitor.phrases),
         "overhead",
         "tokens_per_second",
     }
