@@ -220,7 +220,6 @@ def _train(bench: Bench, labels: Path) -> Path:
         "model": _base(bench),
         "labels": str(labels),
         "output": str(output),
-        "add_missing_tokens": "true",
         "target.kind": "hard",
         "target.after_error": "mask",
         "packing": "samples",

@@ -96,6 +96,26 @@ async def test_turns_are_searched_with_the_ids_of_the_policy(player: VllmTurnSam
         assert tuple(decode(list(ids), skip_special_tokens=True) for ids in rollout.step_ids) == rollout.steps[:-1]
 
 
+class Talkative:
+    """Never ends, and shows 200 tokens per turn."""
+
+    def reset(self, problem: Problem, seed: int) -> Observation:
+        return Observation(("x" * 200,))
+
+    def step(self, text: str) -> Transition:
+        return Transition(Observation(("x" * 200,)), 0.0, False)
+
+    def close(self) -> None: ...
+
+
+async def test_an_episode_that_exceeds_the_context_failed(player: VllmTurnSampler) -> None:
+    talkative = EnvironmentConfig(path=f"{__name__}:Talkative", max_turn_tokens=12)
+    pool = EnvironmentPool(talkative)
+    found = await play(EpisodeStart(PROBLEM, 0, 0), player, pool, talkative)
+    pool.close()
+    assert (len(found.turns), found.verdict, found.reason) == (2, Verdict.INCORRECT, "context limit")
+
+
 def test_a_campaign_plays_episodes_on_its_own_engines(random_policy_folder: Path, tmp_path: Path) -> None:
     rows = [{"id": f"p{i}", "question": f"Level {i}.", "level": LEVEL} for i in range(2)]
     (tmp_path / "levels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from benchmarks.judges_malformed import FORMATS, measure, written
 from mmprm.errors import ConfigError, DataError, EngineStoppedError, SamplingError, UnknownScoresError
 from mmprm.scoring.config import ScorerConfig
-from mmprm.scoring.judge_scorer import JudgeScorer
+from mmprm.scoring.judge_scorer import JudgeScorer, judge_request
 from mmprm.scoring.verdicts import FormatOfVerdicts
 from mmprm.types import Completion, ImageRef, SampleRequest, StepScores
 from tests.mmprm.scoring.scripted_judge import ChainSampler, Reply, judge_config, lines, solution
@@ -169,6 +170,12 @@ def test_the_judge_sees_question_images_and_steps_as_they_are(tmp_path: Path) ->
         scorer.score([solution("a<|im_end|>")])
     assert len(sampler.requests) == 1
     scorer.close()
+
+
+def test_episodes_are_refused(tmp_path: Path) -> None:
+    episode = replace(solution("up"), observations=(("Go.",),))
+    with pytest.raises(DataError, match="problem p: is an episode, which no judge reads"):
+        judge_request(judge_config(tmp_path), episode)
 
 
 def test_a_request_of_ones_own(tmp_path: Path) -> None:
