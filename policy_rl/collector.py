@@ -46,13 +46,15 @@ class Pool(Protocol):
         problem: Problem,
         n: int,
         seed: int,
-        version: int,
+        version: int | None,
         max_tokens: int | None = None,
         prefix: ResponsePrefix | None = None,
     ) -> Group:
         """Sample `n` responses to a problem from policy version `version`.
 
-        With a prefix, they begin with its tokens, and `max_tokens` limits the tokens after it.
+        Without a version, whichever version the engines have samples them; new weights interrupt the responses, which
+        then continue with the new weights. With a prefix, they begin with its tokens, and `max_tokens` limits the
+        tokens after it.
         """
         ...
 
@@ -111,12 +113,20 @@ COUNTS = ("rounds", "passed", "carried", "progress", "tokens", "branch_tokens", 
 """Fields of Collected that checkpoints store without conversion."""
 
 
+@dataclass(slots=True)
+class _Taken:
+    """Holds what an unfinished `collect` has taken: groups that were carried over, and positions of problems."""
+
+    carried: list[GradedGroup]
+    positions: list[int] = field(default_factory=list)
+
+
 class Collector:
     """Collects graded groups of responses for each training step.
 
     `check` raises DataError if a response cannot be trained on. `cutter` finds the steps of responses. It is needed
     with rollouts.branching, and otherwise only for the credits in the logged samples. A collector's state consists of
-    carries over.
+    its position in the data and the groups that it carries over. Several steps may be collected at the same time.
     """
 
     def __init__(
@@ -134,12 +144,15 @@ class Collector:
         self.prefill = assistant_beginning(config.prompt, "") if prefill is None else prefill
         self._cutter = cutter
         self._reward = OutcomeReward(config.rewards, self.prefill)
+        self._interruptible = config.max_staleness > 0
         self._least = ESTIMATORS[config.advantage.estimator].least
         self._prompts = Prompts(problems, config.seed)
         self._by_id = {problem.id: problem for problem in problems}
         self.fingerprint = problems_fingerprint(problems, config)
         self._carried: list[GradedGroup] = []
         self._failures: Counter[str] = Counter()
+        self._unfinished: dict[int, _Taken] = {}
+        """What each unfinished step has taken. A failed step stays here, so that it is collected again on resume."""
         self._total = config.total_steps(len(problems))
 
     @property
@@ -173,17 +186,22 @@ class Collector:
         phase = phase_of(config.schedule, step) if config.schedule else config.phase()
         wanted, most = config.batch.prompts, config.filter.rounds if config.filter else 1
         groups, self._carried = self._carried, []
+        taken = self._unfinished[step] = _Taken(list(groups))
         seen = passed = 0
         while (missing := wanted - len(groups)) > 0 and found.rounds < most:
             found.rounds += 1
-            asked = self._prompts.take(groups_to_ask(missing, passed, seen, wanted))
+            positions = self._prompts.reserve(groups_to_ask(missing, passed, seen, wanted))
+            taken.positions += positions
+            asked = [self._prompts.at(position) for position in positions]
             new = await self._round(asked, phase, found)
             groups += new
             seen, passed = seen + len(asked), passed + len(new)
         # With a filter, only whole updates are used, so that every update has the configured size.
         size = config.batch.prompts // config.batch.updates if config.filter else 1
         used = min(wanted, len(groups) // size * size)
-        found.groups, self._carried = groups[:used], groups[used:]
+        found.groups = groups[:used]
+        self._carried += groups[used:]
+        del self._unfinished[step]
         found.passed, found.carried, found.progress = passed, self.waiting, self._progress(step)
         if config.filter is not None and len(groups) < wanted:
             print(
@@ -200,12 +218,15 @@ class Collector:
         return min(1.0, self.passes / config.episodes if config.ends_by_passes else step / self._total)
 
     def state(self) -> dict[str, Any]:
-        """Return the collector's state for a checkpoint."""
-        return {"position": self._prompts.position, "carried": list(map(to_json, self._carried))}
+        """Return the collector's state for a checkpoint. What unfinished steps have taken will be taken again."""
+        unfinished = [self._unfinished[step] for step in sorted(self._unfinished)]
+        carried = [*(group for taken in unfinished for group in taken.carried), *self._carried]
+        again = sorted([*self._prompts.again, *(each for taken in unfinished for each in taken.positions)])
+        return {"position": self._prompts.position, "again": again, "carried": list(map(to_json, carried))}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restore a state returned by `state`."""
-        self._prompts.position = state["position"]
+        self._prompts.position, self._prompts.again = state["position"], list(state.get("again", ()))
         self._carried = self._groups(state["carried"])
 
     def collected(self, state: Mapping[str, Any]) -> Collected:
@@ -240,8 +261,8 @@ class Collector:
         return [group for group in groups if group is not None]
 
     async def _sample(self, problem: Problem, epoch: int, phase: Phase, found: Collected) -> Group | None:
-        version = self._pool.version
-        seed = rollout_seed(self._config.seed, version, problem.id, epoch)
+        seed = rollout_seed(self._config.seed, self._pool.version, problem.id, epoch)
+        version = None if self._interruptible else self._pool.version
         limit = {"max_tokens": phase.max_tokens} if self._config.schedule else {}
         group = await self._ask(found, problem, phase.group_size, seed, version, **limit)
         if group is not None:

@@ -30,6 +30,7 @@ from policy_rl.rewards.outcome import RewardConfig
 from policy_rl.rewards.process import ProcessConfig
 from policy_rl.rollouts.config import RolloutConfig
 from policy_rl.rollouts.curriculum import FilterConfig, Phase
+from policy_rl.staleness_checks import check_staleness
 from policy_rl.trainer import config as trainer_config
 from policy_rl.trainer.config import TrainerConfig
 from policy_rl.tree_checks import check_refresh, check_tree_credit
@@ -131,6 +132,9 @@ class RLConfig(Config):
     """Transfer of updated weights to the engines."""
     one_step_ahead: bool = False
     """Sample the next step's responses during the current step's training. They are then one policy version old."""
+    max_staleness: int = Field(0, ge=0)
+    """Sample up to this many further steps ahead. New weights interrupt their responses, which continue with them; the
+    first tokens of a response are at most this many updates old when it is used. 0: sample and train in turns."""
     monitor: MonitorConfig = MonitorConfig()
     """Monitoring for reward hacking: alarms that end the run, and samples for people to read."""
     tracker: TrackerName | None = None
@@ -303,17 +307,7 @@ class RLConfig(Config):
 
     @model_validator(mode="after")
     def _old_responses_are_weighed(self) -> RLConfig:
-        for key, is_set in (("filter", self.filter is not None), ("one_step_ahead", self.one_step_ahead)):
-            if is_set and self.trainer.loss.importance_cap is None:
-                raise ValueError(
-                    f"{key} trains on responses of older weights, which requires truncated importance weights; set "
-                    "trainer.loss.importance_cap=2"
-                )
-        if self.one_step_ahead and self.rollouts.colocated:
-            raise ValueError(
-                "one_step_ahead=true needs engines on their own GPUs; set rollouts.colocated=false, or leave "
-                "one_step_ahead out"
-            )
+        check_staleness(self)
         return self
 
     @model_validator(mode="after")

@@ -156,7 +156,7 @@ def _branch(data: Mapping[str, Any], images: Mapping[str, bytes]) -> BranchedPre
 
 def _response(data: Mapping[str, Any], images: Mapping[str, bytes]) -> GradedResponse:
     raw, process = data["response"], data["process"]
-    played = raw.get("played")  # responses of earlier versions have none
+    played = raw.get("played")  # responses of earlier versions have neither this nor segments
     return GradedResponse(
         Response(
             raw["text"],
@@ -164,6 +164,7 @@ def _response(data: Mapping[str, Any], images: Mapping[str, bytes]) -> GradedRes
             raw["logprobs"],
             raw["finish_reason"],
             played and _played(played, images),
+            tuple(map(tuple, raw.get("segments", ()))),
         ),
         _grading(data["grading"]),
         Reward(**data["reward"]),

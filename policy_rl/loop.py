@@ -14,7 +14,9 @@ these parts:
    sync precedes the first step, so that a broken transfer wastes no rollouts
 5. write a checkpoint if one is due, then evaluate if an evaluation is due
 
-With one_step_ahead, part 1 of the next step runs in parallel with parts 2 and 3 of this one.
+With one_step_ahead, part 1 of the next step runs in parallel with parts 2 and 3 of this one. With max_staleness, part 1
+of several steps runs in parallel with all other parts, and responses in flight continue with new weights
+(policy_rl.step_queue).
 """
 
 from __future__ import annotations
@@ -60,6 +62,7 @@ from policy_rl.rollouts.curriculum import update_count
 from policy_rl.rollouts.evaluate import Evaluation
 from policy_rl.rollouts.tree_store import TreeStore
 from policy_rl.run_folder import Summary, check_same, checkpoints_of, is_evaluated, policy_of, report_run, resume_key_of
+from policy_rl.step_queue import StepQueue
 from policy_rl.trainer.batch import minibatches
 from policy_rl.trainer.protocol import TrainerLike
 from policy_rl.trainer.resume_key import current_state
@@ -102,7 +105,9 @@ class Loop:
         self._alarms = Alarms(config.monitor)
         self._resume_key = resume_key_of(config, total, collector.fingerprint)
         self._evaluations: dict[int, Evaluation] = {}
-        self._pending: Collected | None = None
+        self._queue = StepQueue(collector.collect)
+        self._depth = 1 if config.one_step_ahead else config.max_staleness
+        """Number of steps to collect ahead."""
         self._empty = 0
         self._progress = 0.0
         """Completed fraction of the run."""
@@ -146,6 +151,7 @@ class Loop:
                     if stopping and not saved:
                         await self._write_checkpoint(self._state(step))
             finally:
+                await self._queue.cancel()
                 report_run(self._output, with_rollouts=True)
         if stopping:
             print(
@@ -170,7 +176,7 @@ class Loop:
         number of steps.
         """
         if self._config.ends_by_passes:
-            return self._pending is None and self._collector.passes >= self._config.episodes
+            return self._queue.is_empty and self._collector.passes >= self._config.episodes
         return step >= self._total
 
     def _may_be_best(self, step: int) -> bool:
@@ -216,21 +222,14 @@ class Loop:
         """Run one training step, and return its groups, the samples that were trained on, and its metrics."""
         started, self._seconds = time.perf_counter(), Counter()
         with Timed(self._seconds, "wait"):
-            collected = self._pending or await self._collect(step)
-        self._pending, ahead = None, None
-        if self._config.one_step_ahead and not self._is_last(step):
-            ahead = asyncio.create_task(self._collector.collect(step + 1))
-        try:
-            trained, metrics = await self._learn(step, collected)
-            if ahead is not None:
-                with Timed(self._seconds, "wait"):
-                    self._pending = await ahead
-        finally:
-            if ahead is not None:
-                ahead.cancel()
-                await asyncio.gather(ahead, return_exceptions=True)
+            collected = await self._collect(step)
+        self._start_ahead(step)
+        trained, metrics = await self._learn(step, collected)
+        if self._config.one_step_ahead:
+            with Timed(self._seconds, "wait"):
+                await self._queue.wait_for_all()
         metrics["probe_distance"] = await self._sync(step)
-        metrics |= shares(self._seconds, collected, time.perf_counter() - started, self._config.one_step_ahead)
+        metrics |= shares(self._seconds, collected, time.perf_counter() - started, self._depth > 0)
         return collected.groups, trained, metrics
 
     async def _learn(self, step: int, collected: Collected) -> tuple[list[TrainingSample], dict[str, float]]:
@@ -337,17 +336,30 @@ class Loop:
         If the engines stop, saves a checkpoint of the previous step before failing; the trainer still holds its
         weights at that time.
         """
-        before = self._state(step - 1)
+        self._queue.start(step)
+        if not self._config.one_step_ahead:
+            self._start_ahead(step)
         try:
-            collected = await self._collector.collect(step)
+            collected = await self._queue.wait(step)
             if self._config.rollouts.colocated:
                 await self._pool.sleep()
-            return collected
         except EngineStoppedError:
             last = newest(self._checkpoints)
             if step > 1 and (last is None or last.name != f"step-{step - 1:08d}"):
-                await self._write_checkpoint(before)
+                await self._write_checkpoint(self._state(step - 1))
             raise
+        self._queue.drop(step)
+        return collected
+
+    def _start_ahead(self, step: int) -> None:
+        """Start to collect the steps after `step`, as far ahead as the configuration allows."""
+        for later in range(step + 1, step + self._depth + 1):
+            if self._config.ends_by_passes:
+                if self._collector.passes >= self._config.episodes:
+                    return
+            elif later > self._total:
+                return
+            self._queue.start(later)
 
     async def _write_checkpoint(self, state: dict[str, Any]) -> None:
         """Write a checkpoint in a thread, so that the event loop can still detect that Ray has ended."""
@@ -360,7 +372,7 @@ class Loop:
             "identity": self._resume_key,
             "noted": self._config.noted(),
             "collector": self._collector.state(),
-            "pending": None if self._pending is None else self._pending.to_json(),
+            "pending": self._queue.state(),
             "empty": self._empty,
             "progress": self._progress,
             "alarms": dict(self._alarms.counts),
@@ -387,7 +399,8 @@ class Loop:
             if extra["noted"][key] != here:
                 print(f"{self._output}: {key} was {extra['noted'][key]} and is {here} from step {extra['step'] + 1} on")
         self._collector.restore(extra["collector"])
-        self._pending = None if extra["pending"] is None else self._collector.collected(extra["pending"])
+        for ahead, collected in extra["pending"].items():
+            self._queue.put(int(ahead), self._collector.collected(collected))
         self._empty, self._progress = extra["empty"], extra["progress"]
         self._alarms.counts |= {name: extra["alarms"].get(name, 0) for name in self._alarms.counts}
         if self._refresh is not None:

@@ -26,7 +26,7 @@ COMPUTING = ("generate", "score", "old", "update")
 """Phases of a step in which a model runs. The time of all other phases counts as overhead."""
 OF_GROUPS = (
     *("groups", "carried", "rounds", *(f"dropped_{name}" for name in DROPS)),
-    *("reward", "reward_length", "accuracy", "response_tokens", "truncated", "alike", "staleness"),
+    *("reward", "reward_length", "accuracy", "response_tokens", "truncated", "alike", "staleness", "partial"),
 )
 OF_SCORES = ("refused", "step_tokens", "longest_step")
 """Reward-hacking metrics that need process scores, in addition to all metrics whose names start with prm_."""
@@ -77,6 +77,7 @@ def metric_names(config: RLConfig) -> set[str]:
         "seconds",
         "overhead",
         "tokens_per_second",
+        "generated_tokens",
     }
     optimization = config.trainer.optimization
     if config.trainer.ranks > 1 and optimization.precision == "fp32" and optimization.zero_stage == 0:
@@ -100,9 +101,10 @@ def metric_names(config: RLConfig) -> set[str]:
 def describe_groups(collected: Collected, version: int) -> dict[str, float]:
     """Compute the metrics of a step's groups.
 
-    Means over the responses that are trained on: reward, each of its parts (reward_NAME), accuracy, response_tokens and
-    truncated. Means over groups: alike (1 if all rewards are equal, so that there is no gradient without process
-    reward) and staleness (weight updates since the group was sampled). Counts: dropped_REASON.
+    Means over the responses that are trained on: reward, each of its parts (reward_NAME), accuracy, response_tokens,
+    truncated, and partial (1 if new weights interrupted the response). Means over groups: alike (1 if all rewards are
+    equal, so that there is no gradient without process reward) and staleness (weight updates since the first token of
+    the group was sampled). Counts: dropped_REASON.
     """
     groups = collected.groups
     taking = [each for group in groups for each in group.responses if each.reward.total is not None]
@@ -119,6 +121,7 @@ def describe_groups(collected: Collected, version: int) -> dict[str, float]:
         "accuracy": fmean(known["accuracy"]) if known["accuracy"] else float("nan"),
         "response_tokens": fmean(each.response.token_count for each in taking),
         "truncated": fmean(each.response.finish_reason == "length" for each in taking),
+        "partial": fmean(bool(each.response.segments) for each in taking),
         "alike": fmean(_alike(group) for group in groups),
         "staleness": fmean(version - group.version for group in groups),
     }
@@ -197,7 +200,7 @@ def merge_updates(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def shares(seconds: Counter[str], collected: Collected, total: float, ahead: bool) -> dict[str, float]:
-    """Return a step's time metrics: seconds per phase and in total, overhead, and generated tokens per second.
+    """Return a step's time metrics: seconds per phase and in total, overhead, and generated tokens, also per second.
 
     The phases are generate: until the last response; score: waiting for grades and process scores after that; old,
     update: forward and backward passes and optimizer of the trainer; sync: sending weights to the engines; other: the
@@ -210,6 +213,7 @@ def shares(seconds: Counter[str], collected: Collected, total: float, ahead: boo
     phases["other"] = max(0.0, total - sum(phases.values()))
     metrics = {f"seconds_{name}": value for name, value in phases.items()} | {"seconds": total}
     metrics["overhead"] = 1 - sum(phases[name] for name in COMPUTING) / total
+    metrics["generated_tokens"] = float(collected.tokens)
     metrics["tokens_per_second"] = collected.tokens / collected.generating if collected.generating else 0.0
     return metrics
 

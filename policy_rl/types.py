@@ -80,6 +80,9 @@ class Response:
 
     With an environment, a response is an episode from its first action on. Its text is that of its actions, tokens of
     observations have the log-probability 0, and its finish_reason is "length" if a limit ended it.
+
+    If new weights interrupted the response, `segments` are the policy versions that sampled its tokens, as pairs
+    (version, number of tokens), in order. It is empty if one version sampled all tokens.
     """
 
     text: str
@@ -87,6 +90,7 @@ class Response:
     logprobs: np.ndarray
     finish_reason: str
     played: PlayedTurns | None = None
+    segments: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "token_ids", np.asarray(self.token_ids, dtype=np.int32))
@@ -126,9 +130,10 @@ class ResponsePrefix:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Contains the responses to one problem, all sampled from policy version `version`.
+    """Contains the responses to one problem, sampled from policy version `version`.
 
-    The version is the number of training steps completed before sampling. `prompt_tokens` is the length of the prompt,
+    The version is the number of training steps completed before sampling. If new weights interrupted a response, it is
+    the version of its first tokens (see Response.segments). `prompt_tokens` is the length of the prompt,
     including images, as counted by the engine; the trainer's count must match it.
     """
 

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from mmprm.errors import EngineStoppedError
@@ -85,6 +86,11 @@ class _Call:
     future: Future
 
 
+@dataclass(frozen=True, slots=True)
+class _Interrupt:
+    future: Future
+
+
 class InProcessEngine:
     """Runs the engine in a background thread that accepts requests, steps the engine and completes futures.
 
@@ -93,7 +99,7 @@ class InProcessEngine:
 
     def __init__(self, config: EngineConfig, arguments: Mapping[str, Any] = NO_ARGUMENTS) -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        self._inbox: queue.SimpleQueue[_Prompt | _Call | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[_Prompt | _Call | _Interrupt | None] = queue.SimpleQueue()
         self._keeper = StatsKeeper()
         self._stopped: str | None = None
         ready: Future[None] = Future()
@@ -112,6 +118,13 @@ class InProcessEngine:
         """
         return self._put(_Call(method, arguments, Future()))
 
+    def interrupt(self) -> Future[None]:
+        """Stop the requests in flight, and return a future that completes when they have stopped.
+
+        Their own futures then complete with the tokens so far and the finish_reason "abort".
+        """
+        return self._put(_Interrupt(Future()))
+
     def stats(self) -> EngineStats:
         """Return the engine's current statistics."""
         return self._keeper.stats
@@ -126,7 +139,7 @@ class InProcessEngine:
         self._inbox.put(None)
         self._thread.join()
 
-    def _put(self, job: _Prompt | _Call) -> Future:
+    def _put(self, job: _Prompt | _Call | _Interrupt) -> Future:
         self._inbox.put(job)
         if self._stopped:
             self._refuse()
@@ -189,6 +202,8 @@ class InProcessEngine:
                         continue
                     if isinstance(job, _Call):
                         held = job
+                    elif isinstance(job, _Interrupt):
+                        _settle(job.future, _abort, engine, in_flight)
                     else:
                         _admit(engine, job, next(numbers), in_flight)
                 if in_flight:
@@ -225,6 +240,28 @@ def _admit(engine: Any, job: _Prompt, name: str, in_flight: dict[str, Future]) -
         in_flight[name] = job.future
     except Exception as error:
         job.future.set_exception(error)
+
+
+def _abort(engine: Any, in_flight: dict[str, Future]) -> None:
+    """Abort all requests in flight, and complete their futures with the tokens so far."""
+    outputs: list[RequestOutput] = []
+    for state in engine.output_processor.request_states.values():
+        # LLMEngine returns nothing for aborted requests. vLLM puts their outputs into a queue if there is one.
+        state.queue = SimpleNamespace(put=outputs.append)
+    engine.abort_request(list(in_flight))
+    forget_finished_parents(engine.output_processor)
+    for output in outputs:
+        in_flight.pop(output.request_id).set_result(output)
+
+
+def forget_finished_parents(output_processor: Any) -> None:
+    """Remove the parents of aborted requests for several samples.
+
+    vLLM 0.32 would keep them, and the outputs that they hold, until the engine stops.
+    """
+    parents = output_processor.parent_requests
+    for name in [name for name, parent in parents.items() if not parent.child_requests]:
+        del parents[name]
 
 
 def _settle(future: Future, function: Callable[..., Any], *arguments: Any) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mmprm.errors import EngineStoppedError
 from mmprm.sampling.arguments import NO_ARGUMENTS, engine_arguments
 from mmprm.sampling.config import EngineConfig
-from mmprm.sampling.engines import EngineStats, StatsKeeper, tokenization
+from mmprm.sampling.engines import EngineStats, StatsKeeper, forget_finished_parents, tokenization
 from mmprm.worker_logs import cause_since, log_position
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class SeparateEngine:
         self._log_position = log_position()
         self._keeper = StatsKeeper()
         self._numbers = itertools.count()
-        self._in_flight = 0
+        self._in_flight: set[str] = set()
         self._turn = asyncio.Condition()
         self._calls = asyncio.Lock()
         self._closing = threading.Lock()
@@ -53,6 +53,13 @@ class SeparateEngine:
         The method runs once nothing is in flight; later submissions wait for it.
         """
         return self._schedule(self._call(method, arguments))
+
+    def interrupt(self) -> Future[None]:
+        """Stop the requests in flight, and return a future that completes when they have stopped.
+
+        Their own futures then complete with the tokens so far and the finish_reason "abort".
+        """
+        return self._schedule(self._interrupt())
 
     def stats(self) -> EngineStats:
         """Return the engine's current statistics."""
@@ -115,21 +122,26 @@ class SeparateEngine:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _generate(self, prompt: dict[str, Any], params: SamplingParams) -> RequestOutput:
+        name = str(next(self._numbers))
         async with self._calls:
-            self._in_flight += 1
+            self._in_flight.add(name)
         try:
             (rendered,) = await self._engine.renderer.render_cmpl_async([prompt], tokenization(self._engine))
-            return [output async for output in self._engine.generate(rendered, params, str(next(self._numbers)))][-1]
+            return [output async for output in self._engine.generate(rendered, params, name)][-1]
         finally:
-            self._in_flight -= 1
+            self._in_flight.discard(name)
             async with self._turn:
                 self._turn.notify_all()
 
     async def _call(self, method: str, arguments: tuple[Any, ...]) -> Any:
         async with self._calls:  # blocks later submissions
             async with self._turn:
-                await self._turn.wait_for(lambda: self._in_flight == 0)
+                await self._turn.wait_for(lambda: not self._in_flight)
             return await getattr(self._engine, method)(*arguments)
+
+    async def _interrupt(self) -> None:
+        await self._engine.abort(list(self._in_flight))
+        forget_finished_parents(self._engine.output_processor)
 
     def _death(self, error: Exception) -> EngineStoppedError:
         """Return the error for an engine whose processes have died, with the cause from their log."""

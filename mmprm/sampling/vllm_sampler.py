@@ -138,6 +138,10 @@ class VllmSampler:
         """Call a method of the vLLM engine as soon as no request is in flight. Later submissions wait for it."""
         return await asyncio.wrap_future(self._engine.call(method, *arguments))
 
+    async def interrupt(self) -> None:
+        """Stop the requests in flight; they return the tokens so far, with the finish_reason "abort"."""
+        await asyncio.wrap_future(self._engine.interrupt())
+
     @property
     def template_owner(self) -> Any:
         """Return the checkpoint's processor, or its tokenizer if the model does not accept images."""

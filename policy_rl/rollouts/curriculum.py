@@ -83,22 +83,30 @@ def phase_of(schedule: Sequence[Phase], step: int) -> Phase:
 class Prompts:
     """Iterates over the problems endlessly, reshuffling them with the seed in each epoch.
 
-    Its only state is `position`, the number of problems taken.
+    Its state is `position`, the number of problems taken, and `again`, earlier positions to take again first.
     """
 
     def __init__(self, problems: Sequence[Problem], seed: int) -> None:
         self.problems, self.position = problems, 0
+        self.again: list[int] = []
         self._seed = seed
         self._epoch, self._order = -1, list[int]()
 
     def take(self, n: int) -> list[tuple[Problem, int]]:
         """Return the next n problems as (problem, epoch) pairs. Epochs are numbered from 0."""
-        return [self._next() for _ in range(n)]
+        return [self.at(position) for position in self.reserve(n)]
 
-    def _next(self) -> tuple[Problem, int]:
-        epoch, position = divmod(self.position, len(self.problems))
+    def reserve(self, n: int) -> list[int]:
+        """Return the positions of the next n problems, and advance beyond them."""
+        positions, self.again = self.again[:n], self.again[n:]
+        new = n - len(positions)
+        self.position += new
+        return [*positions, *range(self.position - new, self.position)]
+
+    def at(self, position: int) -> tuple[Problem, int]:
+        """Return the problem at a position, and its epoch."""
+        epoch, index = divmod(position, len(self.problems))
         if epoch != self._epoch:
             self._epoch, self._order = epoch, list(range(len(self.problems)))
             random.Random(f"prompts/{self._seed}/{epoch}").shuffle(self._order)
-        self.position += 1
-        return self.problems[self._order[position]], epoch
+        return self.problems[self._order[index]], epoch

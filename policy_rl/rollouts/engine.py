@@ -37,6 +37,8 @@ class RolloutEngine:
     """
 
     _player: EpisodePlayer | None = None
+    _interrupts = 0
+    """Number of times that the requests in flight were interrupted."""
 
     async def start(
         self,
@@ -82,11 +84,13 @@ class RolloutEngine:
     ) -> Group:
         """Sample `n` responses to a problem, labeled with policy version `version`.
 
-        With a prefix, all of them begin with its tokens, which are not sampled again.
+        With a prefix, all of them begin with its tokens, which are not sampled again. Responses that `interrupt`
+        stopped have the finish_reason "interrupted".
         """
         if self._player is not None:
             return await self._player.group(problem, n, seed, version)
         given = None if prefix is None else tuple(prefix.token_ids.tolist())
+        interrupts = self._interrupts
         output = await self._sampler.generate(
             SampleRequest(problem, "", n, seed, prefix_ids=given),
             logprobs=0,
@@ -95,7 +99,8 @@ class RolloutEngine:
             **settings,
             detokenize=False,  # otherwise vLLM looks up every token's text again for its log-probability
         )
-        responses = tuple(self._response(generated, prefix) for generated in output.outputs)
+        is_interrupted = self._interrupts > interrupts
+        responses = tuple(self._response(generated, prefix, is_interrupted) for generated in output.outputs)
         prompt_tokens = len(output.prompt_token_ids) - len(given or ())
         if given and tuple(output.prompt_token_ids[prompt_tokens:]) != given:
             raise TrainingError(
@@ -103,6 +108,11 @@ class RolloutEngine:
                 "leave rollouts.branching out"
             )
         return Group(problem, responses, version, prompt_tokens)
+
+    async def interrupt(self) -> None:
+        """Stop the responses in flight. `sample` then returns their tokens so far."""
+        self._interrupts += 1
+        await self._sampler.interrupt()
 
     async def load(self, published: Published) -> tuple[float, ...]:
         """Load new weights, reset all caches, and return the log-probabilities of the probe text's tokens.
@@ -163,9 +173,11 @@ class RolloutEngine:
         """Reallocate memory for the weights only. Caches follow later, because sending weights needs memory too."""
         await self._sampler.call("wake_up", ["weights"])
 
-    def _response(self, generated: Any, prefix: ResponsePrefix | None) -> Response:
+    def _response(self, generated: Any, prefix: ResponsePrefix | None, is_interrupted: bool) -> Response:
         token_ids, logprobs = list(generated.token_ids), generated.logprobs.logprobs
         finish_reason = generated.finish_reason if generated.finish_reason in FINISHED else "abort"
+        if is_interrupted and generated.finish_reason == "abort":
+            finish_reason = "interrupted"
         if prefix is not None:
             token_ids = [*prefix.token_ids.tolist(), *token_ids]
             logprobs = np.concatenate([prefix.logprobs, np.asarray(logprobs, dtype=np.float32)])

@@ -19,9 +19,12 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import ray
+from ray.exceptions import RayError
 
 from mmprm import actors
 from mmprm.errors import EngineStoppedError, MmprmError, TrainingError
@@ -29,12 +32,13 @@ from mmprm.prompts import PromptConfig
 from mmprm.sampling.config import EngineConfig, SamplingConfig
 from mmprm.sampling.dtype import engine_dtype
 from mmprm.sampling.pool import REQUESTS_IN_FLIGHT, engine_resources
+from mmprm.sampling.seeds import derive_seed
 from mmprm.types import Problem
 from policy_rl.rollouts.config import RolloutConfig, check_sampling
 from policy_rl.rollouts.engine import RolloutEngine
 from policy_rl.rollouts.episodes import EpisodeConfig
-from policy_rl.rollouts.queue import Slot, Slots
-from policy_rl.types import Group, ResponsePrefix
+from policy_rl.rollouts.queue import INTERRUPT_SECONDS, Slot, Slots
+from policy_rl.types import Group, Response, ResponsePrefix
 from policy_rl.weights.config import WeightsConfig, transport_of
 from policy_rl.weights.probe import TOLERANCE, ProbeCheck
 from policy_rl.weights.transfer import Published
@@ -119,6 +123,8 @@ class RolloutPool:
         tolerance = weights.tolerance or TOLERANCE[engine_dtype(engine)]
         self._checks = {name: ProbeCheck(name, tolerance) for name in names}
         self._slots = Slots([Slot(name) for name in names], engine.max_num_seqs, version)
+        self._interruptible = 0
+        """Number of requests in flight that new weights interrupt."""
         self._current: Published | None = None
         self._replacing = asyncio.Lock()
         self._lost: set[str] = set()
@@ -140,7 +146,7 @@ class RolloutPool:
         problem: Problem,
         n: int,
         seed: int,
-        version: int,
+        version: int | None,
         max_tokens: int | None = None,
         prefix: ResponsePrefix | None = None,
     ) -> Group:
@@ -150,41 +156,91 @@ class RolloutPool:
         on which requests share a step. `max_tokens` overrides the sampling configuration. With a prefix, the responses
         begin with its tokens, and `max_tokens` limits the tokens after it. Waits while weights are being loaded.
 
+        Without a version, responses are sampled from whichever version the engines have. `load_weights` interrupts
+        them; they then continue from their last token with the new weights (see Response.segments).
+
         Raises SamplingError or DataError, naming the problem, if it cannot be sampled, and EngineStoppedError if no
         engine is left. The caller must not request a version that the engines do not have.
         """
+        if version is not None:
+            return await self._sample(problem, n, seed, version, max_tokens, prefix)
+        assert prefix is None, "a prefix is sampled from a given version"
+        group = await self._sample(problem, n, seed, None, max_tokens)
+        limit = max_tokens or self._sampling.max_tokens
+        each = (
+            self._continued(problem, response, seed + number, group.version, limit)
+            for number, response in enumerate(group.responses)
+        )
+        return replace(group, responses=tuple(await asyncio.gather(*each)))
+
+    async def _continued(self, problem: Problem, first: Response, seed: int, version: int, max_tokens: int) -> Response:
+        """Continue an interrupted response until it ends. `version` sampled its first tokens."""
+        response = first
+        segments = with_segment((), version, len(response.token_ids))
+        while response.finish_reason == "interrupted":
+            done = len(response.token_ids)
+            # The seed of the first tokens would repeat their random numbers.
+            again = derive_seed(seed, problem.id, f"continued {version}", done)
+            prefix = response.prefix(done) if done else None
+            group = await self._sample(problem, 1, again, None, max_tokens - done, prefix)
+            (response,), version = group.responses, group.version
+            segments = with_segment(segments, version, len(response.token_ids))
+        return replace(response, segments=segments if len(segments) > 1 else ())
+
+    async def _sample(
+        self,
+        problem: Problem,
+        n: int,
+        seed: int,
+        version: int | None,
+        max_tokens: int | None = None,
+        prefix: ResponsePrefix | None = None,
+    ) -> Group:
+        """Sample responses, which new weights interrupt if `version` is None."""
         settings = {"max_tokens": max_tokens, "prefix": prefix}
         settings = {name: value for name, value in settings.items() if value is not None}
+        is_interruptible = version is None
         lost = False
         while True:
             slot = await self._slots.take(n, version, first=lost)
             actor = slot.actor
+            current = self._slots.version if version is None else version
+            self._interruptible += is_interruptible
             try:
                 what = f"{slot.name}: {n} responses to problem {problem.id}"
-                answer = actor.sample.remote(problem, n, seed, version, **settings)
+                answer = actor.sample.remote(problem, n, seed, current, **settings)
                 return await _answer(answer, what, self._config.sample_timeout_seconds, silent=True)
             except _LostError as error:
                 lost = True
                 await self._replace(slot, actor, error)
             finally:
+                self._interruptible -= is_interruptible
                 self._slots.give_back(slot, n)
 
     async def load_weights(self, published: Published) -> float:
         """Load new weights into all engines; return the largest log-probability deviation from the trainer.
 
         The deviation of an engine is the mean absolute difference over the tokens of the probe text, in nats. Loading
-        starts when all requests for the current version are complete; requests for the new version wait until it ends.
+        starts when all requests for the current version are complete or interrupted; requests for the new version wait
+        until it ends.
 
         Raises TrainingError if an engine does not load the weights within weights.timeout_seconds, or if its
         log-probabilities show that it does not use them.
         """
-        async with self._slots.change_to(published.version):
+        async with self._slots.change_to(published.version, self._interrupt):
             self._current = published
             try:
                 return max(await asyncio.gather(*(self._load_or_replace(slot, published) for slot in self._slots.all)))
             except MmprmError as error:
                 self._slots.fail(str(error))
                 raise
+
+    async def _interrupt(self) -> None:
+        """Interrupt the requests in flight that were sent without a version. A dead engine is found by its requests."""
+        if self._interruptible:
+            actors_here = [slot.actor for slot in self._slots.all if slot.actor is not None]
+            asked = [asyncio.create_task(_asked(actor.interrupt.remote())) for actor in actors_here]
+            await asyncio.wait(asked, timeout=INTERRUPT_SECONDS)
 
     async def sleep(self) -> None:
         """Put all engines to sleep: discard their weights and caches to free GPU memory for the trainer.
@@ -327,6 +383,14 @@ class RolloutPool:
             print(f"{error}; another engine starts in its place when the next weights are loaded", file=sys.stderr)
 
 
+def with_segment(segments: tuple[tuple[int, int], ...], version: int, end: int) -> tuple[tuple[int, int], ...]:
+    """Extend the segments of a response to `end` tokens, the last of which were sampled by `version`."""
+    tokens = end - sum(count for _, count in segments)
+    if tokens and segments and segments[-1][0] == version:
+        return (*segments[:-1], (version, segments[-1][1] + tokens))
+    return (*segments, (version, tokens)) if tokens else segments
+
+
 class _LostError(EngineStoppedError):
     """Signals that an engine died or does not answer."""
 
@@ -337,6 +401,11 @@ def _irreplaceable(reason: _LostError) -> EngineStoppedError:
         "command again to resume from the last checkpoint, or set weights.transport=file, with which engines are "
         "replaced during the run"
     )
+
+
+async def _asked(answer: Awaitable[None]) -> None:
+    with suppress(RayError, MmprmError):
+        await answer
 
 
 async def _answer(

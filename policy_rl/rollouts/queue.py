@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from mmprm.errors import EngineStoppedError
+
+INTERRUPT_SECONDS = 0.5
+"""Interval between interrupts of the requests in flight. One may not reach a request that is about to start."""
 
 
 @dataclass(slots=True, eq=False)
@@ -25,7 +28,7 @@ class Slot:
 @dataclass(frozen=True, slots=True)
 class _Waiting:
     n: int
-    version: int
+    version: int | None
     slot: asyncio.Future[Slot]
 
 
@@ -45,8 +48,10 @@ class Slots:
         self._changing = False
         self._idle = asyncio.Event()
 
-    async def take(self, n: int, version: int, first: bool = False) -> Slot:
+    async def take(self, n: int, version: int | None, first: bool = False) -> Slot:
         """Wait until an engine has capacity for `n` responses, and return the least loaded one.
+
+        Without a version, any version will do, and a change to the next one does not wait for this request.
 
         Groups wait here instead of in an engine, so that the first engine with free capacity can take them. `first`
         puts the request at the front of the queue, for groups whose engine died.
@@ -72,15 +77,16 @@ class Slots:
         self.fill()
 
     def fill(self) -> None:
-        """Assign engines to waiting requests in order. Requests for the next version do not block the others."""
+        """Assign engines to waiting requests in order. Requests that must wait for the next version do not block the
+        others."""
         for waiting in () if self._changing else tuple(self._waiting):
             if waiting.slot.done():
                 pass
             elif self.failure is not None:
                 waiting.slot.set_exception(EngineStoppedError(self.failure))
-            elif waiting.version == self._next:
+            elif self._next is not None and waiting.version in (None, self._next):
                 continue
-            elif waiting.version != self.version:
+            elif waiting.version not in (None, self.version):
                 message = f"version {waiting.version} was requested, but the engines have {self.version}"
                 waiting.slot.set_exception(AssertionError(message))
             elif (slot := self._least_loaded(waiting.n)) is not None:
@@ -93,17 +99,23 @@ class Slots:
             self._idle.set()
 
     @asynccontextmanager
-    async def change_to(self, version: int) -> AsyncIterator[None]:
+    async def change_to(
+        self, version: int, interrupt: Callable[[], Awaitable[None]] | None = None
+    ) -> AsyncIterator[None]:
         """Wait until all requests for the current version are complete, then run the `with` block.
 
-        Requests for `version` wait until the block ends.
+        Requests for `version`, or for any version, wait until the block ends. `interrupt` is called repeatedly while
+        requests are in flight.
         """
         assert self._next is None, "one change at a time"
         self._next = version
         try:
             while not self._is_idle():
                 self._idle.clear()
-                await self._idle.wait()
+                if interrupt is not None:
+                    await interrupt()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._idle.wait(), None if interrupt is None else INTERRUPT_SECONDS)
             self._changing = True
             yield
             self.version = version

@@ -24,6 +24,7 @@ def current_run_key(stored: dict[str, Any], here: dict[str, Any]) -> dict[str, A
         "sampling": {key: stored["sampling"][key] for key in WholeDistributionConfig.model_fields},
         "advantage": advantage,
         "batch": {"epochs": 1} | stored["batch"],
+        "max_staleness": stored.get("max_staleness", 0),
         "rollouts": _rollouts_key(stored.get("rollouts", {})),
         "process": stored["process"] and {"refresh": None} | stored["process"],
         "credit": stored["credit"] and CreditConfig().model_dump(mode="json") | stored["credit"],
@@ -65,12 +66,19 @@ def current_state(extra: dict[str, Any]) -> dict[str, Any]:
     steps.
     """
     if "progress" in extra:
-        return extra
+        return extra | {"pending": _pending_by_step(extra["pending"], extra["step"])}
     step, total, pending = extra["step"], extra["identity"]["total_steps"], extra["pending"]
     if pending is not None:
         pending = {"passed": len(pending["groups"]), "carried": 0, "progress": min(1.0, (step + 1) / total)} | pending
     noted = {_current_name(key): value for key, value in extra["noted"].items()}
-    return extra | {"progress": step / total, "pending": pending, "noted": noted}
+    return extra | {"progress": step / total, "pending": _pending_by_step(pending, step), "noted": noted}
+
+
+def _pending_by_step(pending: dict[str, Any] | None, step: int) -> dict[str, Any]:
+    """Return the groups that were collected ahead, keyed by step; earlier versions stored only those of one step."""
+    if pending is None:
+        return {}
+    return {str(step + 1): pending} if "groups" in pending else pending
 
 
 def _current_name(key: str) -> str:

@@ -141,6 +141,31 @@ async def test_a_prefix_is_continued_with_exactly_its_tokens(engine, started, po
             assert response.logprobs.tolist() == pytest.approx(expected, abs=1e-4)
 
 
+async def test_an_interrupt_returns_the_tokens_so_far(engine, started, policy_folder):
+    from transformers import AutoProcessor
+
+    _, _, banned = started
+    processor, model = AutoProcessor.from_pretrained(policy_folder), load_model(policy_folder)
+    for delay in (0.05, 0.1, 0.2, 0.4, 0.8):  # responses may not have begun, or have ended already
+        request = asyncio.ensure_future(engine.sample(PROBLEMS[0], 48, 7, 0))
+        await asyncio.sleep(delay)
+        await engine.interrupt()
+        responses = (await asyncio.wait_for(request, 60)).responses
+        partial = [each for each in responses if each.finish_reason == "interrupted" and len(each.token_ids) > 1]
+        if partial:
+            break
+    assert len(responses) == 48
+    assert partial
+    for response in partial[:2]:
+        assert len(response.token_ids) < 48
+        expected = trainer_logprobs(model, processor, PROBLEMS[0], response, banned)
+        assert response.logprobs == pytest.approx(expected, abs=2e-3)
+    done = len(partial[0].token_ids)
+    (rest,) = (await engine.sample(PROBLEMS[0], 1, 11, 0, prefix=partial[0].prefix(done))).responses
+    assert rest.token_ids[:done].tolist() == partial[0].token_ids.tolist()
+    assert rest.finish_reason in ("stop", "length")
+
+
 def image_pixels(problem: Problem):
     from mmprm.problems import open_image
 
@@ -285,6 +310,10 @@ async def test_an_engine_in_separate_processes(policy_folder, tmp_path):
         assert in_flight.done(), "weights change when nothing is in flight"
         assert distance(answer, published) < 1e-3
         assert len(late.responses) == 4
+        stopped = asyncio.create_task(engine.sample(PROBLEMS[0], 16, 0, 1))
+        await asyncio.sleep(0.1)
+        await engine.interrupt()
+        assert len((await asyncio.wait_for(stopped, 60)).responses) == 16
         short = write([(n, t) for n, t in ModelWeights(model, torch.float32) if "q_proj" not in n], tmp_path, 2)
         with pytest.raises(TrainingError, match="incomplete"):
             await engine.load(short)

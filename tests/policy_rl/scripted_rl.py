@@ -63,7 +63,10 @@ class ScriptedPool:
         self.during_update = 0
         self.finish_reason = "stop"
 
-    async def sample(self, problem: Problem, n: int, seed: int, version: int, max_tokens: int | None = None) -> Group:
+    async def sample(
+        self, problem: Problem, n: int, seed: int, version: int | None, max_tokens: int | None = None
+    ) -> Group:
+        version = self.version if version is None else version
         assert version == self.version
         self.asked.append((problem.id, n, seed, version, max_tokens))
         await asyncio.sleep(random.random() / 200)  # groups end in any order

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from types import SimpleNamespace
@@ -21,6 +22,8 @@ class SilentEngine:
 
     def __init__(self) -> None:
         self.is_shut_down = self.errored = False
+        self.in_flight: dict[str, asyncio.Event] = {}
+        self.output_processor = SimpleNamespace(parent_requests={})
         self.dead_error = RuntimeError("EngineCore encountered an issue")
         self.renderer = SimpleNamespace(
             default_chat_tok_params=SimpleNamespace(with_kwargs=lambda **_: None),
@@ -30,9 +33,18 @@ class SilentEngine:
     async def _render(self, prompts: list[Any], _: Any) -> list[Any]:
         return prompts
 
-    async def generate(self, *_: Any) -> AsyncIterator[Any]:
-        await asyncio.Event().wait()
-        yield None
+    async def generate(self, prompt: Any, params: Any, name: str) -> AsyncIterator[Any]:
+        stop = self.in_flight[name] = asyncio.Event()
+        await stop.wait()
+        yield f"tokens of {name} so far"
+
+    async def abort(self, names: list[str]) -> None:
+        """End requests with their tokens so far; their parent has no child left, and another one still has."""
+        for name in names:
+            self.in_flight.pop(name).set()
+        parents = self.output_processor.parent_requests
+        parents["aborted"] = SimpleNamespace(child_requests=set())
+        parents["other"] = SimpleNamespace(child_requests={"0_other"})
 
     async def reset_prefix_cache(self) -> bool:
         return True
@@ -78,6 +90,17 @@ def test_a_request_cancelled_by_its_caller_stays_cancelled(engine: SeparateEngin
     sampled.cancel()
     assert sampled.cancelled()
     assert engine.call("reset_prefix_cache").result(timeout=5), "the engine keeps running"
+    engine.close()
+
+
+def test_an_interrupt_ends_the_requests_in_flight(engine: SeparateEngine) -> None:
+    sampled = [engine.submit({"prompt": "x"}, None) for _ in range(2)]
+    while len(engine._engine.in_flight) < 2:
+        time.sleep(0.01)
+    engine.interrupt().result(timeout=5)
+    assert [future.result(timeout=5) for future in sampled] == ["tokens of 0 so far", "tokens of 1 so far"]
+    assert set(engine._engine.output_processor.parent_requests) == {"other"}
+    assert engine.call("reset_prefix_cache").result(timeout=5), "nothing is in flight"
     engine.close()
 
 
