@@ -81,6 +81,7 @@ bench-borders: setup
 bench-prm: trl
 	$(BIN)/python benchmarks/prm.py
 
+# About nine hours on two quiet cores; --status shows what is missing, and --only PART measures one part.
 bench-rl: trl
 	$(BIN)/python benchmarks/rl.py
 
