@@ -1,8 +1,8 @@
 """Generate word problems with known intermediate values, and short solutions to them.
 
 A story is a chain of events that change a number, and an ending. Everything is determined by the seed. Numbers and
-events decide the split, so that two splits never share a problem, not even in other words. The splits dev and test use
-wordings that no other split uses.
+events decide the split, so that two splits never share a problem, not even in other words. The wordings of the SFT
+problems, those of annotate and rl, and those of dev and test are different.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from typing import Any, Literal
 
 from benchmarks.real.expressions import Expression, apply, legitimate_values, number
 from benchmarks.real.scenes import DISTRACTORS, GOODS, NAMES, SCENES, STEPS, Wordings
+from benchmarks.real.search_wordings import SEARCH_WORDINGS
 from mmprm.problems import content_id
 
 SplitName = Literal["sft", "annotate", "rl", "dev", "test"]
 SPLITS: tuple[SplitName, ...] = ("sft", "annotate", "rl", "dev", "test")
-HELD_OUT_WORDINGS = ("dev", "test")
+SEARCHED = ("annotate", "rl")
+HELD_OUT = ("dev", "test")
 LARGEST = 40
 """Largest intermediate value before the ending."""
 FORMS = ("tags", "numbered")
@@ -106,7 +108,7 @@ def make_problems(split: SplitName, count: int, seed: int = 0) -> list[RealProbl
         story = _story(rng)
         if story is None or _split_of(story) != split or story.content() in found:
             continue
-        problem = _worded(story, rng, held_out=split in HELD_OUT_WORDINGS)
+        problem = _worded(story, rng, split)
         if problem is not None:
             found[story.content()] = problem
         if len(found) == count:
@@ -212,7 +214,7 @@ def _solved(story: Story, unit: str) -> tuple[list[Step], Expression]:
     return steps, expression
 
 
-def _worded(story: Story, rng: random.Random, held_out: bool) -> RealProblem | None:
+def _worded(story: Story, rng: random.Random, split: SplitName) -> RealProblem | None:
     """Write the text of a story, or return None if an incorrect operation would yield a legitimate value."""
     scene = SCENES[story.scene]
     (unit, group), name = rng.choice(GOODS), rng.choice(NAMES)
@@ -220,7 +222,7 @@ def _worded(story: Story, rng: random.Random, held_out: bool) -> RealProblem | N
     fields = {"name": name, "friend": friend, "unit": scene.unit or unit, "group": group, "goods": unit}
 
     def sentence(wordings: Wordings, event: Event) -> str:
-        chosen = rng.choice(wordings.held_out if held_out else wordings.training)
+        chosen = rng.choice(_choices(wordings, story.scene, event.kind, split))
         text = chosen.format(**fields, n=event.n, k=event.k)
         return text[0].upper() + text[1:]
 
@@ -238,6 +240,13 @@ def _worded(story: Story, rng: random.Random, held_out: bool) -> RealProblem | N
     if any(_confusions(givens, distractors, values)):
         return None
     return RealProblem(" ".join(told), tuple(steps), givens, distractors, tuple(sorted(values)), name)
+
+
+def _choices(wordings: Wordings, scene: str, kind: str, split: SplitName) -> tuple[str, ...]:
+    """Return the wordings of a kind of sentence that a split uses."""
+    if split in SEARCHED:
+        return SEARCH_WORDINGS["distractor" if kind == "distractor" else scene][kind]
+    return wordings.held_out if split in HELD_OUT else wordings.training
 
 
 def _confusions(givens: Sequence[int], distractors: Sequence[int], values: set[Fraction]) -> Iterator[bool]:

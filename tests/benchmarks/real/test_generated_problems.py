@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Iterable
 
 import pytest
 
 from benchmarks.real.problems import FORMS, SPLITS, make_problems, solution
 from benchmarks.real.scenes import DISTRACTORS, SCENES
+from benchmarks.real.search_wordings import SEARCH_WORDINGS
 from benchmarks.real.truth import known_of, steps_true
 from mmprm.grading.extract import extract
 from mmprm.steps import plain_split
@@ -43,18 +45,28 @@ def test_splits_share_no_problem_even_reworded(problems):
             assert one == other or not calculations[one] & calculations[other]
 
 
-def held_out_patterns() -> list[str]:
-    scenes = SCENES.values()
-    wordings = [w for scene in scenes for group in (scene.events, scene.endings) for w in group.values()]
-    texts = [text for each in (*wordings, DISTRACTORS) for text in each.held_out]
+def patterns(texts: Iterable[str]) -> list[str]:
     return [re.sub(r"\\{\w+\\}", r"[\\w ]+", re.escape(text)) for text in texts]
 
 
-def test_only_dev_and_test_use_held_out_wordings(problems):
-    patterns = held_out_patterns()
+def held_out_wordings() -> list[str]:
+    scenes = SCENES.values()
+    wordings = [w for scene in scenes for group in (scene.events, scene.endings) for w in group.values()]
+    return patterns(text for each in (*wordings, DISTRACTORS) for text in each.held_out)
+
+
+def search_wordings() -> list[str]:
+    return patterns(text for kinds in SEARCH_WORDINGS.values() for texts in kinds.values() for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("wordings", "users"), [(held_out_wordings, ("dev", "test")), (search_wordings, ("annotate", "rl"))]
+)
+def test_splits_for_other_purposes_have_their_own_wordings(problems, wordings, users):
+    known = wordings()
     for split, found in problems.items():
-        held_out = [any(re.search(pattern, made.question) for pattern in patterns) for made in found]
-        assert all(held_out) if split in ("dev", "test") else not any(held_out)
+        used = [any(re.search(pattern, made.question) for pattern in known) for made in found]
+        assert all(used) if split in users else not any(used)
 
 
 def test_a_problem_takes_two_to_five_operations(problems):
