@@ -15,7 +15,15 @@ from PIL import Image
 from mmprm.cli.main import main
 from mmprm.errors import DataError
 from mmprm.report.images import inlined
-from mmprm.report.rollouts import credit_scale, of_spread_steps, read_samples, rollout_data, rollout_entry
+from mmprm.report.rollouts import (
+    credit_scale,
+    of_spread_steps,
+    read_samples,
+    rollout_data,
+    rollout_entry,
+    write_rollouts,
+)
+from mmprm.report.training import write_training_report
 from mmprm.types import ImageRef
 
 EVIL = "</script><script>document.title='owned'</script><!--"
@@ -116,6 +124,15 @@ def test_the_command_writes_the_page(run: Path, capsys: pytest.CaptureFixture[st
     assert not re.search(r"(src|href)=\"(?!data:)|https?://(?!www.w3.org/2000/svg)|@import", page)
     assert main(["view", str(run), "--problems", "3"]) == 2
     assert "--problems=3 is for a run of mmprm annotate" in capsys.readouterr().err
+
+
+def test_the_report_of_a_run_links_to_the_page(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "step": 1}\n')
+    (tmp_path / "samples.jsonl").write_text(LINES)
+    report = write_training_report(tmp_path)
+    assert "rollouts.html" not in report.read_text()
+    write_rollouts(tmp_path / "rollouts.html", tmp_path)
+    assert '<a href="rollouts.html">Browse the rollouts</a>' in write_training_report(tmp_path).read_text()
 
 
 SCENES = {
