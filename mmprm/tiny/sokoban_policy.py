@@ -1,6 +1,8 @@
 """Train a tiny policy from random weights to play Sokoban turn by turn, by imitating a solver that makes mistakes.
 
-1. vision: the vision tower alone learns what each cell contains, with a linear head on each image token.
+1. vision: the vision tower alone learns what each cell contains, with a linear head on each image token, and how the
+   player moves, with a linear head on the mean of the image tokens. A model of this size hardly learns to see through
+   the language model's loss.
 2. play: the whole model learns to play. A training text is an episode of SolverPlayer with the tokens that it would
    have during mmprm annotate or mmprm rl. The target of a move is the player's probability of each of the four moves
    rather than the sampled move, which has the same expected gradient but less noise.
@@ -157,21 +159,23 @@ def _train_vision(
     say: Callable[[str], None],
 ) -> None:
     rng, signs, tower = random.Random(f"{config.seed}/vision"), list(SIGNS), model.model.visual
-    head = nn.Linear(tower.config.out_hidden_size, len(signs))
-    parameters = [*tower.parameters(), *head.parameters()]
+    cell_head, move_head = (nn.Linear(tower.config.out_hidden_size, count) for count in (len(signs), len(MOVES)))
+    parameters = [*tower.parameters(), *cell_head.parameters(), *move_head.parameters()]
     for step, update in optimizer_steps(parameters, config.vision_steps, config.learning_rate, config.weight_decay):
         episodes = [solver_episode(rng, config) for _ in range(config.batch)]
-        states = [rng.choice(episode.states) for episode in episodes]
+        states = [state for episode in episodes for state in episode.states]
         pixels = collator.pixels(states)
         features = tower(pixels["pixel_values"], grid_thw=pixels["image_grid_thw"]).pooler_output
-        targets = torch.tensor([signs.index(sign) for each in states for sign in level_text(each).replace("\n", "")])
-        logits = head(features)
-        loss = cross_entropy(logits, targets)
+        cells = torch.tensor([signs.index(sign) for each in states for sign in level_text(each).replace("\n", "")])
+        moves = torch.tensor([chances for episode in episodes for chances in episode.probabilities])
+        cell_logits, move_logits = cell_head(features), move_head(features.unflatten(0, (len(states), -1)).mean(dim=1))
+        loss = cross_entropy(cell_logits, cells) + cross_entropy(move_logits, moves)
         loss.backward()
         update()
         if step % 50 == 0 or step == config.vision_steps - 1:
-            hit = (logits.argmax(dim=-1) == targets).float().mean()
-            say(f"vision {step}/{config.vision_steps} loss {loss.item():.4f} cells correct {hit:.3f}")
+            hit = (cell_logits.argmax(dim=-1) == cells).float().mean()
+            best = _best_share(move_logits, moves)
+            say(f"vision {step}/{config.vision_steps} loss {loss.item():.4f} cells {hit:.3f} best moves {best:.3f}")
 
 
 def _train_play(
@@ -186,16 +190,20 @@ def _train_play(
         inputs, predicting_BT, probabilities_NV = collator([solver_episode(rng, config) for _ in range(config.batch)])
         logits_NV = model(**inputs, use_cache=False).logits[predicting_BT]
         unused = logits_NV.shape[1] - probabilities_NV.shape[1]  # spare embeddings
-        loss = cross_entropy(logits_NV, nn.functional.pad(probabilities_NV, (0, unused)))
+        targets_NV = nn.functional.pad(probabilities_NV, (0, unused))
+        loss = cross_entropy(logits_NV, targets_NV)
         loss.backward()
         update()
         if step % 50 == 0 or step == config.play_steps - 1:
-            best = probabilities_NV.gather(
-                1, logits_NV.argmax(dim=1, keepdim=True).clamp(max=probabilities_NV.shape[1] - 1)
-            )
-            hit = (best[:, 0] == probabilities_NV.max(dim=1).values)[::2].float().mean()
+            hit = _best_share(logits_NV[::2], targets_NV[::2])  # every second token ends a turn
             seconds = time.monotonic() - started
             say(f"play {step}/{config.play_steps} loss {loss.item():.4f} best moves {hit:.3f} after {seconds:.0f} s")
+
+
+def _best_share(logits: Tensor, probabilities: Tensor) -> float:
+    """Return how often the most likely entry is one with the highest probability."""
+    chosen = probabilities.gather(1, logits.argmax(dim=1, keepdim=True))[:, 0]
+    return (chosen == probabilities.max(dim=1).values).float().mean().item()
 
 
 @torch.inference_mode()
