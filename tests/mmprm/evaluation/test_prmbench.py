@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,22 +112,17 @@ def test_the_command_keeps_named_results_side_by_side(
     assert "name" in capsys.readouterr().err
 
 
+@functools.cache
+def one_evaluation() -> PrmEvaluation:
+    return judged(record("circular", (0.9, 0.1), (2,)))
+
+
 def evaluation(name: str, tokens: int | None, f1: float) -> PrmEvaluation:
-    result = judged(record("circular", (0.9, 0.1), (2,)))
-    values = {"f1": Interval(f1, f1, f1)}
-    return PrmEvaluation(
-        **{field: getattr(result, field) for field in ("dataset", "metric", "aggregator", "threshold", "curve", "ece")},
-        threshold_from="given",
-        sources={"circular": result.pooled},
-        pooled=type(result.pooled)(values["f1"], result.pooled.parts, 4, 8),
-        average=values["f1"],
-        auc=None,
-        scored_by="prm" if tokens is None else "judge",
-        tokens=tokens,
-        name=name,
-        scored=4,
-        seconds=2.0,
-    )
+    """Return an evaluation of four solutions that took two seconds; tokens=None stands for a process reward model."""
+    base = one_evaluation()
+    pooled = replace(base.pooled, f1=Interval(f1, f1, f1))
+    costs = {"tokens": tokens, "scored": 4, "seconds": 2.0}
+    return replace(base, name=name, scored_by="prm" if tokens is None else "judge", pooled=pooled, **costs)
 
 
 def test_costs_are_given_per_1000_solutions_and_plotted() -> None:
