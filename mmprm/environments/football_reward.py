@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-SCALE, STEPS = 20.0, 400
+SCALE = 20.0
 GOAL, GOAL_YS = 2.0, (-0.044, -0.02, 0.0, 0.022, 0.044)
 OURS, THEIRS, NOBODY = 0, 1, -1
 PASSES, SHOT = (9, 10, 11), 12
@@ -43,7 +43,7 @@ class DenseReward:
 
     reward = 20 · (0.8 · progress + passed + 2 · goal + lost + 20 · 0.75^k · pass clearness + shot), where
     progress is the growth of the ball's largest x so far, and passed the change in the fraction (of 11) of opponents
-    behind the ball, both while we own the ball; lost is the fraction of the 400 steps that were played before the loss;
+    behind the ball, both while we own the ball; lost is the fraction of the steps that were played before the loss;
     k counts earlier passes; shot = min(100 · shot clearness · nearness of the goal, 2/3), once per possession.
     The first step has reward 0, because it sets the starting point.
     """
@@ -51,6 +51,7 @@ class DenseReward:
     def __init__(self) -> None:
         self.is_lost = False
         self._best_x: float | None = None
+        self._steps = 0
         self._passed, self._scored, self._last_owner = 0, 0, -1
         self._pass_scale, self._is_passing, self._has_shot = 1.0, False, False
 
@@ -58,13 +59,14 @@ class DenseReward:
         """Return the reward of a step: `state` is the state after the action with this index."""
         if self._best_x is None:
             self._best_x, self._passed, self._scored = float(state.ball[0]), opponents_behind(state), state.score[0]
+            self._steps = state.steps_left
             return 0.0
         reward = self._advance(state) if state.owner_team == OURS else 0.0
         reward += GOAL * (state.score[0] > self._scored)
         self._scored = state.score[0]
         if state.owner_team == THEIRS and not self._has_shot:
             self.is_lost = True
-            reward += 1 - state.steps_left / STEPS
+            reward += 1 - state.steps_left / self._steps
         reward += self._completed_pass(state)
         if state.owner != -1:
             self._last_owner = state.owner

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ from mmprm.environments.football_reward import (
 )
 from mmprm.environments.load import EnvironmentConfig, make_environment
 from mmprm.environments.replay import check_deterministic, replay
-from mmprm.errors import ConfigError, DataError
+from mmprm.errors import ConfigError, DataError, SetupError
 from mmprm.types import Problem
 
 PROBLEM = Problem("p", "Score a goal.", "")
@@ -197,6 +198,12 @@ def test_a_problem_may_name_its_scenario(monkeypatch: pytest.MonkeyPatch) -> Non
     environment, _ = scripted(monkeypatch)
     with pytest.raises(DataError, match="problem q: scenario 'nowhere' must be one of"):
         environment.reset(Problem("q", "Go.", "", extra={"scenario": "nowhere"}), 0)
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "envpool", None)
+    with pytest.raises(SetupError, match=r"needs envpool; install mmprm\[football\]"):
+        make_environment(EnvironmentConfig(path="football"))
 
 
 def test_a_real_game_is_deterministic_and_can_be_won() -> None:
