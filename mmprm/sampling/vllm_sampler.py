@@ -29,8 +29,8 @@ from mmprm.types import Completion, MediaRef, SampleRequest
 if TYPE_CHECKING:
     from vllm import RequestOutput
 
-_TOO_LONG = "longer than the maximum model length"
-"""Part of vLLM's message about a prompt that exceeds the context, for which it has no exception type of its own."""
+_TOO_LONG = ("longer than the maximum model length", "maximum context length")
+"""Parts of vLLM's messages about a prompt that exceeds the context, for which it has no exception type of its own."""
 ATTEMPTS = 8
 """Maximum number of samples to draw until one begins with the rest of the prefix; after that, the whole prefix is sent
 as text."""
@@ -120,7 +120,7 @@ class VllmSampler:
         except MmprmError as error:
             raise type(error)(f"problem {problem.id}: {error}") from error
         except Exception as error:  # vLLM raises many exception types for an unsuitable prompt.
-            kind = ContextLimitError if _TOO_LONG in str(error) else SamplingError
+            kind = ContextLimitError if any(part in str(error) for part in _TOO_LONG) else SamplingError
             raise kind(
                 f"problem {problem.id}: {error}; shorten or correct the prompt, or leave the problem out"
             ) from error
