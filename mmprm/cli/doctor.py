@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
         program(
             "C++ compiler",
             ("g++", "c++"),
-            "install g++: needed by DeepSpeed on several CPU ranks and by engine.compile",
+            "install g++: needed by training.offload and by engine.compile on CPU",
         ),
         program(
             "Chromium",

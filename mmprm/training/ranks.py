@@ -134,6 +134,9 @@ def join_ranks() -> Ranks:
     if not dist.is_initialized():
         import deepspeed
 
+        # Only DeepSpeed's inference needs this operator. Compiling it takes a while, and if the compilation is killed,
+        # its lock file blocks all later runs.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         if "RANK" not in os.environ:  # an in-memory store, so child processes inherit no rank from the environment
             _keep_to_loopback()
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
