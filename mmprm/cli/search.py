@@ -139,7 +139,9 @@ def _check(config: GuidedSearchConfig, problems: Sequence[Problem]) -> None:
         check_strategy(config.search)
         first = first_prompt(config.environment, config.engine.images_per_prompt, problems[0], config.seed)
         check_prm_reads(config.scorer.prm, [first])
-        check_config(config, [first], config.search.samples, "search.samples")
+        sampling = config.sampling.model_copy(update={"max_tokens": config.environment.max_turn_tokens})
+        turns = config.model_copy(update={"sampling": sampling})
+        check_config(turns, [first], config.search.samples, "search.samples")
 
 
 def search_summary(

@@ -18,7 +18,13 @@ from tests.mmprm.selection.test_episode_search import LEVELS, SolverScorer
 
 
 @pytest.fixture
-def sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def checked() -> list[int]:
+    """Return the list of the maximum numbers of tokens with which the policy was checked."""
+    return []
+
+
+@pytest.fixture
+def sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checked: list[int]) -> list[str]:
     @contextlib.contextmanager
     def opened(*arguments: object) -> Iterator[SolverPlayer]:
         yield SolverPlayer(0.8)
@@ -27,7 +33,7 @@ def sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     scorer.close = lambda: None
     monkeypatch.setattr(command, "scorer_info", lambda config: PrmInfo(aggregator="last"))
     monkeypatch.setattr(command, "open_scorer", lambda config: scorer)
-    monkeypatch.setattr(command, "check_config", lambda *_: None)
+    monkeypatch.setattr(command, "check_config", lambda config, *_: checked.append(config.sampling.max_tokens))
     monkeypatch.setattr(command, "opened_player", opened)
     write_problems(tmp_path / "levels.jsonl", LEVELS)
     values = {
@@ -37,6 +43,7 @@ def sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         "prompt.preset": "plain",
         "environment.path": "sokoban",
         "environment.max_turns": 12,
+        "environment.max_turn_tokens": 4,
         "scorer.prm": "p",
         "output": tmp_path / "out",
         "search.strategy": "beam",
@@ -46,8 +53,9 @@ def sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
 
 
-def test_guided_episodes_are_compared_with_the_best_of_n(sets: list[str], tmp_path: Path) -> None:
+def test_guided_episodes_are_compared_with_the_best_of_n(sets: list[str], checked: list[int], tmp_path: Path) -> None:
     assert main(["search", *sets]) == 0
+    assert checked == [4], "a turn must fit into the context, not a whole solution"
     rows = [json.loads(line) for line in (tmp_path / "out" / "candidates.jsonl").read_text().splitlines()]
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert (len(rows), summary["problems"], summary["failed"]) == (12, 12, {})
