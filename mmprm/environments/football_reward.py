@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-SCALE = 20.0
+REWARD_SCALE = 20.0
 GOAL, GOAL_YS = 2.0, (-0.044, -0.02, 0.0, 0.022, 0.044)
 OURS, THEIRS, NOBODY = 0, 1, -1
 PASSES, SHOT = (9, 10, 11), 12
@@ -76,7 +76,7 @@ class DenseReward:
             self._has_shot = True
         if state.owner != self._last_owner:  # the ball has left the player
             self._has_shot = False
-        return SCALE * reward
+        return REWARD_SCALE * reward
 
     def _advance(self, state: FootballState) -> float:
         assert self._best_x is not None, "the first step has set it"
