@@ -155,4 +155,4 @@ def status(bench: Bench, parts: Mapping[str, Part]) -> str:
         left += own
         following = f"; next {missing[0].label}" if missing else ""
         lines.append(f"{name:<14}{len(runs) - len(missing):>3} of {len(runs):<3}  {own / 60:>5.0f} min left{following}")
-    return "\n".join([*lines, f"{'total':<28}{left / 60:>5.0f} min left, without the preparation of levels"])
+    return "\n".join([*lines, f"{'total':<28}{left / 60:>5.0f} min left, without vs_trl and the preparation of levels"])
