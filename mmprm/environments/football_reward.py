@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 REWARD_SCALE = 20.0
-GOAL, GOAL_YS = 2.0, (-0.044, -0.02, 0.0, 0.022, 0.044)
+GOAL_REWARD = 2.0
+GOAL_YS = (-0.044, -0.02, 0.0, 0.022, 0.044)
 OURS, THEIRS, NOBODY = 0, 1, -1
-PASSES, SHOT = (9, 10, 11), 12
+PASSES = (9, 10, 11)
+SHOT = 12
 
 Points = NDArray[np.float64]
 
@@ -62,7 +64,7 @@ class DenseReward:
             self._steps = state.steps_left
             return 0.0
         reward = self._advance(state) if state.owner_team == OURS else 0.0
-        reward += GOAL * (state.score[0] > self._scored)
+        reward += GOAL_REWARD * (state.score[0] > self._scored)
         self._scored = state.score[0]
         if state.owner_team == THEIRS and not self._has_shot:
             self.is_lost = True
@@ -72,7 +74,7 @@ class DenseReward:
             self._last_owner = state.owner
         self._is_passing |= action in PASSES
         if action == SHOT and state.owner_team == OURS and not self._has_shot:
-            reward += min(100 * shot_clearness(state) * nearness(state), GOAL / 3)
+            reward += min(100 * shot_clearness(state) * nearness(state), GOAL_REWARD / 3)
             self._has_shot = True
         if state.owner != self._last_owner:  # the ball has left the player
             self._has_shot = False
