@@ -74,7 +74,7 @@ class SokobanTrainConfig(Config):
     peak."""
     weight_decay: float = 0.01
     """Weight decay of AdamW."""
-    vision_steps: int = Field(300, ge=1)
+    vision_steps: int = Field(150, ge=1)
     """Number of optimizer steps that train only the vision tower."""
     play_steps: int = Field(300, ge=1)
     """Number of optimizer steps that train the whole model on episodes."""

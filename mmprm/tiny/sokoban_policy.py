@@ -1,8 +1,7 @@
 """Train a tiny policy from random weights to play Sokoban turn by turn, by imitating a solver that makes mistakes.
 
-1. vision: the vision tower alone learns what each cell contains, with a linear head on each image token, and how the
-   player moves, with a linear head on the mean of the image tokens. A model of this size hardly learns to see through
-   the language model's loss.
+1. vision: the vision tower alone learns what each cell contains, its row and its column, with linear heads on each
+   image token. A model of this size hardly learns to see through the language model's loss.
 2. play: the whole model learns to play. A training text is an episode of SolverPlayer with the tokens that it would
    have during mmprm annotate or mmprm rl. The target of a move is the player's probability of each of the four moves
    rather than the sampled move, which has the same expected gradient but less noise.
@@ -78,9 +77,11 @@ class EpisodeCollator:
         self.end_id = tokenizer.convert_tokens_to_ids(END)
         self.move_ids = torch.tensor(tokenizer.convert_tokens_to_ids([action_text(name) for name in MOVES]))
         self._grid = torch.tensor([[1, 2 * size, 2 * size]])  # time, height and width in patches, 2 × 2 per cell
-        images = [Image.fromarray(draw_sign(sign)) for sign in SIGNS]
+        self._cells = [(row, column) for row in range(size) for column in range(size)]
+        drawn = [(sign, *cell) for sign in SIGNS for cell in self._cells]
+        images = [Image.fromarray(draw_sign(*each)) for each in drawn]
         patches = processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
-        self._patches = dict(zip(SIGNS, patches.reshape(len(SIGNS), -1, patches.shape[-1]), strict=True))
+        self._patches = dict(zip(drawn, patches.reshape(len(drawn), -1, patches.shape[-1]), strict=True))
         self.ids_T = self._template(processor, size, max_turns)
         self.move_at = (self.ids_T == self.move_ids[0]).nonzero()[:, 0].tolist()
         """Index of each turn's move among the tokens."""
@@ -102,8 +103,9 @@ class EpisodeCollator:
 
     def pixels(self, states: Sequence[SokobanState]) -> dict[str, Tensor]:
         """Return the image inputs of the states, in which a cell is one merged patch."""
-        signs = "".join(level_text(state).replace("\n", "") for state in states)
-        patches = torch.stack([self._patches[sign] for sign in signs]).flatten(0, 1)
+        texts = (level_text(state).replace("\n", "") for state in states)
+        drawn = ((sign, *cell) for text in texts for sign, cell in zip(text, self._cells, strict=True))
+        patches = torch.stack([self._patches[each] for each in drawn]).flatten(0, 1)
         return {"pixel_values": patches, "image_grid_thw": self._grid.repeat(len(states), 1)}
 
     def __call__(self, episodes: Sequence[SolverEpisode]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
@@ -159,23 +161,32 @@ def _train_vision(
     say: Callable[[str], None],
 ) -> None:
     rng, signs, tower = random.Random(f"{config.seed}/vision"), list(SIGNS), model.model.visual
-    cell_head, move_head = (nn.Linear(tower.config.out_hidden_size, count) for count in (len(signs), len(MOVES)))
-    parameters = [*tower.parameters(), *cell_head.parameters(), *move_head.parameters()]
+    sizes = (len(signs), config.size, config.size)
+    heads = nn.Linear(tower.config.out_hidden_size, sum(sizes))
+    parameters = [*tower.parameters(), *heads.parameters()]
     for step, update in optimizer_steps(parameters, config.vision_steps, config.learning_rate, config.weight_decay):
         episodes = [solver_episode(rng, config) for _ in range(config.batch)]
-        states = [state for episode in episodes for state in episode.states]
+        states = [rng.choice(episode.states) for episode in episodes]
         pixels = collator.pixels(states)
         features = tower(pixels["pixel_values"], grid_thw=pixels["image_grid_thw"]).pooler_output
-        cells = torch.tensor([signs.index(sign) for each in states for sign in level_text(each).replace("\n", "")])
-        moves = torch.tensor([chances for episode in episodes for chances in episode.probabilities])
-        cell_logits, move_logits = cell_head(features), move_head(features.unflatten(0, (len(states), -1)).mean(dim=1))
-        loss = cross_entropy(cell_logits, cells) + cross_entropy(move_logits, moves)
+        lines = [line for state in states for line in level_text(state).split("\n")]
+        cells = torch.tensor([signs.index(sign) for line in lines for sign in line])
+        rows = torch.arange(config.size).repeat_interleave(config.size).repeat(len(states))
+        columns = torch.arange(config.size).repeat(config.size * len(states))
+        logits = heads(features).split(sizes, dim=-1)
+        targets = (cells, rows, columns)
+        loss = sum(cross_entropy(each, target) for each, target in zip(logits, targets, strict=True))
         loss.backward()
         update()
         if step % 50 == 0 or step == config.vision_steps - 1:
-            hit = (cell_logits.argmax(dim=-1) == cells).float().mean()
-            best = _best_share(move_logits, moves)
-            say(f"vision {step}/{config.vision_steps} loss {loss.item():.4f} cells {hit:.3f} best moves {best:.3f}")
+            hits = [
+                (each.argmax(dim=-1) == target).float().mean() for each, target in zip(logits, targets, strict=True)
+            ]
+            say(
+                "vision {}/{} loss {:.4f} cells {:.3f} rows {:.3f} columns {:.3f}".format(
+                    step, config.vision_steps, loss.item(), *hits
+                )
+            )
 
 
 def _train_play(
