@@ -105,8 +105,8 @@ class Bench:
         sizes = self.sizes
         sets = METHODS[method] | ({"process.scorer.prm": str(self.prm)} if method == "prm" else {})
         return sets | {
-            "problems.path": str(self._levels("train", sizes.train)),
-            "held_out.path": str(self._levels("test", sizes.held_out)),
+            "problems.path": str(self.folder / "train.jsonl"),
+            "held_out.path": str(self.folder / "test.jsonl"),
             "engine.model": str(self.policy),
             "batch.prompts": sizes.prompts,
             "batch.group_size": sizes.group_size,
@@ -118,13 +118,14 @@ class Bench:
             "ray_address": "local",
         }
 
-    def _levels(self, split: str, count: int) -> Path:
-        path = self.folder / f"{split}.jsonl"
-        if not path.exists():
-            write_problems(path, make_sokoban_problems(count, 0, split, 5, 1))
-        return path
+    def _write_levels(self) -> None:
+        for split, count in (("train", self.sizes.train), ("test", self.sizes.held_out)):
+            path = self.folder / f"{split}.jsonl"
+            if not path.exists():
+                write_problems(path, make_sokoban_problems(count, 0, split, 5, 1))
 
     def _run(self, output: Path, sets: Mapping[str, Any]) -> None:
+        self._write_levels()
         shutil.rmtree(output, ignore_errors=True)
         began = time.perf_counter()
         keys = [part for key, value in sets.items() for part in ("--set", f"{key}={value}")]

@@ -208,5 +208,5 @@ def test_the_examples_and_tables_are_found() -> None:
     pages = {page for page, _ in EXAMPLES}
     assert {"README.md", "annotate.md", "train.md", "export.md"} <= pages
     tables = [command for page in PAGES for command, _ in KEY_TABLE.findall(page.read_text(encoding="utf-8"))]
-    commands = "annotate annotate bridge demo grade labels rerank rl score serve sft tiny train"
+    commands = "annotate annotate bridge demo grade labels rerank rl rl score serve sft tiny train"
     assert sorted(tables) == commands.split()

@@ -78,12 +78,13 @@ def run(arguments: argparse.Namespace) -> None:
 def longest_prompt(arguments: argparse.Namespace, config: RLConfig) -> int:
     """Return the assumed number of tokens of the longest prompt: --prompt-tokens, or PROMPT_TOKENS if it is not set.
 
-    In a short context, the default is lowered to the context length minus the maximum response length.
+    In a short context, the default is lowered to the context length minus the maximum response length. With an
+    environment, it is the length of one observation.
     """
     if arguments.prompt_tokens is not None:
         return arguments.prompt_tokens
     context = config.engine.max_model_len or rl_shape(config).context
-    return max(1, min(PROMPT_TOKENS, context - _longest(config, 0)))
+    return max(1, min(PROMPT_TOKENS, (context - _longest(config, 0)) // _prompts(config)))
 
 
 def rl_shape(config: RLConfig) -> Shape:
@@ -204,13 +205,18 @@ def _more_ranks(config: RLConfig) -> Iterator[Changes]:
         yield {**change, "trainer.ranks": config.trainer.ranks * factor} if factor > 1 else change
 
 
-def _longest(config: RLConfig, prompt_tokens: int) -> int:
-    """Return the number of tokens of the longest sequence; in an episode, each observation is as long as a prompt."""
+def _prompts(config: RLConfig) -> int:
+    """Return the number of prompts in the longest sequence: one, or the observations of an episode."""
     environment = config.environment
-    if environment is not None:
-        turns = environment.max_turns
-        shown = turns if environment.images == "all" else max(1, min(environment.images, turns))
-        return shown * prompt_tokens + turns * environment.max_turn_tokens
+    if environment is None:
+        return 1
+    turns = environment.max_turns
+    return turns if environment.images == "all" else max(1, min(environment.images, turns))
+
+
+def _longest(config: RLConfig, prompt_tokens: int) -> int:
+    if config.environment is not None:
+        return _prompts(config) * prompt_tokens + config.environment.max_turns * config.environment.max_turn_tokens
     responses = [config.sampling.max_tokens, *(phase.max_tokens for phase in config.schedule)]
     return prompt_tokens + max(responses)
 

@@ -64,7 +64,7 @@ class Actor:
             method = getattr(self, f"_{name}")
             setattr(self, name, SimpleNamespace(remote=method))
 
-    async def _start(self, engine, sampling, prompt, further):
+    async def _start(self, engine, sampling, prompt, further, episodes):
         self.script.further.append(further)
         if self.script.lost_from is not None and self.number >= self.script.lost_from:
             raise RayActorError
