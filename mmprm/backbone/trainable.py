@@ -18,7 +18,7 @@ class TrainableConfig(Config):
     """Configures which weights of a model are trained."""
 
     frozen: tuple[str, ...] = ()
-    """Parts to freeze (vision, projector, language), or regular expressions for names of parameters to freeze."""
+    """Parts to freeze (vision, audio, projector, language), or regular expressions for parameter names to freeze."""
     lora: LoraConfig | None = None
     """Train low-rank adapters instead of all weights, and merge them into the saved model. A PRM also trains the rows
     of its marker, Yes and No. null: train everything that is not frozen."""

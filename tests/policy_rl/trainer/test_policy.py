@@ -274,7 +274,7 @@ def test_preparation(random_policy_folder: Path) -> None:
     prepare_training(policy.backbone, TrainableConfig(frozen=("vision",)))
     frozen = {name for name, p in policy.backbone.named_parameters() if not p.requires_grad}
     assert frozen == {n for n, _ in backbone.named_parameters() if "visual" in n and "merger" not in n}
-    with pytest.raises(ConfigError, match="'color' matches no parameter; use one of vision, projector, language, or"):
+    with pytest.raises(ConfigError, match="'color' matches no parameter; use one of vision, audio, projector"):
         prepare_training(policy.backbone, TrainableConfig(frozen=("color",)))
     with pytest.raises(ConfigError, match="leaves no trainable parameter"):
         prepare_training(policy.backbone, TrainableConfig(frozen=("",)))
