@@ -38,6 +38,9 @@ class PolicyEvalConfig(Config):
         "mmmu",
         "mme",
         "hallusionbench",
+        "dfew",
+        "mafw",
+        "ravdess",
     ] = "problems"
     """Name of the benchmark, which determines the columns to read, the answer rule and the aggregate scores. `problems`
     means the columns that all other commands read."""

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from mmprm.config import build
 from mmprm.errors import DataError
-from mmprm.evaluation.benchmarks import aggregate_scores, read_items
+from mmprm.evaluation.benchmarks import BENCHMARKS, aggregate_scores, read_items
 from mmprm.evaluation.entries import Item
+from mmprm.evaluation.policy_config import PolicyEvalConfig
 from mmprm.problems import ProblemsConfig
 from mmprm.types import AudioRef, Verdict, VideoRef
 
@@ -24,6 +26,11 @@ def read(folder: Path, benchmark: str, *rows: dict[str, Any]) -> list[Item]:
 
 def turns(label: str) -> list[dict[str, str]]:
     return [{"from": "human", "value": ASKED}, {"from": "gpt", "value": label}]
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
+def test_every_benchmark_can_be_chosen(benchmark: str) -> None:
+    assert build(PolicyEvalConfig, {"benchmark": benchmark, "engine": {"model": "m"}}).benchmark == benchmark
 
 
 def test_r1_omnis_rows_ask_about_a_clip_and_its_sound(tmp_path: Path) -> None:
