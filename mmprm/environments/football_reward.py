@@ -117,9 +117,10 @@ def pass_clearness(state: FootballState) -> float:
 
 
 def shot_clearness(state: FootballState) -> float:
-    """Return, for the clearest of five points in the goal, the smallest distance of an opponent from the line to it."""
+    """Return, for the clearest of five points in the goal, the smallest distance of an opponent from the line to it;
+    1 without opponents."""
     if not len(state.theirs):
-        return np.inf
+        return 1.0
     along = (np.arange(100) + 1) / 100
     clearest = 0.0
     for y in GOAL_YS:

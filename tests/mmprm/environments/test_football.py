@@ -101,6 +101,8 @@ def test_a_shot_counts_once_while_the_player_has_the_ball() -> None:
     keepers = [[1.0, y] for y in (-0.044, -0.02, 0.0, 0.022, 0.044)]
     assert shot_clearness(state((0.8, 0.0), keepers)) == pytest.approx(0)
     assert shot_clearness(state((0.8, 0.0), [[0.9, 0.3]])) > 0.25
+    empty = state((-0.5, 0.0), [])
+    assert rewards((empty, RIGHT), (empty, SHOT)) == [0, 0], "no opponents, and too far from the goal"
     near = state((0.8, 0.0), [[0.9, 0.3]])
     found = rewards(
         (near, RIGHT), (near, SHOT), (near, SHOT), (state((0.8, 0.0), FAR, NOBODY, -1), RIGHT), (near, SHOT)
