@@ -70,7 +70,7 @@ class ServerSampler:
         except MmprmError as error:
             raise type(error)(f"problem {problem.id}: {error}") from error
         sampled = (
-            Completion(_whole_text(choice).removeprefix(trimmed), count, _finish_reason(choice))
+            Completion(_whole_text(choice, given).removeprefix(trimmed), count, _finish_reason(choice))
             for choice, count in zip(reply.choices, counts, strict=True)
         )
         return tuple(with_given(completion, given) for completion in sampled)
@@ -182,8 +182,12 @@ def served_opening(prompt_text: str) -> str:
     return found[0] if found else ""
 
 
-def _whole_text(choice: Choice) -> str:
-    return f"<think>{choice.reasoning}</think>{choice.text}" if choice.reasoning else choice.text
+def _whole_text(choice: Choice, given: str) -> str:
+    """Return the text with its chain of thought in <think> tags; `given`, which precedes it, may end with the first."""
+    if not choice.reasoning:
+        return choice.text
+    opening = "" if given.rstrip().endswith("<think>") else "<think>"
+    return f"{opening}{choice.reasoning}</think>{choice.text}"
 
 
 def _check_whole_text(reply: Reply) -> None:

@@ -189,6 +189,25 @@ async def test_a_separate_reasoning_field_is_rejected() -> None:
                 await asked.sample(SampleRequest(TEXT, "", 1, 0))
 
 
+@pytest.mark.parametrize(
+    ("prompt_text", "text"),
+    [
+        ("What is 1 + 1?[assistant]", "<think>6 times 7</think>42"),
+        ("What is 1 + 1?[assistant]<think>\n", "<think>\n6 times 7</think>42"),
+        (None, "<think>6 times 7</think>42"),
+    ],
+)
+async def test_a_joined_reasoning_field_is_opened_once(prompt_text: str | None, text: str) -> None:
+    """Templates of reasoning models, such as DeepSeek-R1's, end the prompt with <think>."""
+    message = {"role": "assistant", "content": "42", "reasoning": "6 times 7"}
+    answer = says("", choice={"message": message, "token_ids": [1]}, top={"prompt_text": prompt_text})
+    with ScriptedServer(answer) as server:
+        engine = build(EngineConfig, {"model": "served", "servers": {"urls": [server.url]}})
+        async with ServerSampler(engine, None, PromptConfig(preset="plain"), reasoning="join") as asked:
+            (completion,) = await asked.sample(SampleRequest(TEXT, "", 1, 0))
+    assert completion.text == text
+
+
 def test_tokens_are_split_by_the_length_of_thoughts_and_text() -> None:
     choices = (Choice("42", "stop", reasoning="123456"), Choice("42", "stop"))
     assert token_counts(Reply(choices, completion_tokens=20)) == [16, 4]
