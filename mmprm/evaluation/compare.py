@@ -5,7 +5,7 @@ Shapes: Q question.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from mmprm.config import Config, PathText, differing_keys
+from mmprm.config import Config, PathText, differing_keys, with_current_names
 from mmprm.data.rows import read_file
 from mmprm.errors import DataError
 from mmprm.evaluation.policy_scores import PolicyScores
@@ -83,7 +83,10 @@ def compare_policies(folders: Sequence[Path], config: CompareConfig) -> Comparis
         models=[result[shared[0]].model for result in results],
         benchmarks={name: _compared([result[name] for result in results], folders, config) for name in shared},
         left_out={name: absent for name, absent in missing.items() if absent},
-        notes=[note for name in shared for note in _notes(name, folders)],
+        notes=[
+            *(note for result, f in zip(results, folders, strict=True) for note in _mixed(result, f)),
+            *(note for name in shared for note in _notes(name, folders)),
+        ],
     )
 
 
@@ -106,7 +109,7 @@ def _compared(results: Sequence[PolicyScores], folders: Sequence[Path], config: 
             raise DataError(f"{file}: has no stage={config.stage}; evaluate all policies with it, or compare another")
         if not result.by_question:
             raise DataError(f"{file}: has no results by question; repeat mmprm eval policy, which samples nothing")
-        if result.by_question.keys() != by_question[0].keys():
+        if _contents(result) != _contents(results[0]):
             raise DataError(
                 f"{file}: has other questions than {folders[0]}; evaluate both on the same file, subset and limit"
             )
@@ -119,6 +122,19 @@ def _compared(results: Sequence[PolicyScores], folders: Sequence[Path], config: 
 
     changes = [mean(each - correct[0]) for each in correct[1:]]
     return ComparedBenchmark(len(questions), [mean(each) for each in correct], [None, *changes])
+
+
+def _contents(result: PolicyScores) -> dict[str, str]:
+    return {name: question.content for name, question in result.by_question.items()}
+
+
+def _mixed(results: Mapping[str, PolicyScores], folder: Path) -> list[str]:
+    """Return a note if the results of a folder are those of several models."""
+    models = {result.model: name for name, result in results.items()}
+    if len(models) == 1:
+        return []
+    listed = ", ".join(f"{model} ({name})" for model, name in models.items())
+    return [f"{folder} has results of several models: {listed}; use an output folder per policy"]
 
 
 def _notes(benchmark: str, folders: Sequence[Path]) -> list[str]:
@@ -137,4 +153,4 @@ def _asked_with(file: Path) -> dict[str, object]:
     if not file.is_file():
         return {}
     _, head = next(iter(read_file(file)), ("", {}))
-    return head.get("asked_with", {})
+    return with_current_names(head.get("asked_with", {}))

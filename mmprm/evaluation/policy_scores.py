@@ -17,6 +17,7 @@ from mmprm.evaluation.pass_at_k import majority_share, pass_at_k, sizes
 from mmprm.evaluation.policy import Answered, GradedSample
 from mmprm.evaluation.policy_config import PolicyEvalConfig
 from mmprm.metrics import Interval, bootstrap
+from mmprm.problems import content_id
 from mmprm.selection.groups import answer_key
 from mmprm.types import Grading, Verdict
 
@@ -46,10 +47,13 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class QuestionScore:
-    """Holds the fraction of correct responses to a question by grading stage, and the question's family, whose members
-    are not independent of each other."""
+    """Holds the fraction of correct responses to a question by grading stage.
+
+    The members of a `family` are not independent of each other. `content` is a hash of the question's texts.
+    """
 
     family: str
+    content: str
     correct: dict[str, float]
 
 
@@ -126,7 +130,10 @@ def scored(
 
 def _question_score(answered: Answered, config: PolicyEvalConfig) -> QuestionScore:
     counts = {stage: sum(_is_correct(answered, n, stage) for n in range(config.samples)) for stage in stages(config)}
-    return QuestionScore(answered.item.family, {stage: count / config.samples for stage, count in counts.items()})
+    problem = answered.item.problem
+    content = content_id(problem.question, problem.answer, (), problem.choices)
+    correct = {stage: count / config.samples for stage, count in counts.items()}
+    return QuestionScore(answered.item.family, content, correct)
 
 
 def _key(grading: Grading, item: Item) -> str | None:

@@ -19,7 +19,7 @@ def write(
     """Write the results of a policy on a benchmark, with its fraction of correct responses by question."""
     folder.mkdir(exist_ok=True)
     by_question = {
-        name: {"family": (families or {}).get(name, name), "correct": {"symbolic": value}}
+        name: {"family": (families or {}).get(name, name), "content": name, "correct": {"symbolic": value}}
         for name, value in correct.items()
     }
     result = {
@@ -76,11 +76,21 @@ def test_policies_that_were_asked_differently_get_a_note(tmp_path: Path) -> None
     assert note == f"mmstar: {folders[2]} was evaluated with another sampling.temperature than {folders[0]}"
 
 
+def test_a_folder_with_results_of_several_models_gets_a_note(tmp_path: Path) -> None:
+    folders = [write(tmp_path / name, "mmstar", {"a": 1.0}) for name in ("base", "sft")]
+    for folder in folders:
+        write(folder, "aime", {"a": 1.0}, model="old" if folder.name == "sft" else "model of base")
+    (note,) = compare_policies(folders, CompareConfig()).notes
+    listed = "old (aime), model of sft (mmstar)"
+    assert note == f"{folders[1]} has results of several models: {listed}; use an output folder per policy"
+
+
 @pytest.mark.parametrize(
     ("second", "message"),
     [
         ({"by_question": {}}, "has no results by question; repeat mmprm eval policy"),
-        ({"by_question": {"z": {"family": "z", "correct": {"symbolic": 1.0}}}}, "has other questions than"),
+        ({"by_question": {"z": {"family": "z", "content": "a", "correct": {"symbolic": 1}}}}, "has other questions"),
+        ({"by_question": {"a": {"family": "a", "content": "z", "correct": {"symbolic": 1}}}}, "has other questions"),
         ({"scores": {}}, "has no stage=symbolic"),
         ({"tokens": "many"}, "was not written by mmprm eval policy"),
     ],
