@@ -71,8 +71,8 @@ def outside(matches: Iterable[re.Match[str]], text: str) -> list[re.Match[str]]:
     spans = regions(text)[0]
     starts = [start for start, _ in spans]
 
-    def isoutside(match: re.Match[str]) -> bool:
+    def is_outside(match: re.Match[str]) -> bool:
         span = bisect.bisect_left(starts, match.start()) - 1
         return span < 0 or match.start() >= spans[span][1]
 
-    return [match for match in matches if isoutside(match)]
+    return [match for match in matches if is_outside(match)]

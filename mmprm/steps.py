@@ -3,6 +3,7 @@ module."""
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -25,6 +26,7 @@ _TAG = re.compile(r"<[^\S\n]*(/?)[^\S\n]*step(?:[\s_-]?\d{1,4}|\s+\w+=[^<>\n]{1,
 _LINE_BREAKS = re.compile(r"(?:\s*[\r\n])?")
 _BLANK_LINES = re.compile(r"\n[^\S\n]*\n(?:\s*[\r\n])?")
 _NOTHING = re.compile(r"\s*(?:[-*_=]{3,}\s*)?")
+_THINK_START = re.compile(r"<think(?:ing)?>")
 _THINK_END = re.compile(r"</think(?:ing)?>(?:\s*[\r\n])?")
 _TURN_OF_THOUGHT = re.compile(
     r"\s*(?:(?:but|oh|ok(?:ay)?|so|no|hmm+|well)\b[\s,.…]*)?"
@@ -186,17 +188,21 @@ def _split_thoughts(text: str) -> StepSplit:
     and at the end of the thoughts.
 
     Whether a boundary ends a step depends only on the text since the last boundary and on the paragraph after it, so a
-    continuation of the same text splits into the remaining steps.
+    continuation of the same text splits into the remaining steps. A code block that the thoughts leave open ends with
+    them.
     """
-    ends_of_thoughts = {match.end() for match in _THINK_END.finditer(text)}
+    ends_of_thoughts = [match.end() for match in _THINK_END.finditer(text)]
     boundaries, start = [], 0
-    for end in sorted({match.end() for match in outside(_BLANK_LINES.finditer(text), text)} | ends_of_thoughts):
-        step = text[start:end].strip()
-        if step in ("", "<think>") or text.startswith("</think", end):
-            continue  # a tag alone is no step
-        if len(step) >= MIN_THOUGHT_CHARACTERS or end in ends_of_thoughts or _TURN_OF_THOUGHT.match(text, end):
-            boundaries.append(end)
-            start = end
+    for part_start, part_end in itertools.pairwise((0, *ends_of_thoughts, len(text))):
+        part = text[part_start:part_end]
+        blank_lines = {part_start + match.end() for match in outside(_BLANK_LINES.finditer(part), part)}
+        for end in sorted({*blank_lines, part_end}):
+            step = text[start:end].strip()
+            if not step or _THINK_START.fullmatch(step) or text.startswith("</think", end):
+                continue  # a tag alone is no step
+            if len(step) >= MIN_THOUGHT_CHARACTERS or end == part_end or _TURN_OF_THOUGHT.match(text, end):
+                boundaries.append(end)
+                start = end
     return StepSplit(_cut(text, boundaries))
 
 

@@ -19,6 +19,9 @@ PIECES = [
     "<think>",
     "</think>",
     "```\na\n\nb\n```",
+    "```\n",
+    "\\[",
+    "\\]",
     "Alternatively, try 4.",
     " ",
 ]
@@ -65,6 +68,7 @@ def test_the_final_answer_is_not_part_of_the_thoughts() -> None:
     found = steps(text)
     assert found == (f"<think>\n\n{SHORT}\n\n</think>\n\n", f"The answer is 5.\n\n{SHORT}")
     assert trace_length(found) == 1
+    assert steps("<thinking>\n\nWait, no.</thinking>") == ("<thinking>\n\nWait, no.</thinking>",)
     assert trace_length(found[1:]) is None
     assert trace_length(("a", "b</think>", "c", "d</think>", "e")) == 4
 
@@ -72,6 +76,12 @@ def test_the_final_answer_is_not_part_of_the_thoughts() -> None:
 def test_code_blocks_stay_whole() -> None:
     block = f"```\n{LONG}\n\nwait\n```"
     assert steps(f"{SHORT}\n\n{block}\n\n{SHORT}") == (f"{SHORT}\n\n{block}\n\n", SHORT)
+
+
+def test_what_the_thoughts_leave_open_does_not_reach_into_the_answer() -> None:
+    for opening in ("```", "\\["):
+        text = f"<think>\n{opening}\nx = 1\n</think>\n\n{LONG}\n\nThe answer is 5. \\]"
+        assert steps(text)[1:] == (f"{LONG}\n\n", "The answer is 5. \\]")
 
 
 def test_steps_are_found_again() -> None:
@@ -86,3 +96,4 @@ def test_splitting_is_lossless_and_continues_from_every_boundary(text: str) -> N
     assert "".join(found) == (text if text.strip() else "")
     for count in range(1, len(found)):
         assert steps("".join(found[:count])) == found[:count]
+        assert steps("".join(found[count:])) == found[count:]
