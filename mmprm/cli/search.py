@@ -41,14 +41,16 @@ from mmprm.grading.calibration import check_judge
 from mmprm.grading.golds import check_golds
 from mmprm.metrics import Interval
 from mmprm.preflight import check_output, check_prm, check_prm_reads
+from mmprm.prm.info import PrmInfo
 from mmprm.problems import load_problems
 from mmprm.report.tables import cell
 from mmprm.sampling.policy import PolicyConfig
+from mmprm.sampling.seeds import environment_seed
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.open import open_scorer, scorer_info
 from mmprm.selection.accuracy import EqualTokens, accuracy, at_equal_tokens
 from mmprm.selection.candidates import candidate_lines
-from mmprm.selection.episodes import check_strategy, search_episodes
+from mmprm.selection.episodes import check_scorer, check_strategy, search_episodes
 from mmprm.selection.guided import Searched, search_problems
 from mmprm.selection.strategies import GuidedConfig
 from mmprm.types import Problem, Scorer, Verdict
@@ -96,7 +98,7 @@ def run(arguments: argparse.Namespace) -> None:
     info = scorer_info(config.scorer)
     aggregator = settled(config.aggregator, info)
     problems = load_problems(config.problems, episodes=config.environment is not None)
-    _check(config, problems)
+    _check(config, problems, info)
     if config.environment is None and config.engine.servers is None:
         actors.connect(config.ray_address)  # before the scorer, which is slow to load
     scorer = open_scorer(config.scorer)
@@ -126,7 +128,7 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"{metrics['unknown_scores']} paths unknown, {metrics['score_tokens']:,} tokens of the judge")
 
 
-def _check(config: GuidedSearchConfig, problems: Sequence[Problem]) -> None:
+def _check(config: GuidedSearchConfig, problems: Sequence[Problem], info: PrmInfo) -> None:
     """Raise an error for settings and problems that cannot be searched, before the models are loaded."""
     check_output(config.output, "output")
     check_prm(config.scorer.prm)
@@ -137,7 +139,9 @@ def _check(config: GuidedSearchConfig, problems: Sequence[Problem]) -> None:
         check_config(config, problems, config.search.samples, "search.samples")
     else:
         check_strategy(config.search)
-        first = first_prompt(config.environment, config.engine.images_per_prompt, problems[0], config.seed)
+        check_scorer(info, config.scorer.prm)
+        seed = environment_seed(config.seed, problems[0].id)
+        first = first_prompt(config.environment, config.engine.images_per_prompt, problems[0], seed)
         check_prm_reads(config.scorer.prm, [first])
         sampling = config.sampling.model_copy(update={"max_tokens": config.environment.max_turn_tokens})
         turns = config.model_copy(update={"sampling": sampling})

@@ -18,11 +18,12 @@ from mmprm.environments.episode import Action, Episode, EpisodeStart, TurnReques
 from mmprm.environments.load import EnvironmentConfig
 from mmprm.environments.pool import EnvironmentPool
 from mmprm.errors import ConfigError, DataError, EngineStoppedError, MmprmError
+from mmprm.prm.info import FORMAT, JudgeInfo, PrmInfo
 from mmprm.sampling.seeds import derive_seed, environment_seed
 from mmprm.scoring.aggregate import Aggregator, aggregator
 from mmprm.scoring.http.queue import ScoreQueue
-from mmprm.selection.groups import Candidate, CandidateGroup, with_answer
-from mmprm.selection.guided import Guided, Searched
+from mmprm.selection.groups import Candidate, CandidateGroup
+from mmprm.selection.guided import Guided, Searched, scored_candidates
 from mmprm.selection.strategies import GuidedConfig
 from mmprm.types import Problem, Scorer, Solution
 
@@ -49,7 +50,10 @@ class GuidedPlayer:
         actions = await asyncio.gather(*map(self.sampler.act, (request, *others)))
         self.tokens += sum(action.token_count for action in actions)
         self.samples += len(actions)
-        distinct = list({action.text: action for action in reversed(actions)}.values())[::-1]
+        by_text: dict[str, Action] = {}
+        for action in actions:
+            by_text.setdefault(action.text, action)
+        distinct = list(by_text.values())
         if len(distinct) == 1:
             return distinct[0]
         answers = await self.queue.score_apart([_solution_after(request, action) for action in distinct])
@@ -84,12 +88,9 @@ async def search_episodes(
         starts = [EpisodeStart(problem, environment_seed(run_seed, problem.id), seed + i) for i in range(episodes)]
         played = await asyncio.gather(*(play(start, player, pool, environment) for start in starts))
         solutions = [episode_solution(problem, episode) for episode in played]
-        answers = iter(await queue.score_apart([solution for solution in solutions if solution.steps]))
-        candidates = []
-        for episode, solution in zip(played, solutions, strict=True):
-            candidate = _candidate(episode, solution)
-            candidates.append(with_answer(candidate, next(answers)) if solution.steps else candidate)
-        return Guided(CandidateGroup(problem, tuple(candidates)), player.tokens, player.samples)
+        answers = await queue.score_apart([solution for solution in solutions if solution.steps])
+        candidates = scored_candidates(list(map(_candidate, played, solutions)), answers)
+        return Guided(CandidateGroup(problem, candidates), player.tokens, player.samples)
 
     async def attempt(problem: Problem) -> Guided | str:
         try:
@@ -119,6 +120,17 @@ def check_strategy(config: GuidedConfig) -> None:
         )
     if config.lookahead:
         raise ConfigError(f"search.lookahead={config.lookahead} must be 0 in an environment; set it to 0")
+
+
+def check_scorer(info: PrmInfo, prm: str) -> None:
+    """Raise ConfigError if the scorer cannot read episodes, with which all actions would be equally good."""
+    if isinstance(info, JudgeInfo):
+        raise ConfigError("scorer: a thinking judge does not read episodes; set scorer.prm to a model of mmprm train")
+    if info.format != FORMAT:
+        raise ConfigError(
+            f"scorer.prm={prm} has the format {info.format}, which cannot express episodes; use a model of mmprm train "
+            f"({FORMAT})"
+        )
 
 
 def episode_solution(problem: Problem, episode: Episode) -> Solution:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from mmprm.errors import DataError, EngineStoppedError, MmprmError, UnknownScoresError
 from mmprm.scoring.aggregate import aggregator
 from mmprm.scoring.http.queue import ScoreQueue
-from mmprm.selection.groups import CandidateGroup, graded_candidate, with_answer
+from mmprm.selection.groups import Candidate, CandidateGroup, graded_candidate, with_answer
 from mmprm.selection.paths import Path, Writer
 from mmprm.selection.strategies import STRATEGIES, GuidedConfig, ahead, solutions
 from mmprm.steps import StepFormat
@@ -82,7 +82,9 @@ async def search_problems(
 
         found = solutions(await STRATEGIES[config.strategy](writer, judge, config))
         graded = (graded_candidate(problem, path.text, path.token_count, grader, step_format) for path in found)
-        group = await _scored(CandidateGroup(problem, tuple(await asyncio.gather(*graded))), scored_paths)
+        candidates = await asyncio.gather(*graded)
+        answers = await scored_paths([Solution(problem, each.steps) for each in candidates if each.steps])
+        group = CandidateGroup(problem, scored_candidates(candidates, answers))
         tokens = sum(getattr(answer, "tokens", None) or 0 for answer in costs.values())
         unknown = sum(isinstance(answer, UnknownScoresError) for answer in costs.values())
         return Guided(group, writer.tokens, writer.samples, tokens, unknown)
@@ -108,13 +110,15 @@ async def search_problems(
     )
 
 
-async def _scored(
-    group: CandidateGroup, score: Callable[[Sequence[Solution]], Awaitable[list[StepScores | DataError]]]
-) -> CandidateGroup:
-    """Score the candidates of a group; raise DataError if none of them can be scored."""
-    answers = await score([Solution(group.problem, c.steps) for c in group.candidates if c.steps])
+def scored_candidates(
+    candidates: Sequence[Candidate], answers: Sequence[StepScores | DataError]
+) -> tuple[Candidate, ...]:
+    """Return the candidates with the scorer's results for those that have steps, in order.
+
+    Raises DataError if none of them could be scored.
+    """
     reasons = [answer for answer in answers if isinstance(answer, DataError)]
     if reasons and len(reasons) == len(answers):
         raise reasons[0]
     each = iter(answers)
-    return replace(group, candidates=tuple(with_answer(c, next(each)) if c.steps else c for c in group.candidates))
+    return tuple(with_answer(candidate, next(each)) if candidate.steps else candidate for candidate in candidates)

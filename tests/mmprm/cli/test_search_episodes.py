@@ -11,7 +11,7 @@ import pytest
 
 from mmprm.cli import search as command
 from mmprm.cli.main import main
-from mmprm.prm.info import PrmInfo
+from mmprm.prm.info import JudgeInfo, PrmInfo
 from mmprm.problems import write_problems
 from mmprm.tiny.sokoban_player import SolverPlayer
 from tests.mmprm.selection.test_episode_search import LEVELS, SolverScorer
@@ -62,6 +62,27 @@ def test_guided_episodes_are_compared_with_the_best_of_n(sets: list[str], checke
     assert summary["generated_tokens"] == summary["samples"] == 8 * sum(len(row["scores"]) for row in rows)
     assert summary["accuracy"]["prm"]["value"] > 0.9
     assert summary["best_of_n_at_equal_tokens"]["difference"]["random"]["value"] > 0.3
+
+
+@pytest.mark.parametrize(
+    ("info", "message"),
+    [
+        (JudgeInfo(), "a thinking judge does not read episodes"),
+        (PrmInfo(format="qwen", aggregator="min"), "scorer.prm=p has the format qwen, which cannot express episodes"),
+    ],
+)
+def test_scorers_that_cannot_read_episodes_are_refused(
+    info: PrmInfo,
+    message: str,
+    sets: list[str],
+    checked: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(command, "scorer_info", lambda config: info)
+    assert main(["search", *sets]) == 2
+    assert message in capsys.readouterr().err
+    assert not checked, "refused before the policy is loaded"
 
 
 @pytest.mark.parametrize(

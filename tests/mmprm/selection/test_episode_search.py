@@ -6,10 +6,14 @@ from collections.abc import Sequence
 
 import pytest
 
+from mmprm.environments.episode import Action, TurnRequest
+from mmprm.environments.interface import Observation
 from mmprm.environments.load import EnvironmentConfig
 from mmprm.errors import ConfigError, DataError
+from mmprm.scoring.aggregate import aggregator
+from mmprm.scoring.http.queue import ScoreQueue
 from mmprm.selection.accuracy import accuracy
-from mmprm.selection.episodes import search_episodes
+from mmprm.selection.episodes import GuidedPlayer, search_episodes
 from mmprm.selection.guided import Searched
 from mmprm.selection.strategies import GuidedConfig
 from mmprm.tiny.sokoban_player import SolverPlayer
@@ -95,6 +99,36 @@ async def test_an_action_that_cannot_be_scored_is_the_last_choice() -> None:
     without = [c for result in found.results for c in result.group.candidates if c.scores is not None]
     assert without
     assert all("<action>up</action>" not in candidate.steps for candidate in without)
+    assert len(without) + len(found.failed) == len(LEVELS), "a problem without any scored episode has failed"
+
+
+async def test_a_scorer_that_reads_no_episode_gives_reasons_instead_of_random_choices() -> None:
+    class Blind(SolverScorer):
+        def score_each(self, solutions: Sequence[Solution]) -> list[StepScores | DataError]:
+            return [DataError("is an episode")] * len(solutions)
+
+    found = await searched(Blind(), strategy="best_of_n", samples=2)
+    assert not found.results
+    assert set(found.failed.values()) == {"is an episode"}
+
+
+async def test_the_first_of_several_best_actions_is_played() -> None:
+    """All actions have equal scores; the first one is sampled again after another."""
+
+    class Scripted:
+        async def act(self, request: TurnRequest) -> Action:
+            return next(actions)
+
+    class Equal(SolverScorer):
+        def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
+            return [StepScores((0.5,) * len(solution.steps)) for solution in solutions]
+
+    actions = iter([Action("first"), Action("second"), Action("first")])
+    queue = ScoreQueue(Equal())
+    player = GuidedPlayer(Scripted(), queue, 3, aggregator("last"))
+    chosen = await player.act(TurnRequest(LEVELS[0], (Observation(("?",)),), (), 0))
+    queue.close()
+    assert chosen.text == "first"
 
 
 @pytest.mark.parametrize(
