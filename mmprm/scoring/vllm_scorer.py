@@ -29,7 +29,7 @@ from mmprm.worker_logs import explained_start
 
 TASK = "token_classify"
 IMAGES = 16
-"""Maximum number of images per problem."""
+"""Maximum number of images per solution; an episode has those of all its observations."""
 
 
 class VllmScorer:
@@ -61,14 +61,19 @@ class VllmScorer:
         return score_fitting(solutions, self._readable, self._score)
 
     def _readable(self, solution: Solution) -> Solution:
+        if len(solution.images) > IMAGES:
+            raise DataError(
+                f"problem {solution.problem.id}: has {len(solution.images)} images, but scorer.backend=vllm reads at "
+                f"most {IMAGES}; use scorer.backend=transformers"
+            )
         tokens = len(self._format.mark(solution).ids)  # lower bound: an image counts as one token here
         return solution if tokens <= self._context else self._fitting(solution)
 
     def _score(self, solutions: Sequence[Solution]) -> list[StepScores]:
-        from vllm.exceptions import VLLMClientError
-
         if not solutions:
             return []
+        from vllm.exceptions import VLLMClientError
+
         try:
             return self._encoded(solutions)
         except VLLMClientError as error:

@@ -12,6 +12,7 @@ from mmprm.scoring import transformers_scorer
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.context import fitting
 from mmprm.scoring.open import open_scorer
+from mmprm.scoring.vllm_scorer import IMAGES, VllmScorer
 from mmprm.tiny.model import build_model
 from mmprm.tiny.tokenizer import build_processor, build_tokenizer
 from mmprm.tiny.world import make_problems, solve
@@ -118,3 +119,12 @@ def test_a_truncated_solution_keeps_the_scores_of_its_first_steps(prm: Path, sol
     (alone,) = scorer.score([Solution(long.problem, long.steps[:kept])])
     assert cut.scores == pytest.approx(alone.scores, abs=1e-5)
     assert (len(first.scores), len(last.scores)) == (len(solutions[1].steps), len(solutions[2].steps))
+
+
+def test_vllm_refuses_an_episode_with_more_images_than_it_reads() -> None:
+    scorer = object.__new__(VllmScorer)  # nothing is read before the images are counted
+    seen = ((ImageRef(path="frame.png"),),) * (IMAGES + 1)
+    episode = Solution(Problem("p", "?", ""), ("<action>up</action>",) * len(seen), seen)
+    (answer,) = scorer.score_each([episode])
+    assert isinstance(answer, DataError)
+    assert f"has 17 images, but scorer.backend=vllm reads at most {IMAGES}" in str(answer)
