@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -37,3 +37,8 @@ def test_a_public_name_is_defined_once() -> None:
 def test_public_names_are_found() -> None:
     tree = ast.parse("A: int = 1\nB = _C = 2\ndef f(): ...\nasync def g(): ...\nclass D:\n    E = 1\nX.y = 3")
     assert public_names(tree) == {"A", "B", "f", "g", "D"}
+
+
+def test_test_files_have_different_names() -> None:
+    names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == [], "pytest imports test files by their base name"
