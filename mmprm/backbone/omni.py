@@ -46,6 +46,8 @@ STORED_NAMES = {
     "thinker.lm_head.": "lm_head.",
 }
 """Maps the beginnings of the names in a checkpoint to those of the model's parameters."""
+VISION_TENSORS = {"pixel_values": "image_grid_thw", "pixel_values_videos": "video_grid_thw"}
+"""Maps the processor's tensors of patches to those of their grids: images, then videos."""
 STAND_IN = "stand_in_"
 """Begins the names of tensors whose features are computed but not used."""
 
@@ -66,7 +68,6 @@ class OmniModel(Qwen2_5OmniPreTrainedModelForConditionalGeneration):
         self.post_init()
 
     _features_of_images = Qwen2_5OmniThinkerForConditionalGeneration.get_image_features
-    _features_of_videos = Qwen2_5OmniThinkerForConditionalGeneration.get_video_features
     _features_of_audio = Qwen2_5OmniThinkerForConditionalGeneration.get_audio_features
 
     def get_input_embeddings(self) -> nn.Module:
@@ -82,25 +83,39 @@ class OmniModel(Qwen2_5OmniPreTrainedModelForConditionalGeneration):
     def get_image_features(self, return_dict: bool = True, **media: Tensor) -> Any:
         """Return the features of all media as `pooler_output`, a tuple with one tensor_FH: images, videos, audio.
 
-        `media` holds the processor's tensors by name.
+        `media` holds the processor's tensors by name. A tower runs at most once, the vision tower first: under ZeRO-3,
+        all ranks must gather the same weights in the same order. Stand-ins make a tower run that other ranks run; their
+        features are not used.
         """
-        parts: list[Tensor] = []
-        if "pixel_values" in media:
-            output = self._features_of_images(media["pixel_values"], media["image_grid_thw"], return_dict=True)
-            parts += output.pooler_output
-        if "pixel_values_videos" in media:
-            output = self._features_of_videos(media["pixel_values_videos"], media["video_grid_thw"], return_dict=True)
-            parts += output.pooler_output
-        if "input_features" in media:
-            mask = media["feature_attention_mask"]
-            parts.append(self._features_of_audio(media["input_features"], mask, return_dict=True).last_hidden_state)
-        # Stand-ins make a tower run that other ranks run; their features are not used.
-        unused = {name.removeprefix(STAND_IN): media[name] for name in media if name.startswith(STAND_IN)}
-        table_FH = torch.cat(parts)
-        if unused:
-            (unused_FH,) = self.get_image_features(**unused).pooler_output
+        stand_in = {name.removeprefix(STAND_IN): media[name] for name in media if name.startswith(STAND_IN)}
+        used: list[Tensor] = []
+        unused: list[Tensor] = []
+        for features in (self._vision_features, self._audio_features):
+            found_FH = features(media)
+            if found_FH is not None:
+                used.append(found_FH)
+            elif (found_FH := features(stand_in)) is not None:
+                unused.append(found_FH)
+        table_FH = torch.cat(used)
+        for unused_FH in unused:
             table_FH = table_FH + unused_FH.sum() * 0.0
         return SimpleNamespace(pooler_output=(table_FH,))
+
+    def _vision_features(self, media: Mapping[str, Tensor]) -> Tensor | None:
+        """Return the features of images, followed by those of videos, or None without either."""
+        names = [(pixels, grids) for pixels, grids in VISION_TENSORS.items() if pixels in media]
+        if not names:
+            return None
+        pixels = torch.cat([media[name] for name, _ in names])
+        grids = torch.cat([media[name] for _, name in names])
+        return torch.cat(self._features_of_images(pixels, grids, return_dict=True).pooler_output)
+
+    def _audio_features(self, media: Mapping[str, Tensor]) -> Tensor | None:
+        if "input_features" not in media:
+            return None
+        mask = media["feature_attention_mask"]
+        features_FH: Tensor = self._features_of_audio(media["input_features"], mask, return_dict=True).last_hidden_state
+        return features_FH
 
     def get_rope_index(
         self,
@@ -205,7 +220,7 @@ def stand_in_media(processor: Any) -> dict[str, Tensor]:
 
 def with_stand_ins(media: Mapping[str, Tensor], stand_in: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Add the tensors of `stand_in`, under other names, for the tower that does not read any of the media."""
-    seen = media.keys() & {"pixel_values", "pixel_values_videos"}
+    seen = media.keys() & VISION_TENSORS.keys()
     names = [] if seen else ["pixel_values", "image_grid_thw"]
     names += [] if "input_features" in media else ["input_features", "feature_attention_mask"]
     return {**media, **{STAND_IN + name: stand_in[name] for name in names}}

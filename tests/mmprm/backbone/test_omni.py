@@ -159,6 +159,23 @@ def test_stand_ins_run_both_towers_without_changing_features(loaded: tuple[Any, 
     assert not gradient.any()
 
 
+@pytest.mark.parametrize("media", MEDIA.values(), ids=MEDIA)
+def test_with_stand_ins_all_ranks_run_the_vision_tower_and_then_the_audio_tower(
+    loaded: tuple[Any, Any], media: tuple[MediaRef, ...]
+) -> None:
+    """Under ZeRO-3, ranks that run the towers in another order, or one of them twice, wait for each other forever."""
+    backbone, processor = loaded
+    towers = (backbone.model.visual, backbone.model.audio_tower)
+    ran: list[Any] = []
+    hooks = [tower.register_forward_pre_hook(lambda tower, _: ran.append(tower)) for tower in towers]
+    tensors = inputs_of(processor, media)
+    tensors = {name: each for name, each in tensors.items() if name not in ("input_ids", "attention_mask")}
+    backbone.model.get_image_features(**with_stand_ins(tensors, stand_in_media(processor)))
+    for hook in hooks:
+        hook.remove()
+    assert ran == list(towers)
+
+
 def test_audio_that_the_model_would_cut_is_refused(loaded: tuple[Any, Any]) -> None:
     long = encode_clip(None, np.zeros(16_000 * 9, np.float32))
     with pytest.raises(Exception, match=r"audio: takes 9\.0 s, but the model hears at most 8 s; cut the part"):
