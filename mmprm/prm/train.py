@@ -38,6 +38,7 @@ from mmprm.training.lora import plain_weights
 from mmprm.training.ranks import Ranks, alone_in, join_ranks
 from mmprm.training.sharding import loading_in_parts
 from mmprm.training.stop_request import StopRequest
+from mmprm.types import AudioRef, Solution
 
 
 class TrainConfig(TrainableConfig):
@@ -112,7 +113,7 @@ def _train(config: TrainConfig, ranks: Ranks) -> TrainSummary:
     prm.model.image_features = feature_cache(prm.model.backbone, ranks, config.training.zero_stage)
     torch.manual_seed(config.training.seed + ranks.rank)
     (train, too_long), (held_out, _) = _samples(config, prm, examples)
-    _check_images(train + held_out, config, ranks)
+    _check_media(train + held_out, config, ranks)
     rows, held_out_rows = _rows(config, prm, [train, held_out], ranks)
     # batch_size counts paths, but a packed row holds several.
     batch_size = max(1, round(config.training.batch_size * len(rows.lengths) / len(train)))
@@ -218,16 +219,24 @@ def _rows(config: TrainConfig, prm: Prm, parts: list[list[PrmSample]], ranks: Ra
     ]
 
 
-def _check_images(samples: list[PrmSample], config: TrainConfig, ranks: Ranks) -> None:
-    """Raise ConfigError if problems with and without images are mixed on several ranks at an unsupported ZeRO stage.
+def _check_media(samples: list[PrmSample], config: TrainConfig, ranks: Ranks) -> None:
+    """Raise ConfigError if problems with different media are mixed on several ranks at an unsupported ZeRO stage.
 
-    A rank whose batch has no image runs neither vision tower nor projector. Under ZeRO-3, the other ranks would wait
-    for it to gather these weights. Under stages 1 and 2, they would reduce gradients that it does not have.
+    A rank whose batch has no image or video runs neither vision tower nor projector; one without audio runs no audio
+    tower. Under ZeRO-3, the other ranks would wait for it to gather these weights. Under stages 1 and 2, they would
+    reduce gradients that it does not have.
     """
-    kinds = {bool(sample.solution.images) for sample in samples}
-    stage, still = config.training.stage, {"vision", "projector"} <= set(config.frozen) and config.lora is None
+    kinds = {_towers(sample.solution) for sample in samples}
+    needed = {"projector"}.union(*kinds)
+    stage, still = config.training.stage, needed <= set(config.frozen) and config.lora is None
     if ranks.count > 1 and len(kinds) > 1 and stage > (2 if still else 0):
         raise ConfigError(
-            f"training.zero_stage={stage} cannot mix problems with and without images on several ranks; use only one "
-            "kind of problem, or training.zero_stage=0 with fp32, or frozen=[vision, projector] with stage 2"
+            f"training.zero_stage={stage} cannot mix problems with and without "
+            f"{'images, videos or audio' if 'audio' in needed else 'images'} on several ranks; use only one kind of "
+            f"problem, or training.zero_stage=0 with fp32, or frozen=[{', '.join(sorted(needed))}] with stage 2"
         )
+
+
+def _towers(solution: Solution) -> frozenset[str]:
+    """Return the parts of the model, by their names in `frozen`, that read the media of a solution."""
+    return frozenset("audio" if isinstance(each, AudioRef) else "vision" for each in solution.media)

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from mmprm.errors import DataError
+from mmprm.errors import ConfigError, DataError
 from mmprm.prm.data import PrmSample
 from mmprm.prm.formats import MmPrmFormat
 from mmprm.prm.info import PrmTokens
 from mmprm.prm.model import Prm, initialize_prm, save_prm
 from mmprm.prm.packing import Marks
 from mmprm.prm.task import PathRows, PrmTask
+from mmprm.prm.train import TrainConfig, _check_media
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.transformers_scorer import TransformersScorer
 from mmprm.tiny.omni_clip import encode_clip
+from mmprm.training.config import TrainingConfig
+from mmprm.training.ranks import Ranks
 from mmprm.types import AudioRef, ImageRef, Problem, Solution, VideoRef
 from tests.mmprm.data.test_images import PNG
 from tests.mmprm.data.test_media import gray_frames, tone
@@ -95,3 +99,19 @@ def test_a_model_without_clips_refuses_them(policy_folder: Path) -> None:
         DataError, match=r"problem audio: has videos or audio, but this process reward model reads none"
     ):
         other.renderer.render(SOLUTIONS[2])
+
+
+def test_ranks_with_different_media_are_refused_under_zero_3() -> None:
+    """A rank whose batch has a video and no audio would not run the audio tower, for which the others wait."""
+    samples = [PrmSample(each, (1.0,), (1.0,), np.zeros(1), np.zeros(1)) for each in SOLUTIONS]
+    config = TrainConfig(model="m", labels="l", output="o", training={"zero_stage": 3})
+    two = Ranks(0, 2, torch.device("cpu"))
+    refused = r"zero_stage=3 cannot mix problems with and without images, videos or audio on several ranks"
+    with pytest.raises(ConfigError, match=refused):
+        _check_media(samples[1:], config, two)  # both, audio, all
+    _check_media(samples[1::2], config, two)  # both, all: each runs both towers
+    _check_media(samples, config, Ranks(0, 1, torch.device("cpu")))
+    frozen = config.model_copy(update={"frozen": ("vision", "projector"), "training": TrainingConfig(zero_stage=2)})
+    with pytest.raises(ConfigError, match=r"or frozen=\[audio, projector, vision\] with stage 2"):
+        _check_media(samples, frozen, two)
+    _check_media(samples, frozen.model_copy(update={"frozen": ("vision", "audio", "projector")}), two)
