@@ -165,8 +165,9 @@ async def bridge_problems(
     each outcome as soon as it is known.
 
     With `between`, all problems are described before the first one is solved, and `between` is awaited after the last
-    description; `done` is then called after both. Problems without images and near-duplicates of earlier problems are
-    not sent to the models. Raises EngineStoppedError if the engines or servers are unavailable.
+    description; `done` is then called after both. Problems without images, problems with videos or audio, and
+    near-duplicates of earlier problems are not sent to the models. Raises EngineStoppedError if the engines or servers
+    are unavailable.
     """
     refused = await asyncio.to_thread(_refused, problems)
     outcomes = [refused.get(index, BridgedProblem(problem, KEPT_REASON)) for index, problem in enumerate(problems)]
@@ -223,9 +224,10 @@ def _kind(error: SamplingError) -> str:
 
 
 def _refused(problems: Sequence[Problem]) -> dict[int, BridgedProblem]:
-    """Return the outcomes of refused problems, by index: those without images, and near-duplicates of earlier
-    problems."""
-    found = {i: BridgedProblem(problem, "no image") for i, problem in enumerate(problems) if not problem.images}
+    """Return the outcomes of refused problems, by index: those that the seer cannot describe, and near-duplicates of
+    earlier problems."""
+    reasons = map(why_not_described, problems)
+    found = {i: BridgedProblem(problems[i], reason) for i, reason in enumerate(reasons) if reason is not None}
     pictured = [index for index in range(len(problems)) if index not in found]
     # Problems with other options are other problems.
     asked = [replace(problem, question=asked_question(problem)) for problem in problems]
@@ -238,6 +240,13 @@ def _refused(problems: Sequence[Problem]) -> dict[int, BridgedProblem]:
         problem, original = problems[pictured[later]], problems[pictured[first]]
         found[pictured[later]] = BridgedProblem(problem, "near-duplicate", detail=f"of {original.id}")
     return found
+
+
+def why_not_described(problem: Problem) -> str | None:
+    """Return why the seer cannot describe what a problem shows, or None if it can."""
+    if problem.videos or problem.audios:
+        return "video or audio"
+    return None if problem.images else "no image"
 
 
 def _is_readable(problem: Problem) -> bool:

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from mmprm import actors
 from mmprm.bridge.config import BridgeConfig, RoleConfig
-from mmprm.bridge.pipeline import KEPT_REASON, Bridge, BridgedProblem, bridge_problems
+from mmprm.bridge.pipeline import KEPT_REASON, Bridge, BridgedProblem, bridge_problems, why_not_described
 from mmprm.bridge.prompts import explain_request, solve_request
 from mmprm.bridge.role import ModelRole
 from mmprm.bridge.rows import write_rows_of
@@ -129,7 +129,7 @@ def _with_models(config: BridgeConfig) -> BridgeConfig:
 
 def _check_models(problems: Sequence[Problem], config: BridgeConfig) -> None:
     """Run the preflight checks of both models with the requests that they will receive; errors name the role."""
-    pictured = [problem for problem in problems if problem.images]
+    pictured = [problem for problem in problems if why_not_described(problem) is None]
     for name, build in (("seer", explain_request), ("reasoner", partial(solve_request, description=""))):
         role = getattr(config, name)
         requests = [build(problem) for problem in pictured]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from mmprm.client import Failure
 from mmprm.config import build
 from mmprm.errors import EngineStoppedError, SamplingError
 from mmprm.grading.symbolic import SymbolicGrader
-from mmprm.types import ImageRef, Problem, Verdict
+from mmprm.types import AudioRef, ImageRef, Problem, Verdict, VideoRef
 
 ROLE = {"engine": {"model": "m", "servers": {"urls": ["http://localhost:1"]}}}
 PROBLEM = Problem("p", "<image>How long is AC?", "7", (ImageRef(data=png()),))
@@ -175,6 +176,8 @@ def test_problems_that_need_no_request(tmp_path: Path) -> None:
         PROBLEM,
         Problem("again", "How long is AC ?", "7", PROBLEM.images),
         Problem("text", "How long is AC?", "7"),
+        replace(PROBLEM, id="clip", videos=(VideoRef(path="clip.mp4"),)),
+        replace(PROBLEM, id="sound", images=(), audios=(AudioRef(path="clip.mp4"),)),
         Problem("other", "How wide is AC?", "7", (ImageRef(path=str(broken)),)),
         Problem("twin", "How wide is AC?", "7", (ImageRef(path=str(broken)),)),
     ]
@@ -183,7 +186,8 @@ def test_problems_that_need_no_request(tmp_path: Path) -> None:
     with SymbolicGrader() as grader:
         bridge = Bridge(seer, reasoner, grader, build_wording(), config)
         found = asyncio.run(bridge_problems(problems, bridge))
-    assert [each.reason for each in found[:3]] == [KEPT_REASON, "near-duplicate", "no image"]
+    reasons = [KEPT_REASON, "near-duplicate", "no image", "video or audio", "video or audio"]
+    assert [each.reason for each in found[:5]] == reasons
     assert found[1].detail == "of p"
 
 
