@@ -125,14 +125,14 @@ def export_labels(config: ExportConfig) -> ExportSummary:
             f"{config.labels}: agree, rule and negatives leave no label; relax these settings, or give a file with "
             "more labels"
         )
+    problems = _problems(examples)
+    for problem in problems if form is not None else ():
+        if problem.videos or problem.audios:
+            raise DataError(
+                f"{config.labels}: problem {problem.id!r} has videos or audio, which format={config.format} cannot "
+                "hold; use format=parquet, or remove its rows"
+            )
     if form is not None and form.images:
-        problems = _problems(examples)
-        for problem in problems:
-            if problem.videos or problem.audios:
-                raise DataError(
-                    f"{config.labels}: problem {problem.id!r} has videos or audio, which this format cannot hold; "
-                    "remove its rows"
-                )
         check_images_below(problems, Path(config.image_root or Path(config.labels).parent), config.labels)
         for problem_id, why in unreadable_media((each.id, each.media) for each in problems).items():
             raise DataError(f"{config.labels}: problem {problem_id!r}: {why}; correct or remove its rows")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mmprm.errors import StoreError
+from mmprm.errors import DataError, StoreError
+from mmprm.labels.export import ExportConfig, export_labels
 from mmprm.labels.parquet import LabeledExample, read_parquet, write_parquet
 from mmprm.trees.store import Store
 from mmprm.types import AudioRef, Counts, ImageRef, LabeledPath, Problem, VideoRef
@@ -49,3 +50,13 @@ def test_labels_name_the_files_and_hold_other_media(tmp_path: Path) -> None:
     write_parquet(tmp_path / "labels.parquet", [LabeledExample(problem, path, "train")])
     (found,) = read_parquet(tmp_path / "labels.parquet")
     assert (found.problem.videos, found.problem.audios) == (problem.videos, problem.audios)
+
+
+def test_formats_of_other_projects_refuse_clips(tmp_path: Path) -> None:
+    """Otherwise, a format of texts would keep the question and drop what it is about."""
+    path = LabeledPath("p", ("<step>a</step>",), (Counts(1, 1),), True)
+    write_parquet(tmp_path / "labels.parquet", [LabeledExample(clip_problem(tmp_path), path, "train")])
+    for form in ("trl", "mm-prm"):
+        config = ExportConfig(labels=str(tmp_path / "labels.parquet"), output=str(tmp_path / "out"), format=form)
+        with pytest.raises(DataError, match=f"problem 'p' has videos or audio, which format={form} cannot hold"):
+            export_labels(config)
