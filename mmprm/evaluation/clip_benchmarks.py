@@ -64,8 +64,8 @@ def _same_label(labels: Sequence[str], gold: str, answer: str) -> Decision:
 
 def _asked(row: Row) -> tuple[str, str]:
     if "conversations" not in row:
-        label = next(row[name] for name in ("label", "emotion", "answer") if name in row)
-        return row["question"], published_answer(label)
+        column = next((name for name in ("label", "emotion", "answer") if name in row), "label")
+        return row["question"], published_answer(row[column])
     asked, told = read_turns(row["conversations"], "conversations")[:2]
     return asked.text, told.text.rpartition("<answer>")[2].partition("</answer>")[0]
 

@@ -62,6 +62,11 @@ def test_unknown_labels_are_named(tmp_path: Path) -> None:
         read(tmp_path, "mafw", {"video": "a.mp4", "question": ASKED, "label": "happy"})
 
 
+def test_a_row_without_a_label_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"test\.json.*is not a row of dfew: lacks 'label'; it has video, question"):
+        read(tmp_path, "dfew", {"video": "a.mp4", "question": ASKED})
+
+
 def test_unweighted_recall_counts_each_label_once(tmp_path: Path) -> None:
     """Of three happy clips 2 are correct, and of one sad clip none: WAR 2/4, UAR (2/3 + 0) / 2."""
     labels = ["happy", "happy", "happy", "sad"]
