@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from mmprm.environments.interface import Transition
-from mmprm.environments.replay import replay
+from mmprm.errors import DataError
 from mmprm.metrics import NO_ERROR
 from mmprm.tiny.sokoban import SokobanState, moves_to_solve, parse_level
 from mmprm.tiny.sokoban_environment import BOX_REWARD, SOLVED_REWARD, STEP_REWARD, SokobanEnvironment
@@ -34,18 +34,23 @@ def sokoban_metrics(episodes: Sequence[tuple[Problem, Sequence[str]]]) -> Sokoba
     """Compute the metrics of episodes, each given as its problem and the policy's texts, one per turn.
 
     An episode with one move per turn gives MageBench's Sokoban-Online score. For Sokoban-Global, pass the moves of the
-    plan that the policy wrote at once, as one text each.
+    plan that the policy wrote at once, as one text each. Texts after the solution are ignored, because the level has
+    ended. Raises DataError if there are no episodes, or if a level cannot be solved from its start.
     """
+    if not episodes:
+        raise DataError("there are no episodes to score; play at least one")
     over: list[int] = []
     lost, scores = 0, []
     for problem, texts in episodes:
-        level = problem.extra["level"]
-        end, optimum = state_after(level, list(texts)), moves_to_solve(parse_level(level))
-        lost += moves_to_solve(end) is None
-        if end.solved and optimum is not None:
-            over.append(len(texts) - optimum)
-        rewards = [transition.reward for transition in _played(problem, texts)]
-        scores.append(magebench_score(rewards, best_return(parse_level(level))))
+        start = parse_level(problem.extra["level"])
+        optimum = moves_to_solve(start)
+        if optimum is None:
+            raise DataError(f"problem {problem.id}: its level cannot be solved; remove it")
+        played = _played(problem, texts)
+        lost += moves_to_solve(state_after(problem.extra["level"], list(texts[: len(played)]))) is None
+        if played and played[-1].terminated:
+            over.append(len(played) - optimum)
+        scores.append(magebench_score([transition.reward for transition in played], best_return(start)))
     count = len(scores)
     mean_over = sum(over) / len(over) if over else None
     return SokobanMetrics(count, len(over) / count, lost / count, mean_over, sum(scores) / count)
@@ -83,5 +88,12 @@ def is_solvable(level: str, texts: Sequence[str], max_turns: int) -> bool:
     return left is not None and left <= max_turns - len(texts)
 
 
-def _played(problem: Problem, texts: Sequence[str]) -> tuple[Transition, ...]:
-    return replay(SokobanEnvironment(), problem, 0, texts).transitions
+def _played(problem: Problem, texts: Sequence[str]) -> list[Transition]:
+    """Return the transitions of an episode, up to the one that solves the level."""
+    environment, played = SokobanEnvironment(), []
+    environment.reset(problem, 0)
+    for text in texts:
+        played.append(environment.step(text))
+        if played[-1].ended:
+            break
+    return played

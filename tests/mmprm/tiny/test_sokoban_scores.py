@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from mmprm.errors import DataError
 from mmprm.metrics import NO_ERROR
 from mmprm.tiny.sokoban import parse_level
 from mmprm.tiny.sokoban_player import action_text
@@ -45,6 +46,20 @@ def test_metrics_of_three_episodes_by_hand() -> None:
     assert (found.episodes, found.solve_rate, found.lost_rate) == (3, pytest.approx(2 / 3), pytest.approx(1 / 3))
     assert found.moves_over_optimum == 1.0, "0 and 2 moves beyond the optimum"
     assert found.magebench == pytest.approx((100 + 99 + 46) / 3)
+
+
+def test_a_plan_ends_with_the_solution() -> None:
+    """The last two moves would leave the goal, but the level has ended: no move beyond the optimum, and score 100."""
+    found = sokoban_metrics([(PROBLEM, [UP, RIGHT, RIGHT, DOWN])])
+    assert (found.solve_rate, found.moves_over_optimum, found.magebench) == (1, 0, pytest.approx(100))
+
+
+def test_what_cannot_be_scored_is_refused() -> None:
+    corner = Problem("corner", "Solve the level.", "", extra={"level": "#####\n#$@.#\n#####"})
+    with pytest.raises(DataError, match="problem corner: its level cannot be solved"):
+        sokoban_metrics([(corner, [LEFT])])
+    with pytest.raises(DataError, match="no episodes"):
+        sokoban_metrics([])
 
 
 def test_no_solved_episode_has_no_moves_over_the_optimum() -> None:
