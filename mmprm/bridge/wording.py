@@ -39,7 +39,8 @@ BETRAYALS = (
     rf"\b(?:no|without (?:an?|any|the)) {_IMAGE}\b",
     rf"\b{_IMAGE} (?:is|was)(?:n't| not) (?:\w+ )?(?:here|attached|available|given|included|provided|shown|visible)\b",
     rf"\b(?:don't|do not) (?:actually )?(?:have|see) (?:access to )?(?:an?|any|the|that|this) (?:\w+ )?{_IMAGE}\b",
-    r"\b(?:can't|cannot|can not|couldn't|unable to|without) (?:actually |directly )?see(?:ing)? the\b",
+    r"\b(?:can't|cannot|can not|couldn't|unable to|without) (?:actually |directly )?(?:see|view|look)(?:ing)?"
+    r" (?:at )?(?:the|this|it)\b",
     r"\b(?:given|known|provided|reference) (?:correct )?answer\b",
     r"\bthe (?:notes?|text) (?:says?|states?|mentions?|tells?)\b",
     r"\baccording to the (?:notes?|text)\b",
@@ -74,7 +75,8 @@ class Wording:
 
     def betrayal(self, thoughts: str) -> str | None:
         """Return the first phrase that matches a betrayal, or None if there is none."""
-        return next((match[0] for pattern in self.betrayals if (match := pattern.search(thoughts))), None)
+        plain = thoughts.replace("’", "'")
+        return next((match[0] for pattern in self.betrayals if (match := pattern.search(plain))), None)
 
 
 def read_wording(path: str | None) -> Wording:

@@ -30,6 +30,9 @@ def test_repairs(thoughts: str, repaired: str, count: int) -> None:
     [
         ("Another description would help.", "description"),
         ("I cannot see the figure, so I guess.", "cannot see the"),
+        ("I can’t actually view the image.", "can't actually view the"),
+        ("Since I cannot look at it, I guess.", "cannot look at it"),
+        ("We’re told that AB is 5.", "We're told"),
         ("The user says it is red.", "The user says"),
         ("This fits the given answer.", "given answer"),
         ("The sign in the image says stop.", None),
