@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from mmprm.data.cells import cut
 from mmprm.data.streams import open_stream
 from mmprm.errors import DataError
+from mmprm.files import write_new
 from mmprm.types import ImageRef
 
 if TYPE_CHECKING:
@@ -206,8 +207,7 @@ def write_image(ref: ImageRef, folder: Path) -> str:
     suffix = Path(ref.path).suffix if ref.path else suffix_of(data) or ".png"
     target = folder / "images" / f"{hashlib.sha256(data).hexdigest()[:16]}{suffix}"
     if not target.exists():
-        target.parent.mkdir(exist_ok=True)
-        target.write_bytes(data)
+        write_new(target, data)
     return str(target.relative_to(folder))
 
 

@@ -22,6 +22,7 @@ from mmprm.data.cells import cut
 from mmprm.data.images import image_digest, open_image
 from mmprm.data.streams import open_stream
 from mmprm.errors import DataError, SetupError
+from mmprm.files import write_new
 from mmprm.types import AudioRef, ImageRef, MediaRef, VideoRef
 
 if TYPE_CHECKING:
@@ -150,8 +151,7 @@ def write_media(ref: VideoRef | AudioRef, folder: Path) -> str:
     data = ref.data or b""
     target = folder / "media" / f"{hashlib.sha256(data).hexdigest()[:16]}.{suffix}"
     if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(data)
+        write_new(target, data)
     return str(target.relative_to(folder))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mmprm.data import media
-from mmprm.data.media import SAMPLE_RATE, media_digest, open_audio, open_video, unreadable_media
+from mmprm.data.media import SAMPLE_RATE, media_digest, open_audio, open_video, unreadable_media, write_media
 from mmprm.errors import DataError
 from mmprm.tiny.omni_clip import encode_clip
 from mmprm.types import AudioRef, ImageRef, VideoRef
@@ -143,6 +143,20 @@ def test_a_digest_tells_the_uses_of_a_file_apart() -> None:
     uses = [VideoRef(data=CLIP), VideoRef(data=CLIP, frames=4), AudioRef(data=CLIP), ImageRef(data=CLIP)]
     assert len({media_digest(each) for each in uses}) == 4
     assert media_digest(VideoRef(data=CLIP)) == media_digest(VideoRef(data=bytes(CLIP)))
+
+
+def test_a_killed_writer_leaves_no_part_of_a_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next run would take a part for the clip, because the name is that of the content."""
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_media(VideoRef(data=CLIP), tmp_path)
+    monkeypatch.undo()
+    assert list((tmp_path / "media").iterdir()) == []
+    assert (tmp_path / write_media(VideoRef(data=CLIP), tmp_path)).read_bytes() == CLIP
 
 
 def test_equal_clips_have_equal_bytes() -> None:
