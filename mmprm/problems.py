@@ -17,13 +17,8 @@ from pydantic import Field
 
 from mmprm.config import PathText
 from mmprm.data.answer import answer_text
-from mmprm.data.cells import Row, cut
-from mmprm.data.choices import (
-    check_choices,
-    labeled_choices,
-    letter_of_label,
-    unread_options,
-)
+from mmprm.data.cells import Row, check_characters, cut
+from mmprm.data.choices import check_choices, labeled_choices, letter_of_label, unread_options
 from mmprm.data.columns import (
     Columns,
     cells_of,
@@ -37,18 +32,12 @@ from mmprm.data.columns import (
     rest_of,
     used_names,
 )
-from mmprm.data.image_cells import listed, read_image
-from mmprm.data.images import (
-    MAX_PIXELS,
-    image_pixels,
-    image_size,
-    open_image,
-    write_image,
-)
+from mmprm.data.image_cells import check_types, listed, read_image
+from mmprm.data.images import MAX_PIXELS, image_pixels, image_size, open_image, write_image
 from mmprm.data.layouts import with_usual_columns
-from mmprm.data.marks import AUDIO, place_marks
+from mmprm.data.marks import place_marks
 from mmprm.data.media import MAX_FRAMES, media_digest, write_media
-from mmprm.data.media_cells import read_audios, read_videos
+from mmprm.data.media_cells import audio_tracks, read_audios, read_videos
 from mmprm.data.question import column_images, read_question
 from mmprm.data.rows import RowsConfig, read_rows
 from mmprm.errors import DataError
@@ -198,7 +187,7 @@ class ProblemReader:
                 )
         solution = str(solutions[0][1]) if solutions else None
         texts = {"answer": answer, "id": str(ids[0][1]) if ids else "", "solution": solution or ""}
-        _check_characters(texts | {"question": asked.question, "choices": "".join(asked.choices)}, location)
+        check_characters(texts | {"question": asked.question, "choices": "".join(asked.choices)}, location)
         used = asked.used | used_names(row, answers) | used_names(row, ids[:1]) | used_names(row, solutions)
         rest = rest_of(row, set(used))
         if not asked.choices and (name := unread_options(rest, answer)) is not None:
@@ -244,7 +233,7 @@ class ProblemReader:
         row = with_usual_columns(row, columns)
         check_media(row, columns, location)
         image_cells = cells_of(row, columns, "images", location)
-        _check_types(image_cells, location)
+        check_types(image_cells, location)
         found = read_question(row, columns, column_images(image_cells, root, location), root, location)
         if found.has_system:
             self._note("system turns are not read; set prompt.system instead", location)
@@ -295,39 +284,8 @@ def read_problem(row: Row, columns: Columns, root: Path, location: str) -> Probl
     return ProblemReader(columns, root).problem(row, location)
 
 
-def audio_tracks(videos: Sequence[VideoRef], texts: Sequence[str]) -> tuple[AudioRef, ...]:
-    """Return the audio tracks of the videos if the texts have as many <audio> marks, as R1-Omni's do, else nothing."""
-    marks = sum(text.lower().count(AUDIO) for text in texts)
-    return tuple(AudioRef(each.path, each.data) for each in videos) if marks == len(videos) else ()
-
-
-def _check_characters(texts: Mapping[str, str], location: str) -> None:
-    """Raise DataError if a field contains a lone surrogate, which may come from an escape in a list stored as JSON
-    text.
-
-    Other JSON is checked when it is read.
-    """
-    for field, text in texts.items():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise DataError(
-                f"{location}: {field} holds half of a surrogate pair, which is not valid text; remove it"
-            ) from None
-
-
 def _is_at_hand(media: MediaRef) -> bool:
     return media.path is None or os.path.exists(media.path)
-
-
-def _check_types(image_cells: Sequence[tuple[str, Any]], location: str) -> None:
-    for name, value in image_cells:
-        bad = [item for item in listed(value) if not isinstance(item, str | bytes | dict)]
-        if bad:
-            raise DataError(
-                f"{location}: {name} must be a path, bytes or a list of these, got {cut(bad[0])!r}; correct it, or set "
-                "columns.images"
-            )
 
 
 def _content(problem: Problem) -> str:

@@ -11,6 +11,8 @@ import tokenize
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mmprm.errors import DataError
+
 Row = Mapping[str, Any]
 
 MAX_DEPTH = 100
@@ -159,3 +161,18 @@ def cut(value: Any, length: int = 60) -> str:
 def names_of(row: Row | Sequence[str]) -> str:
     """Format the column names of a row for an error message."""
     return cut(", ".join(map(str, row)), 300)
+
+
+def check_characters(texts: Mapping[str, str], location: str) -> None:
+    """Raise DataError if a field contains a lone surrogate, which may come from an escape in a list stored as JSON
+    text.
+
+    Other JSON is checked when it is read.
+    """
+    for field, text in texts.items():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise DataError(
+                f"{location}: {field} holds half of a surrogate pair, which is not valid text; remove it"
+            ) from None

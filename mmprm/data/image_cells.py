@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -63,6 +63,16 @@ def _has_header(data: bytes) -> bool:
     except DataError:
         return False
     return True
+
+
+def check_types(image_cells: Sequence[tuple[str, Any]], location: str) -> None:
+    for name, value in image_cells:
+        bad = [item for item in listed(value) if not isinstance(item, str | bytes | dict)]
+        if bad:
+            raise DataError(
+                f"{location}: {name} must be a path, bytes or a list of these, got {cut(bad[0])!r}; correct it, or set "
+                "columns.images"
+            )
 
 
 def looks_like_image(value: Any) -> bool:

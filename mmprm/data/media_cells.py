@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from mmprm.data.cells import as_builtin, cut
 from mmprm.data.image_cells import inside, listed, path_below
+from mmprm.data.marks import AUDIO
 from mmprm.errors import DataError
 from mmprm.types import AudioRef, VideoRef
 
@@ -24,6 +25,12 @@ def read_videos(found: Sequence[tuple[str, Any]], frames: int, root: Path, locat
 def read_audios(found: Sequence[tuple[str, Any]], root: Path, location: str) -> tuple[AudioRef, ...]:
     """Convert the cells of a row's audio columns to references; relative paths are below `root`."""
     return tuple(AudioRef(**place) for place in _places(found, "audio", root, location))
+
+
+def audio_tracks(videos: Sequence[VideoRef], texts: Sequence[str]) -> tuple[AudioRef, ...]:
+    """Return the audio tracks of the videos if the texts have as many <audio> marks, as R1-Omni's do, else nothing."""
+    marks = sum(text.lower().count(AUDIO) for text in texts)
+    return tuple(AudioRef(each.path, each.data) for each in videos) if marks == len(videos) else ()
 
 
 def _places(found: Sequence[tuple[str, Any]], kind: MediaKind, root: Path, location: str) -> list[dict[str, Any]]:

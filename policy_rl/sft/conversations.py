@@ -21,11 +21,11 @@ from mmprm.data.columns import cells_of, check_media, check_unread_images, read_
 from mmprm.data.image_cells import read_image
 from mmprm.data.marks import MARKS, check_text, place_marks, split_at_marks
 from mmprm.data.media import unreadable_media
-from mmprm.data.media_cells import read_audios, read_videos
+from mmprm.data.media_cells import audio_tracks, read_audios, read_videos
 from mmprm.data.question import column_images, merged_images
 from mmprm.data.rows import read_rows
 from mmprm.errors import DataError
-from mmprm.problems import ProblemReader, ProblemsConfig, audio_tracks, image_folder
+from mmprm.problems import ProblemReader, ProblemsConfig, image_folder
 from mmprm.prompts import PromptConfig, assistant_beginning, messages
 from mmprm.types import AudioRef, ImageRef, MediaRef, VideoRef
 
