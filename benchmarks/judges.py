@@ -6,7 +6,8 @@ malformed  scores that a thinking judge makes up for malformed outputs
 thinking   a thinking judge after SFT and after RL, with 1 and 8 chains, beside a process reward model
 
 Ratios and accuracies are medians of several rounds with different problems, with their minimum and maximum. All other
-measurements are stored in judges_details.json. An interrupted part resumes after its last finished round or stage.
+measurements are stored in judges_details.json. An interrupted part resumes after its last finished round or stage. The
+stages of `thinking` are kept in the folder `--work`; delete it to measure again.
 `--small` tests every part with a few solutions, whose results are meaningless.
 """
 
@@ -105,14 +106,7 @@ def main() -> None:
     results, details = read(arguments.output), read(details_path(arguments.output))
     for name in arguments.only:
         results[name] = PARTS[name](arguments, details)
-    measured = [key for key in BARS if key in results]
-    details["bars"] = {key: BARS[key][0] for key in measured}
-    details["met"] = {key: bool(BARS[key][1](results[key])) for key in measured}
-    details["machine"] = (
-        f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    )
-    write(arguments.output, results)
-    write(details_path(arguments.output), details)
+        _store(arguments.output, results, details)  # before the next part, which may take hours
     print(json.dumps(results, indent=2))
     for key, met in details["met"].items():
         print(f"{key:<24}{'met' if met else 'MISSED'}: {BARS[key][0]}")
@@ -127,6 +121,18 @@ def _sized(arguments: argparse.Namespace) -> argparse.Namespace:
     if arguments.small:
         arguments.rounds, arguments.problems = 1, 4
     return arguments
+
+
+def _store(path: Path, results: Results, details: Results) -> None:
+    """Write the results so far, and whether they meet their bars."""
+    measured = [key for key in BARS if key in results]
+    details["bars"] = {key: BARS[key][0] for key in measured}
+    details["met"] = {key: bool(BARS[key][1](results[key])) for key in measured}
+    details["machine"] = (
+        f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    )
+    write(path, results)
+    write(details_path(path), details)
 
 
 def details_path(path: Path) -> Path:

@@ -1,11 +1,15 @@
-"""Test how the benchmark of thinking judges counts first errors, unknown solutions and tokens."""
+"""Test how the benchmark of thinking judges counts first errors, unknown solutions and tokens, and keeps results."""
 
 from __future__ import annotations
 
+import json
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks import judges
 from benchmarks.judges_thinking import summarize
 
 LABELS = (1, 1, -1, -1)
@@ -47,3 +51,19 @@ def test_f1_tokens_and_differences() -> None:
     assert values == pytest.approx(
         {"sft_8 - sft_1": 0.1667, "rl_8 - rl_1": 0.5, "rl_1 - sft_1": 0.0, "rl_8 - sft_8": 0.3333}, abs=1e-3
     )
+
+
+def test_results_of_a_part_are_kept_when_the_next_one_is_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {"made_up": 0, "outputs": 2, "counted": 2, "well_formed": 1, "well_formed_scored": 1}
+
+    def killed(*_: Any) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(judges, "PARTS", {"malformed": lambda *_: found, "thinking": killed})
+    monkeypatch.setattr(sys, "argv", ["judges.py", "--small", "--work", str(tmp_path)])
+    with pytest.raises(KeyboardInterrupt):
+        judges.main()
+    assert json.loads((tmp_path / "judges.json").read_text()) == {"malformed": found}
+    assert json.loads((tmp_path / "judges_details.json").read_text())["met"] == {"malformed": True}
