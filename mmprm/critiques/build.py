@@ -82,7 +82,7 @@ def labeled_solutions(config: CritiquesConfig) -> list[LabeledSolutionSteps]:
 
 def _solution(example: LabeledExample) -> Solution:
     steps = example.path.steps
-    name = f"{example.problem.id}-{content_id('', chr(10).join(steps))}"
+    name = f"{example.problem.id}-{content_id('', json.dumps(steps))}"
     return Solution(replace(example.problem, id=name), steps)
 
 

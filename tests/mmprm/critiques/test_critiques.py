@@ -132,6 +132,15 @@ def test_problems_hold_the_request_and_the_labels(tmp_path: Path) -> None:
     assert "Step 3: c" in wrong.question
 
 
+def test_the_same_text_in_other_steps_is_another_problem(tmp_path: Path) -> None:
+    asked = config(
+        tmp_path, example("a", YES, steps=["x\ny"]), example("a", YES, YES, steps=["x", "y"]), ask_teacher=False
+    )
+    build_critiques(asked)
+    one, two = load_problems(ProblemsConfig(path=str(tmp_path / "out" / "problems.jsonl")))
+    assert [one.extra["step_labels"], two.extra["step_labels"]] == [[True], [True, True]]
+
+
 def test_a_run_that_keeps_nothing_names_the_reason(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no critique was kept \(1 × no verdicts\)"):
         build_critiques(config(tmp_path, example("a", YES)), by_question({"a": ["Well."]}))
