@@ -98,9 +98,13 @@ class RemotePrm:
         return answers
 
     async def replace(self, folder: Path) -> None:
-        """Load the PRM in `folder` instead of the current one. No solutions may be waiting for their scores."""
+        """Load the PRM in `folder`, which mmprm train has written, instead of the current one.
+
+        No solutions may be waiting for their scores.
+        """
         self.close()
-        self._create(self._config.scorer.model_copy(update={"prm": str(folder)}))
+        # The configured PRM may be of another family; the new one names its own in prm.json.
+        self._create(self._config.scorer.model_copy(update={"prm": str(folder), "format": "auto"}))
         await self._start()
 
     async def run_instead(self, command: Sequence[str], log: Path, timeout_seconds: float) -> None:

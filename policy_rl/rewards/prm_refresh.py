@@ -27,7 +27,7 @@ from typing import Any, Protocol
 from pydantic import Field
 
 from mmprm.config import Config, PathText, load
-from mmprm.errors import ConfigError
+from mmprm.errors import ConfigError, TrainingError
 from mmprm.labels.build import LabelsConfig, build_labels
 from mmprm.labels.parquet import LabeledExample, read_parquet, split_of, write_parquet
 from mmprm.metrics import roc_auc
@@ -101,7 +101,9 @@ class PrmRefresh:
         prm_refreshes: number of times that the PRM was replaced
         """
         for group in groups:
-            if split_of(group.problem.id, self._seed, self._config.dev, 0.0) == "dev":
+            held_out = split_of(group.problem.id, self._seed, self._config.dev, 0.0) == "dev"
+            # Groups that were sampled ahead or carried over may have scores of the earlier PRM.
+            if held_out and group.version >= self.version:
                 self._labels.extend(labels_of(group))
         return dict(zip(OF_REFRESH, (self.auc, float(len(self._labels)), float(self.count)), strict=True))
 
@@ -128,8 +130,9 @@ class PrmRefresh:
         print(f"step {step}: the new PRM is {self._folder(step) / PRM_FOLDER}", flush=True)
 
     def start_over(self) -> None:
-        """Remove the PRMs of an earlier attempt, because the run starts over."""
-        shutil.rmtree(self._output / PRM_FOLDER, ignore_errors=True)
+        """Remove the PRMs of an earlier attempt, because the run starts over. Other files may be the user's."""
+        for folder in (self._output / PRM_FOLDER).glob("step-*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def state(self) -> dict[str, Any]:
         """Return the state for a checkpoint."""
@@ -156,6 +159,11 @@ class PrmRefresh:
         command = [sys.executable, "-m", "mmprm", "train", "--config", self._config.train]
         command += [part for each in sets for part in ("--set", each)]
         await self._prm.run_instead(command, folder / LOG_FILE, self._config.timeout_seconds)
+        if not (run / PRM_FOLDER).is_dir():  # after SIGTERM, mmprm train saves a checkpoint and succeeds
+            raise TrainingError(
+                f"the training of a new PRM was stopped before its end; see {folder / LOG_FILE}, and run the same "
+                "command again to resume"
+            )
         (run / PRM_FOLDER).rename(folder / PRM_FOLDER)
         shutil.rmtree(run)
 

@@ -10,11 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from mmprm.config import build
 from mmprm.errors import ConfigError, TrainingError
 from mmprm.labels.parquet import LabeledExample, read_parquet, split_of, write_parquet
+from mmprm.scoring.config import ScorerConfig
 from mmprm.types import Counts, LabeledPath, Problem
 from policy_rl.graded import BranchedPrefix, GradedGroup, GradedResponse, StepRewards
+from policy_rl.rewards.prm_actor import RemotePrm
 from policy_rl.rewards.prm_refresh import PrmRefresh, RefreshConfig, check_refresh_files, labels_of
+from policy_rl.rewards.process import ProcessConfig
 from policy_rl.rollouts.tree_store import TreeStore
 from tests.policy_rl.rollouts.test_tree_store import CUTTER, graded
 
@@ -30,19 +34,19 @@ def scored(text: str, accuracy: float | None, scores: Sequence[float], tokens: S
     return GradedResponse(each.response, each.grading, each.reward, StepRewards(tuple(scores), step_of_token))
 
 
-def group(name: str, good: float = 0.9, bad: float = 0.1) -> GradedGroup:
+def group(name: str, good: float = 0.9, bad: float = 0.1, version: int = 0) -> GradedGroup:
     """Return a group with a correct and an incorrect response, with these scores of their last steps."""
     responses = (scored("a\n\n4", 1.0, (0.5, good), (3, 1)), scored("b\n\n5", 0.0, (0.5, bad), (3, 1)))
-    return GradedGroup(Problem(name, f"what is {name}?", "4"), 5, 0, responses)
+    return GradedGroup(Problem(name, f"what is {name}?", "4"), 5, version, responses)
 
 
 class ScriptedPrm:
-    """Stands in for the PRM. A training command writes a PRM, or dies in one of its attempts."""
+    """Stands in for the PRM. A training command writes a PRM, or dies or is stopped in one of its attempts."""
 
-    def __init__(self, dies: int = 0) -> None:
+    def __init__(self, dies: int = 0, stops: int = 0) -> None:
         self.loaded: Path | None = None
         self.commands: list[list[str]] = []
-        self._dies = dies
+        self._dies, self._stops = dies, stops
 
     async def run_instead(self, command: Sequence[str], log: Path, timeout_seconds: float) -> None:
         self.commands.append(list(command))
@@ -50,6 +54,8 @@ class ScriptedPrm:
         (output / "checkpoints").mkdir(parents=True, exist_ok=True)
         if self._dies == len(self.commands):
             raise TrainingError("training a new PRM failed")
+        if self._stops == len(self.commands):
+            return
         (output / "prm").mkdir()
         (output / "prm" / "prm.json").write_text("{}")
 
@@ -86,7 +92,7 @@ def test_the_auc_is_that_of_the_newest_held_out_labels(tmp_path: Path) -> None:
     assert metrics["prm_tree_labels"] == 0, "a PRM is not judged by problems that it may be trained on"
     assert math.isnan(refresh.see([group(name) for name in HELD_OUT[:3]])["prm_tree_auc"]), "only 6 of 8 labels"
     assert refresh.see([group(HELD_OUT[3])]) == {"prm_tree_auc": 1.0, "prm_tree_labels": 8, "prm_refreshes": 0}
-    # Of 4 · 4 pairs, the misjudged response loses 4 and the other bad one is tied with one good response.
+    # Of 4 · 4 pairs, the correct response with 0.05 loses 4, and the incorrect one with 0.95 wins 3 more.
     found = refresh.see([group(HELD_OUT[4], good=0.05, bad=0.95)])["prm_tree_auc"]
     assert found == pytest.approx(9 / 16)
 
@@ -122,7 +128,6 @@ def test_a_killed_refresh_resumes(tmp_path: Path) -> None:
         refresh._trees.close()
         refresh = refresh_of(tmp_path, prm)
         asyncio.run(refresh.restore(before))
-        assert prm.loaded is None or refresh.version == 0
         asyncio.run(refresh.retrain_if_due(7))
         assert (refresh.version, refresh.count) == (7, 1)
     assert len(prm.commands) == 2
@@ -134,7 +139,7 @@ def test_a_restored_run_loads_its_version(tmp_path: Path) -> None:
     refresh = refresh_of(tmp_path, prm)
     refresh.see([group(name, 0.1, 0.9) for name in HELD_OUT[:4]])
     asyncio.run(refresh.retrain_if_due(7))
-    refresh.see([group(HELD_OUT[0])])
+    refresh.see([group(HELD_OUT[0], version=7)])
     state = json.loads(json.dumps(refresh.state()))
     refresh._trees.close()
     other = ScriptedPrm()
@@ -142,6 +147,42 @@ def test_a_restored_run_loads_its_version(tmp_path: Path) -> None:
     asyncio.run(resumed.restore(state))
     assert other.loaded == prm.loaded
     assert resumed.state() == state
+    assert state["labels"] == [[0.9, True], [0.1, False]]
+
+
+def test_a_new_prm_is_not_judged_by_scores_of_the_earlier_one(tmp_path: Path) -> None:
+    """A group that was sampled ahead or carried over was sampled by an earlier policy version than the next ones."""
+    refresh = refresh_of(tmp_path, ScriptedPrm())
+    refresh.see([group(name, 0.1, 0.9) for name in HELD_OUT[:4]])
+    asyncio.run(refresh.retrain_if_due(7))
+    assert refresh.see([group(HELD_OUT[0], version=6)])["prm_tree_labels"] == 0
+    assert refresh.see([group(HELD_OUT[0], version=7)])["prm_tree_labels"] == 2
+
+
+def test_a_stopped_training_is_an_error_and_resumes(tmp_path: Path) -> None:
+    """After SIGTERM, mmprm train succeeds without a PRM."""
+    prm = ScriptedPrm(stops=1)
+    refresh = refresh_of(tmp_path, prm)
+    refresh.see([group(name, 0.1, 0.9) for name in HELD_OUT[:4]])
+    with pytest.raises(TrainingError, match=r"stopped before its end; see .*train\.log"):
+        asyncio.run(refresh.retrain_if_due(7))
+    assert refresh.count == 0
+    asyncio.run(refresh.retrain_if_due(7))
+    assert (refresh.count, len(prm.commands)) == (1, 2)
+
+
+def test_a_prm_of_another_family_is_replaced_by_one_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    prm, created = RemotePrm.__new__(RemotePrm), []
+    prm._config = build(ProcessConfig, {"scorer": {"prm": "theirs", "format": "qwen", "dtype": "bfloat16"}})
+
+    async def start() -> None:
+        pass
+
+    monkeypatch.setattr(prm, "close", lambda: None)
+    monkeypatch.setattr(prm, "_create", created.append)
+    monkeypatch.setattr(prm, "_start", start)
+    asyncio.run(prm.replace(Path("ours")))
+    assert created == [ScorerConfig(prm="ours", dtype="bfloat16")]
 
 
 def test_files_are_checked_before_the_run_starts(tmp_path: Path) -> None:
@@ -163,6 +204,16 @@ def test_a_run_that_starts_over_uses_no_earlier_prm(tmp_path: Path) -> None:
         asyncio.run(refresh.retrain_if_due(7))
         refresh._trees.close()
         assert len(prm.commands) == attempt
+
+
+def test_a_run_that_starts_over_keeps_other_files(tmp_path: Path) -> None:
+    """A PRM of the user's may be in a folder of the same name, such as that of mmprm train."""
+    (tmp_path / "prm").mkdir()
+    (tmp_path / "prm" / "prm.json").write_text("{}")
+    refresh = refresh_of(tmp_path, ScriptedPrm())
+    refresh.start_over()
+    assert (tmp_path / "prm" / "prm.json").is_file()
+    refresh._trees.close()
 
 
 def test_too_few_trees_delay_the_training(tmp_path: Path) -> None:
