@@ -34,7 +34,7 @@ class BranchingConfig(Config):
     train: bool = True
     """Train on the continuations, too. If false, they only determine values. With credit.source=prm, they are never
     trained on."""
-    groups: float = Field(1.0, gt=0, le=1)
+    groups: float = Field(1.0, ge=0.001, le=1)
     """Fraction of the groups whose responses branch, chosen by a hash of the problem and the policy version."""
     store: bool = False
     """Keep the trees of the groups whose responses branch in the run folder, as trees/trees.sqlite, which mmprm labels

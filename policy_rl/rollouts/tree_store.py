@@ -57,15 +57,21 @@ class TreeStore:
         return len(self._store.ids("done"))
 
     def write(self, groups: Sequence[GradedGroup]) -> None:
-        """Store the trees of groups, replacing earlier trees of the same problems."""
+        """Store the trees of groups, replacing earlier trees of the same problems.
+
+        If there are several groups of a problem, the last one is stored.
+        """
         if not groups:
             return
+        groups = list({group.problem.id: group for group in groups}.values())
         self._store.add_problems(group.problem for group in groups)
         # Reasons are counted for the whole store, so they could not be replaced with the trees.
         batches = [replace(pack_batch(batch), reasons=()) for group in groups for batch in self.batches(group)]
         with self._store.transaction() as run:
             for group in groups:
                 run("DELETE FROM batches WHERE problem = (SELECT number FROM problems WHERE id = ?)", group.problem.id)
+                # If the run is killed before the new trees are appended, `count` must not include these problems.
+                run("UPDATE problems SET status = 'open', reason = '' WHERE id = ?", group.problem.id)
         self._store.append(batches, [Finished(group.problem.id, "done", REASON) for group in groups])
 
     def batches(self, group: GradedGroup) -> list[Batch]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from mmprm.cli.main import main
 from mmprm.labels.build import LabelsConfig, build_labels
@@ -104,6 +105,34 @@ def test_a_newer_tree_replaces_the_earlier_one(tmp_path: Path) -> None:
     store.close()
 
 
+def test_the_last_of_several_groups_of_a_problem_is_stored(tmp_path: Path) -> None:
+    """A step at the end of a pass over few problems may have two groups of a problem."""
+    trees = TreeStore.open(tmp_path, "blank_lines", CUTTER)
+    trees.write([TREE, group(RESPONSES[2:], version=1)])
+    trees.close()
+    store = Store.read(tmp_path / "trees")
+    assert values(store) == {(): Counts(1, 0)}
+    store.close()
+
+
+def test_a_problem_whose_new_tree_was_not_written_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill between the removal of a tree and the new one must not leave a finished problem without a tree."""
+    trees = TreeStore.open(tmp_path, "blank_lines", CUTTER)
+    trees.write([TREE, group(RESPONSES, name="q")])
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(trees._store, "append", killed)
+        with pytest.raises(KeyboardInterrupt):
+            trees.write([TREE])
+    assert trees.count == 1
+    trees.write([TREE])
+    assert trees.count == 2
+    trees.close()
+
+
 def test_a_run_that_starts_over_has_no_trees(tmp_path: Path) -> None:
     stored(tmp_path, TREE).close()
     trees = TreeStore.open(tmp_path, "blank_lines", CUTTER)
@@ -127,3 +156,6 @@ def test_a_fraction_of_the_groups_branches() -> None:
     assert sum(found) / len(found) == pytest.approx(0.25, abs=0.05)
     assert may_branch(config, 0, 3, "p1") == may_branch(config, 0, 3, "p1")
     assert all(may_branch(BranchingConfig(), 0, 0, f"p{number}") for number in range(50))
+    assert any(may_branch(BranchingConfig(groups=0.001), 0, 0, f"p{number}") for number in range(9000))
+    with pytest.raises(ValidationError, match=r"greater than or equal to 0.001"):
+        BranchingConfig(groups=0.0004)  # less than the resolution, so no group would branch
