@@ -81,7 +81,8 @@ def chosen(groups: Sequence[GradedGroup], count: int) -> list[tuple[int, GradedR
     responses to problems spread evenly over the batch.
     """
     every = [(index, each) for index, group in enumerate(groups) for each in group.responses]
-    scored = [pair for pair in every if pair[1].process is not None]
+    known = [pair for pair in every if pair[1].reward.parts.get("accuracy") is not None]
+    scored = [pair for pair in known if pair[1].process is not None]
     picked = []
     for correct, most in ((False, max), (True, min)):
         among = [pair for pair in scored if pair[1].correct is correct]

@@ -187,6 +187,9 @@ class TestSamples:
         picked = [each for _, each in chosen(groups, 4)]
         assert [each.response.text for each in picked] == ["x", "y", "a", "c"]
         assert [each.response.text for _, each in chosen(groups, 1)] == ["x"]
+        # With rewards.accuracy_weight=0, a response with an unknown verdict has scores; it contradicts nothing.
+        unknown = replace(graded("u", [0.99], UNKNOWN), reward=Reward(0.0, {"accuracy": None}))
+        assert [each.response.text for _, each in chosen([*groups, group(unknown)], 1)] == ["x"]
         assert chosen(groups, 0) == []
         assert chosen([], 4) == []
 
