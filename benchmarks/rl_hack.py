@@ -10,6 +10,7 @@ alarm             the step after which an alarm on `prm_auc` ends the frozen run
 
 before, after     held-out pass@1 before the first and after the last step, per seed
 prm_score         mean step score of the first and of the last steps, per seed
+unfinished        number of runs that an error has ended before the last step
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from rl_levels import FULL, ROOT
+from rl_levels import FULL, LEVELS, ROOT
 from rl_runs import PRM, PRM_KEY, Bench, Part, Results, Run
 
 from policy_rl.monitor.alarms import Alarms, Bounds, MonitorConfig
@@ -55,7 +56,8 @@ def hack_runs(bench: Bench) -> list[Run]:
 def measure_hack(bench: Bench) -> Results:
     """Return the accuracies and scores of each mode, and what alarms and new PRMs did."""
     rows = {mode: [bench.rows(_run(bench, mode, seed)) for seed in bench.sizes.seeds] for mode in MODES}
-    found: Results = {mode: _ends(each) for mode, each in rows.items()}
+    last = bench.sizes.steps or LEVELS["weak"].steps
+    found: Results = {mode: _ends(each, last) for mode, each in rows.items()}
     found["frozen"]["fell"] = fallen(found["frozen"])
     found["alarm"] = [alarm_step(_steps(each)) for each in rows["frozen"]]
     found["refresh"] |= refreshes([_steps(each) for each in rows["refresh"]])
@@ -96,6 +98,7 @@ def holds(found: Results) -> bool:
     """Return whether the frozen PRM is hacked and retraining prevents it."""
     refresh = found["refresh"]
     kept = all(after >= before for before, after in zip(refresh["before"], refresh["after"], strict=True))
+    kept = kept and not refresh["unfinished"]
     return found["frozen"]["fell"] >= 2 and kept and all((auc or 0) >= MIN_AUC for auc in refresh["auc_after"])
 
 
@@ -122,13 +125,15 @@ def _steps(rows: Sequence[Results]) -> list[Results]:
     return [row for row in rows if row["kind"] == "train" and row["updates"]]
 
 
-def _ends(runs: Sequence[Sequence[Results]]) -> Results:
-    accuracies = [[row["pass_at_1"] for row in rows if row["kind"] == "eval"] for rows in runs]
+def _ends(runs: Sequence[Sequence[Results]], last: int) -> Results:
+    evaluations = [[row for row in rows if row["kind"] == "eval"] for rows in runs]
+    accuracies = [[row["pass_at_1"] for row in each] for each in evaluations]
     scores = [[row["prm_score"] for row in _steps(rows)] for rows in runs]
     return {
         "before": [each[0] for each in accuracies],
         "after": [each[-1] for each in accuracies],
         "prm_score": [[round(fmean(part), 4) for part in (each[:ENDS], each[-ENDS:])] for each in scores],
+        "unfinished": sum(each[-1]["step"] < last for each in evaluations),
     }
 
 

@@ -45,11 +45,18 @@ def test_the_auc_after_the_first_new_prm_is_that_of_new_labels() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fell", "after", "auc", "expected"),
-    [(2, 0.5, 0.85, True), (1, 0.5, 0.9, False), (3, 0.39, 0.9, False), (2, 0.4, 0.84, False), (2, 0.4, None, False)],
+    ("fell", "after", "auc", "unfinished", "expected"),
+    [
+        (2, 0.5, 0.85, 0, True),
+        (1, 0.5, 0.9, 0, False),
+        (3, 0.39, 0.9, 0, False),
+        (2, 0.4, 0.84, 0, False),
+        (2, 0.4, None, 0, False),
+        (2, 0.5, 0.85, 1, False),
+    ],
 )
-def test_the_bar(fell: int, after: float, auc: float | None, expected: bool) -> None:
-    refresh = {"before": [0.4, 0.4], "after": [0.4, after], "auc_after": [0.9, auc]}
+def test_the_bar(fell: int, after: float, auc: float | None, unfinished: int, expected: bool) -> None:
+    refresh = {"before": [0.4, 0.4], "after": [0.4, after], "auc_after": [0.9, auc], "unfinished": unfinished}
     assert holds({"frozen": {"fell": fell}, "refresh": refresh}) == expected
 
 
@@ -65,6 +72,25 @@ def test_the_runs_of_all_sizes_are_valid(tmp_path: Path) -> None:
             assert (made.process.refresh is not None) == (run.name == "refresh")
             check_early(made)
             assert made.process.scorer.prm == str(tmp_path / "weak" / "train" / "prm")
+
+
+def test_a_run_that_an_error_has_ended_is_unfinished(tmp_path: Path) -> None:
+    def execute(command: list[str], log: Path) -> int:
+        sets = dict(part.split("=", 1) for part in command if "=" in part)
+        output = Path(sets.get("output", "unused"))
+        if command[0] == "rl":
+            scores = {"prm_score": 0.4, "prm_auc": 0.5, "prm_tree_auc": 0.9, "prm_refreshes": 0}
+            train = {"kind": "train", "step": 1, "updates": 1, "accuracy": 0.4, **scores}
+            ends = [{"kind": "eval", "step": step, "pass_at_1": 0.4} for step in (0, 1)]
+            rows = [ends[0], train, ends[1]]
+            (output / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        elif command[0] == "train":
+            (output / "prm").mkdir(parents=True)
+        return int(command[0] == "rl")
+
+    bench = Bench(tmp_path, SMALL, execute=execute)
+    bench.finish(hack_runs(bench))
+    assert measure_hack(bench)["refresh"]["unfinished"] == 1
 
 
 def test_measurement(tmp_path: Path) -> None:
@@ -87,7 +113,8 @@ def test_measurement(tmp_path: Path) -> None:
     bench = Bench(tmp_path, SMALL, execute=execute)
     bench.finish(hack_runs(bench))
     found = measure_hack(bench)
-    assert found["frozen"] == {"before": [0.4], "after": [0.3], "prm_score": [[0.55, 0.55]], "fell": 0}
+    ends = {"before": [0.4], "after": [0.3], "prm_score": [[0.55, 0.55]], "unfinished": 0, "fell": 0}
+    assert found["frozen"] == ends
     assert found["alarm"] == [None]
     assert found["refresh"]["auc_after"] == [0.9]
     assert found["curves"]["mixed"] == {"pass_at_1": [[0, 0.4], [2, 0.3]], "prm_score": [[1, 0.5], [2, 0.6]]}
