@@ -135,7 +135,7 @@ class EpisodeCollator:
         return inputs, predicting_BT, torch.stack(probabilities_NV)
 
 
-def train_sokoban(config: SokobanTrainConfig, out: Path, say: Callable[[str], None] = print) -> dict[str, float]:
+def train_sokoban(config: SokobanTrainConfig, out: Path, say: Callable[[str], None] = print) -> dict[str, float | None]:
     """Train the policy, write its checkpoint and metrics (sokoban.json) to `out`, and return the metrics."""
     started = time.monotonic()
     torch.set_num_threads(config.threads)
@@ -220,11 +220,11 @@ def _best_share(logits: Tensor, probabilities: Tensor) -> float:
 @torch.inference_mode()
 def evaluate_sokoban(
     model: Qwen2_5_VLForConditionalGeneration, collator: EpisodeCollator, config: SokobanTrainConfig
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Sample one episode at temperature 1 for each of `config.held_out` levels of the test split.
 
     `solve_rate` is the share of solved levels, `lost_rate` the share that ended in a state that cannot be solved, and
-    `moves_over_optimum` the mean number of moves of solved levels beyond a shortest solution.
+    `moves_over_optimum` the mean number of moves of solved levels beyond a shortest solution, None if there are none.
     """
     rng = random.Random(f"{config.seed}/test")
     starts = [make_split_level(rng, "test", config.size, config.boxes) for _ in range(config.held_out)]
@@ -253,5 +253,5 @@ def evaluate_sokoban(
     return {
         "solve_rate": len(solved) / len(starts),
         "lost_rate": sum(moves_to_solve(state) is None for state in states) / len(starts),
-        "moves_over_optimum": sum(over) / max(1, len(over)),
+        "moves_over_optimum": sum(over) / len(over) if over else None,
     }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,6 +24,7 @@ from mmprm.tiny.sokoban_player import SolverPlayer, action_text, move_probabilit
 from mmprm.tiny.sokoban_policy import (
     EpisodeCollator,
     build_sokoban_processor,
+    evaluate_sokoban,
     solver_episode,
     train_sokoban,
 )
@@ -106,3 +109,16 @@ def test_training_writes_a_checkpoint_with_its_solve_rate(tmp_path: Path) -> Non
     assert 0 <= metrics["solve_rate"] <= 1
     assert metrics["solve_rate"] + metrics["lost_rate"] <= 1
     assert {"model.safetensors", "sokoban.json", "tokenizer.json"} <= {file.name for file in tmp_path.iterdir()}
+
+
+def test_without_a_solved_level_there_is_no_number_of_moves(collator: EpisodeCollator) -> None:
+    class Idle(torch.nn.Module):
+        """Ends every turn without a move."""
+
+        def forward(self, input_ids: torch.Tensor, **_: object) -> SimpleNamespace:
+            logits_BTV = torch.full((*input_ids.shape, collator.end_id + 1), -math.inf)
+            logits_BTV[..., collator.end_id] = 0
+            return SimpleNamespace(logits=logits_BTV)
+
+    metrics = evaluate_sokoban(Idle(), collator, CONFIG)
+    assert metrics == {"solve_rate": 0, "lost_rate": 0, "moves_over_optimum": None}
