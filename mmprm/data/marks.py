@@ -118,10 +118,15 @@ def _check_count(texts: Sequence[str], mark: str, count: int, column: str, field
 
 
 def split_at_marks(text: str, kinds: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the kinds of the n normalized placeholders of these kinds in a text, and the n + 1 pieces around them."""
+    """Return the kinds of the n normalized placeholders of these kinds in a text, and the n + 1 pieces around them.
+
+    Whitespace around placeholders at the very beginning is dropped, because it is not part of the question.
+    """
     if not kinds:
         return [], [text]
-    parts = re.split("(" + "|".join(MARKS[kind] for kind in kinds) + ")", text)
+    any_mark = "|".join(MARKS[kind] for kind in kinds)
+    text = re.sub(rf"\A((?:\s*(?:{any_mark}))+)\s*", lambda match: "".join(match[1].split()), text)
+    parts = re.split(f"({any_mark})", text)
     return [mark.strip("<>") for mark in parts[1::2]], parts[::2]
 
 

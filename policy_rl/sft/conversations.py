@@ -9,7 +9,6 @@ our own problems     `question`, `images`, `solution`, formatted according to `p
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,13 +180,7 @@ def _other_turn(turn: Turn, location: str) -> Message:
 
 
 def _split(text: str) -> list[dict[str, str]]:
-    """Split a text at its marks into text parts and media parts, in order.
-
-    Whitespace around marks at the very beginning is dropped, because it is not part of the question; problems are read
-    in the same way.
-    """
-    any_mark = "|".join(MARKS.values())
-    text = re.sub(rf"\A((?:\s*(?:{any_mark}))+)\s*", lambda match: "".join(match[1].split()), text)
+    """Split a text at its marks into text parts and media parts, in order."""
     kinds, pieces = split_at_marks(text, list(MARKS))
     parts: list[dict[str, str]] = []
     for kind, piece in zip(["", *kinds], pieces, strict=True):

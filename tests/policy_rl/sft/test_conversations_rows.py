@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from mmprm.errors import DataError
-from mmprm.problems import ProblemsConfig
-from mmprm.prompts import PromptConfig
+from mmprm.problems import ProblemsConfig, load_problems
+from mmprm.prompts import PromptConfig, messages
 from mmprm.types import AudioRef, VideoRef
 from policy_rl.sft.conversations import Conversation, read_conversations, without_unreadable
 
@@ -90,6 +90,26 @@ def test_videos_and_audio_are_at_their_marks_or_first(
 ) -> None:
     (found,) = read(folder, row(content, **columns))
     assert [part["type"] for part in found.messages[0]["content"]] == kinds
+
+
+@pytest.mark.parametrize(
+    ("question", "columns", "kinds"),
+    [
+        ("<image>\nA", {"image": "red.png"}, ["image", "A"]),
+        ("<image>\n<image>\nA <image>", {"images": ["red.png"] * 3}, ["image", "image", "A ", "image"]),
+        ("<audio>\n<video>\nA", {"video": "a.mp4"}, ["audio", "video", "A"]),
+        ("<video>\n<audio>\n" * 2 + "A", {"video": ["a.mp4", "b.mp4"]}, ["video", "audio", "video", "audio", "A"]),
+    ],
+)
+def test_problems_and_conversations_show_a_question_alike(
+    folder: Path, question: str, columns: dict[str, Any], kinds: list[str]
+) -> None:
+    """A policy is trained on conversations and then sampled with problems."""
+    (found,) = read(folder, row(question, **columns))
+    (folder / "p.jsonl").write_text(json.dumps({"question": question, "answer": "3", **columns}))
+    (problem,) = load_problems(ProblemsConfig(path=str(folder / "p.jsonl")))
+    for turn in (found.messages[0], messages(problem, PromptConfig(preset="plain"))[0]):
+        assert [part.get("text", part["type"]) for part in turn["content"]] == kinds
 
 
 @pytest.mark.parametrize(
