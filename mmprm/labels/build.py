@@ -40,7 +40,8 @@ class LabelsConfig(Config):
     test: float = Field(0.0, ge=0, lt=1)
     """Fraction of the problems in the test split."""
     embed_images: bool = True
-    """Whether to store image bytes, which makes the file self-contained, rather than image paths."""
+    """Whether to store image bytes, which makes the file self-contained, rather than image paths. Videos and audio stay
+    files, which the file names by absolute paths."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -310,8 +310,7 @@ def _check_same(problem: Problem, other: Problem, location: str) -> None:
     if list(map(media_digest, problem.media)) != list(map(media_digest, other.media)):
         raise DataError(
             f"{location}: problem_id {cut(other.id)!r} already belongs to a different problem, with other images, "
-            "videos or audio; use "
-            "unique ids in joined files, then label them again"
+            "videos or audio; use unique ids in joined files, then label them again"
         )
 
 
