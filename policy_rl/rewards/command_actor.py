@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)
+"""Loaded here because loading it in a forked child could wait for a lock that another thread of the parent held."""
 
 
 class CommandActor:
@@ -41,7 +43,7 @@ class CommandActor:
 def _end_with_parent() -> None:
     """Ask Linux to send SIGTERM to this process when its parent dies, which a killed parent cannot do itself."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def last_line(log: Path) -> str:
