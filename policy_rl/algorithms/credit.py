@@ -72,7 +72,7 @@ class CreditConfig(Config):
     compare_within: Literal["group", "outcome"] = "group"
     """Responses with which the baseline compares a step's return. group: the group's other responses; outcome: only
     those whose answers are as correct as its own, so that the process reward says nothing about which outcome is
-    better."""
+    better. normalize_steps then also normalizes within an outcome."""
     per_source: bool = False
     """With mode=scalar, apply the estimator to the outcome reward and the process reward separately, and add the
     results (PRIME). If false, apply it to their sum."""

@@ -68,6 +68,13 @@ def test_equal_outcomes_are_compared_as_a_group() -> None:
         torch.testing.assert_close(found, credit(scores, [outcome] * 3, compare_within="group").returns_PKS)
 
 
+def test_steps_are_normalized_within_an_outcome() -> None:
+    """Two values normalize to ±1/√2 with the unbiased standard deviation, however far apart they are."""
+    keys = {"mode": "return_to_go", "baseline": "none", "normalize_steps": True}
+    found = credit([[0.9], [0.7], [0.8], [0.2]], [RIGHT, RIGHT, WRONG, WRONG], **keys).returns_PKS
+    torch.testing.assert_close(found[0, :, 0], torch.tensor([1.0, -1.0, 1.0, -1.0]) / 2**0.5, atol=1e-4, rtol=0)
+
+
 def test_the_only_response_with_its_outcome_earns_nothing() -> None:
     found = credit([[0.9], [0.2], [0.6]], [RIGHT, WRONG, WRONG])
     assert_near(found.returns_PKS, [[[0.0], [-0.8], [0.8]]])
