@@ -112,7 +112,7 @@ def peers(results: dict[str, Any], _: dict[str, Any]) -> Iterator[tuple[str, str
 
 AGENT_BARS = {
     "labels_auc": "at least 0.95",
-    "first_error": "at least 0.9",
+    "first_error": "at least 0.9 on at least 60 levels",
     "prm_f1": "at least 0.8",
     "rl_gain": "at least 0.2, interval above 0",
     "sample_ratio": "at most 0.67, and less than GiGPO",
@@ -200,7 +200,10 @@ BENCHMARKS = {
         "per solution, `accuracy` is the share of solutions whose first error (or absence of errors) is found, and "
         "`rollout_ratio_incorrect` counts only the solutions with an error. `malformed` gives a thinking judge 1,000 "
         "damaged and 1,000 truncated outputs in all verdict formats: `made_up` counts those that yielded a score, and "
-        "`counted` those that were reported as unread.",
+        "`counted` those that were reported as unread. `thinking` teaches the built-in policy to judge solutions of "
+        "its own world: first-error F1, generated tokens per solution, and unknown solutions of a process reward model "
+        "(`prm`) and of thinking judges after SFT and after RL with 1 and 8 chains (`sft_1`, …, `rl_8`). An unknown "
+        "solution counts as judged incorrectly.",
     ),
     "agents": (
         agents,

@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
 def critique_lines(config: CritiquesConfig, counts: CritiqueCounts) -> Iterator[str]:
     """Format the counts of the critiques as lines of text."""
     folder = Path(config.output)
-    yield f"{folder / 'problems.jsonl'}: {counts.solutions:,} solutions, {counts.with_error:,} with an incorrect step"
+    yield f"{config.labels}: {counts.solutions:,} labeled solutions, {counts.with_error:,} with an incorrect step"
     if not config.ask_teacher:
         return
     yield (

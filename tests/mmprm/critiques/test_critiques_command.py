@@ -43,7 +43,7 @@ def test_the_command_asks_the_teacher_once_and_reports_what_it_kept(
         assert run(tmp_path, server) == run(tmp_path, server) == 0
     assert len(server.requests) == 2
     printed = capsys.readouterr().out
-    assert "problems.jsonl: 2 solutions, 1 with an incorrect step" in printed
+    assert "labels.parquet: 2 labeled solutions, 1 with an incorrect step" in printed
     assert "kept.jsonl: 1 of 2 critiques kept, of 1 solutions (0 with an incorrect step); 60 tokens" in printed
     assert "refused: 1 × calls an incorrect step correct" in printed
     (row,) = [json.loads(line) for line in (tmp_path / "out" / "kept.jsonl").read_text().splitlines()]
