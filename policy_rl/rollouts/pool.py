@@ -182,7 +182,8 @@ class RolloutPool:
             # The seed of the first tokens would repeat their random numbers.
             again = derive_seed(seed, problem.id, f"continued {version}", done)
             prefix = response.prefix(done) if done else None
-            group = await self._sample(problem, 1, again, None, max_tokens - done, prefix)
+            # Ahead of new groups, which are for later steps than the one that may wait for this response.
+            group = await self._sample(problem, 1, again, None, max_tokens - done, prefix, first=True)
             (response,), version = group.responses, group.version
             segments = with_segment(segments, version, len(response.token_ids))
         return replace(response, segments=segments if len(segments) > 1 else ())
@@ -195,14 +196,14 @@ class RolloutPool:
         version: int | None,
         max_tokens: int | None = None,
         prefix: ResponsePrefix | None = None,
+        first: bool = False,
     ) -> Group:
-        """Sample responses, which new weights interrupt if `version` is None."""
+        """Sample responses, which new weights interrupt if `version` is None. `first` puts them ahead of others."""
         settings = {"max_tokens": max_tokens, "prefix": prefix}
         settings = {name: value for name, value in settings.items() if value is not None}
         is_interruptible = version is None
-        lost = False
         while True:
-            slot = await self._slots.take(n, version, first=lost)
+            slot = await self._slots.take(n, version, first)
             actor = slot.actor
             current = self._slots.version if version is None else version
             self._interruptible += is_interruptible
@@ -211,7 +212,7 @@ class RolloutPool:
                 answer = actor.sample.remote(problem, n, seed, current, **settings)
                 return await _answer(answer, what, self._config.sample_timeout_seconds, silent=True)
             except _LostError as error:
-                lost = True
+                first = True
                 await self._replace(slot, actor, error)
             finally:
                 self._interruptible -= is_interruptible
@@ -237,8 +238,8 @@ class RolloutPool:
 
     async def _interrupt(self) -> None:
         """Interrupt the requests in flight that were sent without a version. A dead engine is found by its requests."""
-        if self._interruptible:
-            actors_here = [slot.actor for slot in self._slots.all if slot.actor is not None]
+        actors_here = [slot.actor for slot in self._slots.all if slot.actor is not None]
+        if self._interruptible and actors_here:  # there may be none while the only engine is replaced
             asked = [asyncio.create_task(_asked(actor.interrupt.remote())) for actor in actors_here]
             await asyncio.wait(asked, timeout=INTERRUPT_SECONDS)
 

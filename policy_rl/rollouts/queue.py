@@ -54,7 +54,7 @@ class Slots:
         Without a version, any version will do, and a change to the next one does not wait for this request.
 
         Groups wait here instead of in an engine, so that the first engine with free capacity can take them. `first`
-        puts the request at the front of the queue, for groups whose engine died.
+        puts the request at the front of the queue, for groups whose engine died and for interrupted responses.
         """
         waiting = _Waiting(n, version, asyncio.get_running_loop().create_future())
         (self._waiting.appendleft if first else self._waiting.append)(waiting)

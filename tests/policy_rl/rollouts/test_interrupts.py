@@ -122,6 +122,31 @@ async def test_an_interrupt_is_repeated_until_nothing_is_in_flight(actor: Actor)
     assert group.responses[1].segments == ((0, 2), (1, 2))
 
 
+async def test_an_interrupted_response_continues_before_waiting_groups(actor: Actor) -> None:
+    pool = await start()
+    requests = [asyncio.create_task(pool.sample(PROBLEM, n, 7, None)) for n in (16, 15)]
+    await asyncio.sleep(0.02)
+    await asyncio.wait_for(pool.load_weights(published(1)), 5)
+    await asyncio.sleep(0.02)
+    assert [n for n, *_ in actor.requests] == [16, 1, 15]
+    actor.waiting[1].set()
+    await asyncio.gather(*requests)
+
+
+async def test_an_interrupt_awaits_the_replacement_of_the_only_engine(actor: Actor) -> None:
+    pool = await start()
+    request = asyncio.create_task(pool.sample(PROBLEM, 2, 7, None))
+    await asyncio.sleep(0.02)
+    (slot,) = pool._slots.all
+    slot.actor = None
+    load = asyncio.create_task(pool.load_weights(published(1)))
+    await asyncio.sleep(0.03)
+    assert not load.done()
+    slot.actor = actor
+    assert await asyncio.wait_for(load, 5) == 0
+    assert (await request).responses[1].segments == ((0, 2), (1, 2))
+
+
 async def test_requests_for_a_version_are_not_interrupted(actor: Actor) -> None:
     pool = await start()
     request = asyncio.create_task(pool.sample(PROBLEM, 2, 7, 0))
