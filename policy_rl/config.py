@@ -216,6 +216,15 @@ class RLConfig(Config):
         )
 
     @property
+    def weights_transfer(self) -> WeightsConfig:
+        """Return the settings of the weight transfer.
+
+        With max_staleness, weights are transferred as files, which an engine loads once its requests are interrupted.
+        Transfers from GPU to GPU would change its weights while it samples.
+        """
+        return self.weights.model_copy(update={"transport": "file"}) if self.max_staleness else self.weights
+
+    @property
     def ends_by_passes(self) -> bool:
         """Return whether the run ends after `episodes` passes over the problems, not after a fixed number of steps.
 

@@ -223,7 +223,7 @@ class Loop:
         started, self._seconds = time.perf_counter(), Counter()
         with Timed(self._seconds, "wait"):
             collected = await self._collect(step)
-        self._start_ahead(step)
+        await self._start_ahead(step)
         trained, metrics = await self._learn(step, collected)
         if self._config.one_step_ahead:
             with Timed(self._seconds, "wait"):
@@ -338,7 +338,7 @@ class Loop:
         """
         self._queue.start(step)
         if not self._config.one_step_ahead:
-            self._start_ahead(step)
+            await self._start_ahead(step)
         try:
             collected = await self._queue.wait(step)
             if self._config.rollouts.colocated:
@@ -351,9 +351,10 @@ class Loop:
         self._queue.drop(step)
         return collected
 
-    def _start_ahead(self, step: int) -> None:
+    async def _start_ahead(self, step: int) -> None:
         """Start to collect the steps after `step`, as far ahead as the configuration allows."""
         for later in range(step + 1, step + self._depth + 1):
+            await asyncio.sleep(0)  # the step before takes its problems, which `passes` counts
             if self._config.ends_by_passes:
                 if self._collector.passes >= self._config.episodes:
                     return

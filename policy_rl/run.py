@@ -98,7 +98,7 @@ async def _run(config: RLConfig, problems: Sequence[Problem], held_out: Sequence
     actors.connect(config.ray_address)
     async with AsyncExitStack() as stack:
         options = await stack.enter_async_context(reserved(config))
-        transport = transport_of(config.weights, options is not None, config.rollouts.colocated)
+        transport = transport_of(config.weights_transfer, options is not None, config.rollouts.colocated)
         # Registered first so that it runs last: a killed trainer leaves weight files behind, which occupy memory.
         folder = shared_folder(config.weights, Path(config.output))
         stack.callback(remove_versions, folder)
@@ -151,7 +151,7 @@ async def _start(
             sampling_of(config.sampling),
             config.prompt,
             config.rollouts,
-            config.weights,
+            config.weights_transfer,
             options=None if options is None else options.engines,
             episodes=config.environment and EpisodeConfig(config.environment, config.seed),
         )

@@ -31,6 +31,12 @@ def check_staleness(config: RLConfig) -> None:
             f"max_staleness={config.max_staleness} cannot be combined with one_step_ahead=true, which samples one step "
             "ahead without interrupting responses; leave one of them out"
         )
+    if config.max_staleness and config.weights.transport not in ("auto", "file"):
+        raise ValueError(
+            f"max_staleness={config.max_staleness} cannot be combined with weights.transport="
+            f"{config.weights.transport}, which changes the weights of engines while they sample; leave "
+            "weights.transport out, or set it to file"
+        )
     if config.max_staleness and config.environment is not None:
         raise ValueError(
             f"max_staleness={config.max_staleness} cannot be combined with environment, whose episodes cannot be "

@@ -122,7 +122,7 @@ def rl_settings(config: RLConfig, policy: Shape, prompt_tokens: int) -> RLSettin
         gpus=roles(_placed(config)),
         gpu_gib=hardware.gpu_memory_gib,
         nodes=hardware.nodes,
-        transport=transport_of(config.weights, True, config.rollouts.colocated),
+        transport=transport_of(config.weights_transfer, True, config.rollouts.colocated),
         reference=kl > 0 and trainer.lora is None,  # with adapters, the base model is the reference
         offloads_reference=reference_sharding(trainer).offload == "all",
         computes_log_probs=config.batch.optimizer_steps > 1 or config.has_critic or kl > 0 or teacher is not None,

@@ -15,8 +15,9 @@ class WeightsConfig(Config):
 
     transport: Literal["auto", "file", "nccl", "ipc"] = "auto"
     """Transport of the weights. file: safetensors files in shared memory or a shared folder; nccl: vLLM's broadcast
-    from GPU to GPU; ipc: vLLM's transfer between trainer and engine on the same GPU. auto: file on CPU; on GPU, ipc for
-    colocated engines and nccl for others. Dead engines are replaced only with file."""
+    from GPU to GPU; ipc: vLLM's transfer between trainer and engine on the same GPU. auto: file on CPU and with
+    max_staleness; otherwise on GPU, ipc for colocated engines and nccl for others. Dead engines are replaced only with
+    file."""
     folder: PathText | None = None
     """With transport=file, the parent folder of this run's weight files. By default /dev/shm, or the run folder if
     /dev/shm is not writable. It needs space for two versions of the weights, and all machines of the run must have

@@ -16,6 +16,7 @@ from policy_rl.collector import Collected
 from policy_rl.rollouts.curriculum import Prompts
 from policy_rl.step_queue import StepQueue
 from policy_rl.types import Group
+from policy_rl.weights.config import transport_of
 
 
 class LabelingPool(ScriptedPool):
@@ -45,6 +46,22 @@ def test_responses_are_at_most_this_many_updates_old(tmp_path: Path, staleness: 
     asyncio.run(make_loop(config, LabelingPool(), ScriptedTrainer(delay=0.05)).run())
     found = [line["staleness"] for line in metrics_of(tmp_path / "run")]
     assert found == [min(step, staleness) for step in range(8)], "the engines are faster than the trainer"
+
+
+def test_sampling_ahead_ends_with_the_passes_over_the_problems(tmp_path: Path) -> None:
+    """With a filter, the number of steps is not known before; here, nothing is filtered out."""
+    config = stale(tmp_path / "run", 3, steps=None, episodes=1, filter={"low": 0.0, "high": 1.0})
+    loop = make_loop(config, LabelingPool(), problems=PROBLEMS[:8])
+    asyncio.run(loop.run())
+    assert len(metrics_of(tmp_path / "run")) == 2, "two steps of 4 of the 8 problems"
+    assert loop._collector.passes == 1
+
+
+@pytest.mark.parametrize(("staleness", "transport"), [(0, "nccl"), (2, "file")])
+def test_engines_that_sample_get_weights_as_files(tmp_path: Path, staleness: int, transport: str) -> None:
+    """On GPUs, the other transports change an engine's weights before its requests are interrupted."""
+    weights = stale(tmp_path, staleness).weights_transfer
+    assert transport_of(weights, gpu=True, colocated=False) == transport
 
 
 def test_slow_engines_give_fresh_responses(tmp_path: Path) -> None:
@@ -146,6 +163,10 @@ async def test_a_failed_step_is_not_stored_and_others_are_canceled() -> None:
         (
             {"environment": {"path": "sokoban"}},
             r"max_staleness=2 cannot be combined with environment.*one_step_ahead=true",
+        ),
+        (
+            {"weights": {"transport": "nccl"}},
+            r"max_staleness=2 cannot be combined with weights\.transport=nccl.*leave weights\.transport out",
         ),
         (
             {"rollouts": {"branching": {}}, "credit": {"source": "tree"}},
