@@ -11,13 +11,14 @@ import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mmprm.errors import DataError, TrainingError
-from mmprm.files import logged_rows
+from mmprm.files import logged_rows, whole_file
 from mmprm.problems import write_image
 from mmprm.report.rollouts import SAMPLES_FILE
 from mmprm.steps import StepFormat
@@ -27,6 +28,7 @@ from policy_rl.rewards.cutter import steps_of
 from policy_rl.types import TrainingSample
 
 TEXT_FILE = "samples.md"
+_replaced = partial(whole_file, error=TrainingError, way_out="choose another output")
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,15 +158,16 @@ class SampleLog:
     """
 
     def __init__(self, folder: Path, done: int) -> None:
+        self._folder, rows, text = folder, folder / SAMPLES_FILE, folder / TEXT_FILE
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            kept = [sample for sample in _read(folder / SAMPLES_FILE) if sample.step <= done]
-            self._folder = folder
-            self._json = (folder / SAMPLES_FILE).open("w", encoding="utf-8")
-            self._text = (folder / TEXT_FILE).open("w", encoding="utf-8")
+            kept = [sample for sample in _read(rows) if sample.step <= done]
+            # The files are replaced as a whole, so that a kill cannot lose the kept samples.
+            with _replaced(rows) as self._json, _replaced(text) as self._text:
+                self.write(kept)
+            self._json, self._text = rows.open("a", encoding="utf-8"), text.open("a", encoding="utf-8")
         except OSError as error:
             raise TrainingError(f"{folder}: cannot be written ({error}); choose another output") from error
-        self.write(kept)
 
     def write(self, samples: Sequence[Sample]) -> None:
         """Append samples to both log files."""

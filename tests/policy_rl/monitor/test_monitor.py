@@ -18,7 +18,7 @@ from mmprm.errors import ConfigError, TrainingError
 from mmprm.types import Grading, ImageRef, Problem, Verdict
 from policy_rl.graded import GradedGroup, GradedResponse, StepRewards
 from policy_rl.monitor.alarms import Alarms, MonitorConfig, agreement, alarm_error, hacking_metrics, repeated
-from policy_rl.monitor.samples import SampleLog, chosen, credit_of_steps, sample_of, trained_sample
+from policy_rl.monitor.samples import Sample, SampleLog, chosen, credit_of_steps, sample_of, trained_sample
 from policy_rl.types import Response, Reward, TrainingSample
 
 
@@ -252,3 +252,19 @@ class TestSamples:
         shown = (tmp_path / "samples.md").read_text()
         assert shown.count("## Step 1,") == shown.count("## Step 2,") == 1
         assert "## Step 3," not in shown
+
+    def test_a_run_killed_while_it_resumes_keeps_its_samples(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def killed(sample: Sample) -> str:
+            raise KeyboardInterrupt
+
+        only = graded("a", [0.9])
+        log = SampleLog(tmp_path, 0)
+        log.write([sample_of(1, group(only), only, "blank_lines")])
+        log.close()
+        before = (tmp_path / "samples.jsonl").read_text(), (tmp_path / "samples.md").read_text()
+        monkeypatch.setattr(Sample, "markdown", killed)
+        with pytest.raises(KeyboardInterrupt):
+            SampleLog(tmp_path, 1)
+        assert ((tmp_path / "samples.jsonl").read_text(), (tmp_path / "samples.md").read_text()) == before
