@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mmprm.config import Config
 from mmprm.environments.actions import ACTION
@@ -28,7 +28,8 @@ class EnvironmentConfig(Config):
     arguments: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments for gymnasium.make or for the factory."""
     actions: tuple[str, ...] | None = None
-    """Names of a gymnasium environment's actions, in the order of their indices; null uses the indices as names."""
+    """Names of a gymnasium environment's actions, in the order of their indices; null uses the indices as names. Other
+    environments name their own actions."""
     pattern: str = ACTION
     """Regular expression that finds the action in the policy's text, in all environments but your own. The last
     match counts, and its first group is the action's name."""
@@ -46,6 +47,21 @@ class EnvironmentConfig(Config):
     runs in a thread of its own."""
     timeout_seconds: float = Field(60.0, gt=0)
     """Maximum time in seconds for one turn of the environment. An environment that takes longer is abandoned."""
+
+    @model_validator(mode="after")
+    def _keys_have_an_effect(self) -> EnvironmentConfig:
+        is_gymnasium = self.path.startswith("gymnasium:")
+        if self.actions is not None and not is_gymnasium:
+            raise ValueError(
+                f"actions={list(self.actions)} has no effect with path={self.path}, which names its own actions; "
+                "remove it"
+            )
+        if self.pattern != ACTION and not is_gymnasium and self.path not in BUILT_IN:
+            raise ValueError(
+                f"pattern={self.pattern!r} has no effect with path={self.path}, which reads the policy's text itself; "
+                "remove it, or pass it in arguments"
+            )
+        return self
 
     def resume_key(self) -> dict[str, Any]:
         """Return the settings that determine the episodes, which must not change when a run resumes."""

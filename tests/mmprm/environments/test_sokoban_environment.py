@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from mmprm.config import build
 from mmprm.environments.interface import Observation, Transition
 from mmprm.environments.load import EnvironmentConfig, make_environment
 from mmprm.environments.replay import check_deterministic, replay
@@ -124,3 +125,15 @@ def test_a_nondeterministic_environment_is_detected(part: str, name: str) -> Non
 def test_an_invalid_configuration_proposes_a_change(keys: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make_environment(EnvironmentConfig(**keys))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"path": "football", "actions": ["left"]}, r"actions=\['left'\] has no effect with path=football"),
+        ({"path": "my.module:make", "pattern": "(x)"}, "has no effect with path=my.module:make, which reads"),
+    ],
+)
+def test_a_key_that_the_environment_does_not_read_is_refused(keys: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build(EnvironmentConfig, keys)
