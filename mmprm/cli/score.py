@@ -242,6 +242,8 @@ def read_line(row: dict[str, Any], location: str, reader: ProblemReader, config:
     if "responses" in row and "response" in row:
         raise DataError(f"{location}: has both response and responses; remove one of them")
     name = next((name for name in ("responses", "response") if name in row), "steps")
+    if row.get("observations") and name != "steps":
+        raise DataError(f"{location}: has observations, but no steps; give the turns of the episode in steps")
     splits = tuple(plain_split(text, config.step_format) for text in _texts(row, name, location))
     return Line(row, tuple(Solution(problem, found.steps) for found in splits if found.steps), splits)
 

@@ -73,6 +73,11 @@ def _rollouts(arguments: argparse.Namespace, folder: Path) -> None:
             f"--problems={arguments.problems} is for a run of mmprm annotate, and {folder} is one of mmprm rl; use "
             "--rollouts"
         )
+    if arguments.prm is not None:
+        raise DataError(
+            f"--prm={arguments.prm} is for a run of mmprm annotate, and {folder} is one of mmprm rl, which logs the "
+            "scores of its own model; leave it out"
+        )
     path = arguments.output or folder / ROLLOUTS_FILE
     shown, total = write_rollouts(path, folder, arguments.rollouts or DEFAULT_LIMIT)
     print(f"{path}: {shown} of {total} logged rollouts, {path.stat().st_size / 2**20:.1f} MiB; open it in a browser")

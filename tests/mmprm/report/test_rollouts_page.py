@@ -124,6 +124,8 @@ def test_the_command_writes_the_page(run: Path, capsys: pytest.CaptureFixture[st
     assert not re.search(r"(src|href)=\"(?!data:)|https?://(?!www.w3.org/2000/svg)|@import", page)
     assert main(["view", str(run), "--problems", "3"]) == 2
     assert "--problems=3 is for a run of mmprm annotate" in capsys.readouterr().err
+    assert main(["view", str(run), "--prm", "folder"]) == 2
+    assert "--prm=folder is for a run of mmprm annotate" in capsys.readouterr().err
 
 
 def test_the_report_of_a_run_links_to_the_page(tmp_path: Path) -> None:

@@ -97,6 +97,12 @@ def test_invalid_observations_are_reported_with_their_line(
     assert message in capsys.readouterr().err
 
 
+def test_observations_of_a_raw_response_are_refused(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _ = run({"steps": None, "response": "<step>up</step>", "observations": [["Go."]]})
+    assert code == 2
+    assert "in.jsonl:1: has observations, but no steps" in capsys.readouterr().err
+
+
 def test_images_in_every_usual_column(run: Any) -> None:
     cells = ["red.png", ["red.png"], {"bytes": None, "path": "red.png"}]
     rows = [{name: cell} for name in ("images", "image", "images", "image_path", "image_urls") for cell in cells]
