@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
@@ -24,13 +24,14 @@ TRANSPOSED = ("qwen3_vl_moe",)
 only if the model is sharded, and vLLM would misread the others."""
 
 
-def stored_tensors(backbone: PreTrainedModel, name: str, tensor: Tensor) -> dict[str, Tensor]:
+def stored_tensors(backbone: nn.Module, name: str, tensor: Tensor) -> dict[str, Tensor]:
     """Convert a model parameter to the tensors, by name, that a checkpoint stores for it."""
-    if backbone.config.model_type == THINKER:
+    config = getattr(backbone, "config", None)
+    if config is not None and config.model_type == THINKER:
         return {stored_name(name): tensor}
     if not EXPERTS.search(name):
         return {name: tensor}
-    if backbone.config.model_type in TRANSPOSED:
+    if config is not None and config.model_type in TRANSPOSED:
         return {name: tensor.transpose(1, 2).contiguous()}
     return revert_weight_conversion(backbone, {name: tensor})
 

@@ -18,6 +18,7 @@ EIGHT, ONE_EACH = (8,), tuple(((0, gpu),) for gpu in range(8))
 ALL_32, ALL_64 = (tuple(itertools.product(range(machines), range(8))) for machines in (4, 8))
 WIDE, WIDE_64 = (tuple(gpus[first : first + 4] for first in range(0, len(gpus), 4)) for gpus in (ALL_32, ALL_64))
 COLOCATED_7B = (EIGHT, Placement(ONE_EACH, ALL_32[:8]))
+ONE_RANK = (EIGHT, Placement(ONE_EACH[:7], ALL_32[7:8]))
 COLOCATED_WIDE = (EIGHT * 4, Placement(WIDE, ALL_32))
 
 RECIPES = {
@@ -31,9 +32,13 @@ RECIPES = {
     "rl/mm-eureka-zero-38b": [COLOCATED_WIDE],
     "rl/prm-rl": [(EIGHT, Placement(ONE_EACH[:3], ALL_32[3:7], ((0, 7),)))],
     "rl/qwen3-vl-8b": [COLOCATED_7B],
-    "rl/tiny": [(EIGHT, Placement(ONE_EACH[:7], ALL_32[7:8]))],
+    "rl/lmm-r1-sokoban": [COLOCATED_7B],
+    "rl/lmm-r1-sokoban-turns": [COLOCATED_7B],
+    "rl/sokoban-tiny": [ONE_RANK],
+    "rl/tiny": [ONE_RANK],
     "rl/visualthinker-r1-zero": [(EIGHT, Placement(ONE_EACH[:4], ALL_32[:4]))],
     "stages/lmm-r1": [COLOCATED_7B, COLOCATED_7B],
+    "stages/sokoban-tiny": [ONE_RANK],
     "stages/mm-eureka-32b": [COLOCATED_WIDE, COLOCATED_WIDE],
     "stages/vision-r1": [COLOCATED_7B],
 }

@@ -240,7 +240,7 @@ def test_episodes_count_prompts_requested_under_a_filter(tmp_path: Path, ahead: 
     asked = [json.loads(path.read_text()) for path in sorted((tmp_path / "run/checkpoints").glob("*/extra.json"))]
     positions = [extra["collector"]["position"] for extra in asked]
     assert len(pool.asked) == positions[-1] >= 20
-    assert asked[-1]["pending"] is None, "groups sampled ahead are trained on"
+    assert not asked[-1]["pending"], "groups sampled ahead are trained on"
     # The previous step was not the last: passes remained, or a step had been sampled ahead.
     assert positions[-2] < 20 or asked[-2]["pending"] is not None
     again = ScriptedPool()

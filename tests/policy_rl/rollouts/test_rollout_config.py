@@ -25,4 +25,4 @@ def test_vision_tokens_are_found_by_key_and_by_name():
     config = SimpleNamespace(to_dict=lambda: keys)
     names = {"<img>": 6, "<|im_end|>": 1, "<|vision_pad|>": 8}
     tokenizer = SimpleNamespace(all_special_tokens=list(names), convert_tokens_to_ids=names.get)
-    assert vision_token_ids(config, tokenizer) == (4, 5, 6, 8)
+    assert vision_token_ids(config, tokenizer) == (4, 5, 6, 7, 8)

@@ -156,7 +156,7 @@ def test_the_mask_is_the_templates_assistant_turns(
     assert whole.removeprefix("".join(piece.text for piece in pieces)).strip() == ""
     learned = [message["content"] + END for message in conversation.messages if message["role"] == "assistant"]
     assert [piece.text for piece in pieces if piece.learned] == learned
-    assert [len(piece.images) for piece in pieces] == ([2, 0, 0, 0, 1, 0] if name in WITH_IMAGE else [0] * 6)
+    assert [len(piece.media) for piece in pieces] == ([2, 0, 0, 0, 1, 0] if name in WITH_IMAGE else [0] * 6)
     encoded = encode(conversation)
     tokenizer = tokenizer_of(processor)
     written = [id_ for turn in learned for id_ in tokenizer.encode(turn, add_special_tokens=False)]
