@@ -20,14 +20,16 @@ def prm_evaluation_table(result: PrmEvaluation) -> str:
     several = len(result.sources) > 1
     entries = [*result.sources.items(), *([("all together", result.pooled)] if several else [])]
     width = max(len(name) for name, _ in entries)
+    widths = {part: len(part) + 2 for part in parts}
     lines = [
         f"{'source':<{width}}{METRICS[result.metric].title:>22}"
-        + "".join(f"{part:>9}" for part in parts)
+        + "".join(f"{part:>{widths[part]}}" for part in parts)
         + f"{'solutions':>11}"
     ]
     for name, metrics in entries:
         values = "".join(
-            f"{'–' if value is None else format(value.value, '.3f'):>9}" for value in metrics.parts.values()
+            f"{'–' if value is None else format(value.value, '.3f'):>{widths[part]}}"
+            for part, value in metrics.parts.items()
         )
         lines.append(f"{name:<{width}}{cell(metrics.f1):>22}{values}{metrics.solutions:>11,}")
     if several:

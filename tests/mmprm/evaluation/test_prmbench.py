@@ -102,7 +102,9 @@ def test_the_command_keeps_named_results_side_by_side(
     sets = ["--set=scorer.prm=p", f"--set=output={tmp_path}", "--set=threshold=0.5"]
     for name in ("small", "large"):
         assert main(["eval", "prmbench", str(tmp_path / "a.jsonl"), *sets, f"--set=name={name}"]) == 0
-    assert re.search(r"circular +1\.000", capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    assert re.search(r"source +PRM score +on_correct +on_incorrect +solutions\n", printed)
+    assert re.search(r"circular +1\.000", printed)
     result = json.loads((tmp_path / "prmbench-small.json").read_text())
     assert (result["name"], result["scored"], result["tokens"]) == ("small", 1, None)
     page = (tmp_path / "report.html").read_text()
