@@ -86,10 +86,10 @@ def speedup(outcome: Sequence[Point], other: Sequence[Point], further_tokens: fl
     """Return how many times as many tokens outcome rewards alone need to reach their final accuracy.
 
     `further_tokens` are added to those of the other run. Returns 0 if the other run never reaches this accuracy, and
-    None if outcome rewards do not improve on the initial policy.
+    None if outcome rewards do not improve on the initial policy, as it is evaluated in either run.
     """
     goal = outcome[-1].accuracy
-    if goal <= outcome[0].accuracy:
+    if goal <= max(outcome[0].accuracy, other[0].accuracy):
         return None
     reached = position_of(goal, other)
     if reached is None:

@@ -118,7 +118,7 @@ PARTS = {
 def _run(bench: Bench, mode: str, seed: int) -> Run:
     settings = REFRESH if bench.sizes == FULL else SMALL_REFRESH
     refresh = {f"process.refresh.{key}": value for key, value in settings.items()} if mode == "refresh" else {}
-    return Run("weak", mode, seed, MODES[mode] | refresh)
+    return Run("weak", mode, seed, MODES[mode] | refresh, may_end_early=True)  # `unfinished` counts such runs
 
 
 def _steps(rows: Sequence[Results]) -> list[Results]:

@@ -31,12 +31,16 @@ PRM = "the level's PRM"
 
 @dataclass(frozen=True)
 class Run:
-    """Describes a run: its level, name, and seed, and the keys that differ from those of all runs of the level."""
+    """Describes a run: its level, name, and seed, and the keys that differ from those of all runs of the level.
+
+    If `may_end_early`, an end before the last step is a result. Otherwise, it is an error.
+    """
 
     level: str
     name: str
     seed: int
     sets: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    may_end_early: bool = False
 
     @property
     def label(self) -> str:
@@ -111,6 +115,11 @@ class Bench:
         path = self.path(run) / "done.json"
         return json.loads(path.read_text()) if path.exists() else {}
 
+    def _has_ended(self, run: Run) -> bool:
+        """Return whether a run was evaluated after its last step."""
+        last = int(self._sets(run)["steps"])
+        return any(row["kind"] == "eval" and row["step"] == last for row in self.rows(run))
+
     def _sets(self, run: Run) -> Results:
         level = self.level(run.level)
         sets = level.sets() | {"seed": run.seed} | dict(run.sets)
@@ -126,6 +135,11 @@ class Bench:
         code = self._execute(command, self.folder / f"{run.label}.log")
         if not (output / "metrics.jsonl").exists():
             raise RuntimeError(f"{run.label} ended with exit code {code} before its first step; see {output}.log")
+        if not run.may_end_early and not self._has_ended(run):
+            raise RuntimeError(
+                f"{run.label} ended with exit code {code} before its last step; see {output}.log, and run the same "
+                "command again"
+            )
         # Written last, so that an interrupted run is not taken for a finished one.
         done = {"sets": self._sets(run), "code": code, "seconds": time.perf_counter() - began}
         (output / "done.json").write_text(json.dumps(done, indent=2))

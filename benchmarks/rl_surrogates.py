@@ -97,4 +97,4 @@ def _run(surrogate: str, rate: float, seed: int) -> Run:
         "trainer.optimization.learning_rate": rate,
         "eval_every": 0,
     }
-    return Run("short", f"{surrogate}-{rate:g}", seed, sets | SURROGATES[surrogate])
+    return Run("short", f"{surrogate}-{rate:g}", seed, sets | SURROGATES[surrogate], may_end_early=True)

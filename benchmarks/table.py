@@ -65,11 +65,12 @@ def borders(results: dict[str, Any], _: dict[str, Any]) -> Iterator[tuple[str, s
 
 
 def parts(results: dict[str, Any], details: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Yield one table row per part. Metrics with a target come before the others."""
+    """Yield one table row per part, except for curves. Metrics with a target come before the others."""
     for key, bar in details["bars"].items():
         bar = f"{bar}: {'met' if details['met'][key] else 'missed'}" if not bar.startswith("reported") else bar
         more = {name: each for name, each in details[key].items() if name not in results[key]}
-        yield f"`{key}`", "<br>".join(f"{name} {_list(value)}" for name, value in (results[key] | more).items()), bar
+        shown = {name: each for name, each in (results[key] | more).items() if name != "curves"}
+        yield f"`{key}`", "<br>".join(f"{name} {_list(value)}" for name, value in shown.items()), bar
 
 
 def judges(results: dict[str, Any], details: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -184,8 +185,9 @@ BENCHMARKS = {
         "make bench-rl",
         "This benchmark trains the built-in policy with 32 problems × 8 responses per step, with three seeds. pass@1 "
         "is measured at temperature 1 on 300 held-out problems with 8 samples per problem. `short` and `long` compare "
-        "assignments of process reward on two levels of the world: `prm_speedup` is the number of generated tokens "
-        "that outcome rewards alone need to reach their final accuracy, divided by that of the best process mode, on "
+        "assignments of process reward on two levels of the world (`long` begins with a policy that was fine-tuned on "
+        "long solutions, and has 200 held-out problems): `prm_speedup` is the number of generated tokens that outcome "
+        "rewards alone need to reach their final accuracy, divided by that of the best process mode, the median of "
         "three fresh seeds; `tree_speedup` is the same for credit from continuations. In the comparison, TRL "
         "1.8.0 generates responses with transformers. It runs with its default settings (`ratio`) and with tuned "
         "settings (`tuned_ratio`). With tuned settings, both systems process at most 8,192 tokens at a time in the "

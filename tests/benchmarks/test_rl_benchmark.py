@@ -59,6 +59,7 @@ def test_speedup_compares_the_tokens_to_the_final_accuracy_of_outcome_rewards() 
     assert speedup(outcome, points(0.1, 0.3, 0.5), further_tokens=300) == pytest.approx(200 / 400)
     assert speedup(outcome, points(0.1, 0.2, 0.29)) == 0
     assert speedup(points(0.3, 0.2), outcome) is None
+    assert speedup(points(0.1, 0.12), points(0.13, 0.2)) is None, "the initial policy is as good, by chance"
 
 
 def test_lengths_are_compared_at_equal_accuracy() -> None:
@@ -95,6 +96,8 @@ class Commands:
         self.ran: list[str] = []
         self.accuracy: dict[str, float] = {}
         """Maps the name of a run to its final accuracy."""
+        self.most_steps = 99
+        """Number of steps after which every run ends with an error."""
 
     def __call__(self, command: list[str], log: Path) -> int:
         sets = dict(part.split("=", 1) for part in command if "=" in part)
@@ -102,7 +105,7 @@ class Commands:
         if command[0] == "rl":
             self.ran.append(f"{log.parent.name}/{log.stem}")
             end = self.accuracy.get(log.stem.rpartition("-")[0], 0.5)
-            write_metrics(output / "metrics.jsonl", int(sets["steps"]), end)
+            write_metrics(output / "metrics.jsonl", min(int(sets["steps"]), self.most_steps), end)
         elif command[0] == "annotate":
             output.mkdir(parents=True)
             (output / "summary.json").write_text(json.dumps({"tokens": 1000}))
@@ -142,6 +145,17 @@ def test_finished_runs_are_reused_unless_their_keys_change(bench: Bench, command
     (bench.path(changed) / "done.json").unlink()
     bench.finish([changed])
     assert commands.ran == ["short/outcome-0"] * 3, "an interrupted run starts over"
+
+
+def test_a_run_that_ends_early_is_repeated_unless_this_is_a_result(bench: Bench, commands: Commands) -> None:
+    commands.most_steps = 1
+    run = Run("short", "outcome", 0)
+    with pytest.raises(RuntimeError, match=r"short/outcome-0 ended with exit code 0 before its last step; see .*\.log"):
+        bench.finish([run])
+    assert not bench.is_done(run)
+    collapsing = Run("short", "ppo_clip", 0, may_end_early=True)
+    bench.finish([collapsing])
+    assert bench.is_done(collapsing)
 
 
 def test_runs_with_a_prm_use_that_of_their_level(bench: Bench) -> None:
