@@ -14,7 +14,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
 from mmprm.errors import ConfigError
-from mmprm.written import read_set, read_text, resolved
+from mmprm.written import Written, read_set, read_text, resolved
 
 RENAMED = {
     "base": "model",
@@ -206,7 +206,10 @@ def merged(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
 
 def _assign(values: dict[str, Any], path: list[str], value: Any, key: str) -> None:
     for name in path[:-1]:
-        values = values.setdefault(name, {})
+        inner = values.setdefault(name, {})
+        if isinstance(inner, Written) and isinstance(inner.value, dict):
+            inner = values[name] = inner.value
+        values = inner
         if not isinstance(values, dict):
             raise ConfigError(f"--set {key}: {name} is a value, not a group of keys; set {name} itself")
     values[path[-1]] = value

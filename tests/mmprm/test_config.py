@@ -6,9 +6,10 @@ from typing import Any, ClassVar
 import pytest
 from pydantic import Field
 
-from mmprm.config import Config, PathText, build, describe, load, with_current_names
+from mmprm.config import Config, PathText, build, describe, load, override, with_current_names
 from mmprm.errors import ConfigError
 from mmprm.evaluation.policy_config import PolicyEvalConfig
+from mmprm.written import resolved
 
 
 class Inner(Config):
@@ -37,6 +38,11 @@ def test_setting_one_key_keeps_the_other_defaults_of_its_group() -> None:
     assert build(Outer, {"middle": {"inner": {}}}).middle == Middle(size=7, inner=Inner(rate=0.5))
     assert build(Outer, {"middle": Middle()}).middle == Middle()
     assert build(Outer, {"plain": {"size": 2}}).plain == Middle(size=2)
+
+
+def test_a_key_can_be_set_within_a_group_that_was_set_as_a_whole() -> None:
+    values = override({}, ["engine={model: m, dtype: float32}", "engine.max_num_seqs=3"])
+    assert resolved(values, Any) == {"engine": {"model": "m", "dtype": "float32", "max_num_seqs": 3}}
 
 
 def test_help_shows_the_effective_defaults() -> None:
