@@ -72,7 +72,9 @@ class PlayedTurns:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Response:
-    """Represents a sampled response as returned by the engine. `finish_reason` is "stop", "length" or "abort".
+    """Represents a sampled response as returned by the engine.
+
+    `finish_reason` is "stop", "length" or "abort", or "interrupted" until RolloutPool has continued the response.
 
     `token_ids` are exactly the generated tokens, including the end-of-turn token; training never retokenizes `text`.
     `logprobs` has one value per token: the natural logarithm of the probability with which it was sampled. Both may be
