@@ -212,6 +212,7 @@ def used_names(row: Row, found: list[tuple[str, Any]]) -> set[str]:
 
 def check_media(row: Row, columns: Columns | None, location: str) -> None:
     """Raise DataError for a column that holds video or audio and is not read. Without `columns`, none is read."""
+    way_out = "set columns.videos or columns.audios to it" if columns else "remove such rows"
     read = [name for field in ("videos", "audios") if columns for name in _read_names(columns, field)]
     for name, value in row.items():
         if any(name == top_of(row, each) for each in read):
@@ -219,8 +220,8 @@ def check_media(row: Row, columns: Columns | None, location: str) -> None:
         named = isinstance(name, str) and _MEDIA.fullmatch(name) and _may_be_file(value)
         if named or any(_is_media(part) for _, part in _parts(str(name), value)):
             raise DataError(
-                f"{location}: column {name!r} holds {cut(as_builtin(value))!r}, a video or audio that is not read; set "
-                f"columns.videos={name} or columns.audios={name}, or remove the column if no question needs it"
+                f"{location}: column {name!r} holds {cut(as_builtin(value))!r}, a video or audio that is not read; "
+                f"{way_out}, or remove the column if no question needs it"
             )
 
 

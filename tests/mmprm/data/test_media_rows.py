@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mmprm.data.media import open_audio
+from mmprm.data.record_images import record_images
 from mmprm.errors import DataError
 from mmprm.problems import ProblemsConfig, load_problems, write_problems
 from mmprm.prompts import PromptConfig, messages
@@ -58,6 +59,13 @@ def test_video_cells_that_are_no_file_are_refused(tmp_path: Path) -> None:
             load(tmp_path, {"question": "Q", "answer": "3", "video": value})
     with pytest.raises(DataError, match=r"video and videos both hold video, but different ones; set columns\.videos"):
         load(tmp_path, {"question": "Q", "answer": "3", "video": "a.mp4", "videos": ["b.mp4"]})
+
+
+def test_records_without_settings_of_columns_name_none(tmp_path: Path) -> None:
+    """Labels and benchmarks of process reward models hold images only, and have no key for a column of videos."""
+    words = r"r\.jsonl:1: column 'video' holds 'a\.mp4', a video or audio that is not read; remove such rows, or remove"
+    with pytest.raises(DataError, match=words):
+        record_images({"video": "a.mp4"}, "Q", tmp_path, "r.jsonl:1")
 
 
 @pytest.mark.parametrize(
