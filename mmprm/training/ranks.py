@@ -131,12 +131,12 @@ def join_ranks() -> Ranks:
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
-    if not dist.is_initialized():
-        import deepspeed
+    import deepspeed
 
-        # Only DeepSpeed's inference needs this operator. Compiling it takes a while, and if the compilation is killed,
-        # its lock file blocks all later runs.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # Only DeepSpeed's inference needs this operator. Compiling it takes a while, and if the compilation is killed, its
+    # lock file blocks all later runs.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if not dist.is_initialized():
         if "RANK" not in os.environ:  # an in-memory store, so child processes inherit no rank from the environment
             _keep_to_loopback()
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
