@@ -128,7 +128,7 @@ def test_packing_is_rejected_before_weights_are_loaded(
     for module, config, packing in ((train, TrainConfig, "trees"), (sft, sft.SftConfig, "samples")):
         loaded = "initialize_prm" if module is train else "load_backbone"
         monkeypatch.setattr(module, loaded, lambda *_, **__: pytest.fail("weights are loaded"))
-        monkeypatch.setattr(module, "read_parquet", lambda _: [], raising=False)
+        monkeypatch.setattr(module, "read_parquet", lambda *_, **__: [], raising=False)
         values = {"model": str(folders[name]), "output": str(tmp_path / "run"), "packing": packing}
         values |= {"labels": "x"} if module is train else {"data": {"path": "x"}}
         rule = rf"packing={packing} must be none for a model of type {name}: .* recurrent.*; set packing=none"

@@ -35,7 +35,7 @@ THINKS_ON_SERVER = {
 POLICY = {"grader": {"judge": JUDGE | {"calibration": "x"}}}
 SCORERS = [{"scorer": each} for each in (PRM, SERVER, THINKS, THINKS_ON_SERVER)]
 SERVED_POLICY = {"engine": {"model": "x", "servers": {"urls": ["http://localhost:1"]}}}
-EPISODES = {"environment": {"path": "x"}, "prompt": {"preset": "plain"}}
+EPISODES = {"environment": {"path": "gymnasium:x"}, "prompt": {"preset": "plain"}}
 BEAM = {"strategy": "beam"}
 ZERO_3 = {"zero_stage": 3}
 GAE = {"advantage": {"estimator": "gae"}, "process": {"scorer": PRM}, "credit": {"mode": "step_gae"}}
@@ -49,11 +49,17 @@ FILTERED = {"filter": {}, "adora": {}, "trainer": {"loss": {"importance_cap": 2}
 SETTINGS: dict[str, list[dict[str, Any]]] = {
     "BridgeConfig": [POLICY | {"seer": each, "reasoner": each} for each in ({"engine": {"model": "x"}}, SERVED_POLICY)],
     "CampaignConfig": [POLICY, SERVED_POLICY, {"solutions": {"path": "x"}}, EPISODES],
+    "CritiquesConfig": [{"teacher": each["judge"]} for each in (THINKS, THINKS_ON_SERVER)],
     "ConsensusConfig": [{"judge": JUDGE}, *SCORERS],
     "GraderConfig": [POLICY["grader"]],
     "ExportConfig": [{"format": "trl"}],
     "ImportConfig": [{"format": "prm800k"}],
-    "GuidedSearchConfig": [POLICY | {"scorer": PRM, "search": BEAM}, SERVED_POLICY | {"scorer": SERVER}, *SCORERS],
+    "GuidedSearchConfig": [
+        POLICY | {"scorer": PRM, "search": BEAM},
+        SERVED_POLICY | {"scorer": SERVER},
+        *SCORERS,
+        EPISODES | {"scorer": PRM},
+    ],
     "PolicyEvalConfig": [POLICY | {"sampling": {"temperature": 0.5}, "extractor": JUDGE}, SERVED_POLICY],
     "PrmEvalConfig": SCORERS,
     "RLConfig": [
@@ -65,6 +71,8 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"trainer": {"loss": {"importance_mask": {"low": 0.5, "high": 5}}, "distillation": {"teacher": "y"}}},
         BOTH,
         REFRESHED,
+        EPISODES | {"credit": {"source": "gigpo"}},
+        EPISODES | {"credit": {"source": "environment"}},
         {"process": {"scorer": PRM}, "credit": {"mode": "scalar"}},
         {"process": {"scorer": PRM}, "credit": {"mode": "return_to_go", "transform": "clip"}},
     ],
