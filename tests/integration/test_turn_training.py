@@ -51,7 +51,7 @@ def losses(output: Path) -> list[float]:
 def test_turns_are_trained_on_and_scored(
     base: Path, labels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    training = {"epochs": 3, "batch_size": 1000, "micro_batch_tokens": 8192, "learning_rate": 1e-3, "precision": "fp32"}
+    training = {"epochs": 3, "batch_size": 1000, "micro_batch_tokens": 8192, "learning_rate": 1e-4, "precision": "fp32"}
     found = {}
     for packing in ("none", "trees"):
         values = {"model": str(base), "labels": str(labels), "output": str(tmp_path / packing), "packing": packing}
