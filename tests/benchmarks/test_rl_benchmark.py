@@ -207,6 +207,10 @@ def test_the_keys_of_every_run_are_valid(bench: Bench, name: str) -> None:
     from mmprm.config import load
     from policy_rl.config import RLConfig
 
-    for run in rl.PARTS[name].runs(bench):
+    runs = rl.PARTS[name].runs(bench)
+    found = []
+    for run in runs:
         sets = [f"{key}={value}" for key, value in bench._sets(run).items()]
-        load(RLConfig, rl.ROOT / "configs" / "rl" / "tiny.yaml", [*sets, "output=unused"])
+        found.append(load(RLConfig, rl.ROOT / "configs" / "rl" / "tiny.yaml", [*sets, "output=unused"]))
+    assert found
+    assert [config.seed for config in found] == [run.seed for run in runs]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,40 +30,33 @@ START, GOAL, BUDGET = (3, 0), (3, 11), 30
 
 
 class Walker:
-    """Follows a plan from each position, and makes a random move with probability `mistake_rate`."""
+    """Makes the move that `plan` chooses after the earlier ones, and a random move with probability `mistake_rate`."""
 
-    def __init__(self, mistake_rate: float) -> None:
-        self._mistake_rate = mistake_rate
+    def __init__(self, plan: Callable[[list[str]], str], mistake_rate: float) -> None:
+        self._plan, self._mistake_rate = plan, mistake_rate
 
     async def act(self, request: TurnRequest) -> Action:
         rng = random.Random(request.seed)
         names = [action.text[8:-9] for action in request.actions]
-        name = rng.choice(list(MOVES)) if rng.random() < self._mistake_rate else self.plan(names)
+        name = rng.choice(list(MOVES)) if rng.random() < self._mistake_rate else self._plan(names)
         return Action(f"<action>{name}</action>", token_count=1)
 
-    def plan(self, names: list[str]) -> str:
-        raise NotImplementedError
+
+def over_the_lake(names: list[str]) -> str:
+    """Go down, down, right, down, right, right; from elsewhere, back to the first column and down."""
+    row, column = 0, 0
+    for name in names:
+        row, column = (min(3, max(0, at + by)) for at, by in zip((row, column), MOVES[name], strict=True))
+    path = {(0, 0): "down", (1, 0): "down", (2, 0): "right", (2, 1): "down", (3, 1): "right", (3, 2): "right"}
+    return path.get((row, column), "left" if column else "down")
 
 
-class LakeWalker(Walker):
-    """Walks over the lake along down, down, right, down, right, right; from elsewhere, randomly."""
-
-    def plan(self, names: list[str]) -> str:
-        row, column = 0, 0
-        for name in names:
-            row, column = (min(3, max(0, at + by)) for at, by in zip((row, column), MOVES[name], strict=True))
-        path = {(0, 0): "down", (1, 0): "down", (2, 0): "right", (2, 1): "down", (3, 1): "right", (3, 2): "right"}
-        return path.get((row, column), "left" if column else "down")
-
-
-class CliffWalker(Walker):
-    """Walks up, along the cliff, and down to the goal."""
-
-    def plan(self, names: list[str]) -> str:
-        row, column = walked(names)[0]
-        if column == 11:
-            return "down"
-        return "up" if row == 3 else "right"
+def along_the_cliff(names: list[str]) -> str:
+    """Go up, along the cliff, and down to the goal."""
+    row, column = walked(names)[0]
+    if column == 11:
+        return "down"
+    return "up" if row == 3 else "right"
 
 
 def walked(names: list[str]) -> tuple[tuple[int, int], int]:
@@ -101,7 +95,7 @@ def test_frozen_lake_is_annotated_with_frames(tmp_path: Path) -> None:
     """A state on the ice can always be solved, so the first losing action of a failed episode is its last."""
     environment = {"path": "gymnasium:FrozenLake-v1", "actions": ["left", "down", "right", "up"], "max_turns": 30}
     environment["arguments"] = {"is_slippery": False, "desc": list(LAKE)}
-    tree, labels, run = annotate(tmp_path, LakeWalker(0.45), environment, rollouts=24)
+    tree, labels, run = annotate(tmp_path, Walker(over_the_lake, 0.45), environment, rollouts=24)
     drowned = [each for each in tree.nodes[0].rollouts if each.verdict is Verdict.INCORRECT]
     assert drowned
     assert {each.reason for each in drowned} == {"no success"}
@@ -116,10 +110,10 @@ def test_frozen_lake_is_annotated_with_frames(tmp_path: Path) -> None:
 
 
 def test_the_first_fall_from_the_cliff_is_the_first_error(tmp_path: Path) -> None:
-    """A fall costs 100, so no episode after it reaches the success threshold, although it goes on."""
+    """A fall costs 100, so no episode after it reaches the success threshold, although it continues."""
     environment = {"path": "gymnasium:CliffWalking-v1", "actions": list(MOVES), "max_turns": BUDGET}
     environment |= {"success_return": -float(BUDGET), "arguments": {"render_mode": None}}
-    tree, labels, _ = annotate(tmp_path, CliffWalker(0.3), environment, rollouts=96)
+    tree, labels, _ = annotate(tmp_path, Walker(along_the_cliff, 0.3), environment, rollouts=96)
     checked = 0
     for steps, counts in labels.items():
         (row, column), falls = walked([step[8:-9] for step in steps])

@@ -86,5 +86,7 @@ def test_vllm_keeps_nothing_of_them(engine: Bookkeeping) -> None:
 
 
 def test_an_interrupt_without_requests_does_nothing() -> None:
+    aborted: list[str] = []
     processor = SimpleNamespace(request_states={}, parent_requests={})
-    _abort(SimpleNamespace(output_processor=processor, abort_request=lambda names: None), {})
+    _abort(SimpleNamespace(output_processor=processor, abort_request=aborted.extend), {})
+    assert aborted == []
