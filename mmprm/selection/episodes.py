@@ -17,13 +17,13 @@ from dataclasses import dataclass, replace
 from mmprm.environments.episode import Action, Episode, EpisodeStart, TurnRequest, TurnSampler, play
 from mmprm.environments.load import EnvironmentConfig
 from mmprm.environments.pool import EnvironmentPool
-from mmprm.errors import ConfigError, DataError, EngineStoppedError, MmprmError
+from mmprm.errors import ConfigError, DataError
 from mmprm.prm.info import FORMAT, JudgeInfo, PrmInfo
 from mmprm.sampling.seeds import derive_seed, environment_seed
 from mmprm.scoring.aggregate import Aggregator, aggregator
 from mmprm.scoring.http.queue import ScoreQueue
 from mmprm.selection.groups import Candidate, CandidateGroup
-from mmprm.selection.guided import Guided, Searched, scored_candidates
+from mmprm.selection.guided import Guided, Searched, scored_candidates, search_each
 from mmprm.selection.strategies import GuidedConfig
 from mmprm.types import Problem, Scorer, Solution
 
@@ -92,23 +92,11 @@ async def search_episodes(
         candidates = scored_candidates(list(map(_candidate, played, solutions)), answers)
         return Guided(CandidateGroup(problem, candidates), player.tokens, player.samples)
 
-    async def attempt(problem: Problem) -> Guided | str:
-        try:
-            return await search(problem)
-        except EngineStoppedError:
-            raise
-        except MmprmError as error:
-            return str(error)
-
     try:
-        results = dict(zip((p.id for p in problems), await asyncio.gather(*map(attempt, problems)), strict=True))
+        return await search_each(problems, search)
     finally:
         queue.close()
         pool.close()
-    return Searched(
-        [result for result in results.values() if isinstance(result, Guided)],
-        {problem_id: result for problem_id, result in results.items() if isinstance(result, str)},
-    )
 
 
 def check_strategy(config: GuidedConfig) -> None:

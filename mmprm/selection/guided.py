@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from mmprm.errors import DataError, EngineStoppedError, MmprmError, UnknownScoresError
@@ -89,19 +89,28 @@ async def search_problems(
         unknown = sum(isinstance(answer, UnknownScoresError) for answer in costs.values())
         return Guided(group, writer.tokens, writer.samples, tokens, unknown)
 
-    async def attempt(problem: Problem) -> Guided | str:
+    async def limited(problem: Problem) -> Guided:
         async with slots:
-            try:
-                return await search(problem)
-            except EngineStoppedError:
-                raise
-            except MmprmError as error:
-                return str(error)
+            return await search(problem)
 
     try:
-        results = await asyncio.gather(*(attempt(problem) for problem in problems))
+        return await search_each(problems, limited)
     finally:
         queue.close()
+
+
+async def search_each(problems: Sequence[Problem], search: Callable[[Problem], Awaitable[Guided]]) -> Searched:
+    """Search all problems concurrently, and report those that fail. Raises EngineStoppedError if the engine stops."""
+
+    async def attempt(problem: Problem) -> Guided | str:
+        try:
+            return await search(problem)
+        except EngineStoppedError:
+            raise
+        except MmprmError as error:
+            return str(error)
+
+    results = await asyncio.gather(*map(attempt, problems))
     return Searched(
         results=[result for result in results if isinstance(result, Guided)],
         failed={

@@ -30,16 +30,23 @@ class StepsConfig(Config):
     """Number of optimizer steps on a mixture of 60% solutions and 40% statements to verify."""
 
 
-class TinyTrainConfig(Config):
+class TinyPolicyConfig(Config):
+    """Configures what the training of all tiny policies has in common."""
+
     seed: int = 0
     """Random seed for weights, problems and mistakes."""
-    batch: int = 64
-    """Number of texts per optimizer step."""
-    learning_rate: float = 2e-3
+    learning_rate: float = Field(2e-3, gt=0)
     """Peak learning rate of each stage, with linear warm-up over 5% of its steps, then cosine decay to 5% of the
     peak."""
     weight_decay: float = 0.01
     """Weight decay of AdamW."""
+    threads: int = Field(2, ge=1)
+    """Number of CPU threads."""
+
+
+class TinyTrainConfig(TinyPolicyConfig):
+    batch: int = 64
+    """Number of texts per optimizer step."""
     mistake_rate: float = 0.05
     """Probability that an easy step of a training solution is incorrect. It determines pass@1 at temperature 1."""
     hard_mistake_rate: float = 0.3
@@ -48,17 +55,13 @@ class TinyTrainConfig(Config):
     """Number of distinct training problems."""
     held_out: int = 500
     """Number of test problems for the final metrics."""
-    threads: int = 2
-    """Number of CPU threads."""
     steps: StepsConfig = StepsConfig()
     """Number of optimizer steps of each stage."""
 
 
-class SokobanTrainConfig(Config):
+class SokobanTrainConfig(TinyPolicyConfig):
     """Configures `mmprm tiny sokoban-policy`."""
 
-    seed: int = 0
-    """Random seed for weights, levels and moves."""
     size: int = Field(5, ge=5)
     """Number of rows and columns of a level, including the outer walls."""
     boxes: int = Field(1, ge=1)
@@ -69,26 +72,17 @@ class SokobanTrainConfig(Config):
     """Probability that the imitated player moves at random."""
     batch: int = Field(16, ge=1)
     """Number of episodes per optimizer step."""
-    learning_rate: float = Field(2e-3, gt=0)
-    """Peak learning rate of each stage, with linear warm-up over 5% of its steps, then cosine decay to 5% of the
-    peak."""
-    weight_decay: float = 0.01
-    """Weight decay of AdamW."""
     vision_steps: int = Field(150, ge=1)
     """Number of optimizer steps that train only the vision tower."""
     play_steps: int = Field(300, ge=1)
     """Number of optimizer steps that train the whole model on episodes."""
     held_out: int = Field(200, ge=1)
     """Number of levels of the test split for the final metrics."""
-    threads: int = Field(2, ge=1)
-    """Number of CPU threads."""
 
 
-class OmniTrainConfig(Config):
+class OmniTrainConfig(TinyPolicyConfig):
     """Configures `mmprm tiny omni-policy`."""
 
-    seed: int = 0
-    """Random seed for weights, clips and mistakes."""
     clips: int = Field(800, ge=1)
     """Number of distinct training clips."""
     mistake_rate: float = Field(0.1, ge=0, le=1)
@@ -97,16 +91,9 @@ class OmniTrainConfig(Config):
     """Probability that a training solution mistakes a middle tone for a high one."""
     batch: int = Field(48, ge=1)
     """Number of clips per optimizer step."""
-    learning_rate: float = Field(2e-3, gt=0)
-    """Peak learning rate of each stage, with linear warm-up over 5% of its steps, then cosine decay to 5% of the
-    peak."""
-    weight_decay: float = 0.01
-    """Weight decay of AdamW."""
     tower_steps: int = Field(150, ge=1)
     """Number of optimizer steps that train only the vision tower and the audio tower."""
     answer_steps: int = Field(300, ge=1)
     """Number of optimizer steps that train the whole model on solutions."""
     held_out: int = Field(300, ge=1)
     """Number of clips of the test split for the final metrics."""
-    threads: int = Field(2, ge=1)
-    """Number of CPU threads."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from transformers import (
-    GenerationConfig,
     PreTrainedTokenizerFast,
     Qwen2_5OmniProcessor,
     Qwen2_5OmniThinkerConfig,
@@ -15,7 +14,7 @@ from transformers import (
 from mmprm.backbone.omni import OmniForConditionalGeneration
 from mmprm.data.media import SAMPLE_RATE
 from mmprm.tiny.image import CELL
-from mmprm.tiny.model import POSITIONS, SPARE_TOKENS
+from mmprm.tiny.model import HIDDEN, POSITIONS, generation_settings, text_settings
 from mmprm.tiny.omni_words import OMNI_WORDS
 from mmprm.tiny.tokenizer import END, PAD, UNKNOWN, build_tokenizer
 
@@ -76,21 +75,9 @@ def build_omni_processor() -> Qwen2_5OmniProcessor:
 def build_omni_model(tokenizer: PreTrainedTokenizerFast) -> OmniForConditionalGeneration:
     """Build the model with random weights, drawn from torch's global random state."""
     token = tokenizer.convert_tokens_to_ids
-    hidden, tower = 128, 64
+    tower = 64
     config = Qwen2_5OmniThinkerConfig(
-        text_config={
-            "vocab_size": len(tokenizer) + SPARE_TOKENS,
-            "hidden_size": hidden,
-            "intermediate_size": 384,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": POSITIONS,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [4, 6, 6]},
-            "eos_token_id": token(END),
-            "pad_token_id": token(PAD),
-            "tie_word_embeddings": False,
-        },
+        text_config=text_settings(tokenizer),
         vision_config={
             "depth": 2,
             "hidden_size": tower,
@@ -99,7 +86,7 @@ def build_omni_model(tokenizer: PreTrainedTokenizerFast) -> OmniForConditionalGe
             "patch_size": CELL // 2,
             "window_size": 4 * CELL,
             "fullatt_block_indexes": [1],
-            "out_hidden_size": hidden,
+            "out_hidden_size": HIDDEN,
         },
         audio_config={
             "num_mel_bins": MEL_BINS,
@@ -107,7 +94,7 @@ def build_omni_model(tokenizer: PreTrainedTokenizerFast) -> OmniForConditionalGe
             "encoder_attention_heads": 2,
             "encoder_ffn_dim": 2 * tower,
             "d_model": tower,
-            "output_dim": hidden,
+            "output_dim": HIDDEN,
         },
         image_token_index=token(MEDIA_TOKENS["image_token"]),
         video_token_index=token(MEDIA_TOKENS["video_token"]),
@@ -120,7 +107,5 @@ def build_omni_model(tokenizer: PreTrainedTokenizerFast) -> OmniForConditionalGe
         tie_word_embeddings=False,
     )
     model = OmniForConditionalGeneration(config)
-    model.generation_config = GenerationConfig(
-        eos_token_id=token(END), pad_token_id=token(PAD), do_sample=True, temperature=1.0, max_new_tokens=96
-    )
+    model.generation_config = generation_settings(tokenizer)
     return model
