@@ -30,7 +30,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mmprm.types import Grading, Problem, Solution, StepScores, Verdict
 from policy_rl.algorithms.advantages import AdvantageConfig
-from policy_rl.algorithms.credit import CreditConfig
+from policy_rl.algorithms.credit_config import CreditConfig
 from policy_rl.algorithms.samples import AdvantageSettings, add_advantages, draft, kept_mask
 from policy_rl.graded import GradedGroup, GradedResponse
 from policy_rl.rewards.process import ProcessReward

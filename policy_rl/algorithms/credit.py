@@ -10,153 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
-from mmprm.config import Config
 from policy_rl.algorithms.advantages import EPSILON, Estimator, differs, keep
 from policy_rl.algorithms.baselines import BASELINES, ScoredSteps, to_go
-
-_DIFFERENCES = "credit is a difference of values"
-OTHER_SOURCES: dict[str, tuple[tuple[str, ...], str]] = {
-    "tree": ((), _DIFFERENCES),
-    "both": ((), _DIFFERENCES),
-    "environment": (("baseline", "gamma"), "credit is the return from a turn on"),
-    "gigpo": (("gamma", "weight"), "credit is a difference of returns"),
-}
-"""Sources of credit other than the PRM's scores, each with the keys that apply to it and what its credit is."""
-
-
-class CreditConfig(Config):
-    """Configures how process rewards are assigned."""
-
-    source: Literal["prm", "tree", "both", "environment", "gigpo"] = "prm"
-    """Source of step credit. prm: scores of the process reward model, in addition to the outcome's advantage; tree: the
-    rewards of continuations (`rollouts.branching`), instead of the outcome's advantage; both: like tree, but with the
-    PRM's score as a prior for each value; environment: the rewards of an episode's turns, including its outcome,
-    instead of the outcome's advantage; gigpo: advantages within groups of turns that begin in the same state, in
-    addition to the outcome's advantage (GiGPO). The keys from `mode` on apply to prm, except that `baseline` also
-    applies to environment, and `weight` to gigpo."""
-    gamma: float = Field(1.0, ge=0, le=1)
-    """Discount factor per turn, with source=environment or gigpo. GiGPO's paper uses 0.95."""
-    prior_weight: float = Field(1.0, gt=0)
-    """Weight of the PRM's prior with source=both, as an equivalent number of continuations."""
-    mode: Literal["scalar", "return_to_go", "soft_min", "strict_min", "step_gae"] = "soft_min"
-    """Conversion of step scores to rewards. scalar: an aggregate of them is added to the outcome reward; return_to_go:
-    a step's return is the sum of the scores from that step on; soft_min, strict_min: a step's return is the lowest
-    score from that step on; step_gae: with a critic, each score is a token reward at the end of its step."""
-    weight: float = Field(1.0, gt=0)
-    """Coefficient of the process reward, or of GiGPO's step-level advantage. The outcome reward has coefficient 1."""
-    baseline: Literal["step_index", "pure_tokens", "prime_steps", "none"] = "step_index"
-    """Baseline of step returns, for return_to_go, soft_min and strict_min. step_index: the mean return of the group's
-    other responses at the same step; the credit is 0 if none of them has such a step. pure_tokens (PURE) and
-    prime_steps (PRIME) reproduce published results: they subtract a rate per remaining token or step, which is biased
-    by length. Process reward and outcome reward have separate baselines."""
-    transform: Literal["none", "clip", "delta"] = "none"
-    """Transform of step scores r_j, for return_to_go. none: r_j; clip: min(r_j − eta, 0); delta: r_j − r_{j+1}."""
-    eta: float = 0.0
-    """Threshold for transform=clip."""
-    normalize_steps: bool = False
-    """For return_to_go: normalize the (transformed) scores over all steps of the group before summing them.
-    DeepSeekMath's form also needs baseline=none: it subtracts the mean once per remaining step, which is biased by
-    length."""
-    temperature: float = Field(0.1, gt=0)
-    """For soft_min: temperature of the softmax that concentrates weight on the lowest-scored step."""
-    gate: Literal["none", "correct"] = "none"
-    """Responses that receive process rewards. none: all responses; correct: only correct responses, compared only with
-    each other (PAPO)."""
-    compare_within: Literal["group", "outcome"] = "group"
-    """Responses with which the baseline compares a step's return. group: the group's other responses; outcome: only
-    those whose answers are as correct as its own, so that the process reward says nothing about which outcome is
-    better. normalize_steps then also normalizes within an outcome."""
-    per_source: bool = False
-    """With mode=scalar, apply the estimator to the outcome reward and the process reward separately, and add the
-    results (PRIME). If false, apply it to their sum."""
-
-    @property
-    def compares(self) -> bool:
-        """Return whether a sample's process reward is computed relative to other samples in its group."""
-        return MODES[self.mode].compares and (BASELINES[self.baseline] is not None or self.normalize_steps)
-
-    @property
-    def needs_scores(self) -> bool:
-        """Return whether to exclude responses without a process reward, because crediting them with 0 would not be
-        neutral."""
-        return self.mode != "scalar" and not self.compares
-
-    @model_validator(mode="after")
-    def _keys_belong_to_the_source(self) -> CreditConfig:
-        if "prior_weight" in self.model_fields_set and self.source != "both":
-            raise ValueError(
-                f"prior_weight={self.prior_weight} has no effect with source={self.source}; set source=both, or leave "
-                "prior_weight out"
-            )
-        set_keys = sorted(self.model_fields_set - {"source", "prior_weight"})
-        if self.source in OTHER_SOURCES:
-            keys, why = OTHER_SOURCES[self.source]
-            wrong = [key for key in set_keys if key not in keys]
-            if wrong:
-                raise ValueError(
-                    f"{wrong[0]}={getattr(self, wrong[0])} has no effect with source={self.source}, where {why}; leave "
-                    f"{wrong[0]} out, or set source=prm"
-                )
-        elif "gamma" in set_keys:
-            raise ValueError(
-                f"gamma={self.gamma} discounts the rewards of turns; set source=environment or gigpo, or leave gamma "
-                "out"
-            )
-        if self.source == "environment" and self.baseline not in ("step_index", "none"):
-            raise ValueError(
-                f"baseline={self.baseline} is for process rewards; use step_index or none with source=environment"
-            )
-        return self
-
-    @model_validator(mode="before")
-    @classmethod
-    def _baseline_has_one_key(cls, values: Any) -> Any:
-        if isinstance(values, dict) and "token_baseline" in values:
-            instead = "baseline=pure_tokens" if values["token_baseline"] else "baseline=none"
-            raise ValueError(f"token_baseline={values['token_baseline']} does not exist; set credit.{instead}")
-        if isinstance(values, dict) and values.get("per_source") and values.get("mode", "soft_min") in DENSE:
-            raise ValueError(
-                f"per_source={values['per_source']} is for mode=scalar; leave it out with mode="
-                f"{values.get('mode', 'soft_min')}, for which PRIME's baseline is credit.baseline=prime_steps"
-            )
-        return values
-
-    @model_validator(mode="after")
-    def _options_belong_to_the_mode(self) -> CreditConfig:
-        for key, modes in MODES_OF.items():
-            value = getattr(self, key)
-            if self.mode not in modes and key in self.model_fields_set and value not in (False, "none"):
-                raise ValueError(
-                    f"{key}={value} has no effect with mode={self.mode}; leave it out, or set mode to one of "
-                    f"{', '.join(modes)}"
-                )
-        if self.eta and self.transform != "clip":
-            raise ValueError(f"eta={self.eta} is the threshold of transform=clip; set that, or leave eta out")
-        return self
-
-    @model_validator(mode="after")
-    def _outcomes_are_compared(self) -> CreditConfig:
-        if self.compare_within == "group":
-            return self
-        reasons = {
-            f"mode={self.mode}": self.mode not in DENSE,
-            f"baseline={self.baseline}": not self.compares,
-            f"gate={self.gate}": self.gate == "correct",
-        }
-        for setting, is_set in reasons.items():
-            if is_set:
-                raise ValueError(
-                    f"compare_within={self.compare_within} has no effect with {setting}; leave it out, or use mode="
-                    "soft_min, baseline=step_index and gate=none"
-                )
-        return self
+from policy_rl.algorithms.credit_config import CreditConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +111,14 @@ def strict_min(scores_PKS: Tensor, mask_PKS: Tensor, config: CreditConfig) -> Te
     return torch.where(mask_PKS, rewards_PKS.flip(-1).cummin(dim=-1).values.flip(-1), 0)
 
 
+STEP_RETURNS: dict[str, Callable[[Tensor, Tensor, CreditConfig], Tensor]] = {
+    "return_to_go": return_to_go,
+    "soft_min": soft_min,
+    "strict_min": strict_min,
+}
+"""Functions that compute step returns from (scores_PKS, mask_PKS, config), keyed by credit.mode."""
+
+
 def _normalize(rewards_PKS: Tensor, mask_PKS: Tensor) -> Tensor:
     """Normalize the step rewards of a group: r becomes (r − mean)/(std + ε), with unbiased std.
 
@@ -275,10 +143,8 @@ def _scalar(part: Part, config: CreditConfig) -> dict[str, tuple[Source, ...]]:
     return {"sources": (Source(rewards_PK, part.known_PK, part.scored_PK, config.weight),)}
 
 
-def _dense(
-    returns: Callable[[Tensor, Tensor, CreditConfig], Tensor], part: Part, config: CreditConfig
-) -> dict[str, Tensor]:
-    returns_PKS = returns(part.steps.scores_PKS, part.steps.mask_PKS, config)
+def _dense(part: Part, config: CreditConfig) -> dict[str, Tensor]:
+    returns_PKS = STEP_RETURNS[config.mode](part.steps.scores_PKS, part.steps.mask_PKS, config)
     baseline = BASELINES[config.baseline]
     if baseline is not None:
         returns_PKS = baseline(returns_PKS, part.steps)
@@ -289,36 +155,12 @@ def _step_gae(part: Part, config: CreditConfig) -> dict[str, Tensor]:
     return {"rewards_PKS": config.weight * part.steps.scores_PKS}
 
 
-@dataclass(frozen=True, slots=True)
-class Mode:
-    """Describes a credit mode: how it converts step scores to rewards, and whether it uses a baseline.
-
-    `slots(part, config)` returns the slots of Credit that the mode fills. `compares`: a baseline computed from other
-    samples is subtracted from the returns.
-    """
-
-    slots: Callable[[Part, CreditConfig], dict]
-    compares: bool = False
-
-
-MODES = {
-    "scalar": Mode(_scalar),
-    "return_to_go": Mode(partial(_dense, return_to_go), compares=True),
-    "soft_min": Mode(partial(_dense, soft_min), compares=True),
-    "strict_min": Mode(partial(_dense, strict_min), compares=True),
-    "step_gae": Mode(_step_gae),
+MODES: dict[str, Callable[[Part, CreditConfig], dict]] = {
+    "scalar": _scalar,
+    **dict.fromkeys(STEP_RETURNS, _dense),
+    "step_gae": _step_gae,
 }
-
-DENSE = tuple(name for name, mode in MODES.items() if mode.compares)
-
-MODES_OF: dict[str, tuple[str, ...]] = {
-    "baseline": DENSE,
-    "transform": ("return_to_go",),
-    "normalize_steps": ("return_to_go",),
-    "temperature": ("soft_min",),
-    "per_source": ("scalar",),
-}
-"""Credit modes to which each option of CreditConfig applies."""
+"""Functions that compute the fields of Credit that a mode fills, keyed by credit.mode."""
 
 
 def assign(
@@ -334,13 +176,13 @@ def assign(
     compare_within=outcome, the samples of a group with the same outcome. `outcome_PK` is 1 for correct answers, 0 for
     incorrect ones and −1 for unknown ones; `aggregate` combines step scores with mode=scalar.
     """
-    mode = MODES[config.mode]
     asked_PK = kept_PK & GATES[config.gate](outcome_PK == 1)
     missing_PK = asked_PK & ~steps.mask_PKS.any(dim=-1)
     least = 2 if config.compares else 1
     compared = [keep(each_PK, least) for each_PK in _compared(asked_PK & ~missing_PK, outcome_PK, config)]
     known_PK = kept_PK & ~missing_PK
-    found = [mode.slots(Part(_only(steps, each_PK), each_PK, known_PK, aggregate), config) for each_PK in compared]
+    parts = [Part(_only(steps, each_PK), each_PK, known_PK, aggregate) for each_PK in compared]
+    found = [MODES[config.mode](part, config) for part in parts]
     # Several sets occur only in modes with returns, and each of them fills the returns of its own samples.
     slots = found[0] if len(found) == 1 else {"returns_PKS": sum(each["returns_PKS"] for each in found)}
     nothing_PKS = torch.zeros_like(steps.scores_PKS)

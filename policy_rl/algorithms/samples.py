@@ -29,10 +29,9 @@ from policy_rl.algorithms.advantages import (
     tabulate,
     whiten,
 )
+from policy_rl.algorithms.baselines import ScoredSteps
 from policy_rl.algorithms.credit import (
     Credit,
-    CreditConfig,
-    ScoredSteps,
     Source,
     assign,
     combine,
@@ -40,6 +39,7 @@ from policy_rl.algorithms.credit import (
     scatter_to_tokens,
     spread,
 )
+from policy_rl.algorithms.credit_config import CreditConfig
 from policy_rl.algorithms.distillation import DistillationConfig, distillation_advantages
 from policy_rl.algorithms.turn_samples import TurnSettings, turn_advantages, turn_of_tokens
 from policy_rl.graded import GradedGroup

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from mmprm.data.images import image_digest
 from policy_rl.algorithms.advantages import Estimator
 from policy_rl.algorithms.baselines import ScoredSteps, step_index
-from policy_rl.algorithms.credit import CreditConfig
+from policy_rl.algorithms.credit_config import CreditConfig
 from policy_rl.algorithms.turn_credit import gigpo_step_advantages, turn_returns
 from policy_rl.graded import GradedGroup, GradedResponse
 from policy_rl.types import ObservationParts

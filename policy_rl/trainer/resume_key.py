@@ -7,7 +7,7 @@ from typing import Any
 from mmprm.config import RENAMED
 from mmprm.sampling.config import WholeDistributionConfig
 from policy_rl.algorithms.advantages import AdvantageConfig
-from policy_rl.algorithms.credit import CreditConfig
+from policy_rl.algorithms.credit_config import CreditConfig
 from policy_rl.algorithms.losses import LossConfig
 from policy_rl.rewards.outcome import RewardConfig
 from policy_rl.rollouts.config import BranchingConfig

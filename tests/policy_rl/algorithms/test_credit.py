@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from statistics import mean, stdev
-from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
 from mmprm.config import build
-from mmprm.errors import ConfigError
 from policy_rl.algorithms.advantages import ESTIMATORS
+from policy_rl.algorithms.baselines import ScoredSteps
 from policy_rl.algorithms.credit import (
-    BASELINES,
-    GATES,
     MODES,
-    TRANSFORMS,
-    CreditConfig,
-    ScoredSteps,
     Source,
     assign,
     combine,
@@ -26,6 +20,7 @@ from policy_rl.algorithms.credit import (
     scatter_to_tokens,
     spread,
 )
+from policy_rl.algorithms.credit_config import CreditConfig
 
 
 def scored(scores: list[list[list[float]]], tokens: list[list[list[int]]] | None = None) -> ScoredSteps:
@@ -230,10 +225,6 @@ class TestStepGae:
 
 
 class TestParticipation:
-    def test_default_is_soft_min_with_a_baseline_by_step_index(self) -> None:
-        config = CreditConfig()
-        assert (config.mode, config.baseline, config.gate, config.weight) == ("soft_min", "step_index", "none", 1.0)
-
     @pytest.mark.parametrize("mode", ["soft_min", "strict_min", "return_to_go"])
     def test_dropped_samples_and_those_without_steps_are_not_in_the_baseline(self, mode: str) -> None:
         full = scored([[[0.9, 0.2], [0.4], [0.7, 0.6]]])
@@ -334,49 +325,6 @@ class TestTokens:
 
     def test_count(self) -> None:
         assert count_tokens(self.STEP_OF, 3).tolist() == [[2, 3, 0], [1, 1, 1]]
-
-
-def test_configuration_names_are_those_of_the_tables() -> None:
-    fields = CreditConfig.model_fields
-    tables = (("mode", MODES), ("transform", TRANSFORMS), ("gate", GATES), ("baseline", BASELINES))
-    for name, table in tables:
-        assert set(get_args(fields[name].annotation)) == set(table)
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"normalize_steps": True},
-        {"transform": "clip"},
-        {"eta": 0.5},
-        {"mode": "return_to_go", "eta": 0.5},
-        {"mode": "strict_min", "temperature": 0.2},
-        {"mode": "scalar", "baseline": "step_index"},
-        {"mode": "step_gae", "baseline": "pure_tokens"},
-        {"mode": "step_gae", "per_source": True},
-    ],
-)
-def test_options_of_other_modes_are_refused(values: dict) -> None:
-    with pytest.raises(ConfigError, match=r"to one of return_to_go|transform=clip|to one of soft_min|to one of scalar"):
-        build(CreditConfig, values)
-
-
-@pytest.mark.parametrize(
-    ("values", "instead"),
-    [
-        ({"token_baseline": True}, "token_baseline=True does not exist; set credit.baseline=pure_tokens"),
-        ({"token_baseline": False}, "token_baseline=False does not exist; set credit.baseline=none"),
-        (
-            {"mode": "strict_min", "per_source": True},
-            "mode=strict_min, for which PRIME's baseline is credit.baseline=prime_steps",
-        ),
-        ({"per_source": True}, "mode=soft_min, for which PRIME's baseline is credit.baseline=prime_steps"),
-    ],
-)
-def test_baselines_under_other_keys_are_refused_with_the_key_to_set(values: dict, instead: str) -> None:
-    with pytest.raises(ConfigError, match=instead):
-        build(CreditConfig, values)
-    assert build(CreditConfig, {"mode": "scalar", "per_source": True}).per_source
 
 
 def test_scalar_without_an_aggregator_is_our_own_mistake() -> None:

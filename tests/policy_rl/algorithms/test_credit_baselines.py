@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from mmprm.config import build
-from policy_rl.algorithms.credit import CreditConfig, ScoredSteps, assign
+from policy_rl.algorithms.baselines import ScoredSteps
+from policy_rl.algorithms.credit import assign
+from policy_rl.algorithms.credit_config import CreditConfig
 
 MODES: dict[str, dict[str, Any]] = {
     "soft_min": {"mode": "soft_min"},

@@ -12,7 +12,9 @@ from mmprm.config import build
 from mmprm.errors import ConfigError
 from mmprm.types import Grading, Problem, Verdict
 from policy_rl.algorithms.advantages import AdvantageConfig
-from policy_rl.algorithms.credit import Credit, CreditConfig, ScoredSteps, assign
+from policy_rl.algorithms.baselines import ScoredSteps
+from policy_rl.algorithms.credit import Credit, assign
+from policy_rl.algorithms.credit_config import CreditConfig
 from policy_rl.algorithms.samples import AdvantageSettings, add_advantages, draft, kept_mask
 from policy_rl.graded import GradedGroup, GradedResponse, StepRewards
 from policy_rl.types import Response, Reward

@@ -16,7 +16,7 @@ from mmprm.errors import ConfigError
 from mmprm.types import Grading, Problem, Verdict
 from policy_rl.algorithms.adora import AdoraConfig
 from policy_rl.algorithms.advantages import AdvantageConfig
-from policy_rl.algorithms.credit import CreditConfig
+from policy_rl.algorithms.credit_config import CreditConfig
 from policy_rl.algorithms.samples import AdvantageSettings, add_advantages, draft, kept_mask
 from policy_rl.graded import GradedGroup, GradedResponse, StepRewards
 from policy_rl.types import Response, Reward, TrainingSample

@@ -11,7 +11,7 @@ from corridor import played_response
 
 from mmprm.types import Problem
 from policy_rl.algorithms.advantages import ESTIMATORS, AdvantageConfig
-from policy_rl.algorithms.credit import CreditConfig
+from policy_rl.algorithms.credit_config import CreditConfig
 from policy_rl.algorithms.samples import AdvantageSettings, add_advantages, draft, kept_mask
 from policy_rl.algorithms.turn_credit import gigpo_step_advantages, turn_returns
 from policy_rl.algorithms.turn_samples import TurnSettings, turn_rewards

@@ -12,7 +12,7 @@ from scripted_prm import PROBLEM, Scripted, sampled, scored
 from mmprm.config import build
 from mmprm.types import Grading, Verdict
 from policy_rl.algorithms.advantages import ESTIMATORS, AdvantageConfig
-from policy_rl.algorithms.credit import CreditConfig
+from policy_rl.algorithms.credit_config import CreditConfig
 from policy_rl.algorithms.samples import AdvantageSettings, add_advantages, draft, kept_mask
 from policy_rl.graded import GradedGroup, GradedResponse
 from policy_rl.types import Reward, TrainingSample
