@@ -4,42 +4,18 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmprm.data.images import write_image
 from mmprm.files import whole_file
-from mmprm.tiny.sokoban import MOVES, SokobanState, move, moves_to_solve, parse_level
+from mmprm.tiny.sokoban import parse_level
 from mmprm.tiny.sokoban_image import draw_state
-from mmprm.tiny.sokoban_player import action_text, move_probabilities
+from mmprm.tiny.sokoban_player import SolverMove, action_text, solver_moves
 from mmprm.types import Problem
 
 MAX_MOVES_PER_BOX = 12
 """Maximum number of moves of an episode, per box."""
-
-
-@dataclass(frozen=True, slots=True)
-class SolverMove:
-    """Holds a move of the solver and the state before it."""
-
-    state: SokobanState
-    name: str
-
-
-def solver_moves(level: str, rng: random.Random, mistake_rate: float) -> Iterator[SolverMove]:
-    """Play a level until it is solved, cannot be solved any more, or takes too many moves.
-
-    A move is random with probability `mistake_rate`, and otherwise the first one of a shortest solution.
-    """
-    state = parse_level(level)
-    for _ in range(MAX_MOVES_PER_BOX * len(state.boxes)):
-        if not moves_to_solve(state):
-            return
-        (name,) = rng.choices(list(MOVES), move_probabilities(state, mistake_rate))
-        yield SolverMove(state, name)
-        state = move(state, name)
 
 
 def write_play(path: Path, levels: list[Problem], seed: int, mistake_rate: float) -> None:
@@ -50,7 +26,8 @@ def write_play(path: Path, levels: list[Problem], seed: int, mistake_rate: float
     with whole_file(path) as file:
         for problem in levels:
             rng = random.Random(f"{seed}/{problem.id}")
-            moves = list(solver_moves(problem.extra["level"], rng, mistake_rate))
+            start = parse_level(problem.extra["level"])
+            moves = list(solver_moves(start, rng, mistake_rate, MAX_MOVES_PER_BOX * len(start.boxes)))
             images = [write_image(draw_state(each.state), path.parent) for each in moves]
             row = {"id": problem.id, "messages": _messages(problem.question, moves), "images": images}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")

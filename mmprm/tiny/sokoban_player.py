@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from mmprm.environments.actions import ActionReader
 from mmprm.environments.episode import Action, TurnRequest
-from mmprm.tiny.sokoban import MOVES, SokobanState, best_moves, move, parse_level
+from mmprm.tiny.sokoban import MOVES, SokobanState, best_moves, move, moves_to_solve, parse_level
 
 _READER = ActionReader(tuple(MOVES))
 
@@ -27,6 +29,27 @@ class SolverPlayer:
         best = best_moves(state)
         name = rng.choice(best if best and rng.random() >= self._mistake_rate else list(MOVES))
         return Action(action_text(name), (list(MOVES).index(name),), token_count=1)
+
+
+@dataclass(frozen=True, slots=True)
+class SolverMove:
+    """Holds a move of SolverPlayer, the state before it, and the probability of each move in that state."""
+
+    state: SokobanState
+    name: str
+    probabilities: tuple[float, ...]
+
+
+def solver_moves(start: SokobanState, rng: random.Random, mistake_rate: float, max_turns: int) -> Iterator[SolverMove]:
+    """Play as SolverPlayer until the level is solved, cannot be solved any more, or `max_turns` moves are made."""
+    state = start
+    for _ in range(max_turns):
+        if not moves_to_solve(state):
+            return
+        probabilities = tuple(move_probabilities(state, mistake_rate))
+        (name,) = rng.choices(list(MOVES), probabilities)
+        yield SolverMove(state, name, probabilities)
+        state = move(state, name)
 
 
 def move_probabilities(state: SokobanState, mistake_rate: float) -> list[float]:

@@ -17,7 +17,6 @@ import json
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -35,7 +34,7 @@ from mmprm.tiny.model import build_model
 from mmprm.tiny.pretrain import optimizer_steps
 from mmprm.tiny.sokoban import MOVES, SIGNS, SokobanState, level_text, move, moves_to_solve
 from mmprm.tiny.sokoban_image import draw_sign, draw_state
-from mmprm.tiny.sokoban_player import action_text, move_probabilities
+from mmprm.tiny.sokoban_player import SolverMove, action_text, solver_moves
 from mmprm.tiny.sokoban_problems import QUESTION, make_split_level
 from mmprm.tiny.tokenizer import END, build_processor
 
@@ -45,27 +44,10 @@ def build_sokoban_processor() -> Qwen2_5_VLProcessor:
     return build_processor((QUESTION, *map(action_text, MOVES)))
 
 
-@dataclass(frozen=True, slots=True)
-class SolverEpisode:
-    """Holds an episode of the imitated player: the states before its moves, the moves, and their probabilities."""
-
-    states: tuple[SokobanState, ...]
-    moves: tuple[int, ...]
-    probabilities: tuple[tuple[float, ...], ...]
-
-
-def solver_episode(rng: random.Random, config: SokobanTrainConfig) -> SolverEpisode:
+def solver_episode(rng: random.Random, config: SokobanTrainConfig) -> list[SolverMove]:
     """Play a level of the train split until it is solved, cannot be solved any more, or the turns are used up."""
-    state = make_split_level(rng, "train", config.size, config.boxes)
-    states, moves, probabilities = [], [], []
-    while moves_to_solve(state) and len(moves) < config.max_turns:
-        chances = move_probabilities(state, config.mistake_rate)
-        (number,) = rng.choices(range(len(MOVES)), chances)
-        states.append(state)
-        moves.append(number)
-        probabilities.append(tuple(chances))
-        state = move(state, list(MOVES)[number])
-    return SolverEpisode(tuple(states), tuple(moves), tuple(probabilities))
+    start = make_split_level(rng, "train", config.size, config.boxes)
+    return list(solver_moves(start, rng, config.mistake_rate, config.max_turns))
 
 
 class EpisodeCollator:
@@ -108,29 +90,29 @@ class EpisodeCollator:
         patches = torch.stack([self._patches[each] for each in drawn]).flatten(0, 1)
         return {"pixel_values": patches, "image_grid_thw": self._grid.repeat(len(states), 1)}
 
-    def __call__(self, episodes: Sequence[SolverEpisode]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    def __call__(self, episodes: Sequence[Sequence[SolverMove]]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Return the model inputs, the mask predicting_BT of the tokens before a move or its end, and the probabilities
         probabilities_NV of the tokens that follow them."""
-        lengths = [self.move_at[len(episode.moves) - 1] + 2 for episode in episodes]
+        lengths = [self.move_at[len(episode) - 1] + 2 for episode in episodes]
         ids_BT = self.ids_T[: max(lengths)].repeat(len(episodes), 1)
         present_BT = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
         ids_BT[~present_BT] = self._pad
         predicting_BT = torch.zeros_like(present_BT)
         probabilities_NV = []
+        names = list(MOVES)
         vocabulary = 1 + max(self.end_id, int(self.move_ids.max()))
         for row, episode in enumerate(episodes):
-            for turn, number in enumerate(episode.moves):
-                at = self.move_at[turn]
-                ids_BT[row, at] = self.move_ids[number]
+            for at, played in zip(self.move_at, episode, strict=False):
+                ids_BT[row, at] = self.move_ids[names.index(played.name)]
                 predicting_BT[row, at - 1 : at + 1] = True
                 probabilities_V = torch.zeros(vocabulary)
-                probabilities_V[self.move_ids] = torch.tensor(episode.probabilities[turn])
+                probabilities_V[self.move_ids] = torch.tensor(played.probabilities)
                 probabilities_NV += [probabilities_V, one_hot(torch.tensor(self.end_id), vocabulary).float()]
         inputs = {
             "input_ids": ids_BT,
             "attention_mask": present_BT.long(),
             "position_ids": self.positions_3T[:, None, : max(lengths)].expand(-1, len(episodes), -1),
-            **self.pixels([state for episode in episodes for state in episode.states]),
+            **self.pixels([played.state for episode in episodes for played in episode]),
         }
         return inputs, predicting_BT, torch.stack(probabilities_NV)
 
@@ -166,7 +148,7 @@ def _train_vision(
     parameters = [*tower.parameters(), *heads.parameters()]
     for step, update in optimizer_steps(parameters, config.vision_steps, config.learning_rate, config.weight_decay):
         episodes = [solver_episode(rng, config) for _ in range(config.batch)]
-        states = [rng.choice(episode.states) for episode in episodes]
+        states = [rng.choice(episode).state for episode in episodes]
         pixels = collator.pixels(states)
         features = tower(pixels["pixel_values"], grid_thw=pixels["image_grid_thw"]).pooler_output
         lines = [line for state in states for line in level_text(state).split("\n")]

@@ -1,8 +1,7 @@
-"""Test the solver's episodes: what they contain, and that SFT reads them as the tokens of an episode."""
+"""Test that SFT reads the solver's conversations as the tokens of an episode."""
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 import pytest
@@ -13,29 +12,9 @@ from mmprm.environments.interface import Observation
 from mmprm.problems import ProblemsConfig, open_image
 from mmprm.prompts import PromptConfig
 from mmprm.sampling.conversation import EpisodeEncoder
-from mmprm.tiny.sokoban import move, moves_to_solve, parse_level
-from mmprm.tiny.sokoban_play import solver_moves
 from mmprm.tiny.sokoban_policy import build_sokoban_processor
 from mmprm.tiny.sokoban_problems import QUESTION
 from policy_rl.sft.conversations import read_conversations
-
-LEVEL = "######\n#@$ .#\n######"
-
-
-def test_the_solver_plays_a_shortest_solution() -> None:
-    moves = list(solver_moves(LEVEL, random.Random(0), 0.0))
-    assert [each.name for each in moves] == ["right", "right"]
-    assert move(moves[-1].state, "right").solved
-
-
-def test_mistakes_are_made_until_the_level_is_lost() -> None:
-    level = "#####\n#   #\n#@$.#\n#   #\n#####"
-    played = [list(solver_moves(level, random.Random(seed), 1.0)) for seed in range(20)]
-    assert {len(moves) for moves in played} - {1}, "moves are random"
-    for moves in played:
-        assert all(moves_to_solve(each.state) for each in moves), "no move in a state without a solution"
-        assert len(moves) <= 12
-    assert parse_level(level) == played[0][0].state
 
 
 def test_sft_reads_the_tokens_of_an_episode(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,16 +11,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mmprm.environments.episode import Action, TurnRequest
+from mmprm.environments.episode import Action
 from mmprm.environments.interface import Observation
 from mmprm.problems import open_image
 from mmprm.prompts import PromptConfig
 from mmprm.sampling.conversation import EpisodeEncoder
 from mmprm.tiny.config import SokobanTrainConfig
 from mmprm.tiny.model import build_model
-from mmprm.tiny.sokoban import MOVES, move, moves_to_solve, parse_level
+from mmprm.tiny.sokoban import move, moves_to_solve
 from mmprm.tiny.sokoban_image import draw_state
-from mmprm.tiny.sokoban_player import SolverPlayer, action_text, move_probabilities
+from mmprm.tiny.sokoban_player import action_text
 from mmprm.tiny.sokoban_policy import (
     EpisodeCollator,
     build_sokoban_processor,
@@ -29,10 +29,8 @@ from mmprm.tiny.sokoban_policy import (
     train_sokoban,
 )
 from mmprm.tiny.sokoban_problems import QUESTION
-from mmprm.types import Problem
 
 CONFIG = SokobanTrainConfig(size=5, max_turns=6, batch=2, vision_steps=1, play_steps=2, held_out=3, threads=1)
-ROOM = "######\n#    #\n#  $.#\n#@   #\n#    #\n######"
 
 
 @pytest.fixture(scope="module")
@@ -41,30 +39,14 @@ def collator() -> EpisodeCollator:
     return EpisodeCollator(build_model(processor.tokenizer), processor, CONFIG.size, CONFIG.max_turns)
 
 
-def test_move_probabilities_by_hand() -> None:
-    """From the lower left, up and right are both on a shortest solution."""
-    assert moves_to_solve(parse_level(ROOM)) == 3
-    assert move_probabilities(parse_level(ROOM), 0.4) == pytest.approx([0.4, 0.1, 0.1, 0.4])
-    assert move_probabilities(move(parse_level(ROOM), "up"), 0.4) == pytest.approx([0.1, 0.1, 0.1, 0.7])
-
-
-async def test_the_player_moves_with_these_probabilities() -> None:
-    problem = Problem("p", "?", "", extra={"level": ROOM})
-    player = SolverPlayer(0.4)
-    requests = [TurnRequest(problem, (Observation(("",)),), (), seed) for seed in range(2000)]
-    counts = Counter([(await player.act(request)).text for request in requests])
-    shares = [counts[action_text(name)] / len(requests) for name in MOVES]
-    assert shares == pytest.approx(move_probabilities(parse_level(ROOM), 0.4), abs=0.05)
-
-
 def test_texts_have_the_tokens_of_an_engines_prompt(collator: EpisodeCollator) -> None:
     processor = build_sokoban_processor()
     tokenizer = processor.tokenizer
     episodes = [solver_episode(random.Random(seed), CONFIG) for seed in (1, 2, 3)]
     inputs, predicting_BT, probabilities_NV = collator(episodes)
     for row, episode in enumerate(episodes):
-        images = [draw_state(state) for state in episode.states]
-        texts = [action_text(list(MOVES)[number]) for number in episode.moves]
+        images = [draw_state(played.state) for played in episode]
+        texts = [action_text(played.name) for played in episode]
         observations = [Observation((QUESTION, images[0])), *(Observation((image,)) for image in images[1:])]
         actions = [Action(text, (*tokenizer(text).input_ids, collator.end_id)) for text in texts]
         (expected,) = EpisodeEncoder(processor, PromptConfig(preset="plain")).rows(observations, actions)
@@ -82,7 +64,7 @@ def test_pixels_and_positions_are_those_of_the_processor_and_model(collator: Epi
     model = build_model(processor.tokenizer)
     episode = solver_episode(random.Random(4), CONFIG)
     inputs, _, _ = collator([episode])
-    images = [open_image(draw_state(state)) for state in episode.states]
+    images = [open_image(draw_state(played.state)) for played in episode]
     expected = processor.image_processor(images=images, return_tensors="pt")
     assert torch.equal(inputs["pixel_values"], expected["pixel_values"])
     assert torch.equal(inputs["image_grid_thw"], expected["image_grid_thw"])
@@ -97,10 +79,10 @@ def test_an_episode_ends_when_its_level_is_solved_or_lost() -> None:
     ends = Counter()
     for seed in range(60):
         episode = solver_episode(random.Random(seed), CONFIG)
-        last = move(episode.states[-1], list(MOVES)[episode.moves[-1]])
-        assert all(map(moves_to_solve, episode.states))
+        last = move(episode[-1].state, episode[-1].name)
+        assert all(moves_to_solve(played.state) for played in episode)
         ends["solved" if last.solved else "lost" if moves_to_solve(last) is None else "turn limit"] += 1
-        assert last.solved or moves_to_solve(last) is None or len(episode.moves) == CONFIG.max_turns
+        assert last.solved or moves_to_solve(last) is None or len(episode) == CONFIG.max_turns
     assert set(ends) == {"solved", "lost", "turn limit"}
 
 
