@@ -16,7 +16,8 @@ from pyarrow import parquet
 import mmprm
 from mcts.campaign import run_campaign
 from mcts.worker import LocalWorker
-from mmprm.labels.parquet import SCHEMA, LabeledExample, write_parquet
+from mmprm.labels.parquet import LabeledExample, write_parquet
+from mmprm.labels.schema import SCHEMA
 from mmprm.prm.info import PrmTokens, read_info, write_info
 from mmprm.steps import plain_split
 from tests.mcts.scripted_campaign import config, local_worker, write_problems

@@ -19,7 +19,7 @@ from mmprm.data.cells import Row
 from mmprm.errors import ConfigError, DataError
 from mmprm.labels.build import LabelsConfig, LabelsSummary, build_labels
 from mmprm.labels.checks import Split
-from mmprm.labels.parquet import EARLIER_NAMES, SCHEMA, known_columns
+from mmprm.labels.schema import EARLIER_NAMES, SCHEMA, known_columns
 from mmprm.problems import ProblemsConfig, write_problems
 from mmprm.trees.evidence import evidence
 from mmprm.trees.stopping import StoppingRule, rule_of
@@ -95,7 +95,7 @@ def write_labels(run: AnyPath, output: AnyPath, **settings: Any) -> LabelsSummar
 def load_labels(path: AnyPath, split: Split | None = None) -> Dataset:
     """Load a Parquet file written by `mmprm labels` as a `datasets.Dataset`, with all rows or those of one split.
 
-    The columns are those of `mmprm.labels.parquet.SCHEMA`; images are decoded on access. Raises DataError for a file
+    The columns are those of `mmprm.labels.schema.SCHEMA`; images are decoded on access. Raises DataError for a file
     that is missing, damaged or not written by `mmprm labels`, and for a split without rows.
     """
     import datasets

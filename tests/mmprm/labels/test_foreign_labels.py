@@ -15,7 +15,8 @@ from mmprm.config import build
 from mmprm.errors import DataError
 from mmprm.labels.checks import check_splits
 from mmprm.labels.export import ExportConfig, export_labels
-from mmprm.labels.parquet import SCHEMA, read_parquet, write_parquet
+from mmprm.labels.parquet import read_parquet, write_parquet
+from mmprm.labels.schema import SCHEMA
 from mmprm.types import Counts
 
 ROW = {
