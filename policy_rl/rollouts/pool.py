@@ -1,7 +1,5 @@
 """Sample rollouts from a pool of vLLM engines, and load new policy weights into them.
 
-Each engine is a Ray actor on one CPU core, one GPU, or one tensor-parallel group of GPUs.
-
     pool = await RolloutPool.start(engine, sampling, prompt)
     group = await pool.sample(problem, n, rollout_seed(run_seed, version, problem.id), version)
     await pool.load_weights(published)                # see policy_rl.weights.transfer
@@ -9,42 +7,32 @@ Each engine is a Ray actor on one CPU core, one GPU, or one tensor-parallel grou
     pool.close()
 
 Await hundreds of `sample` calls concurrently: each group goes to an engine with free capacity. If an engine dies, its
-groups are resampled on another engine or on its replacement, which loads the current weights from files. If weights are
-sent from GPU to GPU, there are no files, and the run ends. Log-probabilities are those of the sampling distribution:
-the trainer divides its logits by the temperature and sets those of `pool.banned_token_ids` to −∞.
+groups are resampled on another engine or on its replacement (see EngineSet). Log-probabilities are those of the
+sampling distribution: the trainer divides its logits by the temperature and sets those of `vision_token_ids` to −∞.
 """
 
 from __future__ import annotations
 
 import asyncio
-import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
-import ray
 from ray.exceptions import RayError
 
-from mmprm import actors
-from mmprm.errors import EngineStoppedError, MmprmError, TrainingError
+from mmprm.errors import EngineStoppedError, MmprmError
 from mmprm.prompts import PromptConfig
 from mmprm.sampling.config import EngineConfig, SamplingConfig
-from mmprm.sampling.dtype import engine_dtype
-from mmprm.sampling.pool import REQUESTS_IN_FLIGHT, engine_resources
 from mmprm.sampling.seeds import derive_seed
 from mmprm.types import Problem
 from policy_rl.rollouts.config import RolloutConfig, check_sampling
-from policy_rl.rollouts.engine import RolloutEngine
+from policy_rl.rollouts.engine_set import EngineSet, LostEngineError, answer_of
 from policy_rl.rollouts.episodes import EpisodeConfig
-from policy_rl.rollouts.queue import INTERRUPT_SECONDS, Slot, Slots
+from policy_rl.rollouts.queue import INTERRUPT_SECONDS
 from policy_rl.types import Group, Response, ResponsePrefix
-from policy_rl.weights.config import WeightsConfig, transport_of
-from policy_rl.weights.probe import TOLERANCE, ProbeCheck
+from policy_rl.weights.config import WeightsConfig
 from policy_rl.weights.transfer import Published
-
-T = TypeVar("T")
-
 
 LOSS_CHECK_SECONDS = 5.0
 """Interval in seconds between checks of whether an engine has died while weights are sent to it."""
@@ -55,10 +43,6 @@ class RolloutPool:
 
     Create it with `start`, and use it in the same event loop.
     """
-
-    probe_token_ids: tuple[int, ...]
-    banned_token_ids: tuple[int, ...]
-    restarts: int
 
     @classmethod
     async def start(
@@ -75,66 +59,31 @@ class RolloutPool:
         """Start the engines with the weights of `engine.model`, labeled as `version`.
 
         `options`, one dict of Ray actor options per engine, come from policy_rl.placement. With `episodes`, responses
-        are episodes. Raises ConfigError for
-        unsupported sampling settings (see `check_sampling`), and SamplingError if an engine does not start.
+        are episodes. Raises ConfigError for unsupported sampling settings (see `check_sampling`), and SamplingError if
+        an engine does not start.
         """
         check_sampling(sampling)
         config, weights = config or RolloutConfig(), weights or WeightsConfig()
-        pool = cls(engine, sampling, prompt, config, weights, version, options, episodes)
-        # Wait for all engines before raising, so that none is left half started.
-        try:
-            errors = await asyncio.gather(*map(pool._fill, pool._slots.all), return_exceptions=True)
-        except asyncio.CancelledError:
-            pool.close()
-            raise
-        for error in errors:
-            if error is not None:
-                pool.close()
-                raise error
-        return pool
+        engines = EngineSet(engine, sampling, prompt, config, weights, version, options, episodes)
+        await engines.start()
+        return cls(engines, sampling.max_tokens, config.sample_timeout_seconds)
 
-    def __init__(
-        self,
-        engine: EngineConfig,
-        sampling: SamplingConfig,
-        prompt: PromptConfig,
-        config: RolloutConfig,
-        weights: WeightsConfig,
-        version: int,
-        options: Sequence[dict[str, Any]] | None,
-        episodes: EpisodeConfig | None,
-    ) -> None:
-        self._episodes = episodes
-        if options is None:
-            engines, resources = engine_resources(engine, config.engines)
-            options = [resources] * len(engines)
-        else:
-            engines = [engine] * len(options)
-        gpu = "num_gpus" in options[0]
-        transport = transport_of(weights, gpu, config.colocated)
-        self._further: dict[str, Any] = {"enable_sleep_mode": True} if gpu and config.colocated else {}
-        self._transport = transport
-        if transport != "file":
-            self._further["weight_transfer_config"] = {"backend": transport}
-        self._sampling, self._prompt, self._config, self._weights = sampling, prompt, config, weights
-        names = [f"engine {number} of {len(engines)}" for number in range(1, len(engines) + 1)]
-        self._engines = dict(zip(names, engines, strict=True))
-        self._options = dict(zip(names, options, strict=True))
-        tolerance = weights.tolerance or TOLERANCE[engine_dtype(engine)]
-        self._checks = {name: ProbeCheck(name, tolerance) for name in names}
-        self._slots = Slots([Slot(name) for name in names], engine.max_num_seqs, version)
+    def __init__(self, engines: EngineSet, max_tokens: int, timeout_seconds: float) -> None:
+        self._engines, self._slots = engines, engines.slots
+        self._max_tokens, self._timeout_seconds = max_tokens, timeout_seconds
         self._interruptible = 0
         """Number of requests in flight that new weights interrupt."""
-        self._current: Published | None = None
-        self._replacing = asyncio.Lock()
-        self._lost: set[str] = set()
-        """Engines that were found dead outside of a request, and are replaced when the next weights are loaded."""
-        self.restarts = 0
+        self.probe_token_ids = engines.probe_token_ids
 
     @property
     def version(self) -> int:
         """Return the weights version that all engines have loaded."""
         return self._slots.version
+
+    @property
+    def restarts(self) -> int:
+        """Return the number of engines that were replaced."""
+        return self._engines.restarts
 
     @property
     def engines(self) -> list[Any]:
@@ -166,7 +115,7 @@ class RolloutPool:
             return await self._sample(problem, n, seed, version, max_tokens, prefix)
         assert prefix is None, "a prefix is sampled from a given version"
         group = await self._sample(problem, n, seed, None, max_tokens)
-        limit = max_tokens or self._sampling.max_tokens
+        limit = max_tokens or self._max_tokens
         each = (
             self._continued(problem, response, seed + number, group.version, limit)
             for number, response in enumerate(group.responses)
@@ -210,10 +159,10 @@ class RolloutPool:
             try:
                 what = f"{slot.name}: {n} responses to problem {problem.id}"
                 answer = actor.sample.remote(problem, n, seed, current, **settings)
-                return await _answer(answer, what, self._config.sample_timeout_seconds, silent=True)
-            except _LostError as error:
+                return await answer_of(answer, what, self._timeout_seconds, silent=True)
+            except LostEngineError as error:
                 first = True
-                await self._replace(slot, actor, error)
+                await self._engines.replace(slot, actor, error)
             finally:
                 self._interruptible -= is_interruptible
                 self._slots.give_back(slot, n)
@@ -229,9 +178,8 @@ class RolloutPool:
         log-probabilities show that it does not use them.
         """
         async with self._slots.change_to(published.version, self._interrupt):
-            self._current = published
             try:
-                return max(await asyncio.gather(*(self._load_or_replace(slot, published) for slot in self._slots.all)))
+                return await self._engines.load(published)
             except MmprmError as error:
                 self._slots.fail(str(error))
                 raise
@@ -249,24 +197,27 @@ class RolloutPool:
         A dead engine is replaced when the next weights are loaded. If weights are sent from GPU to GPU, it raises
         EngineStoppedError instead.
         """
-        await self._all("fall asleep", lambda actor: actor.sleep.remote())
+        await self._engines.tell("fall asleep", lambda actor: actor.sleep.remote())
 
     async def wake(self) -> None:
         """Reallocate memory for the weights, which must then be sent. `load_weights` reallocates the caches.
 
         Dead engines are treated as in `sleep`.
         """
-        await self._all("wake up", lambda actor: actor.wake.remote())
+        await self._engines.tell("wake up", lambda actor: actor.wake.remote())
 
     async def until_lost(self) -> EngineStoppedError:
         """Wait until an engine that receives weights directly from the trainer's GPUs dies, and return the reason.
 
         Never returns if weights are files, because the trainer then does not need the engines.
         """
-        if self._transport == "file":
+        if self._engines.transport == "file":
             await asyncio.Event().wait()
         while True:
-            checks = (_answer(slot.actor.check.remote(), slot.name, None, silent=True) for slot in self._slots.all)
+            if self._slots.failure is not None:  # a request found it dead
+                return EngineStoppedError(self._slots.failure)
+            running = [slot for slot in self._slots.all if slot.actor is not None]
+            checks = (answer_of(slot.actor.check.remote(), slot.name, None, silent=True) for slot in running)
             for found in await asyncio.gather(*checks, return_exceptions=True):
                 if isinstance(found, EngineStoppedError):
                     return found
@@ -274,114 +225,7 @@ class RolloutPool:
 
     def close(self) -> None:
         """Kill all engines."""
-        for slot in self._slots.all:
-            if slot.actor is not None:
-                actors.kill(slot.actor)
-                slot.actor = None
-
-    async def _fill(self, slot: Slot) -> None:
-        slot.actor = await self._start(slot.name)
-
-    async def _start(self, name: str) -> Any:
-        """Start an engine with the weights of its model, and return its actor."""
-        actor = ray.remote(max_concurrency=REQUESTS_IN_FLIGHT, **self._options[name])(RolloutEngine).remote()
-        engine = self._engines[name]
-        start = actor.start.remote(engine, self._sampling, self._prompt, self._further, self._episodes)
-        try:
-            self.probe_token_ids, self.banned_token_ids = await actors.wait(
-                start,
-                f"{name} to start {engine.model}",
-                self._config.start_timeout_seconds,
-                "raise rollouts.start_timeout_seconds if it only needs longer",
-            )
-        except BaseException:
-            actors.kill(actor)
-            raise
-        return actor
-
-    async def _load(self, name: str, actor: Any, published: Published) -> float:
-        """Load the weights into one engine, and compare its log-probabilities on the probe text with the trainer's."""
-        answer = await _answer(
-            actor.load.remote(published),
-            f"{name} to load the {published}",
-            self._weights.timeout_seconds,
-            "raise weights.timeout_seconds if it only needs longer",
-            TrainingError,
-        )
-        return self._checks[name].check(published, answer)
-
-    async def _load_or_replace(self, slot: Slot, published: Published) -> float:
-        actor = slot.actor
-        try:
-            return await self._load(slot.name, actor, published)
-        except _LostError as error:
-            return await self._replace(slot, actor, error)
-
-    async def _replace(self, slot: Slot, lost: Any, reason: _LostError) -> float:
-        """Replace the lost engine with a new one that has the current weights, unless another caller already did."""
-        async with self._replacing:
-            if self._slots.failure is not None:
-                raise EngineStoppedError(self._slots.failure)
-            if slot.actor is not lost:
-                return 0.0
-            slot.actor = None
-            actors.kill(lost)
-            self.restarts += 1
-            try:
-                self._check_replaceable(reason)
-                print(f"{reason}; starting another engine in its place", file=sys.stderr)
-                distance = await self._start_again(slot, reason)
-            except MmprmError as error:
-                self._slots.fail(str(error))
-                raise
-            except asyncio.CancelledError:  # the next request finds the engine dead, and replaces it
-                slot.actor = lost
-                self.restarts -= 1
-                raise
-        self._slots.fill()
-        return distance
-
-    async def _start_again(self, slot: Slot, reason: _LostError) -> float:
-        """Start a replacement for a lost engine, with the current weights."""
-        try:
-            actor = await self._start(slot.name)
-        except MmprmError as error:  # the reserved GPUs may be gone with a lost machine
-            raise EngineStoppedError(
-                f"{reason}; no other engine starts in its place ({error}); run the same command again to resume from "
-                "the last checkpoint on the machines that Ray then has"
-            ) from error
-        try:
-            distance = 0.0 if self._current is None else await self._load(slot.name, actor, self._current)
-        except BaseException:
-            actors.kill(actor)
-            raise
-        self._lost.discard(slot.name)
-        slot.actor = actor  # only now: the slot takes requests as soon as it has an actor
-        return distance
-
-    def _check_replaceable(self, reason: _LostError) -> None:
-        if self.restarts > self._config.max_restarts:
-            raise EngineStoppedError(
-                f"{reason}; {self.restarts} engines have died in this run, more than "
-                f"rollouts.max_restarts={self._config.max_restarts}; check the engine's log, and run the same command "
-                "again to resume from the last checkpoint"
-            )
-        if self._current is not None and self._current.folder is None:
-            raise _irreplaceable(reason)
-
-    async def _all(self, what: str, call: Callable[[Any], Awaitable[None]]) -> None:
-        await asyncio.gather(*(self._tell(slot, what, call) for slot in self._slots.all if slot.name not in self._lost))
-
-    async def _tell(self, slot: Slot, what: str, call: Callable[[Any], Awaitable[None]]) -> None:
-        limit, way_out = self._weights.timeout_seconds, "raise weights.timeout_seconds if it only needs longer"
-        try:
-            await _answer(call(slot.actor), f"{slot.name} to {what}", limit, way_out)
-        except _LostError as error:
-            actors.kill(slot.actor)  # it may hang, and hold memory that the trainer needs
-            if self._transport != "file":
-                raise _irreplaceable(error) from None
-            self._lost.add(slot.name)
-            print(f"{error}; another engine starts in its place when the next weights are loaded", file=sys.stderr)
+        self._engines.close()
 
 
 def with_segment(segments: tuple[tuple[int, int], ...], version: int, end: int) -> tuple[tuple[int, int], ...]:
@@ -392,28 +236,6 @@ def with_segment(segments: tuple[tuple[int, int], ...], version: int, end: int) 
     return (*segments, (version, tokens)) if tokens else segments
 
 
-class _LostError(EngineStoppedError):
-    """Signals that an engine died or does not answer."""
-
-
-def _irreplaceable(reason: _LostError) -> EngineStoppedError:
-    return EngineStoppedError(
-        f"{reason}; weights are sent from GPU to GPU, so a new engine cannot get the current ones; run the same "
-        "command again to resume from the last checkpoint, or set weights.transport=file, with which engines are "
-        "replaced during the run"
-    )
-
-
 async def _asked(answer: Awaitable[None]) -> None:
     with suppress(RayError, MmprmError):
         await answer
-
-
-async def _answer(
-    answer: Awaitable[T], what: str, timeout_seconds: float | None, *arguments: Any, silent: bool = False
-) -> T:
-    """Wait for an actor's result with actors.wait; raise _LostError if the engine died or does not answer."""
-    try:
-        return await actors.wait(answer, what, timeout_seconds, *arguments, silent=silent)
-    except EngineStoppedError as error:
-        raise _LostError(str(error)) from None

@@ -13,7 +13,7 @@ from mmprm.prompts import PromptConfig
 from mmprm.sampling.config import EngineConfig, SamplingConfig
 from mmprm.sampling.seeds import derive_seed
 from mmprm.types import Problem
-from policy_rl.rollouts import pool as rollouts
+from policy_rl.rollouts import engine_set
 from policy_rl.rollouts.config import RolloutConfig
 from policy_rl.rollouts.pool import RolloutPool, with_segment
 from policy_rl.types import Group, Response
@@ -79,9 +79,9 @@ class Actor:
 def actor(monkeypatch: pytest.MonkeyPatch) -> Actor:
     actor = Actor()
     monkeypatch.setattr(
-        rollouts, "ray", SimpleNamespace(remote=lambda **_: lambda _: SimpleNamespace(remote=lambda: actor))
+        engine_set, "ray", SimpleNamespace(remote=lambda **_: lambda _: SimpleNamespace(remote=lambda: actor))
     )
-    monkeypatch.setattr(rollouts, "engine_resources", lambda engine, size: ([engine] * size, {"num_cpus": 1}))
+    monkeypatch.setattr(engine_set, "engine_resources", lambda engine, size: ([engine] * size, {"num_cpus": 1}))
     monkeypatch.setattr("policy_rl.rollouts.queue.INTERRUPT_SECONDS", 0.01)
     return actor
 
