@@ -20,20 +20,22 @@ from mmprm.steps import StepFormat
 from mmprm.trackers import TrackerName
 from policy_rl.algorithms.adora import AdoraConfig
 from policy_rl.algorithms.advantages import ESTIMATORS, AdvantageConfig
-from policy_rl.algorithms.credit import CreditConfig
+from policy_rl.algorithms.credit_config import CreditConfig
 from policy_rl.algorithms.samples import AdvantageSettings, Aggregate
 from policy_rl.algorithms.tree_samples import TreeSettings
 from policy_rl.algorithms.turn_samples import TurnSettings
-from policy_rl.environment_checks import OF_TURNS, check_environment
+from policy_rl.checks.credit import check_credit, check_rewards
+from policy_rl.checks.environment import OF_TURNS, check_environment
+from policy_rl.checks.sizes import check_evaluation_length, check_group_sizes, check_updates
+from policy_rl.checks.staleness import check_staleness
+from policy_rl.checks.trees import check_refresh, check_tree_credit
 from policy_rl.monitor.alarms import MonitorConfig
 from policy_rl.rewards.outcome import RewardConfig
 from policy_rl.rewards.process import ProcessConfig
 from policy_rl.rollouts.config import RolloutConfig
 from policy_rl.rollouts.curriculum import FilterConfig, Phase
-from policy_rl.staleness_checks import check_staleness
 from policy_rl.trainer import config as trainer_config
 from policy_rl.trainer.config import TrainerConfig
-from policy_rl.tree_checks import check_refresh, check_tree_credit
 from policy_rl.weights.config import WeightsConfig
 
 _IN_PART: dict[str, Any] = {key: DECISIVE[key] for key in ("engine", "grader")} | {
@@ -283,90 +285,14 @@ class RLConfig(Config):
         return template_of_file(values, "engine", "chat_template")
 
     @model_validator(mode="after")
-    def _groups_have_a_baseline(self) -> RLConfig:
-        least = ESTIMATORS[self.advantage.estimator].least
-        sizes = {"batch.group_size": self.batch.group_size}
-        sizes |= {f"schedule.{number}.group_size": phase.group_size for number, phase in enumerate(self.schedule)}
-        for key, size in sizes.items():
-            if size < least:
-                raise ValueError(
-                    f"{key}={size} must be at least {least}: {self.advantage.estimator} uses the other samples of a "
-                    "group as its baseline; try 8, or advantage.estimator=reinforce_pp"
-                )
-            if size < 2 and self.step_credit is not None and self.step_credit.compares:
-                raise ValueError(
-                    f"{key}={size} must be at least 2: credit.mode={self.step_credit.mode} compares a response's steps "
-                    "with those of its group; try 8, or set credit.baseline=none and leave out credit.normalize_steps"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _updates_have_groups(self) -> RLConfig:
-        if self.batch.updates > self.batch.prompts:
-            raise ValueError(
-                f"batch.updates={self.batch.updates} must not exceed batch.prompts={self.batch.prompts}: each update "
-                "takes whole groups; lower batch.updates or raise batch.prompts"
-            )
-        if self.filter is not None and self.batch.prompts % self.batch.updates:
-            raise ValueError(
-                f"batch.prompts={self.batch.prompts} must be a multiple of batch.updates={self.batch.updates} with a "
-                "filter: all updates take the same number of groups; change either"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _old_responses_are_weighed(self) -> RLConfig:
+    def _settings_are_compatible(self) -> RLConfig:
+        check_group_sizes(self)
+        check_updates(self)
         check_staleness(self)
-        return self
-
-    @model_validator(mode="after")
-    def _credit_fits_the_estimator(self) -> RLConfig:
-        if self.credit is not None and self.process is None and self.credit.source == "prm":
-            raise ValueError(
-                "credit assigns the scores of a process reward model, but process is not set; set process.scorer.prm "
-                "or credit.source=tree, or leave credit out"
-            )
-        mode = self.step_credit.mode if self.step_credit else None
-        if self.has_critic and mode not in (None, "scalar", "step_gae"):
-            raise ValueError(
-                f"credit.mode={mode} cannot be combined with advantage.estimator=gae, which computes returns itself; "
-                "use credit.mode=step_gae or scalar"
-            )
-        if mode == "step_gae" and not self.has_critic:
-            raise ValueError(
-                "credit.mode=step_gae needs a critic; set advantage.estimator=gae, or use credit.mode=soft_min"
-            )
-        for key in () if self.has_critic else sorted(self.trainer.critic.model_fields_set):
-            raise ValueError(
-                f"trainer.critic.{key}={getattr(self.trainer.critic, key)} needs a critic, which advantage.estimator="
-                f"{self.advantage.estimator} does not have; use gae, or leave it out"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _tree_credit_fits_the_rest(self) -> RLConfig:
+        check_credit(self)
         check_tree_credit(self)
         check_refresh(self)
         check_environment(self)
-        return self
-
-    @model_validator(mode="after")
-    def _something_is_rewarded(self) -> RLConfig:
-        # With credit from continuations, a PRM is only a prior or a rule for branching.
-        if self.rewards.is_empty and self.step_credit is None and self.trainer.distillation is None:
-            others = "" if self.has_tree_credit else ", process or trainer.distillation"
-            raise ValueError(
-                "rewards.accuracy_weight=0 leaves nothing to reward; raise it, or set rewards.format, "
-                f"rewards.functions, rewards.length{others}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _evaluation_is_not_cut_short(self) -> RLConfig:
-        longest = max((phase.max_tokens for phase in self.schedule), default=0)
-        if self.held_out is not None and longest > self.sampling.max_tokens:
-            raise ValueError(
-                f"sampling.max_tokens={self.sampling.max_tokens} limits the answers to held_out problems and must be "
-                f"at least the schedule's largest max_tokens, {longest}; set it to {longest}"
-            )
+        check_rewards(self)
+        check_evaluation_length(self)
         return self

@@ -28,9 +28,9 @@ from mmprm.trackers import check_tracker
 from mmprm.training.checkpoints import read_extra
 from mmprm.types import Problem
 from policy_rl.algorithms.samples import Aggregate
+from policy_rl.checks.early import check_early
 from policy_rl.collector import Collector
 from policy_rl.config import RLConfig
-from policy_rl.early_checks import check_early
 from policy_rl.graded import Process
 from policy_rl.loop import Loop
 from policy_rl.placement import ActorOptions, reserved

@@ -27,8 +27,8 @@ import yaml
 from mmprm.config import Config, build, override, read_yaml
 from mmprm.errors import ConfigError, TrainingError
 from mmprm.written import resolved
+from policy_rl.checks.early import check_early
 from policy_rl.config import RLConfig
-from policy_rl.early_checks import check_early
 from policy_rl.run_folder import lacks_evaluation
 from policy_rl.sft.train import SftConfig
 

@@ -16,8 +16,8 @@ from rl_levels import FULL, SMALL
 from rl_runs import Bench
 
 from mmprm.config import load
+from policy_rl.checks.early import check_early
 from policy_rl.config import RLConfig
-from policy_rl.early_checks import check_early
 
 
 def test_a_run_is_hacked_if_accuracy_falls_while_scores_rise() -> None:

@@ -14,8 +14,8 @@ import pytest
 from mmprm.cli.main import COMMANDS
 from mmprm.config import Config, build, describe, override
 from mmprm.errors import ConfigError
+from policy_rl.checks.early import check_early
 from policy_rl.config import RLConfig
-from policy_rl.early_checks import check_early
 
 VALUES: list[Any] = [
     *(True, False, 0, 1, 2, 3, 64, 2**26, 2**30, 0.2, 0.5, 0.9, 2.5),

@@ -16,7 +16,7 @@ from mmprm.config import build
 from mmprm.errors import ConfigError, TrainingError
 from policy_rl.algorithms.losses import LossConfig, denominator, policy_loss
 from policy_rl.algorithms.surrogates import SURROGATES, surrogate_of
-from policy_rl.early_checks import check_early
+from policy_rl.checks.early import check_early
 
 LN = math.log
 NARROW = {"clip_low": 0.1, "clip_high": 0.2}

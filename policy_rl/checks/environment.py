@@ -1,4 +1,4 @@
-"""Check that an environment is compatible with the other settings of an RL run, and describe its first prompt."""
+"""Check that an environment is compatible with the other settings of an RL run."""
 
 from __future__ import annotations
 

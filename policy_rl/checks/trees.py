@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from policy_rl.config import RLConfig
 
-
 _UNDECIDED = "rollouts.branching.choose=undecided"
 
 
