@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,90 +27,14 @@ from policy_rl.graded import BranchedPrefix, GradedGroup, GradedResponse, Proces
 from policy_rl.rewards.cutter import StepCutter
 from policy_rl.rewards.outcome import OutcomeReward
 from policy_rl.rollouts.branching import ChosenPrefix, choose_prefixes
+from policy_rl.rollouts.collected import Collected
 from policy_rl.rollouts.config import branch_seed, may_branch, rollout_seed
 from policy_rl.rollouts.curriculum import Phase, Prompts, groups_to_ask, phase_of
+from policy_rl.rollouts.protocol import Pool
 from policy_rl.trainer.rows import split_rows
-from policy_rl.types import Group, Response, ResponsePrefix, Reward, TrainingSample, as_sample
+from policy_rl.types import Group, Response, Reward, TrainingSample, as_sample
 
 _T = TypeVar("T")
-
-
-class Pool(Protocol):
-    """Protocol for the pool of rollout engines that the RL loop uses. RolloutPool implements it."""
-
-    version: int
-    probe_token_ids: tuple[int, ...]
-
-    async def sample(
-        self,
-        problem: Problem,
-        n: int,
-        seed: int,
-        version: int | None,
-        max_tokens: int | None = None,
-        prefix: ResponsePrefix | None = None,
-    ) -> Group:
-        """Sample `n` responses to a problem from policy version `version`.
-
-        Without a version, whichever version the engines have samples them; new weights interrupt the responses, which
-        then continue with the new weights. With a prefix, they begin with its tokens, and `max_tokens` limits the
-        tokens after it.
-        """
-        ...
-
-    async def load_weights(self, published: Any) -> float:
-        """Load published weights into all engines; return the largest log-probability deviation from the trainer.
-
-        The deviation of an engine is the mean absolute difference over the probe tokens, in nats.
-        """
-        ...
-
-    async def sleep(self) -> None:
-        """Free GPU memory for the trainer by discarding the engines' weights and KV caches."""
-        ...
-
-    async def wake(self) -> None:
-        """Reallocate memory for the weights before they are sent. `load_weights` reallocates the KV caches."""
-        ...
-
-    async def until_lost(self) -> EngineStoppedError:
-        """Wait until an engine that receives weights directly from the trainer dies, and return the reason."""
-        ...
-
-
-@dataclass(slots=True)
-class Collected:
-    """Contains the groups collected for a step, with counts and timings.
-
-    `dropped` counts responses (aborted, unknown, untrainable, truncated) and groups (refused, few_known, too_hard,
-    too_easy) by reason. `rounds` counts the sampling rounds. `passed` counts the groups that were sampled in this step
-    and not dropped; `carried` counts the groups carried over to the next step. `progress` is the completed fraction of
-    the run at the end of this step. `generating` is the time in seconds until the last response. `scoring` is the time
-    after that, spent waiting for grades and process scores. `tokens` is the number of generated tokens, of which
-    `branch_tokens` are those of continuations.
-    """
-
-    groups: list[GradedGroup] = field(default_factory=list)
-    dropped: Counter[str] = field(default_factory=Counter)
-    rounds: int = 0
-    passed: int = 0
-    carried: int = 0
-    progress: float = 0.0
-    tokens: int = 0
-    branch_tokens: int = 0
-    generating: float = 0.0
-    scoring: float = 0.0
-    refusal: str = ""
-    """Error message for the first prompt that the engines rejected."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Serialize to JSON for a checkpoint. Collector.collected restores it."""
-        counts = {name: getattr(self, name) for name in COUNTS}
-        return {"groups": list(map(to_json, self.groups)), "dropped": dict(self.dropped), **counts}
-
-
-COUNTS = ("rounds", "passed", "carried", "progress", "tokens", "branch_tokens", "refusal")
-"""Fields of Collected that checkpoints store without conversion."""
 
 
 @dataclass(slots=True)
@@ -206,7 +130,7 @@ class Collector:
         if config.filter is not None and len(groups) < wanted:
             print(
                 f"step {step}: {len(groups)} of {wanted} groups after filter.rounds={most} rounds "
-                f"({_words(found.dropped)}); {used // size} of {config.batch.updates} updates of {size} groups, "
+                f"({found.reasons}); {used // size} of {config.batch.updates} updates of {size} groups, "
                 f"{found.carried} groups wait for the next step",
                 file=sys.stderr,
                 flush=True,
@@ -227,15 +151,11 @@ class Collector:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restore a state returned by `state`."""
         self._prompts.position, self._prompts.again = state["position"], list(state.get("again", ()))
-        self._carried = self._groups(state["carried"])
+        self._carried = [from_json(group, self._by_id) for group in state["carried"]]
 
     def collected(self, state: Mapping[str, Any]) -> Collected:
-        """Restore a Collected from the output of Collected.to_json."""
-        counts = {name: state[name] for name in COUNTS if name in state}
-        return Collected(self._groups(state["groups"]), Counter(state["dropped"]), **counts)
-
-    def _groups(self, state: Iterable[Mapping[str, Any]]) -> list[GradedGroup]:
-        return [from_json(group, self._by_id) for group in state]
+        """Restore what Collected.to_json has serialized."""
+        return Collected.from_json(state, self._by_id)
 
     async def _round(self, asked: Sequence[tuple[Problem, int]], phase: Phase, found: Collected) -> list[GradedGroup]:
         """Sample, grade and score the given problems; return the groups that were not dropped.
@@ -394,7 +314,3 @@ async def all_or_none(work: Iterable[Awaitable[_T]]) -> list[_T]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         raise
-
-
-def _words(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in counts.items()) or "none dropped"

@@ -16,7 +16,7 @@ these parts:
 
 With one_step_ahead, part 1 of the next step runs in parallel with parts 2 and 3 of this one. With max_staleness, part 1
 of several steps runs in parallel with all other parts, and responses in flight continue with new weights
-(policy_rl.step_queue).
+(policy_rl.rollouts.step_queue).
 """
 
 from __future__ import annotations
@@ -32,46 +32,31 @@ from typing import Any
 
 import torch
 
-from mmprm.errors import EngineStoppedError, TrainingError
+from mmprm.errors import EngineStoppedError
 from mmprm.sampling.dtype import engine_dtype
 from mmprm.training.checkpoints import newest, offer_best
 from mmprm.training.metrics_log import MetricsLog
 from mmprm.training.ranks import Ranks
 from mmprm.training.stop_request import StopRequest
-from policy_rl.algorithms.advantages import ESTIMATORS
-from policy_rl.algorithms.samples import Aggregate, add_advantages, draft, kept_mask
-from policy_rl.algorithms.tree_samples import add_tree_advantages, draft_continuations
-from policy_rl.collector import Collected, Collector, Pool
+from policy_rl.algorithms.samples import Aggregate
+from policy_rl.collector import Collector
 from policy_rl.config import RLConfig
 from policy_rl.graded import GradedGroup
-from policy_rl.metrics import (
-    Timed,
-    console_line,
-    describe_branches,
-    describe_episodes,
-    describe_groups,
-    kept_responses,
-    merge_updates,
-    shares,
-)
-from policy_rl.monitor.alarms import Alarms, alarm_error, hacking_metrics
-from policy_rl.monitor.phrases import phrase_metrics
+from policy_rl.learner import Learner
+from policy_rl.metrics import Timed, console_line, shares
+from policy_rl.monitor.alarms import Alarms, alarm_error
 from policy_rl.monitor.samples import SampleLog, chosen, sample_of, trained_sample
 from policy_rl.rewards.prm_refresh import PrmRefresh
-from policy_rl.rollouts.curriculum import update_count
+from policy_rl.rollouts.collected import Collected
 from policy_rl.rollouts.evaluate import Evaluation
+from policy_rl.rollouts.protocol import Pool
+from policy_rl.rollouts.step_queue import StepQueue
 from policy_rl.rollouts.tree_store import TreeStore
 from policy_rl.run_folder import Summary, check_same, checkpoints_of, is_evaluated, policy_of, report_run, resume_key_of
-from policy_rl.step_queue import StepQueue
-from policy_rl.trainer.batch import minibatches
 from policy_rl.trainer.protocol import TrainerLike
 from policy_rl.trainer.resume_key import current_state
-from policy_rl.trainer.rows import join_rows, split_rows
 from policy_rl.types import TrainingSample
 from policy_rl.weights.publish import publish_watched
-
-EMPTY_STEPS = 5
-"""The run fails after this many consecutive steps with nothing to train on."""
 
 
 class Loop:
@@ -98,19 +83,13 @@ class Loop:
         self._pool, self._trainer, self._collector, self._evaluation = pool, trainer, collector, evaluation
         self._output = Path(config.output)
         self._checkpoints, self._policy = checkpoints_of(config), policy_of(config)
-        self._settings, self._tree_settings = config.advantage_settings(aggregate), config.tree_settings()
-        self._needs_ref = config.trainer.loss.kl.coefficient > 0
-        compares = self._settings.kl_in_reward > 0 or self._settings.distillation is not None
-        self._needs_old = config.batch.optimizer_steps > 1 or config.has_critic or compares
+        self._learner = Learner(config, trainer, collector, aggregate, trees, refresh)
         self._alarms = Alarms(config.monitor)
         self._resume_key = resume_key_of(config, total, collector.fingerprint)
         self._evaluations: dict[int, Evaluation] = {}
         self._queue = StepQueue(collector.collect)
         self._depth = 1 if config.one_step_ahead else config.max_staleness
         """Number of steps to collect ahead."""
-        self._empty = 0
-        self._progress = 0.0
-        """Completed fraction of the run."""
         self._seconds: Counter[str] = Counter()
 
     async def run(self) -> Summary:
@@ -224,79 +203,13 @@ class Loop:
         with Timed(self._seconds, "wait"):
             collected = await self._collect(step)
         await self._start_ahead(step)
-        trained, metrics = await self._learn(step, collected)
+        trained, metrics = await self._learner.learn(step, collected, self._pool.version, self._seconds)
         if self._config.one_step_ahead:
             with Timed(self._seconds, "wait"):
                 await self._queue.wait_for_all()
         metrics["probe_distance"] = await self._sync(step)
         metrics |= shares(self._seconds, collected, time.perf_counter() - started, self._depth > 0)
         return collected.groups, trained, metrics
-
-    async def _learn(self, step: int, collected: Collected) -> tuple[list[TrainingSample], dict[str, float]]:
-        groups = collected.groups
-        metrics = describe_groups(collected, self._pool.version)
-        if self._config.rollouts.branching is not None:
-            metrics |= describe_branches(groups, collected.branch_tokens)
-            metrics |= self._keep_trees(groups)
-        if self._config.environment is not None:
-            metrics |= describe_episodes(kept_responses(groups))
-        metrics |= hacking_metrics(groups, self._config.step_format, self._collector.prefill)
-        metrics |= phrase_metrics(groups, self._config.monitor.phrases)
-        samples, advantage_metrics = await self._samples(groups) if groups else ([], {})
-        updates = await self._update(step, samples, collected.progress)
-        self._seconds["update"] = sum(update["seconds"] for update in updates)
-        waits = collected.passed > 0 and not groups  # for enough groups to fill an update
-        self._count_empty(step, collected, not updates and not waits)
-        return samples, metrics | advantage_metrics | merge_updates(updates)
-
-    def _keep_trees(self, groups: Sequence[GradedGroup]) -> dict[str, float]:
-        """Store the trees of the groups that branch, and return the metrics of the PRM on them."""
-        labeled = [group for group in groups if self._collector.may_branch(group)]
-        if self._trees is not None:
-            self._trees.write(labeled)
-        return {} if self._refresh is None else self._refresh.see(labeled)
-
-    async def _update(self, step: int, samples: Sequence[TrainingSample], end: float) -> list[dict[str, float]]:
-        """Run the optimizer updates of a step and return their metrics.
-
-        The learning-rate schedule follows the completed fraction of the run, which grows over these updates from its
-        previous value toward `end`.
-        """
-        batch, begin, self._progress = self._config.batch, self._progress, end
-        count = update_count(len({each.group for each in samples}), batch.prompts, batch.updates)
-        parts = minibatches(samples, count, f"{self._config.seed}/{step}", batch.epochs)
-        updates = []
-        for number, part in enumerate(parts):
-            progress = begin + (end - begin) * number / len(parts)
-            updates.append(await asyncio.to_thread(self._trainer.update, split_rows(part), progress))
-        return updates
-
-    async def _samples(self, groups: Sequence[GradedGroup]) -> tuple[list[TrainingSample], dict[str, float]]:
-        kept_PK = kept_mask(groups, ESTIMATORS[self._config.advantage.estimator].least)
-        samples, tree = draft(groups, kept_PK), self._tree_settings
-        if tree is not None and tree.train:
-            samples += draft_continuations(groups, kept_PK)
-        if self._needs_old or self._needs_ref:
-            with Timed(self._seconds, "old"):
-                rows = await asyncio.to_thread(self._trainer.log_probs, split_rows(samples), not self._needs_old)
-            samples = join_rows(samples, rows)
-        if tree is not None:
-            return add_tree_advantages(groups, kept_PK, samples, tree)
-        return add_advantages(groups, kept_PK, samples, self._settings)
-
-    def _count_empty(self, step: int, collected: Collected, empty: bool) -> None:
-        """Count consecutive steps with nothing to train on; raise TrainingError after EMPTY_STEPS of them."""
-        self._empty = self._empty + 1 if empty else 0
-        if self._empty == EMPTY_STEPS:
-            reasons = ", ".join(f"{count} {name}" for name, count in collected.dropped.items()) or "none dropped"
-            refusal = f"; the first refusal: {collected.refusal}" if collected.refusal else ""
-            last = newest(self._checkpoints)
-            raise TrainingError(
-                f"step {step}: {EMPTY_STEPS} consecutive steps had nothing to train on; this one: {reasons}{refusal}. "
-                "Widen filter.low and filter.high, check the gold answers and step_format, raise sampling.max_tokens "
-                "if responses are truncated, or choose problems that the policy sometimes solves (mmprm filter); "
-                + (f"the last checkpoint is {last}" if last else "there is no checkpoint")
-            )
 
     async def _sync(self, version: int) -> float:
         """Send the weights to all engines as version `version`. See RolloutPool.load_weights for the result."""
@@ -374,8 +287,7 @@ class Loop:
             "noted": self._config.noted(),
             "collector": self._collector.state(),
             "pending": self._queue.state(),
-            "empty": self._empty,
-            "progress": self._progress,
+            **self._learner.state(),
             "alarms": dict(self._alarms.counts),
             "refresh": None if self._refresh is None else self._refresh.state(),
         }
@@ -402,7 +314,7 @@ class Loop:
         self._collector.restore(extra["collector"])
         for ahead, collected in extra["pending"].items():
             self._queue.put(int(ahead), self._collector.collected(collected))
-        self._empty, self._progress = extra["empty"], extra["progress"]
+        self._learner.restore(extra)
         self._alarms.counts |= {name: extra["alarms"].get(name, 0) for name in self._alarms.counts}
         if self._refresh is not None:
             await self._refresh.restore(extra["refresh"])

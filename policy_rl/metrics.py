@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from policy_rl.collector import Collected
 from policy_rl.config import RLConfig
 from policy_rl.graded import GradedGroup
 from policy_rl.monitor.alarms import hacking_metrics
 from policy_rl.monitor.phrases import phrase_metrics
 from policy_rl.rewards.prm_refresh import OF_REFRESH
+from policy_rl.rollouts.collected import Collected
 from policy_rl.types import Response
 
 DROPS = ("refused", "few_known", "too_hard", "too_easy", "aborted", "unknown", "untrainable", "truncated")

@@ -14,7 +14,7 @@ from scripted_rl import KINDS, PROBLEMS, ScriptedPool, ScriptedTrainer, make_con
 from mmprm.errors import TrainingError
 from mmprm.types import Problem
 from policy_rl.config import RLConfig
-from policy_rl.loop import EMPTY_STEPS
+from policy_rl.learner import EMPTY_STEPS
 from policy_rl.rollouts.config import rollout_seed
 from policy_rl.rollouts.curriculum import Prompts
 from policy_rl.trainer.batch import minibatches

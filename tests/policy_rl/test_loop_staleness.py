@@ -12,9 +12,9 @@ from scripted_rl import PROBLEMS, WEIGHED, ScriptedPool, ScriptedTrainer, make_c
 
 from mmprm.errors import ConfigError, EngineStoppedError
 from mmprm.types import Problem
-from policy_rl.collector import Collected
+from policy_rl.rollouts.collected import Collected
 from policy_rl.rollouts.curriculum import Prompts
-from policy_rl.step_queue import StepQueue
+from policy_rl.rollouts.step_queue import StepQueue
 from policy_rl.types import Group
 from policy_rl.weights.config import transport_of
 

@@ -15,8 +15,8 @@ from scripted_rl import (
     metrics_of,
 )
 
-from policy_rl.collector import Collected
 from policy_rl.metrics import console_line, merge_updates, shares
+from policy_rl.rollouts.collected import Collected
 
 
 def test_phases_add_up_to_the_step() -> None:

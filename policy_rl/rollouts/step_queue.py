@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from policy_rl.collector import Collected
+from policy_rl.rollouts.collected import Collected
 
 
 class StepQueue:
