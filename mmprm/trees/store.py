@@ -11,7 +11,6 @@ import json
 import os
 import sqlite3
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -20,10 +19,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmprm.config import differing_keys, with_current_names
-from mmprm.data.images import content_digest
-from mmprm.data.media import clip_digest
 from mmprm.errors import StoreError
 from mmprm.files import digest_of, parse_json
+from mmprm.trees.changed_problems import differing_fields
 from mmprm.trees.database import STORE_NAME, Database
 from mmprm.trees.serialization import (
     BATCH_COLUMNS,
@@ -34,6 +32,7 @@ from mmprm.trees.serialization import (
     pack_problem,
     unpack_problem,
 )
+from mmprm.trees.session_log import SessionLog
 from mmprm.trees.summary import StoreSummary, summarize
 from mmprm.types import Batch, Node, Problem, Steps, Tree
 
@@ -63,9 +62,7 @@ class Store:
     def __init__(self, database: Database) -> None:
         self.path = database.path
         self._database = database
-        self._session: int | None = None
-        self._session_began = (0.0, 0.0)
-        """Wall-clock time and monotonic clock reading when the session started."""
+        self._session_log = SessionLog(database)
 
     @classmethod
     def create_or_open(cls, path: str | Path, config: dict[str, Any]) -> Store:
@@ -172,28 +169,13 @@ class Store:
                 if not stored:
                     self._database.run("INSERT INTO problems (id, content) VALUES (?, ?)", problem.id, content)
                 elif stored[0][0] != content:
-                    self._check_same(self.problem(problem.id), problem)
+                    differing = differing_fields(self.problem(problem.id), problem)
+                    if differing:
+                        raise StoreError(
+                            f"{self.path}: problem {problem.id!r} is stored with another {differing[0]}; give the "
+                            "changed problem a new id, or choose another run folder"
+                        )
                     self._database.run("UPDATE problems SET content = ? WHERE id = ?", content, problem.id)
-
-    def _check_same(self, known: Problem, problem: Problem) -> None:
-        differing = [
-            name for name in ("question", "answer", "choices") if getattr(known, name) != getattr(problem, name)
-        ]
-        before, here = list(map(content_digest, known.images)), list(map(content_digest, problem.images))
-        if None not in before + here and before != here:
-            differing.append("image")
-        before, here = ([clip_digest(clip) for clip in (*each.videos, *each.audios)] for each in (known, problem))
-        if None not in before + here and before != here:
-            differing.append("video or audio")
-        if known.given != problem.given:
-            differing.append("given solution")
-        columns = sorted(known.extra.keys() | problem.extra.keys())
-        differing += [name for name in columns if known.extra.get(name) != problem.extra.get(name)]
-        if differing:
-            raise StoreError(
-                f"{self.path}: problem {problem.id!r} is stored with another {differing[0]}; give the changed problem "
-                "a new id, or choose another run folder"
-            )
 
     def ids(self, status: ProblemStatus | None = None) -> list[str]:
         """Return the ids of all problems, in the order in which they were added."""
@@ -237,33 +219,13 @@ class Store:
                 )
 
     def begin_session(self, engines: int) -> None:
-        """Start a session with `engines` running engines; each `append` then updates the session's last commit time.
-
-        Throughput and engine-hours are computed from these times.
-        """
-        now = time.time()
-        self._session_began = now, time.monotonic()
-        self._session = self._add_session(now, engines)
+        """Start a session with `engines` running engines; each `append` then updates the session's last commit time."""
+        self._session_log.begin(engines)
 
     def set_engines(self, engines: int) -> None:
         """Record that the number of running engines has changed to `engines`; engine-hours are computed from it."""
-        now = self._session_now()
         with self._database.transaction():
-            self._database.run("UPDATE sessions SET last = ? WHERE number = ?", now, self._session)
-            self._session = self._add_session(now, engines)
-
-    def _add_session(self, now: float, engines: int) -> int | None:
-        """Add a session row that starts at the current time, and return its number."""
-        cursor = self._database.run(
-            "INSERT INTO sessions (began, last, engines, batches_before) "
-            "SELECT ?, ?, ?, COALESCE(MAX(number), 0) FROM batches",
-            *(now, now, engines),
-        )
-        return cursor.lastrowid
-
-    def _session_now(self) -> float:
-        began, clock = self._session_began  # the wall clock may be set back during a session
-        return began + time.monotonic() - clock
+            self._session_log.set_engines(engines)
 
     def append(self, batches: Sequence[StoredBatch], finished: Sequence[Finished] = ()) -> None:
         """Commit the batches and outcomes in one transaction. On StoreError, the store is unchanged."""
@@ -282,9 +244,7 @@ class Store:
                     "UPDATE problems SET status = ?, reason = ?, labels = ? WHERE id = ?",
                     *(end.status, end.reason, end.labels, end.problem_id),
                 )
-            if self._session is not None:
-                now = self._session_now()
-                self._database.run("UPDATE sessions SET last = ? WHERE number = ?", now, self._session)
+            self._session_log.touch()
 
     def batches(self, problem_id: str) -> list[Batch]:
         """Return the batches of a problem, in the order in which they were appended."""
@@ -339,7 +299,7 @@ class Store:
             )
 
     def rows(self, sql: str, *values: Any) -> list[tuple]:
-        """Run a query and return all its rows; used by mmprm.trees.tallies."""
+        """Run a query and return all its rows."""
         return self._database.rows(sql, *values)
 
     def transaction(self) -> AbstractContextManager[Callable[..., sqlite3.Cursor]]:

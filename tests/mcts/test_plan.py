@@ -79,7 +79,7 @@ def pilot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """
     now = SimpleNamespace(seconds=0.0)
     clock = SimpleNamespace(time=lambda: now.seconds, monotonic=lambda: now.seconds)
-    monkeypatch.setattr("mmprm.trees.store.time", clock)
+    monkeypatch.setattr("mmprm.trees.session_log.time", clock)
     rule = StoppingRule(rollouts=4, min_shared_rollouts=3).model_dump()
     store = Store.create_or_open(tmp_path / "trees.sqlite", {"search": rule, "step_format": "blank_lines"})
     store.add_problems([Problem(name, "?", "1") for name in "pq"])

@@ -32,7 +32,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     """
     now = SimpleNamespace(seconds=1000.0)
     monkeypatch.setattr(
-        "mmprm.trees.store.time", SimpleNamespace(time=lambda: now.seconds, monotonic=lambda: now.seconds)
+        "mmprm.trees.session_log.time", SimpleNamespace(time=lambda: now.seconds, monotonic=lambda: now.seconds)
     )
     store = Store.create_or_open(tmp_path / "trees.sqlite", {})
     store.add_problems([Problem(f"p{i}", "?", "1") for i in range(6)])

@@ -168,7 +168,7 @@ def test_a_clock_set_back_subtracts_no_time(path: Path, monkeypatch: pytest.Monk
     from mcts.status import read_status
 
     times = iter([5000.0, 100.0, 100.0])
-    monkeypatch.setattr("mmprm.trees.store.time.time", lambda: next(times))
+    monkeypatch.setattr("mmprm.trees.session_log.time.time", lambda: next(times))
     store = Store.create_or_open(path, CONFIG)
     store.begin_session(1)
     store.append([pack_batch(Batch("p0", ("new",), 0, batches(PROBLEMS[0])[0].rollouts))])

@@ -39,7 +39,7 @@ def batch(problem: str, steps: Steps, first_sample: int, *verdicts: Verdict) -> 
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     now = SimpleNamespace(seconds=0.0)
     monkeypatch.setattr(
-        "mmprm.trees.store.time", SimpleNamespace(time=lambda: now.seconds, monotonic=lambda: now.seconds)
+        "mmprm.trees.session_log.time", SimpleNamespace(time=lambda: now.seconds, monotonic=lambda: now.seconds)
     )
     return now
 
