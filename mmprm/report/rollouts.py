@@ -9,13 +9,11 @@ from typing import Any
 import numpy as np
 
 from mmprm.errors import DataError
-from mmprm.files import logged_rows, whole_file
-from mmprm.report.style import THEME
-from mmprm.report.view import data_element, image_data
+from mmprm.files import logged_rows
+from mmprm.report.browsing import data_element, image_data, write_browsing_page
 from mmprm.types import ImageRef
 
 SAMPLES_FILE, ROLLOUTS_FILE = "samples.jsonl", "rollouts.html"
-_TEMPLATE = Path(__file__).with_name("rollouts.html")
 
 DEFAULT_LIMIT = 400
 """Maximum number of rollouts on a page unless another is given; more of them make the page slow to load."""
@@ -32,12 +30,8 @@ def write_rollouts(path: Path, folder: Path, limit: int = DEFAULT_LIMIT) -> tupl
     Returns the number of responses on the page and in the log. Raises DataError if the log cannot be read.
     """
     logged = read_samples(folder)
-    before, after = _TEMPLATE.read_text(encoding="utf-8").replace("/* COLORS */", THEME).split("<!-- DATA -->")
     shown = of_spread_steps(logged, limit)
-    with whole_file(path, way_out="choose another path with --output") as file:
-        file.write(before)
-        file.writelines(rollout_elements(shown, folder, len(logged)))
-        file.write(after)
+    write_browsing_page(path, "rollouts.html", rollout_elements(shown, folder, len(logged)))
     return len(shown), len(logged)
 
 

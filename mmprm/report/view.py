@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmprm.errors import DataError
-from mmprm.files import whole_file
+from mmprm.report.browsing import data_element, image_data, write_browsing_page
 from mmprm.report.episodes import EpisodeReplay, turn_data
-from mmprm.report.images import inlined
-from mmprm.report.style import THEME
 from mmprm.report.trees import Branch, grow
 from mmprm.steps import StepFormat, plain
 from mmprm.trees.stopping import StoppingRule, rule_of
 from mmprm.trees.store import Store
 from mmprm.trees.tallies import ProblemTally, tallies
-from mmprm.types import ImageRef, Problem, Rollout, Scorer, Steps, Tree
-
-TEMPLATE = Path(__file__).with_name("view.html")
+from mmprm.types import Problem, Rollout, Scorer, Steps, Tree
 
 OUTCOMES = {
     ("done", "too easy"): "too easy",
@@ -35,11 +29,7 @@ def write_view(path: Path, store: Store, limit: int, scorer: Scorer | None = Non
     """Write a page with at most `limit` problems, spread evenly over the run, and return the number of problems
     written. With `scorer`, the turns of episodes are scored."""
     shown = evenly_spaced(tallies(store), limit)
-    before, after = TEMPLATE.read_text(encoding="utf-8").replace("/* COLORS */", THEME).split("<!-- DATA -->")
-    with whole_file(path, way_out="choose another path with --output") as file:
-        file.write(before)
-        file.writelines(data_elements(store, shown, scorer))
-        file.write(after)
+    write_browsing_page(path, "view.html", data_elements(store, shown, scorer))
     return len(shown)
 
 
@@ -141,22 +131,3 @@ def problem_data(
         "branches": branches,
         "texts": list(texts),
     }
-
-
-def image_data(image: ImageRef) -> dict[str, Any]:
-    """Build the data that a page needs to show an image, or the reason why it cannot be read."""
-    try:
-        url, small = inlined(image)
-    except DataError as error:
-        return {"error": str(error)}
-    return {"url": url, "small": small}
-
-
-def data_element(name: str, data: Any) -> str:
-    """Serialize data as a JSON script element.
-
-    `<` is escaped, so that no text can close the element. Non-ASCII characters are escaped as \\u, since texts may hold
-    lone surrogates.
-    """
-    text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
-    return f'<script type="application/json" id="{name}">{text}</script>\n'
