@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
@@ -15,24 +16,42 @@ NAMES = ("adaptive", "fixed")
 
 
 def measure(workspace: Workspace) -> Results:
-    """Run both campaigns and compare their costs. Finished parts are reused."""
-    runs = {name: annotate(workspace, name) for name in NAMES}
+    """Run both campaigns and compare their costs on the same problems. Finished parts are reused."""
+    whole = {name: annotate(workspace, name) for name in NAMES}
+    runs = on_same_problems(whole)
     ratio = token_ratio(runs["adaptive"], runs["fixed"])
     return {
         "token_ratio": ratio.value,
         "token_ratio_interval": [ratio.low, ratio.high],
+        "problems": len(runs["fixed"].problems),
         "tokens_per_label": {name: tokens_per_label(run) for name, run in runs.items()},
-        "rollouts_per_label": {name: rollouts_per_label(run) for name, run in runs.items()},
+        "rollouts_per_label": {name: run.rollouts / max(1, len(run.labels)) for name, run in runs.items()},
         "labels": {name: len(run.labels) for name, run in runs.items()},
-        "tokens": {name: sum(run.tokens.values()) for name, run in runs.items()},
-        "engine_seconds": {name: run.seconds for name, run in runs.items()},
-        "ended": {name: run.summary.ended for name, run in runs.items()},
+        "tokens": {name: run.tokens for name, run in runs.items()},
+        "ended": {name: Counter(problem.reason for problem in run.problems.values()) for name, run in runs.items()},
+        "whole_campaigns": {name: totals(run) for name, run in whole.items()},
+    }
+
+
+def on_same_problems(runs: Mapping[str, Annotated]) -> dict[str, Annotated]:
+    """Keep only the problems that all campaigns annotated."""
+    common = [name for name in runs["fixed"].problems if all(name in run.problems for run in runs.values())]
+    return {name: run.only(common) for name, run in runs.items()}
+
+
+def totals(run: Annotated) -> Results:
+    return {
+        "problems": len(run.problems),
+        "labels": len(run.labels),
+        "rollouts": run.rollouts,
+        "tokens": run.tokens,
+        "seconds": run.seconds,
     }
 
 
 def measure_errors(workspace: Workspace) -> Results:
     """Compare the labels of both campaigns with the values from fresh rollouts."""
-    runs = {name: annotate(workspace, name) for name in NAMES}
+    runs = on_same_problems({name: annotate(workspace, name) for name in NAMES})
     chosen = {name: sample_states(run.labels, workspace.sizes.states // 2, seed=0) for name, run in runs.items()}
     truth = fresh_values(workspace, [state for states in chosen.values() for state in states])
     return {
@@ -44,17 +63,15 @@ def measure_errors(workspace: Workspace) -> Results:
 
 
 def tokens_per_label(run: Annotated) -> float:
-    return sum(run.tokens.values()) / max(1, len(run.labels))
-
-
-def rollouts_per_label(run: Annotated) -> float:
-    return run.summary.rollouts / max(1, len(run.labels))
+    return run.tokens / max(1, len(run.labels))
 
 
 def token_ratio(run: Annotated, other: Annotated, seed: int = 0) -> Interval:
-    """Return tokens per label of `run` divided by those of `other`, with an interval over the common problems."""
-    problems = sorted(run.tokens.keys() & other.tokens.keys())
-    counts = np.array([[each.tokens[p], _labels_of(each, p)] for each in (run, other) for p in problems], dtype=float)
+    """Return tokens per label of `run` divided by those of `other` on the same problems, with an interval."""
+    problems = list(other.problems)
+    counts = np.array(
+        [[each.problems[p].tokens, _labels_of(each, p)] for each in (run, other) for p in problems], dtype=float
+    )
     counts_RPC = counts.reshape(2, len(problems), 2)
 
     def ratio(indices: np.ndarray) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,8 +23,7 @@ from mmprm.trees.database import STORE_NAME
 from mmprm.trees.evidence import evidence
 from mmprm.trees.stopping import rule_of
 from mmprm.trees.store import Store
-from mmprm.trees.summary import StoreSummary
-from mmprm.trees.tallies import sessions, tallies
+from mmprm.trees.tallies import ProblemTally, sessions, tallies
 from mmprm.types import Counts, Problem, SampleRequest, Steps, Verdict
 
 State = tuple[str, Steps]
@@ -38,22 +38,30 @@ IN_FLIGHT = 4
 
 @dataclass(frozen=True)
 class Annotated:
-    """Contains the results of a campaign: labels by state, tokens by problem in problem order, and totals."""
+    """Contains the results of a campaign: labels by state, totals by problem in problem order, and seconds."""
 
     labels: dict[State, Counts]
-    tokens: dict[str, int]
+    problems: dict[str, ProblemTally]
     seconds: float
-    summary: StoreSummary
+
+    @property
+    def tokens(self) -> int:
+        return sum(problem.tokens for problem in self.problems.values())
+
+    @property
+    def rollouts(self) -> int:
+        return sum(problem.rollouts for problem in self.problems.values())
 
     def within(self, tokens: int) -> Annotated:
         """Keep the first problems whose tokens add up to at most `tokens`."""
-        kept: dict[str, int] = {}
-        for problem_id, each in self.tokens.items():
-            if sum(kept.values()) + each > tokens:
-                break
-            kept[problem_id] = each
-        labels = {state: counts for state, counts in self.labels.items() if state[0] in kept}
-        return Annotated(labels, kept, self.seconds, self.summary)
+        sums = itertools.accumulate(problem.tokens for problem in self.problems.values())
+        return self.only([name for name, total in zip(self.problems, sums, strict=True) if total <= tokens])
+
+    def only(self, names: Iterable[str]) -> Annotated:
+        """Keep only the problems with these ids."""
+        problems = {name: self.problems[name] for name in names}
+        labels = {state: counts for state, counts in self.labels.items() if state[0] in problems}
+        return Annotated(labels, problems, self.seconds)
 
 
 def annotate_sets(workspace: Workspace, folder: Path, schedule: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,9 +75,15 @@ def annotate_sets(workspace: Workspace, folder: Path, schedule: Mapping[str, Any
 
 
 def annotate(workspace: Workspace, name: str) -> Annotated:
-    """Run or resume the campaign with the schedule `name`, and read its store."""
+    """Run or resume the campaign with the schedule `name`, and read its store.
+
+    The adaptive campaign, whose labels train the PRM, annotates all problems. The others annotate the first ones.
+    """
     folder = workspace.folder / name
-    run_command("annotate", "annotate.yaml", annotate_sets(workspace, folder, SCHEDULES[name]))
+    sets = annotate_sets(workspace, folder, SCHEDULES[name])
+    if name != "adaptive":
+        sets["problems.path"] = workspace.first_problems(workspace.sizes.compared, "compared")
+    run_command("annotate", "annotate.yaml", sets)
     return read_store(folder)
 
 
@@ -82,11 +96,10 @@ def read_store(folder: Path) -> Annotated:
         for steps, counts in evidence(tree, rule).items()
         if steps
     }
-    tokens = {tally.problem_id: tally.tokens for tally in tallies(store)}
+    problems = {tally.problem_id: tally for tally in tallies(store)}
     seconds = sum(session.seconds for session in sessions(store))
-    found = Annotated(labels, tokens, seconds, store.summary())
     store.close()
-    return found
+    return Annotated(labels, problems, seconds)
 
 
 def sample_states(labels: Iterable[State], count: int, seed: int) -> list[State]:

@@ -5,8 +5,6 @@ The engines, prompts, grader, store and labels are those of `mmprm annotate`; on
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from benchmarks.real.annotated import FIXED, Annotated, annotate_sets, read_store
 from benchmarks.real.workspace import CONFIGS, Workspace, text_of
 from mcts.campaign import run_campaign
@@ -56,16 +54,9 @@ class FlatWorkers(RayWorkers):
 def annotate_flat(workspace: Workspace) -> Annotated:
     """Run or resume the campaign on the first problems, and read its store."""
     folder = workspace.folder / "flat"
-    sets = annotate_sets(workspace, folder, FIXED) | {"problems.path": _first_problems(workspace)}
+    sets = annotate_sets(workspace, folder, FIXED)
+    sets["problems.path"] = workspace.first_problems(workspace.sizes.flat_problems, "flat")
     config = load(CampaignConfig, str(CONFIGS / "annotate.yaml"), [f"{k}={text_of(v)}" for k, v in sets.items()])
     with FlatWorkers(config) as workers:
         run_campaign(config, make_worker=workers.make)
     return read_store(folder)
-
-
-def _first_problems(workspace: Workspace) -> Path:
-    """Write as many of the first problems to a file as the token budget needs, and return its path."""
-    lines = workspace.problems("annotate").read_text(encoding="utf-8").splitlines(keepends=True)
-    path = workspace.problems("flat")
-    path.write_text("".join(lines[: workspace.sizes.flat_problems]), encoding="utf-8")
-    return path

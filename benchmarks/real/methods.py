@@ -23,10 +23,10 @@ def measure(workspace: Workspace) -> Results:
     found: Results = {"budget_wanted": workspace.sizes.method_tokens}
     for name, run in runs.items():
         states = sample_states(run.labels, workspace.sizes.states // len(METHODS), seed=1)
-        examples = labels.build(workspace, name, list(run.tokens))
+        examples = labels.build(workspace, name, list(run.problems))
         found[name] = {
-            "problems": len(run.tokens),
-            "tokens": sum(run.tokens.values()),
+            "problems": len(run.problems),
+            "tokens": run.tokens,
             "labels": len(run.labels),
             "tokens_per_label": tokens_per_label(run),
             "auc": asdict(labels.auc_interval(labels.judged(examples, workspace))),
@@ -42,7 +42,7 @@ def measure_prms(workspace: Workspace) -> Results:
     found: Results = {}
     for name, run in within_budget(workspace).items():
         trained = f"{name}-equal"
-        examples = labels.build(workspace, name, list(run.tokens))
+        examples = labels.build(workspace, name, list(run.problems))
         write_parquet(labels.labels_path(workspace, trained), examples)
         prm.train(workspace, trained)
         judged = prm.first_errors(workspace, trained)
@@ -54,5 +54,5 @@ def measure_prms(workspace: Workspace) -> Results:
 def within_budget(workspace: Workspace) -> dict[str, Annotated]:
     """Run each method, and keep its first problems up to the same total number of tokens."""
     runs = {name: annotate_flat(workspace) if name == "flat" else annotate(workspace, name) for name in METHODS}
-    budget = min(workspace.sizes.method_tokens, *(sum(each.tokens.values()) for each in runs.values()))
+    budget = min(workspace.sizes.method_tokens, *(each.tokens for each in runs.values()))
     return {name: run.within(budget) for name, run in runs.items()}

@@ -29,14 +29,16 @@ def measure(workspace: Workspace) -> Results:
     quiet = is_quiet()
     folder = workspace.folder / "saturation"
     shutil.rmtree(folder, ignore_errors=True)  # a resumed campaign would count its pauses
-    run_command("annotate", "annotate.yaml", annotate_sets(workspace, folder, {}))
+    sets = annotate_sets(workspace, folder, {})
+    sets["problems.path"] = workspace.first_problems(workspace.sizes.compared, "compared")
+    run_command("annotate", "annotate.yaml", sets)
     run = read_store(folder)
     store = Store.read(folder / STORE_NAME)
     engine = EngineConfig(model=str(workspace.policy), max_model_len=512, max_num_seqs=128)
     sampling = SamplingConfig(temperature=TEMPERATURE, max_tokens=MAX_TOKENS)
     tokens, seconds = all_at_once(store, 0, Policy(engine, sampling, PROMPTS[FORM]))
     store.close()
-    campaign, at_once = sum(run.tokens.values()) / run.seconds, tokens / seconds
+    campaign, at_once = run.tokens / run.seconds, tokens / seconds
     return {
         "saturation": campaign / at_once,
         "tokens_per_second": {"campaign": campaign, "at_once": at_once},

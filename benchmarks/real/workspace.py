@@ -40,7 +40,8 @@ class Sizes:
 
     solutions: int = 1000
     held_out: int = 60
-    annotated: int = 100
+    annotated: int = 300
+    compared: int = 100
     max_rollouts: int = 96
     fresh: int = 128
     states: int = 150
@@ -59,7 +60,8 @@ class Sizes:
 SMALL = Sizes(
     solutions=16,
     held_out=8,
-    annotated=12,
+    annotated=16,
+    compared=12,
     max_rollouts=48,
     fresh=8,
     states=8,
@@ -90,6 +92,13 @@ class Workspace:
 
     def problems(self, split: str) -> Path:
         return self.folder / "data" / f"{split}.jsonl"
+
+    def first_problems(self, count: int, name: str) -> Path:
+        """Write the first `count` problems to annotate to a file of their own, and return its path."""
+        lines = self.problems("annotate").read_text(encoding="utf-8").splitlines(keepends=True)
+        path = self.problems(name)
+        path.write_text("".join(lines[:count]), encoding="utf-8")
+        return path
 
     def load(self, split: str) -> dict[str, Problem]:
         """Load the problems of a split by id."""

@@ -16,12 +16,14 @@ from benchmarks.real.sft import conversations
 from benchmarks.real.workspace import MAX_TOKENS
 from mcts.search import SearchConfig
 from mmprm.metrics import NO_ERROR
+from mmprm.trees.tallies import ProblemTally
 from mmprm.types import Counts, Problem, Rollout, Verdict
 
 
 def run_of(tokens: dict[str, int], labels: dict[str, int]) -> Annotated:
     states = {(p, (f"step {i}",)): Counts(1, 1) for p, count in labels.items() for i in range(count)}
-    return Annotated(states, tokens, 1.0, None)
+    problems = {p: ProblemTally(p, "done", "", 0, labels[p], 0, count, 0) for p, count in tokens.items()}
+    return Annotated(states, problems, 1.0)
 
 
 def test_the_token_ratio_divides_tokens_per_label():
@@ -37,8 +39,16 @@ def test_the_token_ratio_of_a_run_with_itself_is_one_in_every_resample():
 
 def test_a_budget_keeps_the_first_problems_that_fit():
     kept = run_of({"a": 100, "b": 200, "c": 50}, {"a": 2, "b": 1, "c": 3}).within(300)
-    assert kept.tokens == {"a": 100, "b": 200}
+    assert list(kept.problems) == ["a", "b"]
+    assert kept.tokens == 300
     assert len(kept.labels) == 3
+
+
+def test_campaigns_are_compared_on_the_problems_of_both():
+    run = run_of({"a": 100, "b": 200, "c": 50}, {"a": 2, "b": 1, "c": 3})
+    found = annotate.on_same_problems({"adaptive": run, "fixed": run_of({"b": 90, "a": 80}, {"a": 1, "b": 1})})
+    assert {name: list(each.problems) for name, each in found.items()} == {"adaptive": ["b", "a"], "fixed": ["b", "a"]}
+    assert len(found["adaptive"].labels) == 3
 
 
 def test_label_errors_against_fresh_values():
