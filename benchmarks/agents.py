@@ -21,8 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -34,6 +32,7 @@ from statistics import fmean, median, stdev
 from typing import Any
 
 from benchmarks.agents_mismatch import measure_mismatch, write_policy
+from benchmarks.machine import machine
 from mmprm.problems import write_problems
 from mmprm.tiny.sokoban_problems import make_sokoban_problems
 
@@ -252,7 +251,7 @@ def main() -> None:
         met = is_met(found)
         print(json.dumps({name: found}, indent=2), "met" if met else f"MISSED ({bar})", flush=True)
         results = json.loads(output.read_text()) if output.exists() else {}
-        results["machine"] = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+        results["machine"] = machine()
         results[name] = found.pop("value")
         results.setdefault("details", {})[name] = found | {"met": met, "small": arguments.small}
         output.write_text(json.dumps(results, indent=2) + "\n")

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import shutil
 import sys
 import tempfile
@@ -25,6 +23,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from machine import machine
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(Path(__file__).parent))
@@ -165,9 +164,7 @@ def main() -> None:
     measured = [key for key in BARS if key in results]
     details["bars"] = {key: BARS[key][0] for key in measured}
     details["met"] = {key: bool(BARS[key][1](results, details)) for key in measured}
-    details["machine"] = (
-        f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    )
+    details["machine"] = machine()
     _write(arguments.output, results)
     _write(_details(arguments.output), details)
     print(json.dumps(results, indent=2))

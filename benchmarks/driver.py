@@ -17,7 +17,6 @@ import asyncio
 import itertools
 import json
 import os
-import platform
 import random
 import statistics
 import time
@@ -25,6 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from machine import machine
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -163,7 +163,7 @@ def main() -> None:
     seconds = {name: round(statistics.median(each[name] for each in rounds), 3) for name in rounds[0]}
     spread = [round(bound(each["total"] for each in rounds), 3) for bound in (min, max)]
     result = {
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "machine": machine(),
         "responses": PROBLEMS * GROUP_SIZE,
         "tokens": TOKENS,
         "rounds": arguments.rounds,

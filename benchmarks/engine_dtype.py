@@ -25,6 +25,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from machine import machine
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "dtype.json"
 MODELS = {
@@ -107,14 +109,6 @@ def measured_alone(name: str, dtype: str, instructions: str, rounds: int) -> dic
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def processor() -> str:
-    """Return the processor's name and its relevant instruction sets."""
-    text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    name = next((line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name")), "unknown")
-    found = [flag for flag in ("avx512_bf16", "amx_bf16") if f" {flag}" in text]
-    return f"{name}, {', '.join(found) or 'no bf16 instructions'}"
-
-
 def main() -> None:
     """Measure all combinations and write the results. Results of models that were not measured are kept."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -134,7 +128,7 @@ def main() -> None:
                 speeds = measured_alone(name, dtype, instructions, arguments.rounds)
                 found = {key if " " in key else f"at {key}": _spread(values) for key, values in speeds.items()}
                 results["speeds"].setdefault(f"{name}/{instructions}", {})[dtype] = found
-                results |= {"machine": f"{processor()}, one core per engine", "load": round(os.getloadavg()[0], 1)}
+                results |= {"machine": f"{machine()}, one core per engine", "load": round(os.getloadavg()[0], 1)}
                 RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
                 print(name, instructions, dtype, found, flush=True)
 

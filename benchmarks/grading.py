@@ -21,13 +21,13 @@ import collections
 import itertools
 import json
 import os
-import platform
 import re
 import sys
 from fractions import Fraction
 from pathlib import Path
 
 from grading_speed import speed_ups
+from machine import machine
 from math_verify import parse
 from sympy import Eq, Expr
 
@@ -183,9 +183,7 @@ def main() -> None:
             results |= cases
     results["speed"] = speed_ups(arguments.pairs)
     results["bars"] = BARS
-    results["machine"] = (
-        f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    )
+    results["machine"] = machine()
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(results, indent=2) + "\n")
     print(json.dumps(results, indent=2))

@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import sys
 import tempfile
 from collections.abc import Callable
@@ -24,6 +22,8 @@ from contextlib import closing
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from machine import machine
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(Path(__file__).parent))
@@ -128,9 +128,7 @@ def _store(path: Path, results: Results, details: Results) -> None:
     measured = [key for key in BARS if key in results]
     details["bars"] = {key: BARS[key][0] for key in measured}
     details["met"] = {key: bool(BARS[key][1](results[key])) for key in measured}
-    details["machine"] = (
-        f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    )
+    details["machine"] = machine()
     write(path, results)
     write(details_path(path), details)
 

@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import random
 import statistics
 import subprocess
@@ -27,6 +25,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from machine import machine
 
 from mmprm.problems import write_problems
 from mmprm.scoring.config import ScorerConfig
@@ -188,9 +188,7 @@ def main() -> None:
         results[name] = {key: details[name][key] for key in KEYS.get(name, details[name])}
         details["bars"] = {key: BARS[key][0] for key in PARTS if key in results}
         details["met"] = {key: bool(BARS[key][1](results[key])) for key in PARTS if key in results}
-        details["machine"] = (
-            f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-        )
+        details["machine"] = machine()
         for path, metrics in ((arguments.output, results), (details_path, details)):
             path.write_text(json.dumps(metrics, indent=2) + "\n")
         print(json.dumps({name: results[name]}, indent=2), "met" if details["met"][name] else "MISSED", flush=True)

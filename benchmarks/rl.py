@@ -19,8 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +28,7 @@ from typing import Any
 import rl_async
 import rl_hack
 import rl_surrogates
+from machine import machine
 from rl_levels import FULL, RATE, ROOT, SMALL
 from rl_modes import bias_runs, is_unbiased, measure_bias, measure_level, mode_runs
 from rl_runs import Bench, Part, Results, Run, status
@@ -148,9 +147,7 @@ def measure(bench: Bench, name: str) -> None:
     measured = [key for key in PARTS if key in results]
     details["bars"] = {key: PARTS[key].bar[0] for key in measured}
     details["met"] = {key: bool(PARTS[key].bar[1](results[key])) for key in measured}
-    details["machine"] = (
-        f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    )
+    details["machine"] = machine()
     for path, metrics in ((bench.results, results), (details_path, details)):
         path.write_text(json.dumps({key: metrics[key] for key in metrics}, indent=2) + "\n")
     print(json.dumps({name: results[name]}, indent=2), "met" if details["met"][name] else "MISSED", flush=True)

@@ -18,8 +18,6 @@ import argparse
 import asyncio
 import itertools
 import json
-import os
-import platform
 import random
 import sys
 from collections import Counter
@@ -28,6 +26,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from machine import machine
 from step_borders_policy import BETWEEN, calculation, train
 
 from mmprm.prompts import PromptConfig
@@ -180,9 +179,8 @@ def main() -> None:
     for policy in (own, mixed):
         measured = asyncio.run(measure(policy, arguments))
         metrics |= {f"{name}, {policy.name} tokens": each for name, each in measured.items()}
-    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     arguments.output.write_text(
-        json.dumps({"rollouts": ROLLOUTS, "machine": machine, "ways": metrics}, indent=2) + "\n"
+        json.dumps({"rollouts": ROLLOUTS, "machine": machine(), "ways": metrics}, indent=2) + "\n"
     )
     print(json.dumps(metrics, indent=2))
 

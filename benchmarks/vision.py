@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -24,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from machine import machine
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from mmprm.backbone.image_features import FeatureCache
@@ -149,7 +149,7 @@ def main() -> None:
     parts: dict[str, Callable[[int], dict[str, Any]]] = {"windows": measure_windows, "features": measure_features}
     result: dict[str, Any] = {name: part(arguments.rounds) for name, part in parts.items()}
     result |= {
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "machine": machine(),
         "rounds": arguments.rounds,
         "load": round(os.getloadavg()[0], 1),
     }

@@ -21,12 +21,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.machine import machine
 from benchmarks.real import annotate, best_of_n, labels, methods, prm, rl, rollouts, saturation, sft
 from benchmarks.real.workspace import MODEL, ROOT, SMALL, Results, Sizes, Workspace, is_quiet, read_json, write_json
 
@@ -93,10 +92,6 @@ def measure(name: str, workspace: Workspace, details: Results) -> None:
 def key_of(part: str) -> str:
     """Return the key under which a part's results are stored."""
     return STORED_UNDER.get(part, part)
-
-
-def machine() -> str:
-    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
 
 
 def main() -> None:
