@@ -17,7 +17,14 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.real.expressions import Expression, apply, legitimate_values, number
+from benchmarks.real.expressions import (
+    Expression,
+    Operation,
+    apply,
+    legitimate_operations,
+    legitimate_values,
+    number,
+)
 from benchmarks.real.scenes import DISTRACTORS, GOODS, NAMES, SCENES, STEPS, Wordings
 from benchmarks.real.search_wordings import SEARCH_WORDINGS
 from mmprm.problems import content_id
@@ -74,13 +81,14 @@ class Story:
 
 @dataclass(frozen=True)
 class RealProblem:
-    """Contains a problem's question, the operations of a solution, and the values that correct solutions compute."""
+    """Contains a problem's question, the steps of one solution, and the values and operations of all correct ones."""
 
     question: str
     steps: tuple[Step, ...]
     givens: tuple[int, ...]
     distractors: tuple[int, ...]
     values: tuple[Fraction, ...]
+    operations: tuple[Operation, ...]
     name: str
 
     @property
@@ -96,7 +104,8 @@ class RealProblem:
             "operations": len(self.steps),
             "givens": " ".join(map(str, self.givens)),
             "distractors": " ".join(map(str, self.distractors)),
-            "legitimate": " ".join(map(str, self.values)),
+            "legitimate_values": " ".join(map(str, self.values)),
+            "legitimate_operations": " ".join(f"{sign}:{left}:{right}" for sign, left, right in self.operations),
         }
 
 
@@ -239,7 +248,8 @@ def _worded(story: Story, rng: random.Random, split: SplitName) -> RealProblem |
     values = legitimate_values(expression)
     if any(_confusions(givens, distractors, values)):
         return None
-    return RealProblem(" ".join(told), tuple(steps), givens, distractors, tuple(sorted(values)), name)
+    operations = tuple(sorted(legitimate_operations(expression)))
+    return RealProblem(" ".join(told), tuple(steps), givens, distractors, tuple(sorted(values)), operations, name)
 
 
 def _choices(wordings: Wordings, scene: str, kind: str, split: SplitName) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
-"""Decide whether a step of a generated problem is true, from the problem's numbers and legitimate values.
+"""Decide whether a step of a generated problem is true, from the numbers and operations of correct solutions.
 
-An equation is true if both sides are equal and its result is a value that correct solutions compute. Other steps are
+An equation is true if its sides are equal and each of its operations occurs in a correct solution. Other steps are
 judged by the numbers that they state. None means undecided.
 """
 
@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+from benchmarks.real.expressions import Operation, operation
 from mmprm.types import Problem, Steps
 
 _NUMBER = r"\$?\d[\d,]*(?:\.\d+)?"
@@ -36,12 +37,13 @@ _UNIT_SIZES = {"dozen": 12, "hour": 60, "minute": 1, "dollar": 100, "cent": 1, "
 
 @dataclass(frozen=True)
 class Known:
-    """Lists the facts for judging steps: a problem's numbers, its distractors, and the values of correct solutions."""
+    """Lists the facts for judging steps: a problem's numbers, and the values and operations of correct solutions."""
 
     answer: Fraction
     givens: frozenset[Fraction]
     distractors: frozenset[Fraction]
     values: frozenset[Fraction]
+    operations: frozenset[Operation]
 
 
 def known_of(problem: Problem) -> Known:
@@ -50,7 +52,10 @@ def known_of(problem: Problem) -> Known:
     def numbers(name: str) -> frozenset[Fraction]:
         return frozenset(map(Fraction, problem.extra[name].split()))
 
-    return Known(Fraction(problem.answer), numbers("givens"), numbers("distractors"), numbers("legitimate"))
+    operations = frozenset(map(_operation, problem.extra["legitimate_operations"].split()))
+    return Known(
+        Fraction(problem.answer), numbers("givens"), numbers("distractors"), numbers("legitimate_values"), operations
+    )
 
 
 def is_true(step: str, known: Known) -> bool | None:
@@ -78,16 +83,34 @@ def _equation(equation: str, known: Known) -> bool | None:
     sides = re.split(rf"\s*{_EQUALS}\s*", equation, flags=re.IGNORECASE)
     if not re.search(_OPERATION, equation, re.IGNORECASE):
         return _conversion(sides, known)
-    values = [_value(side) for side in sides]
-    if None in values:
+    evaluated = [_evaluate(side) for side in sides]
+    if None in evaluated:
         return None
-    if len(set(values)) > 1:
+    if len({value for value, _ in evaluated}) > 1 or evaluated[-1][0] not in known.values:
         return False
-    if values[-1] not in known.values:
-        return False
-    operands = {_fraction(text) for text in re.findall(_NUMBER, sides[0])}
-    # A legitimate value computed from other numbers may be a coincidence.
-    return True if operands <= known.givens | known.values else None
+    return _all(_is_legitimate(performed, known) for _, performed in evaluated)
+
+
+def _is_legitimate(performed: Sequence[Operation], known: Known) -> bool | None:
+    """Return whether correct solutions perform all these operations, or None if numbers of other origin occur.
+
+    A legitimate result from other numbers may be another way to compute it, such as 20 + 22 for 18 + 24.
+    """
+    if not performed:
+        return True
+    if all(each in known.operations for each in performed) or _as_product(performed) in known.operations:
+        return True
+    numbers = {number for _, left, right in performed for number in (left, right)}
+    return False if numbers <= known.givens | known.values else None
+
+
+def _as_product(performed: Sequence[Operation]) -> Operation | None:
+    """Return the multiplication that the operations spell as repeated addition, such as 3 * 6 for 6 + 6 + 6."""
+    addend = performed[0][1]
+    for count, each in enumerate(performed, 1):
+        if each != operation("+", addend, addend * count):
+            return None
+    return operation("*", addend, Fraction(len(performed) + 1))
 
 
 def _conversion(sides: Sequence[str], known: Known) -> bool | None:
@@ -122,39 +145,48 @@ def _fraction(text: str) -> Fraction:
     return Fraction(re.sub(r"[$,\s]", "", text))
 
 
-def _value(side: str) -> Fraction | None:
-    """Evaluate the arithmetic of one side of an equation, or return None if it is malformed or divides by zero."""
+def _operation(text: str) -> Operation:
+    """Parse an operation such as +:18:24."""
+    sign, left, right = text.split(":")
+    return operation(sign, Fraction(left), Fraction(right))
+
+
+def _evaluate(side: str) -> tuple[Fraction, list[Operation]] | None:
+    """Return the value and operations of one side of an equation; None if it is malformed or divides by zero."""
     tokens = [match[1] or match[2] or match[3] for match in _TOKEN.finditer(side)]
     tokens = [_SIGNS.get(token.lower(), token) for token in tokens]
+    performed: list[Operation] = []
     try:
-        value, rest = _sum(tokens)
+        value, rest = _sum(tokens, performed)
     except (IndexError, ValueError, ZeroDivisionError):
         return None
-    return None if rest else value
+    return None if rest else (value, performed)
 
 
-def _sum(tokens: list[str]) -> tuple[Fraction, list[str]]:
-    value, rest = _product(tokens)
+def _sum(tokens: list[str], performed: list[Operation]) -> tuple[Fraction, list[str]]:
+    value, rest = _product(tokens, performed)
     while rest and rest[0] in "+-":
         sign = rest[0]
-        right, rest = _product(rest[1:])
+        right, rest = _product(rest[1:], performed)
+        performed.append(operation(sign, value, right))
         value = value + right if sign == "+" else value - right
     return value, rest
 
 
-def _product(tokens: list[str]) -> tuple[Fraction, list[str]]:
-    value, rest = _atom(tokens)
+def _product(tokens: list[str], performed: list[Operation]) -> tuple[Fraction, list[str]]:
+    value, rest = _atom(tokens, performed)
     while rest and rest[0] in "*/":
         sign = rest[0]
-        right, rest = _atom(rest[1:])
+        right, rest = _atom(rest[1:], performed)
+        performed.append(operation(sign, value, right))
         value = value * right if sign == "*" else value / right
     return value, rest
 
 
-def _atom(tokens: list[str]) -> tuple[Fraction, list[str]]:
+def _atom(tokens: list[str], performed: list[Operation]) -> tuple[Fraction, list[str]]:
     if tokens[0] != "(":
         return _fraction(tokens[0]), tokens[1:]
-    value, rest = _sum(tokens[1:])
+    value, rest = _sum(tokens[1:], performed)
     if rest[0] != ")":
         raise ValueError("unclosed parenthesis")
     return value, rest[1:]
