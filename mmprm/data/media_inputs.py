@@ -53,7 +53,11 @@ def processor_arguments(processor: Any, media: Sequence[MediaRef], pixel_limits:
 
     The limits (min_pixels, max_pixels) apply to images and to video frames.
     """
-    found = open_by_kind(processor, media)
+    return opened_arguments(processor, open_by_kind(processor, media), pixel_limits)
+
+
+def opened_arguments(processor: Any, found: Mapping[str, list[Any]], pixel_limits: Mapping[str, int]) -> dict[str, Any]:
+    """Return the arguments for media that are already decoded, by kind; see processor_arguments."""
     arguments: dict[str, Any] = {_ARGUMENTS[kind]: opened for kind, opened in found.items()}
     if pixel_limits and reads_clips(processor):
         # As vLLM does: Qwen2.5-Omni's own limits of frames, which replace the checkpoint's, apply only without these.

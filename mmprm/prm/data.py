@@ -45,7 +45,7 @@ def make_samples(examples: Sequence[LabeledExample], renderer: Renderer, config:
     Steps after the last target would add nothing to the loss. The order of the paths is preserved. Raises DataError if
     a solution cannot be rendered.
     """
-    marks, samples = Marks(MmPrmFormat(renderer.processor, renderer.tokens)), []
+    marks, samples = Marks(MmPrmFormat(renderer.processor, renderer.tokens, renderer.pixel_limits)), []
     for example, targets in zip(examples, make_targets(examples, config), strict=True):
         labeled = [depth for depth, value in enumerate(targets.values, start=1) if not math.isnan(value)]
         if labeled:

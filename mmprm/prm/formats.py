@@ -18,7 +18,7 @@ Shapes: B solution, T token.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -41,8 +41,8 @@ from mmprm.data.choices import asked_question
 from mmprm.data.marks import IMAGE
 from mmprm.errors import CheckpointError, DataError
 from mmprm.labels.formats import VISUALPRM_SYSTEM, numbered
-from mmprm.prm.info import PrmInfo, PrmTokens
-from mmprm.prm.mm_prm_format import Renderer, check_solution, special_tokens
+from mmprm.prm.info import FORMAT, PrmInfo, PrmTokens
+from mmprm.prm.mm_prm_format import NO_LIMITS, Renderer, check_solution, special_tokens
 from mmprm.problems import open_image
 from mmprm.types import Problem, Solution, Steps
 
@@ -67,6 +67,8 @@ class Format(ABC):
 
     yes_id: int | None = None
     no_id: int | None = None
+    pixel_limits: Mapping[str, int] = NO_LIMITS
+    """Limits of the number of pixels per image or video frame; only mm-prm has them."""
 
     def __init__(self, head: Head, processor: Any, tokens: PrmTokens) -> None:
         self.head, self.processor, self.tokens = head, processor, tokens
@@ -121,9 +123,10 @@ class Format(ABC):
 class MmPrmFormat(Format):
     """Renders the mm-prm format with the same `Renderer` as training."""
 
-    def __init__(self, processor: Any, tokens: PrmTokens) -> None:
+    def __init__(self, processor: Any, tokens: PrmTokens, pixel_limits: Mapping[str, int] = NO_LIMITS) -> None:
         super().__init__("two_tokens", processor, tokens)
-        self.renderer = Renderer(processor, tokens)
+        self.renderer = Renderer(processor, tokens, pixel_limits)
+        self.pixel_limits = pixel_limits
         self.yes_id, self.no_id = self.renderer.yes_id, self.renderer.no_id
 
     def text(self, solution: Solution) -> str:
@@ -293,6 +296,8 @@ class PieceFormat(Format):
 
 def open_format(processor: Any, info: PrmInfo) -> Format:
     """Create the format of a PRM; raise CheckpointError if the tokenizer does not fit the PRM family."""
+    if info.format == FORMAT:
+        return MmPrmFormat(processor, info.tokens, info.pixel_limits)
     return _FORMATS[info.format](processor, info.tokens)
 
 
@@ -326,7 +331,6 @@ def _asked(texts: Iterable[str]) -> ChatTurns:
 
 
 _FORMATS: dict[str, Callable[[Any, PrmTokens], Format]] = {
-    "mm-prm": MmPrmFormat,
     "math-shepherd": partial(WrittenFormat, Layout(_math_shepherd, "two_tokens")),
     "qwen": partial(WrittenFormat, Layout(_qwen, "two_classes")),
     "rlhflow": partial(WrittenFormat, Layout(_rlhflow, "two_tokens", predicted=True)),

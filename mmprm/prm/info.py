@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from mmprm.config import Config, build
 from mmprm.errors import CheckpointError, ConfigError
 from mmprm.files import parse_json, whole_file
+from mmprm.sampling.config import check_pixel_limits, pixel_limits
 
 FormatName = Literal["mm-prm", "math-shepherd", "qwen", "rlhflow", "skywork", "visualprm", "trl"]
 """Name of a supported PRM family (see mmprm.prm.formats); `mmprm train` supports only mm-prm."""
@@ -65,6 +66,10 @@ class PrmInfo(Config):
     """PRM family, which determines how solutions are rendered and where scores are read."""
     tokens: PrmTokens = PrmTokens()
     """Tokens that mark the steps and represent the two judgments."""
+    min_pixels: int | None = Field(None, ge=1)
+    """Minimum number of pixels per image or video frame, as in training; null means the processor's own limit."""
+    max_pixels: int | None = Field(None, ge=1)
+    """Maximum number of pixels per image or video frame, as in training; null means the processor's own limit."""
     base: str = ""
     """Model folder or hub id that training started from."""
     aggregator: str | None = None
@@ -83,6 +88,18 @@ class PrmInfo(Config):
         given = values.get("tokens", {})
         family = TOKENS.get(values.get("format", FORMAT))
         return values | {"tokens": family.model_dump() | given} if family and isinstance(given, dict) else values
+
+    @model_validator(mode="after")
+    def _pixel_limits_in_order(self) -> PrmInfo:
+        check_pixel_limits(self.min_pixels, self.max_pixels)
+        if self.pixel_limits and self.format != FORMAT:
+            raise ValueError(f"min_pixels and max_pixels apply to the format {FORMAT} only, not to {self.format}")
+        return self
+
+    @property
+    def pixel_limits(self) -> dict[str, int]:
+        """Return the image processor's arguments for the limits that are set."""
+        return pixel_limits(self.min_pixels, self.max_pixels)
 
 
 class JudgeInfo(PrmInfo):

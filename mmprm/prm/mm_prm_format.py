@@ -14,7 +14,8 @@ Shapes: B solution, T token.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from mmprm.backbone.processor import (
@@ -33,6 +34,9 @@ from mmprm.errors import CheckpointError, DataError
 from mmprm.prm.info import PrmTokens
 from mmprm.types import Solution
 
+NO_LIMITS: Mapping[str, int] = MappingProxyType({})
+"""Pixel limits of a PRM that reads images and video frames in the processor's own size."""
+
 
 class Renderer:
     """Renders solutions in the MM-PRM format for one processor.
@@ -40,8 +44,8 @@ class Renderer:
     Reuse an instance, because reading a chat template is slow.
     """
 
-    def __init__(self, processor: Any, tokens: PrmTokens) -> None:
-        """Look up the chat template and token ids.
+    def __init__(self, processor: Any, tokens: PrmTokens, pixel_limits: Mapping[str, int] = NO_LIMITS) -> None:
+        """Look up the chat template and token ids. `pixel_limits` are those of the PRM's prm.json.
 
         Raises CheckpointError if there is no chat template or a judgment token is not a single token.
         """
@@ -51,6 +55,7 @@ class Renderer:
             )
         self.processor = processor
         self.tokens = tokens
+        self.pixel_limits = pixel_limits
         self.marker_id, self.yes_id, self.no_id = (
             token_id(processor, token) for token in (tokens.marker, tokens.yes, tokens.no)
         )
@@ -100,7 +105,7 @@ class Renderer:
         media = [each for solution in solutions for each in solution.media]
         inputs = self.processor(
             text=texts,
-            **processor_arguments(self.processor, media, {}),
+            **processor_arguments(self.processor, media, self.pixel_limits),
             padding=True,
             padding_side="right",
             add_special_tokens=False,  # the chat template already wrote them

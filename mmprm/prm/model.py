@@ -5,7 +5,7 @@ Shapes: B solution, T token, M marker (all markers of a batch, solution by solut
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from mmprm.backbone.load import check_logits, load_backbone, new_model_folder
 from mmprm.backbone.processor import tokenizer_of
 from mmprm.errors import CheckpointError
 from mmprm.prm.info import FORMAT, PrmInfo, PrmTokens, read_info, write_info
-from mmprm.prm.mm_prm_format import Renderer
+from mmprm.prm.mm_prm_format import NO_LIMITS, Renderer
 from mmprm.training.sharding import whole
 from mmprm.weights import model_errors
 
@@ -77,29 +77,33 @@ class Prm:
 
 
 def initialize_prm(
-    base: str, tokens: PrmTokens, add_missing_tokens: bool = False, dtype: torch.dtype = torch.float32
+    base: str,
+    tokens: PrmTokens,
+    add_missing_tokens: bool = False,
+    dtype: torch.dtype = torch.float32,
+    pixel_limits: Mapping[str, int] = NO_LIMITS,
 ) -> Prm:
     """Create a PRM from a language or vision-language model, given as a folder or hub id.
 
     The marker becomes a special token. Yes and No must already be single tokens unless `add_missing_tokens` is set.
-    Input and output embeddings of new tokens are initialized with the mean of the existing ones.
+    Input and output embeddings of new tokens are initialized with the mean of the existing ones. `pixel_limits` are
+    those of prm.json.
     """
     backbone, processor = load_backbone(base, dtype)
+    info = PrmInfo(tokens=tokens, base=base, **pixel_limits)
     with model_errors(base):
-        return _initialized(backbone, processor, base, tokens, add_missing_tokens)
+        return _initialized(backbone, processor, info, add_missing_tokens)
 
 
-def _initialized(
-    backbone: PreTrainedModel, processor: Any, base: str, tokens: PrmTokens, add_missing_tokens: bool
-) -> Prm:
-    tokenizer = tokenizer_of(processor)
+def _initialized(backbone: PreTrainedModel, processor: Any, info: PrmInfo, add_missing_tokens: bool) -> Prm:
+    tokenizer, tokens = tokenizer_of(processor), info.tokens
     known = len(tokenizer)  # embeddings may have more rows, because they are padded to round sizes
     tokenizer.add_tokens([AddedToken(tokens.marker, normalized=False)], special_tokens=True)
     if add_missing_tokens:
         missing = [t for t in (tokens.yes, tokens.no) if len(tokenizer.encode(t, add_special_tokens=False)) != 1]
         tokenizer.add_tokens([AddedToken(token, single_word=True, normalized=False) for token in missing])
     _extend_embeddings(backbone, known, len(tokenizer))
-    return _assemble(backbone, processor, PrmInfo(tokens=tokens, base=base))
+    return _assemble(backbone, processor, info)
 
 
 def load_prm(path: str | Path, dtype: torch.dtype | Literal["auto"] = torch.float32) -> Prm:
@@ -129,7 +133,7 @@ def save_prm(path: str | Path, prm: Prm, weights: dict[str, Tensor] | None = Non
 
 
 def _assemble(backbone: PreTrainedModel, processor: Any, info: PrmInfo) -> Prm:
-    renderer = Renderer(processor, info.tokens)
+    renderer = Renderer(processor, info.tokens, info.pixel_limits)
     return Prm(PrmModel(backbone, renderer), renderer, info)
 
 

@@ -21,7 +21,7 @@ from mmprm.backbone.masks import on_grid
 from mmprm.backbone.positions import Positions
 from mmprm.backbone.processor import image_placeholder, reads_images, tokenizer_of
 from mmprm.backbone.token_tree import Ints, TokenTree, cut_at_subtrees, token_tree
-from mmprm.data.media_inputs import MEDIA_KINDS, processor_arguments, reads_clips
+from mmprm.data.media_inputs import MEDIA_KINDS, opened_arguments, processor_arguments, reads_clips
 from mmprm.errors import DataError
 from mmprm.prm.formats import Format, Marked
 from mmprm.problems import open_image
@@ -102,20 +102,21 @@ class Marks:
             if isinstance(medium, ImageRef):
                 self._of_medium[medium] = self._sized(open_image(medium).size)
             else:
-                processor = self._form.processor
-                arguments = processor_arguments(processor, [medium], {})
-                text = [self._texts[MEDIA_KINDS[type(medium)]]]
-                inputs = processor(text=text, add_special_tokens=False, **arguments)
-                self._of_medium[medium] = list(inputs["input_ids"][0])
+                arguments = processor_arguments(self._form.processor, [medium], self._form.pixel_limits)
+                self._of_medium[medium] = self._expanded(MEDIA_KINDS[type(medium)], arguments)
         return self._of_medium[medium]
 
     def _sized(self, size: tuple[int, int]) -> list[int]:
         if size not in self._of_size:
             # A blank image of this size expands to the same number of tokens and is faster to process.
-            images = [Image.new("RGB", size)]
-            inputs = self._form.processor(text=[self._texts["image"]], images=images, add_special_tokens=False)
-            self._of_size[size] = list(inputs["input_ids"][0])
+            blank = {"image": [Image.new("RGB", size)]}
+            arguments = opened_arguments(self._form.processor, blank, self._form.pixel_limits)
+            self._of_size[size] = self._expanded("image", arguments)
         return self._of_size[size]
+
+    def _expanded(self, kind: str, arguments: dict[str, Any]) -> list[int]:
+        inputs = self._form.processor(text=[self._texts[kind]], add_special_tokens=False, **arguments)
+        return list(inputs["input_ids"][0])
 
 
 def pack_solutions(
@@ -196,14 +197,14 @@ class Pixels:
     """Runs the processor on images, videos and audio, and returns their tensors, without the text."""
 
     def __init__(self, form: Format) -> None:
-        self._processor = form.processor
+        self._processor, self._pixel_limits = form.processor, form.pixel_limits
         self._texts = placeholders_of(form.processor)
 
     def __call__(self, refs: Sequence[MediaRef]) -> ImageInputs:
         if not refs:
             return ImageInputs({}, [])
         text = [self._texts[MEDIA_KINDS[type(ref)]] for ref in refs]
-        arguments = processor_arguments(self._processor, refs, {})
+        arguments = processor_arguments(self._processor, refs, self._pixel_limits)
         inputs = self._processor(text=text, padding=True, return_tensors="pt", **arguments)
         tokens = []
         if not reads_clips(self._processor):  # otherwise, features are not cached

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mmprm.backbone.image_features import feature_cache
 from mmprm.backbone.masks import why_not_packed
@@ -29,6 +29,7 @@ from mmprm.prm.info import INFO_FILE, PrmInfo, PrmTokens, read_info
 from mmprm.prm.mm_prm_format import check_tokens
 from mmprm.prm.model import Prm, PrmModel, initialize_prm, save_prm
 from mmprm.prm.task import Packing, PrmTask, TrainingRows, make_rows
+from mmprm.sampling.config import check_pixel_limits, pixel_limits
 from mmprm.trackers import check_tracker
 from mmprm.training import checkpoints
 from mmprm.training.config import TrainingConfig
@@ -65,10 +66,22 @@ class TrainConfig(TrainableConfig):
     same. Unsupported models fall back to none with a warning. Episodes are packed as with samples."""
     max_length: int = Field(4096, ge=1)
     """Maximum number of tokens per path. Longer paths are excluded from training, and their number is reported."""
+    max_pixels: int | None = Field(None, ge=1)
+    """Maximum number of pixels per image or video frame (Qwen-VL and Qwen2.5-Omni processors), by default the
+    processor's own limit. It is stored in prm.json and applies to scoring, too. Use the limits of the policy's engine.
+    """
+    min_pixels: int | None = Field(None, ge=1)
+    """Minimum number of pixels per image or video frame, likewise. The own limit is 100,352 for the frames of
+    Qwen2.5-Omni."""
     training: TrainingConfig = TrainingConfig()
     """Settings of the optimizer, batches, sharding and checkpoints."""
     hardware: HardwareConfig = Field(HardwareConfig(), exclude=True)
     """Hardware that `mmprm plan` assumes; the run itself ignores these settings."""
+
+    @model_validator(mode="after")
+    def _pixel_limits_in_order(self) -> TrainConfig:
+        check_pixel_limits(self.min_pixels, self.max_pixels)
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +121,8 @@ def _train(config: TrainConfig, ranks: Ranks) -> TrainSummary:
     torch.manual_seed(config.training.seed)  # all ranks must initialize new weights identically
     dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
     with loading_in_parts(config.training):
-        prm = initialize_prm(config.model, config.tokens, config.add_missing_tokens, dtype)
+        limits = pixel_limits(config.min_pixels, config.max_pixels)
+        prm = initialize_prm(config.model, config.tokens, config.add_missing_tokens, dtype, limits)
     prepare_model(prm.model, config)
     prm.model.image_features = feature_cache(prm.model.backbone, ranks, config.training.zero_stage)
     torch.manual_seed(config.training.seed + ranks.rank)
@@ -169,8 +183,9 @@ def _origin(config: TrainConfig) -> dict[str, Any]:
     A run is resumed only if they are unchanged.
     """
     excluded = {"labels", "output", "training", "gradient_checkpointing"}
-    if config.selection == SelectionConfig():
-        excluded.add("selection")  # runs of earlier versions have no such key and can be resumed
+    # Runs of earlier versions do not have these keys and can be resumed.
+    added = {"selection": SelectionConfig(), "max_pixels": None, "min_pixels": None}
+    excluded |= {name for name, default in added.items() if getattr(config, name) == default}
     kept = config.model_dump(mode="json", exclude=excluded)
     return kept | {"labels": hashlib.sha256(Path(config.labels).read_bytes()).hexdigest()[:16]}
 

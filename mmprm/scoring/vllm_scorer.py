@@ -44,7 +44,9 @@ class VllmScorer:
         self._too_long = config.too_long
         self._context = min(context_length(model), config.batch_tokens)
         with model_errors(config.prm):
-            self._llm = _engine(config, _head(self._format, model.architectures or []), self._context)
+            own = _head(self._format, model.architectures or [])
+            own["mm_processor_kwargs"] = dict(self._format.pixel_limits) or None
+            self._llm = _engine(config, own, self._context)
 
     @property
     def max_tokens(self) -> int | None:
@@ -141,7 +143,7 @@ def _head(form: Format, architectures: Sequence[str]) -> dict[str, Any]:
     )
 
 
-def _engine(config: ScorerConfig, head: dict[str, Any], context: int) -> Any:
+def _engine(config: ScorerConfig, own: dict[str, Any], context: int) -> Any:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     try:
         from vllm import LLM
@@ -173,7 +175,7 @@ def _engine(config: ScorerConfig, head: dict[str, Any], context: int) -> Any:
                 tensor_parallel_size=config.tensor_parallel_size,
                 distributed_executor_backend="uni" if config.tensor_parallel_size == 1 else "mp",
                 seed=0,
-                **head,
+                **own,
                 **memory,
             )
     finally:

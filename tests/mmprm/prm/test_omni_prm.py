@@ -10,8 +10,8 @@ import torch
 
 from mmprm.errors import ConfigError, DataError
 from mmprm.prm.data import PrmSample
-from mmprm.prm.formats import MmPrmFormat
-from mmprm.prm.info import PrmTokens
+from mmprm.prm.formats import open_format
+from mmprm.prm.info import PrmInfo, PrmTokens, read_info
 from mmprm.prm.model import Prm, initialize_prm, save_prm
 from mmprm.prm.packing import Marks
 from mmprm.prm.task import PathRows, PrmTask
@@ -19,6 +19,7 @@ from mmprm.prm.train import TrainConfig, _check_media
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.transformers_scorer import TransformersScorer
 from mmprm.tiny.omni_clip import encode_clip
+from mmprm.tiny.omni_model import PIXELS
 from mmprm.training.config import TrainingConfig
 from mmprm.training.ranks import Ranks
 from mmprm.types import AudioRef, ImageRef, Problem, Solution, VideoRef
@@ -43,7 +44,7 @@ def prm(omni_folder: Path) -> Prm:
 
 
 def rows_of(prm: Prm) -> PathRows:
-    form = MmPrmFormat(prm.processor, prm.info.tokens)
+    form = open_format(prm.processor, prm.info)
     marks = Marks(form)
     samples = []
     for solution in SOLUTIONS:
@@ -91,6 +92,32 @@ def test_a_stored_model_scores_as_the_trained_one(prm: Prm, tmp_path: Path) -> N
     assert len(logits_M2) == sum(len(each.steps) for each in SOLUTIONS)
     expected = logits_M2.softmax(dim=1)[:, 0].tolist()
     assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_frames_have_the_size_of_the_policys_frames(omni_folder: Path, tmp_path: Path) -> None:
+    """The video has 2 frames of 28² pixels: one token at the policy's limits, and 12 · 12 at the processor's own."""
+    torch.manual_seed(0)
+    limited = initialize_prm(str(omni_folder), PrmTokens(), pixel_limits=PIXELS)
+    video = limited.processor.tokenizer.convert_tokens_to_ids("<|VIDEO|>")
+    rows = rows_of(limited)
+    batch = rows.collate(range(len(SOLUTIONS)))
+    whole = limited.renderer.encode(SOLUTIONS)
+    assert (batch.inputs["input_ids"] == video).sum(dim=1).tolist() == [0, 1, 0, 2]
+    assert torch.equal(batch.inputs["pixel_values_videos"], whole["pixel_values_videos"])
+    save_prm(tmp_path / "prm", limited)
+    assert read_info(tmp_path / "prm").pixel_limits == PIXELS
+    scorer = TransformersScorer(ScorerConfig(prm=str(tmp_path / "prm"), dtype="float32"))
+    with torch.no_grad():
+        expected = limited.model(**whole).softmax(dim=1)[:, 0].tolist()
+    found = [score for each in scorer.score(SOLUTIONS) for score in each.scores]
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_only_a_prm_of_mmprm_has_limits_in_order() -> None:
+    with pytest.raises(ValueError, match=r"max_pixels apply to the format mm-prm only, not to visualprm"):
+        PrmInfo(format="visualprm", max_pixels=784)
+    with pytest.raises(ValueError, match=r"min_pixels=784 must not exceed max_pixels=28"):
+        TrainConfig(model="m", labels="l", output="o", min_pixels=784, max_pixels=28)
 
 
 def test_a_model_without_clips_refuses_them(policy_folder: Path) -> None:
