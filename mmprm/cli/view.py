@@ -1,8 +1,9 @@
 """Write an HTML page for browsing a run: the search trees of mmprm annotate, or the logged rollouts of mmprm rl.
 
-A page of trees shows images, steps colored by value, rollouts and the search order. A page of rollouts shows images,
-steps colored by score and credit, and rewards by training step; `mmprm rl` also writes it when it ends. For episodes, a
-page of trees shows the observation after each turn and, if the environment knows it, the truth about the state.
+A page of trees shows steps colored by value, rollouts and the search order. A page of rollouts shows steps colored by
+score and credit, and rewards by training step; `mmprm rl` also writes it when it ends. Both show images, the frames of
+videos, and audio. For episodes, a page of trees shows the observation after each turn and, if the environment knows it,
+the truth about the state.
 
 Examples:
   mmprm view runs/demo/annotate

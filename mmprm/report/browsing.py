@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mmprm.errors import DataError
+from mmprm.errors import DataError, SetupError
 from mmprm.files import whole_file
+from mmprm.report.clips import inlined_audio, inlined_frames
 from mmprm.report.images import inlined
 from mmprm.report.style import THEME
-from mmprm.types import ImageRef
+from mmprm.types import AudioRef, ImageRef, MediaRef, VideoRef
 
 _FOLDER = Path(__file__).parent
 
@@ -32,13 +33,15 @@ def write_browsing_page(path: Path, template: str, elements: Iterable[str]) -> N
         file.write(after)
 
 
-def image_data(image: ImageRef) -> dict[str, Any]:
-    """Build the data that a page needs to show an image, or the reason why it cannot be read."""
+def media_data(ref: MediaRef) -> dict[str, Any]:
+    """Build the data that a page needs to show an image, the frames of a video or audio, or why it cannot be read."""
     try:
-        url, small = inlined(image)
-    except DataError as error:
+        if isinstance(ref, AudioRef):
+            return {"audio": inlined_audio(ref)}
+        url, small = inlined(ref) if isinstance(ref, ImageRef) else inlined_frames(ref)
+    except (DataError, SetupError) as error:
         return {"error": str(error)}
-    return {"url": url, "small": small}
+    return {"url": url, "small": small} | ({"frames": True} if isinstance(ref, VideoRef) else {})
 
 
 def data_element(name: str, data: Any) -> str:

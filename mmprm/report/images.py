@@ -22,17 +22,28 @@ SMALL_PIXELS = 160
 def inlined(ref: ImageRef) -> tuple[str, bool]:
     """Return an image as a data URL, and whether both its sides are shorter than SMALL_PIXELS.
 
-    Small images are PNG; of larger ones, the shorter of PNG and JPEG is used. Raises DataError if the image cannot be
-    read.
+    Raises DataError if the image cannot be read.
     """
-    image = open_image(ref)
+    return inlined_pixels(open_image(ref))
+
+
+def inlined_pixels(image: Image.Image) -> tuple[str, bool]:
+    """Return an image as a data URL, and whether both its sides are shorter than SMALL_PIXELS.
+
+    Small images are PNG; of larger ones, the shorter of PNG and JPEG is used. The image itself is scaled down.
+    """
     image.thumbnail((IMAGE_PIXELS, IMAGE_PIXELS))
     small = max(image.size) < SMALL_PIXELS
     kinds = {"png": _encoded(image, format="PNG", optimize=True)}
     if not small:
         kinds["jpeg"] = _encoded(image, format="JPEG", quality=85)
     kind, data = min(kinds.items(), key=lambda item: len(item[1]))
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}", small
+    return data_url(f"image/{kind}", data), small
+
+
+def data_url(kind: str, data: bytes) -> str:
+    """Return the data URL of a file of the media type `kind`."""
+    return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
 def _encoded(image: Image.Image, **settings: Any) -> bytes:

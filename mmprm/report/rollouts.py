@@ -10,8 +10,8 @@ import numpy as np
 
 from mmprm.errors import DataError
 from mmprm.files import logged_rows
-from mmprm.report.browsing import data_element, image_data, write_browsing_page
-from mmprm.types import ImageRef
+from mmprm.report.browsing import data_element, media_data, write_browsing_page
+from mmprm.types import AudioRef, ImageRef, MediaRef, VideoRef
 
 SAMPLES_FILE, ROLLOUTS_FILE = "samples.jsonl", "rollouts.html"
 
@@ -62,7 +62,7 @@ def of_spread_steps(rows: Sequence[Mapping[str, Any]], limit: int) -> list[Mappi
 
 
 def rollout_elements(shown: Sequence[Mapping[str, Any]], folder: Path, total: int) -> Iterator[str]:
-    """Yield a script element with the list of responses, one element per response, and one per problem's images.
+    """Yield a script element with the list of responses, one element per response, and one per problem's media.
 
     The elements are separate so that a browser parses only the responses that are opened.
     """
@@ -73,10 +73,18 @@ def rollout_elements(shown: Sequence[Mapping[str, Any]], folder: Path, total: in
     yield data_element("run", run)
     for position, row in enumerate(shown):
         yield data_element(f"rollout-{position}", rollout_data(row))
-    images_of = {row["problem"]: row.get("images", ()) for row in shown}
+    media_of = {row["problem"]: logged_media(row, folder) for row in shown}
     for number, problem in enumerate(problems):
-        refs = [ImageRef(path=str(folder / image)) for image in images_of[problem]]
-        yield data_element(f"images-{number}", [image_data(ref) for ref in refs])
+        yield data_element(f"images-{number}", [media_data(ref) for ref in media_of[problem]])
+
+
+def logged_media(row: Mapping[str, Any], folder: Path) -> tuple[MediaRef, ...]:
+    """Return the images, videos and audio of a line of the log. Relative paths are below the run's folder."""
+    return (
+        *(ImageRef(path=str(folder / path)) for path in row.get("images", ())),
+        *(VideoRef(path=str(folder / path), frames=frames) for path, frames in row.get("videos", ())),
+        *(AudioRef(path=str(folder / path)) for path in row.get("audios", ())),
+    )
 
 
 def rollout_entry(row: Mapping[str, Any], images: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmprm.report.browsing import data_element, image_data, write_browsing_page
+from mmprm.report.browsing import data_element, media_data, write_browsing_page
 from mmprm.report.episodes import EpisodeReplay, turn_data
 from mmprm.report.trees import Branch, grow
 from mmprm.steps import StepFormat, plain
@@ -127,7 +127,7 @@ def problem_data(
     return {
         "answer": problem.answer,
         "choices": problem.choices,
-        "images": [image_data(image) for image in problem.images],
+        "images": [media_data(each) for each in problem.media],
         "branches": branches,
         "texts": list(texts),
     }

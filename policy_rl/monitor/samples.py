@@ -17,12 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from mmprm.data.media import write_media
 from mmprm.errors import DataError, TrainingError
 from mmprm.files import logged_rows, whole_file
 from mmprm.problems import write_image
-from mmprm.report.rollouts import SAMPLES_FILE
+from mmprm.report.rollouts import SAMPLES_FILE, logged_media
 from mmprm.steps import StepFormat
-from mmprm.types import ImageRef
+from mmprm.types import ImageRef, MediaRef, VideoRef
 from policy_rl.graded import GradedGroup, GradedResponse
 from policy_rl.rewards.cutter import steps_of
 from policy_rl.types import TrainingSample
@@ -57,7 +58,7 @@ class Sample:
     advantage: float | None = None
     credits: tuple[float | None, ...] = ()
     group: tuple[int, int] = (0, 0)
-    images: tuple[ImageRef, ...] = ()
+    media: tuple[MediaRef, ...] = ()
 
     def markdown(self) -> str:
         """Render the sample as Markdown."""
@@ -146,15 +147,16 @@ def sample_of(
         advantage=None if trained is None else float(trained.advantages[trained.counted].mean()),
         credits=credits,
         group=(int(sum(group.accuracies)), len(group.accuracies)),
-        images=group.problem.images,
+        media=group.problem.media,
     )
 
 
 class SampleLog:
     """Appends samples to samples.jsonl and samples.md in the run folder.
 
-    Image files are referenced by path. Images without a file are written once each to `images/` in the run folder.
-    `done` is the step of the checkpoint from which the run is resumed; samples of later steps are removed.
+    Files of images, videos and audio are referenced by path. Media without a file are written once each to `images/`
+    and `media/` in the run folder. `done` is the step of the checkpoint from which the run is resumed; samples of later
+    steps are removed.
     """
 
     def __init__(self, folder: Path, done: int) -> None:
@@ -172,17 +174,30 @@ class SampleLog:
     def write(self, samples: Sequence[Sample]) -> None:
         """Append samples to both log files."""
         for sample in samples:
-            images = [path for path in map(self._path_of, sample.images) if path]
-            self._json.write(json.dumps(_as_dict(sample) | {"images": images}, ensure_ascii=True) + "\n")
+            self._json.write(json.dumps(_as_dict(sample) | self._paths(sample.media), ensure_ascii=True) + "\n")
             # A policy's bytes may decode to lone surrogates, which cannot be written as UTF-8.
             self._text.write(sample.markdown().encode("utf-8", "replace").decode("utf-8"))
         self._each(lambda file: file.flush())
 
-    def _path_of(self, image: ImageRef) -> str | None:
-        """Return the path of an image, relative if it is in the run folder, or None if it cannot be written."""
+    def _paths(self, media: Sequence[MediaRef]) -> dict[str, list[Any]]:
+        """Return the paths of media by kind, without those that cannot be written; see logged_media."""
+        paths: dict[str, list[Any]] = {"images": [], "videos": [], "audios": []}
+        for each in media:
+            path = self._path_of(each)
+            if path is not None and isinstance(each, VideoRef):
+                paths["videos"].append((path, each.frames))
+            elif path is not None:
+                paths["images" if isinstance(each, ImageRef) else "audios"].append(path)
+        return paths
+
+    def _path_of(self, ref: MediaRef) -> str | None:
+        """Return the path of a medium, relative if it is in the run folder, or None if it cannot be written."""
         folder = self._folder.absolute()
         try:
-            path = folder / write_image(image, folder) if image.path is None else Path(image.path).absolute()
+            if ref.path is not None:
+                path = Path(ref.path).absolute()
+            else:
+                path = folder / (write_image(ref, folder) if isinstance(ref, ImageRef) else write_media(ref, folder))
         except (DataError, OSError):  # the log is only for people to read, and the engines report unreadable images
             return None
         return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
@@ -200,8 +215,9 @@ def _read(path: Path) -> Iterator[Sample]:
     """Yield the samples in a log file; skip corrupt lines, because the log is only for people to read."""
     for values in logged_rows(path, _REQUIRED) if path.exists() else ():
         with contextlib.suppress(TypeError, ValueError):
-            images = tuple(ImageRef(path=str(path.parent / image)) for image in values.get("images", ()))
-            yield Sample(**{**values, "steps": tuple(map(tuple, values["steps"])), "images": images})
+            media = logged_media(values, path.parent)
+            kept = {name: value for name, value in values.items() if name not in ("images", "videos", "audios")}
+            yield Sample(**{**kept, "steps": tuple(map(tuple, values["steps"])), "media": media})
 
 
 _REQUIRED = [field.name for field in fields(Sample) if field.default is MISSING]
@@ -209,7 +225,7 @@ _REQUIRED = [field.name for field in fields(Sample) if field.default is MISSING]
 
 
 def _as_dict(sample: Sample) -> dict[str, Any]:
-    return {name: getattr(sample, name) for name in Sample.__slots__}
+    return {name: getattr(sample, name) for name in Sample.__slots__ if name != "media"}
 
 
 def _quoted(text: str) -> str:

@@ -14,8 +14,11 @@ import pytest
 from PIL import Image
 
 from mmprm.config import build
+from mmprm.data.media import open_audio, open_video
 from mmprm.errors import ConfigError, TrainingError
-from mmprm.types import Grading, ImageRef, Problem, Verdict
+from mmprm.report.rollouts import logged_media, read_samples
+from mmprm.tiny.omni_clip import encode_clip
+from mmprm.types import AudioRef, Grading, ImageRef, Problem, Verdict, VideoRef
 from policy_rl.graded import GradedGroup, GradedResponse, StepRewards
 from policy_rl.monitor.alarms import Alarms, MonitorConfig, agreement, alarm_error, hacking_metrics, repeated
 from policy_rl.monitor.samples import Sample, SampleLog, chosen, credit_of_steps, sample_of, trained_sample
@@ -236,6 +239,23 @@ class TestSamples:
         assert (tmp_path / "run" / stored).read_bytes() == stream.getvalue()
         assert referenced == str(Path("elsewhere.png").absolute())
         assert len(list((tmp_path / "run" / "images").iterdir())) == 1
+
+    def test_clips_of_samples_are_found_after_a_resume(self, tmp_path: Path) -> None:
+        clip = encode_clip(np.zeros((2, 28, 28, 3), np.uint8), np.zeros(16_000, np.float32))
+        videos = (VideoRef(data=clip, frames=2), VideoRef(path="elsewhere.mp4"))
+        problem = Problem("p1", "which?", "joy", videos=videos, audios=(AudioRef(data=clip), AudioRef(data=b"none")))
+        only = graded("a", [0.9])
+        log = SampleLog(tmp_path, 0)
+        log.write([sample_of(1, GradedGroup(problem, 5, 0, (only,)), only, "blank_lines")])
+        log.close()
+        SampleLog(tmp_path, 1).close()
+        (row,) = read_samples(tmp_path)
+        assert row["videos"][1] == [str(Path("elsewhere.mp4").absolute()), 8]
+        assert row["videos"][0][0] == row["audios"][0]
+        assert len(row["audios"]) == 1
+        stored, _, audio = logged_media(row, tmp_path)
+        assert len(open_video(stored)) == 2
+        assert len(open_audio(audio)) == 16_000
 
     def test_files_and_resume(self, tmp_path: Path) -> None:
         only = graded("a\ud800\n\nb", [0.9, 0.4])
