@@ -13,7 +13,7 @@ from benchmarks.real.workspace import Results, Workspace
 from mmprm.evaluation.aggregators import choose_aggregator, with_choice
 from mmprm.metrics import bootstrap_means
 from mmprm.prm.info import read_info, write_info
-from mmprm.selection.accuracy import accuracy_at_n
+from mmprm.selection.accuracy import accuracy_at_n, sizes_up_to
 from mmprm.selection.groups import CandidateGroup
 
 SIZES = (8, 16)
@@ -30,9 +30,12 @@ def measure(workspace: Workspace) -> Results:
         aggregators[name] = chosen_aggregator(prm, scored(workspace, prm, "dev", samples))
         groups[name] = scored(workspace, prm, "test", samples)
     results: Results = {"problems": len(groups[UNTRAINED]), "aggregators": aggregators}
-    for size in sorted({min(size, samples) for size in SIZES}):
+    results["curve"] = {}
+    for size in sizes_up_to(samples):
         found = {name: votes(groups[name], aggregators[name], size) for name in groups}
-        results |= differences(found["adaptive"], found[UNTRAINED], size)
+        results["curve"][size] = accuracies(found["adaptive"], found[UNTRAINED])
+        if size in SIZES or size == samples:
+            results |= differences(found["adaptive"], found[UNTRAINED], size)
     return results
 
 
@@ -49,15 +52,20 @@ def votes(groups: Sequence[CandidateGroup], aggregator: str, size: int) -> dict[
     return {key: np.array([one[key].value for one in each]) for key in SHOWN}
 
 
+def accuracies(trained: dict[str, np.ndarray], plain: dict[str, np.ndarray]) -> dict[str, float]:
+    """Return the mean accuracy of each selector, with the untrained PRM under names of its own."""
+    found = {key: float(each.mean()) for key, each in trained.items()}
+    return found | {f"{key}_untrained": float(plain[key].mean()) for key in ("weighted", "prm")}
+
+
 def differences(trained: dict[str, np.ndarray], plain: dict[str, np.ndarray], size: int) -> Results:
-    """Return accuracies with `size` samples, and paired differences with intervals over problems."""
+    """Return paired differences with `size` samples, with intervals over problems."""
     gains = {
         "weighted_minus_majority": trained["weighted"] - trained["majority"],
         "trained_minus_untrained": trained["weighted"] - plain["weighted"],
     }
-    results: Results = {f"accuracy_{size}": {key: float(found.mean()) for key, found in trained.items()}}
-    results[f"accuracy_untrained_{size}"] = {key: float(plain[key].mean()) for key in ("weighted", "prm")}
-    for (name, _), interval in zip(gains.items(), bootstrap_means(list(gains.values()), 0), strict=True):
+    results: Results = {}
+    for name, interval in zip(gains, bootstrap_means(list(gains.values()), 0), strict=True):
         results[f"{name}_{size}"] = interval.value
         results[f"{name}_{size}_interval"] = [interval.low, interval.high]
     return results

@@ -23,6 +23,8 @@ from mmprm.selection.groups import CandidateGroup
 from mmprm.types import Problem
 
 UNTRAINED = "untrained"
+EXAMPLES = 4
+"""Number of solutions whose step scores are shown in the documentation."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,29 @@ def measure(workspace: Workspace) -> Results:
         "solutions": len(trained.problems),
         "undecided": trained.undecided,
         "train_seconds": seconds,
+        "examples": examples(workspace),
     }
+
+
+def examples(workspace: Workspace) -> list[Results]:
+    """Return the first test solutions with a false step, one of each problem, with the scores of both PRMs."""
+    problems = workspace.load("test")
+    trained, plain = (
+        scored(workspace, prm_folder(workspace, name), "test", workspace.sizes.judged_samples)
+        for name in ("adaptive", UNTRAINED)
+    )
+    found = []
+    for group, same in zip(trained, plain, strict=True):
+        problem = problems[group.problem.id]
+        for candidate, other in zip(group.candidates, same.candidates, strict=True):
+            true = steps_true(candidate.steps, known_of(problem))
+            if False in true and candidate.scores and other.scores:
+                rows = zip(candidate.steps, true, candidate.scores.scores, other.scores.scores, strict=True)
+                found.append({"question": problem.question, "answer": problem.answer, "steps": list(rows)})
+                break
+        if len(found) == EXAMPLES:
+            break
+    return found
 
 
 def prm_folder(workspace: Workspace, name: str) -> Path:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from benchmarks.real.workspace import Workspace, run_command, sampling_sets
 from mmprm.data.rows import read_file
+from mmprm.sampling.dtype import this_device
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.open import open_scorer
 from mmprm.selection.candidates import read_groups
@@ -54,7 +55,8 @@ def _lacks(group: CandidateGroup, number: int, known: Scores) -> bool:
 
 def _score(prm: Path, groups: Sequence[CandidateGroup], known: Scores):
     """Score the missing candidates of a few groups at a time, and yield the lines to write."""
-    scorer = open_scorer(ScorerConfig(prm=str(prm), batch_tokens=2048, share_prefixes=True))
+    dtype = "bfloat16" if this_device().bf16 else "float32"  # the faster one for a model of this width
+    scorer = open_scorer(ScorerConfig(prm=str(prm), batch_tokens=2048, share_prefixes=True, dtype=dtype))
     try:
         for start in range(0, len(groups), CHUNK):
             chunk = groups[start : start + CHUNK]

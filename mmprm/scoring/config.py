@@ -39,8 +39,8 @@ class LocalScorerConfig(Config):
     judge: ThinkingJudgeConfig | None = None
     """Thinking judge, for backend=judge; its configuration then replaces the other settings."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Data type of weights and activations. auto: the checkpoint's data type on GPU; float32 on CPU, where it is
-    faster."""
+    """Data type of weights and activations. auto: the checkpoint's data type on GPU, float32 on CPU. On a CPU with bf16
+    instructions, bfloat16 is about twice as fast for models with a hidden size of 576 or more."""
     tensor_parallel_size: int = Field(1, ge=1)
     """Number of GPUs over which to split the model (vllm only)."""
     batch_tokens: int = Field(16384, ge=1)
