@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -224,19 +225,26 @@ class Collector:
         config = self._config.rollouts.branching
         assert config is not None
         assert self._cutter is not None, "branching needs a step cutter"
-        budget = config.token_budget or phase.group_size * phase.max_tokens
-        prefixes = choose_prefixes(group, self._cutter, config, phase.max_tokens, budget)
+        budget = config.token_budget or phase.group_size * self._max_tokens(phase)
+        prefixes = choose_prefixes(group, self._cutter, config, partial(self._max_tokens, phase), budget)
         seed = rollout_seed(self._config.seed, group.version, group.problem.id, epoch)
-        made = await all_or_none(self._continue(group, each, seed, phase.max_tokens, found) for each in prefixes)
+        made = await all_or_none(self._continue(group, each, seed, phase, found) for each in prefixes)
         return replace(group, branches=tuple(branch for branch in made if branch is not None))
 
+    def _max_tokens(self, phase: Phase, after: ChosenPrefix | None = None) -> int:
+        """Return the maximum number of tokens that are generated for a response or an episode, or after a prefix."""
+        environment = self._config.environment
+        if environment is None:
+            return phase.max_tokens - (after.tokens if after else 0)
+        return (environment.max_turns - (after.step + 1 if after else 0)) * environment.max_turn_tokens
+
     async def _continue(
-        self, group: GradedGroup, chosen: ChosenPrefix, seed: int, max_tokens: int, found: Collected
+        self, group: GradedGroup, chosen: ChosenPrefix, seed: int, phase: Phase, found: Collected
     ) -> BranchedPrefix | None:
         """Sample and grade the continuations of a prefix. The result is None if the engine rejects it."""
         prefix = group.responses[chosen.response].response.prefix(chosen.tokens)
         seed = branch_seed(seed, group.problem.id, chosen.response, chosen.tokens)
-        n, limit = self._config.rollouts.branching.continuations, max_tokens - chosen.tokens
+        n, limit = self._config.rollouts.branching.continuations, self._max_tokens(phase, chosen)
         sampled = await self._ask(found, group.problem, n, seed, group.version, max_tokens=limit, prefix=prefix)
         if sampled is None:
             return None
@@ -246,7 +254,8 @@ class Collector:
                 f"{sampled.prompt_tokens} before a prefix; this model's responses cannot branch, so leave "
                 "rollouts.branching out"
             )
-        tokens = sum(len(response.token_ids) - chosen.tokens for response in sampled.responses)
+        # An environment that fails during the replay leaves fewer tokens than the prefix has.
+        tokens = sum(max(0, response.token_count - prefix.token_count) for response in sampled.responses)
         found.tokens, found.branch_tokens = found.tokens + tokens, found.branch_tokens + tokens
         graded = await asyncio.gather(*(self._graded(sampled, each, found) for each in sampled.responses))
         return BranchedPrefix(chosen.response, chosen.tokens, chosen.score, tuple(graded))

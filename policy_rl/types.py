@@ -119,15 +119,25 @@ class Response:
 
     def prefix(self, tokens: int) -> ResponsePrefix:
         """Return the first `tokens` tokens."""
-        return ResponsePrefix(self.token_ids[:tokens], self.logprobs[:tokens])
+        return ResponsePrefix(self.token_ids[:tokens], self.logprobs[:tokens], self.played)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ResponsePrefix:
-    """Holds the first tokens of a response and their log-probabilities; see Response."""
+    """Holds the first tokens of a response and their log-probabilities; see Response.
+
+    `played` are the turns of the whole episode that begins with these tokens.
+    """
 
     token_ids: np.ndarray
     logprobs: np.ndarray
+    played: PlayedTurns | None = None
+
+    @property
+    def token_count(self) -> int:
+        """Return the number of tokens that the policy generated."""
+        count = len(self.token_ids)
+        return count if self.played is None else int((self.played.turn_of_token[:count] >= 0).sum())
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,8 @@
     samples, metrics = add_tree_advantages(groups, kept_PK, samples, settings)
 
 A continuation is a sample that begins with the tokens of its prefix, which are masked. The token trie of the update
-therefore computes them only once, and they are trained on only as part of the response that was sampled first.
+therefore computes them only once, and they are trained on only as part of the response that was sampled first. Episodes
+are not computed as a trie, but the same tokens are masked.
 
 Shapes: P group, K sample of a group, T token.
 """
@@ -21,7 +22,7 @@ from torch import Tensor
 from policy_rl.algorithms.advantages import AdvantageConfig, clamp, returns_to_go
 from policy_rl.algorithms.tree_credit import BranchPoint, Edge, Trunk, credit_of_group
 from policy_rl.graded import BranchedPrefix, GradedGroup, GradedResponse
-from policy_rl.types import Response, TrainingSample
+from policy_rl.types import Response, TrainingSample, as_sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +48,9 @@ def draft_continuations(groups: Sequence[GradedGroup], kept_PK: Tensor) -> list[
         for _, branches in _kept(group, kept_PK[p]):
             for branch in branches:
                 for each in branch.known:
-                    ids, engine = each.response.token_ids, np.array(each.response.logprobs)
-                    mask = np.arange(len(ids)) >= branch.tokens
-                    drafts.append(TrainingSample(group.problem, p, group.prompt_tokens, ids, engine, mask=mask))
+                    own = as_sample(group.problem, p, group.prompt_tokens, each.response)
+                    after = np.arange(len(own.token_ids)) >= branch.tokens
+                    drafts.append(replace(own, mask=own.counted & after))
     return drafts
 
 

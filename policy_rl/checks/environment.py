@@ -59,11 +59,10 @@ def _check_credit(config: RLConfig, source: str) -> None:
 
 def _unsupported(config: RLConfig) -> dict[str, tuple[bool, str]]:
     """Map each unsupported setting to whether it is set, and the reason why it is unsupported."""
-    own_outcome = "which decides whether an episode succeeds"
-    one_prompt = "whose episodes do not continue a single prompt"
+    branching, own_outcome = config.rollouts.branching, "which decides whether an episode succeeds"
     return {
         "rewards.format": (config.rewards.format is not None, "whose turns have no common format"),
         "rewards.accuracy=exact_label": (config.rewards.accuracy != "verdict", own_outcome),
         "schedule": (bool(config.schedule), "where environment.max_turn_tokens limits a turn"),
-        "rollouts.branching": (config.rollouts.branching is not None, one_prompt),
+        "rollouts.branching.store": (bool(branching and branching.store), "whose trees mmprm labels could not replay"),
     }

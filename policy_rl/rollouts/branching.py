@@ -6,17 +6,19 @@ policy_rl.algorithms.tree_credit explains why. The choice therefore goes through
 first the prefixes that end with the first step of a response, then those that end with the second step, and so on. At
 each step, it takes the prefixes about which the policy or the PRM is least certain, as long as the budget lasts. The
 budget is charged with the maximum length of the continuations, because their real length is not known yet.
+
+The steps of an episode are its turns. Tokens of observations, which lie between them, belong to no step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
 
-from policy_rl.graded import GradedGroup, GradedResponse
+from policy_rl.graded import GradedGroup
 from policy_rl.rewards.cutter import StepCutter
 from policy_rl.rollouts.config import BranchingConfig
 
@@ -35,33 +37,36 @@ class ChosenPrefix:
     certainty: float
 
 
-def _surprisal(each: GradedResponse, first: int, end: int, score: float | None, config: BranchingConfig) -> float:
-    return float(each.response.logprobs[first:end].mean())
+def _surprisal(logprobs_T: np.ndarray, score: float | None, config: BranchingConfig) -> float:
+    return float(logprobs_T.mean())
 
 
-def _undecided(
-    each: GradedResponse, first: int, end: int, score: float | None, config: BranchingConfig
-) -> float | None:
+def _undecided(logprobs_T: np.ndarray, score: float | None, config: BranchingConfig) -> float | None:
     return abs(score - 0.5) if score is not None and config.min_score <= score <= config.max_score else None
 
 
-RULES: dict[str, Callable[[GradedResponse, int, int, float | None, BranchingConfig], float | None]] = {
+RULES: dict[str, Callable[[np.ndarray, float | None, BranchingConfig], float | None]] = {
     "surprisal": _surprisal,
     "undecided": _undecided,
-    "first": lambda each, first, end, score, config: 0.0,
+    "first": lambda logprobs_T, score, config: 0.0,
 }
 """Functions that return the certainty of a prefix, or None if it must not be chosen, keyed by branching.choose.
 
-They read only the tokens of the prefix, of which first … end − 1 are those of its last step, and the step's score.
+They read only the log-probabilities of the tokens of its last step, and the step's score.
 """
 
 
 def choose_prefixes(
-    group: GradedGroup, cutter: StepCutter, config: BranchingConfig, max_tokens: int, budget: int
+    group: GradedGroup,
+    cutter: StepCutter,
+    config: BranchingConfig,
+    max_tokens_after: Callable[[ChosenPrefix], int],
+    budget: int,
 ) -> list[ChosenPrefix]:
     """Choose the prefixes of a group's responses to continue, ordered by response and length.
 
-    `max_tokens` limits a response including its prefix, and `budget` all continuations of the group together.
+    `max_tokens_after` returns the maximum number of tokens that are generated after a prefix, and `budget` limits those
+    of all continuations of the group together.
     """
     found = [each for index in range(len(group.responses)) for each in _candidates(group, index, cutter, config)]
     found.sort(key=lambda each: (each.step, each.certainty, each.response))
@@ -69,7 +74,7 @@ def choose_prefixes(
     for _, of_step in groupby(found, key=lambda each: each.step):
         taken = 0
         for each in of_step:
-            cost = config.continuations * (max_tokens - each.tokens)
+            cost = config.continuations * max_tokens_after(each)
             if taken < config.max_per_step and cost <= budget:
                 chosen.append(each)
                 taken, budget = taken + 1, budget - cost
@@ -86,15 +91,9 @@ def _candidates(group: GradedGroup, index: int, cutter: StepCutter, config: Bran
         return
     _, step_of_token = cutter.cut(each.response)
     scores = each.process.scores if each.process else ()
-    first = 0
-    for step, end in enumerate(_ends(step_of_token)):
+    for step in range(step_of_token.max(initial=0)):
+        own = np.flatnonzero(step_of_token == step)
         score = scores[step] if step < len(scores) else None
-        certainty = RULES[config.choose](each, first, end, score, config)
+        certainty = RULES[config.choose](each.response.logprobs[own], score, config)
         if certainty is not None:
-            yield ChosenPrefix(index, step, end, score, certainty)
-        first = end
-
-
-def _ends(step_of_token: np.ndarray) -> Sequence[int]:
-    """Return the number of tokens up to the end of each step except the last."""
-    return np.bincount(step_of_token).cumsum()[:-1].tolist() if len(step_of_token) else ()
+            yield ChosenPrefix(index, step, int(own[-1]) + 1, score, certainty)

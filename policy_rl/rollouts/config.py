@@ -30,7 +30,8 @@ class BranchingConfig(Config):
     """Maximum PRM score of a prefix with choose=undecided."""
     token_budget: int | None = Field(None, ge=1)
     """Maximum total number of tokens in a group's continuations. A prefix is chosen only if its continuations would fit
-    even at their maximum length. By default, the maximum length of the group's own responses together."""
+    even at their maximum length. By default, the maximum length of the group's own responses together. For episodes,
+    only the tokens of actions count."""
     train: bool = True
     """Train on the continuations, too. If false, they only determine values. With credit.source=prm, they are never
     trained on."""

@@ -84,11 +84,12 @@ class RolloutEngine:
     ) -> Group:
         """Sample `n` responses to a problem, labeled with policy version `version`.
 
-        With a prefix, all of them begin with its tokens, which are not sampled again. Responses that `interrupt`
+        With a prefix, all of them begin with its tokens, which are not sampled again; the environment of an episode
+        is restored by replaying its actions. Responses that `interrupt`
         stopped have the finish_reason "interrupted".
         """
         if self._player is not None:
-            return await self._player.group(problem, n, seed, version)
+            return await self._player.group(problem, n, seed, version, prefix)
         given = None if prefix is None else tuple(prefix.token_ids.tolist())
         interrupts = self._interrupts
         output = await self._sampler.generate(

@@ -30,7 +30,7 @@ from mmprm.errors import SamplingError, TrainingError
 from mmprm.sampling.seeds import environment_seed
 from mmprm.sampling.vllm_turns import VllmTurnSampler
 from mmprm.types import Grading, ImageRef, Problem, Verdict
-from policy_rl.types import Group, PlayedTurn, PlayedTurns, Response, TokenRow
+from policy_rl.types import Group, PlayedTurn, PlayedTurns, Response, ResponsePrefix, TokenRow
 
 _LIMITS = ("turn limit", "truncated", CONTEXT_LIMIT)
 """Reasons of episodes that a limit ended."""
@@ -87,14 +87,18 @@ class EpisodePlayer:
         self._sampler, self._config = sampler, config
         self._environments = EnvironmentPool(config.environment)
 
-    async def group(self, problem: Problem, n: int, seed: int, version: int) -> Group:
+    async def group(
+        self, problem: Problem, n: int, seed: int, version: int, prefix: ResponsePrefix | None = None
+    ) -> Group:
         """Play `n` episodes of a problem, labeled with policy version `version`.
 
         All of them have the same environment seed, so that they begin in the same state. Episode i uses seed `seed + i`
-        for its actions. Raises SamplingError if none of them has a turn.
+        for its actions. With a prefix, whole turns of an episode, all of them begin with its actions, which are
+        replayed. Raises SamplingError if no episode has a turn, and TrainingError if the replay differs.
         """
         start_seed, config = environment_seed(self._config.run_seed, problem.id), self._config.environment
-        starts = [EpisodeStart(problem, start_seed, seed + i) for i in range(n)]
+        actions = () if prefix is None else actions_of(prefix)
+        starts = [EpisodeStart(problem, start_seed, seed + i, actions) for i in range(n)]
         found = await asyncio.gather(
             *(play(start, self._sampler, self._environments, config) for start in starts), return_exceptions=True
         )
@@ -105,12 +109,49 @@ class EpisodePlayer:
         first = next((episode.turns[0].action for episode in episodes if episode.turns), None)
         if first is None:
             raise SamplingError(f"problem {problem.id}: no episode has a turn: {episodes[0].reason}")
+        if prefix is not None:
+            _check_replay(problem, episodes, prefix.played.turns[: len(actions) + 1])
         responses = tuple(response_of(problem, episode, config.images) for episode in episodes)
         return Group(problem, responses, version, len(first.prompt_ids))
 
     def close(self) -> None:
         """Close the environments."""
         self._environments.close()
+
+
+def actions_of(prefix: ResponsePrefix) -> tuple[SampledAction, ...]:
+    """Return the actions of an episode's prefix, with the prompts that they were sampled from."""
+    played = prefix.played
+    turn_of_token = played.turn_of_token[: len(prefix.token_ids)]
+    actions = []
+    for turn in range(turn_of_token.max() + 1):
+        (own,) = (turn_of_token == turn).nonzero()
+        number = next(index for index, row in enumerate(played.rows) if own[0] < row.stop)
+        row, begin = played.rows[number], played.rows[number - 1].stop if number else 0
+        ids = tuple(prefix.token_ids[own].tolist())
+        actions.append(
+            SampledAction(
+                played.turns[turn].text,
+                ids,
+                len(ids),
+                logprobs=prefix.logprobs[own],
+                prompt_ids=np.concatenate([row.prompt_ids, prefix.token_ids[begin : own[0]]]),
+                images=row.images,
+            )
+        )
+    return tuple(actions)
+
+
+def _check_replay(problem: Problem, episodes: Sequence[Episode], turns: Sequence[PlayedTurn]) -> None:
+    """Raise TrainingError if an episode does not show the observations of `turns`, whose actions it repeats."""
+    for episode in episodes:
+        for number, (replayed, turn) in enumerate(zip(episode.turns, turns, strict=False), start=1):
+            if replayed.observation.parts != turn.observation:
+                raise TrainingError(
+                    f"problem {problem.id}: the observation before turn {number} differs when the same actions are "
+                    "replayed, so episodes cannot branch; make the environment deterministic for a given seed, or "
+                    "leave rollouts.branching out"
+                )
 
 
 def response_of(problem: Problem, episode: Episode, images: int | Literal["all"]) -> Response:

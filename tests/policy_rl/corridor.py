@@ -14,7 +14,7 @@ from mmprm.errors import EngineStoppedError, SamplingError
 from mmprm.types import Grading, Problem, Verdict
 from policy_rl.graded import GradedResponse
 from policy_rl.rollouts.episodes import EpisodeConfig, EpisodePlayer, SampledAction
-from policy_rl.types import Group, PlayedTurn, PlayedTurns, Response, Reward, TokenRow
+from policy_rl.types import Group, PlayedTurn, PlayedTurns, Response, ResponsePrefix, Reward, TokenRow
 from policy_rl.weights.transfer import Published
 
 RIGHT, LEFT, JUMP = 1, 2, 3
@@ -49,6 +49,18 @@ class NoReset(Corridor):
 
     def reset(self, problem: Problem, seed: int) -> Observation:
         raise RuntimeError("no first cell")
+
+
+class Drifting(Corridor):
+    """Begins in another cell each time, whatever the seed."""
+
+    def __init__(self) -> None:
+        self._resets = 0
+
+    def reset(self, problem: Problem, seed: int) -> Observation:
+        super().reset(problem, seed)
+        self._resets += 1
+        return Observation((f"visit {self._resets}",))
 
 
 class CorridorPlayer:
@@ -92,9 +104,21 @@ class CorridorPool:
 
     def __init__(self, skill: float = 0.6, environment: EnvironmentConfig = CORRIDOR) -> None:
         self.version, self._player = 0, corridor_player(skill, environment)
+        self.branches: list[tuple[int, int | None, list[int]]] = []
+        """Number of continuations, maximum number of tokens, and prefix of each request to continue an episode."""
 
-    async def sample(self, problem: Problem, n: int, seed: int, version: int) -> Group:
-        return await self._player.group(problem, n, seed, version)
+    async def sample(
+        self,
+        problem: Problem,
+        n: int,
+        seed: int,
+        version: int,
+        max_tokens: int | None = None,
+        prefix: ResponsePrefix | None = None,
+    ) -> Group:
+        if prefix is not None:
+            self.branches.append((n, max_tokens, prefix.token_ids.tolist()))
+        return await self._player.group(problem, n, seed, version, prefix)
 
     async def load_weights(self, published: Published) -> float:
         self.version = published.version

@@ -14,6 +14,7 @@ from scripted_rl import ScriptedTrainer, make_config, make_loop, metrics_of
 from mmprm.errors import ConfigError
 from mmprm.types import Problem
 from policy_rl.config import RLConfig
+from policy_rl.rewards.cutter import StepCutter
 
 EPISODES = {
     "environment": {"path": "corridor:Corridor", "max_turns": 4},
@@ -61,6 +62,26 @@ def test_each_turn_is_a_row_if_old_images_are_left_out(tmp_path: Path) -> None:
     assert all(sample.ref.tolist() == [-1, -1] for sample in samples), "the reference model reads each row"
 
 
+TREE = EPISODES | {"credit": {"source": "tree"}, "rollouts": {"branching": {"continuations": 2}}, "steps": 1}
+
+
+@pytest.mark.parametrize("images", ["all", 1])
+def test_episodes_branch_after_turns(tmp_path: Path, images: int | str) -> None:
+    changes = {"environment": {**EPISODES["environment"], "images": images, "max_turn_tokens": 2}}
+    config = make_config(tmp_path, **(TREE | changes))
+    pool, trainer = CorridorPool(environment=config.environment), ScriptedTrainer()
+    asyncio.run(make_loop(config, pool, trainer, LEVELS, cutter=StepCutter(None, "blank_lines", "")).run())
+    (metrics,) = metrics_of(tmp_path)
+    assert metrics["branches"] == len(pool.branches) > 2
+    # Turns have two tokens; with all images, one more of the observation lies between them.
+    turns = [(len(ids) + 1) // 3 if images == "all" else len(ids) // 2 for *_, ids in pool.branches]
+    assert {1, 2} <= set(turns)
+    assert [each[:2] for each in pool.branches] == [(2, 2 * (4 - turn)) for turn in turns]
+    (batch,) = trainer.batches
+    counted = sum(int(sample.counted.sum()) for sample in batch)
+    assert counted == metrics["response_tokens"] * 12 + metrics["branch_tokens"], "each token is trained on once"
+
+
 def test_broken_episodes_are_dropped_with_their_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     broken = [Problem("broken", "Go right.", "", extra={"breaks": True}), LEVELS[0]]
     trainer, metrics = run(make_config(tmp_path, **EPISODES), broken)
@@ -106,6 +127,10 @@ def test_held_out_episodes_are_measured(tmp_path: Path) -> None:
         ({"advantage": {"estimator": "gae"}}, "advantage.estimator=gae must be rloo or grpo or dr_grpo"),
         ({"credit": {"source": "gigpo", "mode": "scalar"}}, "mode=scalar has no effect with source=gigpo"),
         ({"credit": {"source": "environment", "baseline": "prime_steps"}}, "use step_index or none"),
+        (
+            {"credit": {"source": "tree"}, "rollouts": {"branching": {"store": True}}},
+            "rollouts.branching.store cannot be combined with an environment",
+        ),
         ({"process": {"scorer": {"prm": "p"}}}, "process cannot be combined with credit.source=gigpo"),
     ],
 )

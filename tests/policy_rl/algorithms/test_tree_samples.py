@@ -19,6 +19,7 @@ from policy_rl.graded import BranchedPrefix, GradedGroup, GradedResponse
 from policy_rl.metrics import describe_branches
 from policy_rl.trainer.batch import loss_denominator
 from policy_rl.types import Response, Reward, TrainingSample
+from tests.policy_rl.corridor import played_response
 
 SETTINGS = TreeSettings(AdvantageConfig())
 
@@ -52,6 +53,22 @@ def test_continuations_repeat_the_tokens_of_their_prefix_masked() -> None:
     # 1 2 is computed once, and so is the 5 of both continuations: 1 2 3 4, 9 8, 5 6 7.
     assert len(token_tree([each.token_ids for each in samples])) == 9
     assert {each.group for each in samples} == {0}
+
+
+def test_continuations_of_an_episode_train_on_their_own_actions_only() -> None:
+    """An episode of two turns (tokens 10 11, observation 12, tokens 13 14) is continued after the first one."""
+    trunk, other = played_response(("a", "b"), (0, 0), 0.0), played_response(("a",), (1,), 1.0)
+    longer = played_response(("a", "b", "c"), (0, 0, 1), 1.0)
+    episodes = GradedGroup(Problem("p", "?", ""), 1, 0, (trunk, other), (BranchedPrefix(0, 2, None, (longer,)),))
+    first, second, continued = made([episodes])
+    assert continued.counted.tolist() == [False] * 3 + [True] * 2 + [False] + [True] * 2
+    assert continued.rows == longer.response.played.rows
+    # V of the first turn is 1/2; its advantage -1/2 has weight 1. After it, -1 and 1 have weight 1/2.
+    # Counted tokens 4 + 2 + 4 = 10; their weights 2 + 2/2 + 2 + 4/2 = 7.
+    scale = 10 / 7
+    assert (first.advantages * first.counted).tolist() == pytest.approx([-0.5 * scale] * 2 + [0] + [-0.5 * scale] * 2)
+    assert second.advantages.tolist() == pytest.approx([0.5 * scale] * 2)
+    assert continued.advantages[continued.counted].tolist() == pytest.approx([0.5 * scale] * 4)
 
 
 def test_advantages_with_their_weights() -> None:

@@ -13,6 +13,7 @@ from policy_rl.rollouts.branching import choose_prefixes
 from policy_rl.rollouts.config import BranchingConfig
 from policy_rl.types import Response, Reward
 from tests.policy_rl.byte_tokenizers import byte_level
+from tests.policy_rl.corridor import played_response
 
 TOKENIZER = byte_level()
 CUTTER = StepCutter(TOKENIZER, "blank_lines", "")
@@ -35,7 +36,7 @@ def graded(
 def chosen(responses: Sequence[GradedResponse], budget: int = 10**6, **settings) -> list[tuple[int, int]]:
     """Return (response, tokens) of the chosen prefixes."""
     group = GradedGroup(Problem("p", "?", "1"), 5, 0, tuple(responses))
-    found = choose_prefixes(group, CUTTER, BranchingConfig(**settings), LIMIT, budget)
+    found = choose_prefixes(group, CUTTER, BranchingConfig(**settings), lambda each: LIMIT - each.tokens, budget)
     return [(each.response, each.tokens) for each in found]
 
 
@@ -60,6 +61,15 @@ def test_the_budget_is_charged_with_the_longest_continuations() -> None:
     response = graded(["a", "bc", "d"])
     for budget, expected in ((34 + 26, [(0, 3), (0, 7)]), (34 + 25, [(0, 3)]), (33, [(0, 7)]), (25, [])):
         assert chosen([response], budget, choose="first", continuations=2) == expected
+
+
+def test_turns_of_episodes_are_chosen_by_their_own_tokens() -> None:
+    """Turns have two tokens, and observations between them one, of log-probability 0."""
+    episodes = [played_response(("a", "b", "c"), (0, 0, 1), 1.0), played_response(("a", "b"), (0, 0), 0.0)]
+    for each, values in zip(episodes, ((-1, -3, 0, -1, -1, 0, -9, -9), (-2, -3, 0, -9, -9)), strict=True):
+        each.response.logprobs[:] = values
+    assert chosen(episodes) == [(0, 5), (1, 2)]
+    assert chosen(episodes, choose="first", max_per_step=2) == [(0, 2), (0, 5), (1, 2)]
 
 
 def test_responses_without_reward_or_steps_are_not_continued() -> None:

@@ -9,6 +9,7 @@ import pytest
 from corridor import CORRIDOR, CorridorPlayer, corridor_player
 
 from mmprm.environments.episode import EpisodeStart, TurnRequest, play
+from mmprm.environments.load import EnvironmentConfig
 from mmprm.environments.pool import EnvironmentPool
 from mmprm.errors import SamplingError, TrainingError
 from mmprm.types import ImageRef, Problem, Verdict
@@ -76,6 +77,31 @@ async def test_a_group_without_a_turn_is_refused() -> None:
         match="problem p: no episode has a turn: the environment failed at turn 0: RuntimeError: no first",
     ):
         await corridor_player(1.0, absent).group(PROBLEM, 2, 0, 0)
+
+
+@pytest.mark.parametrize("environment", [CORRIDOR, LATEST], ids=["one row", "row per turn"])
+async def test_episodes_continue_from_a_state_that_is_restored_by_replay(environment: EnvironmentConfig) -> None:
+    player = corridor_player(0.4, environment)
+    group = await player.group(PROBLEM, 8, 0, 0)
+    first = next(response for response in group.responses if len(response.played.turns) == 4)
+    turn_of_token = first.played.turn_of_token.tolist()
+    tokens = len(turn_of_token) - turn_of_token[::-1].index(1)  # up to the end of the second turn
+    continued = await player.group(PROBLEM, 8, 100, 0, first.prefix(tokens))
+    assert continued.prompt_tokens == group.prompt_tokens
+    assert len({response.text for response in continued.responses}) > 1
+    for each in continued.responses:
+        assert each.token_ids[:tokens].tolist() == first.token_ids[:tokens].tolist()
+        assert each.logprobs[:tokens].tolist() == first.logprobs[:tokens].tolist()
+        assert each.played.turns[:2] == first.played.turns[:2]
+        assert 2 < len(each.played.turns) <= 4
+        assert each.played.rows[0].prompt_ids.tolist() == first.played.rows[0].prompt_ids.tolist()
+
+
+async def test_an_environment_that_cannot_be_replayed_is_an_error() -> None:
+    player = corridor_player(0.0, CORRIDOR.model_copy(update={"path": "corridor:Drifting"}))
+    (response,) = (await player.group(PROBLEM, 1, 0, 0)).responses
+    with pytest.raises(TrainingError, match="problem p: the observation before turn 1 differs when the same actions"):
+        await player.group(PROBLEM, 1, 1, 0, response.prefix(2))
 
 
 class Rewriter(CorridorPlayer):
