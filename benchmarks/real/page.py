@@ -1,0 +1,200 @@
+"""Write the results of the real-model benchmark into docs/real-model.md: `python -m benchmarks.real.page`.
+
+The section "Results" is generated from benchmarks/results/real.json, and so is the figure docs/real-model.png.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.real.workspace import ROOT, Results, read_json
+
+RESULTS = ROOT / "benchmarks" / "results" / "real.json"
+PAGE = ROOT / "docs" / "real-model.md"
+FIGURE = "real-model.png"
+METHODS = {"flat": "flat Monte Carlo", "fixed": "OmegaPRM, K = 16", "adaptive": "mmprm"}
+CURVES = {
+    "oracle": ("any sample is correct", ":"),
+    "weighted": ("vote weighted by the PRM", "-"),
+    "prm": ("best by the PRM", "-"),
+    "weighted_untrained": ("vote weighted by the untrained PRM", "--"),
+    "majority": ("majority vote", "-"),
+    "random": ("random sample", ":"),
+}
+"""Maps the selectors of the figure to labels and line styles."""
+
+
+def main() -> None:
+    results = read_json(RESULTS)
+    draw(results, PAGE.with_name(FIGURE))
+    PAGE.write_text(with_results(PAGE.read_text(encoding="utf-8"), section(results)), encoding="utf-8")
+
+
+def with_results(page: str, text: str) -> str:
+    """Replace the body of the section Results."""
+    return re.sub(r"(?<=\n## Results\n).*?(?=\n## )", lambda _: f"\n{text}", page, count=1, flags=re.DOTALL)
+
+
+def section(results: Results) -> str:
+    """Return the tables, the figure and the example solutions as Markdown."""
+    parts = [
+        f"Machine: {results['machine']}. Intervals are 95% bootstrap intervals over problems.\n",
+        table(("metric", "measured", "target"), metrics(results)),
+    ]
+    if "methods" in results:
+        parts.append("At equal tokens, on the same engines and problems:\n")
+        header = (
+            "method",
+            "problems",
+            "labels",
+            "tokens per label",
+            "AUC of labels",
+            "RMSE of labels",
+            "F1 of its PRM",
+        )
+        parts.append(table(header, methods(results["methods"])))
+    parts.append("Duration of each part:\n")
+    parts.append(table(("part", "minutes", "nothing else was running"), durations(results)))
+    parts.append(f"![Accuracy by number of samples, methods, and RL]({FIGURE})\n")
+    if "examples" in results.get("prm", {}):
+        parts.append("The first test problems with an incorrect solution, with the step scores of both PRMs:\n")
+        parts += [solution(example) for example in results["prm"]["examples"]]
+    return "\n".join(parts)
+
+
+def table(header: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
+    lines = [header, ("---",) * len(header), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def metrics(results: Results) -> Iterator[tuple[str, str, str]]:
+    """Yield (metric, value, target) of all parts that were measured."""
+    if found := results.get("sft"):
+        for form in ("tags", "numbered"):
+            yield f"pass@1 after SFT, {form}", interval(found[form]["pass_at_1"]), "0.3 to 0.6"
+    if found := results.get("annotate"):
+        ratio = shown(found["token_ratio"], found["token_ratio_interval"])
+        yield "tokens per label, adaptive over fixed", ratio, "at most 0.7"
+        if "rmse_difference" in found:
+            yield "RMSE of labels, adaptive", interval(found["errors"]["adaptive"]["rmse"]), "reported"
+            yield "RMSE of labels, fixed", interval(found["errors"]["fixed"]["rmse"]), "reported"
+            yield "RMSE, adaptive minus fixed", interval(found["rmse_difference"]), "not above 0"
+        if "saturation" in found:
+            yield "tokens per second, relative to all requests at once", f"{found['saturation']:.2f}", "at least 0.90"
+            yield "labels per core-hour", f"{found['labels_per_core_hour']:,.0f}", "reported"
+    if found := results.get("labels"):
+        yield "AUC of labels", shown(found["auc"], found["auc_interval"]), "at least 0.85"
+        for name, each in found["auc_by_rollouts"].items():
+            share = found["mix"][name]
+            yield f"AUC of labels from {name} rollouts ({share:.0%})", interval(each) if each else "none", "reported"
+    if found := results.get("prm"):
+        yield "F1 of first errors, trained", interval(found["trained"]["f1"]), "reported"
+        yield "F1 of first errors, untrained", interval(found["untrained"]["f1"]), "reported"
+        difference = shown(found["first_error_f1"], found["first_error_f1_interval"])
+        yield "F1, trained minus untrained", difference, "at least 0.15, interval above 0"
+    if found := results.get("bon"):
+        names = {"weighted_minus_majority": "weighted vote minus majority", "trained_minus_untrained": "weighted vote"}
+        for size in (8, 16):
+            for key, name in names.items():
+                end = ", trained minus untrained PRM" if key.startswith("trained") else ""
+                value = shown(found[f"{key}_{size}"], found[f"{key}_{size}_interval"], signed=True)
+                yield f"{name} at {size} samples{end}", value, "interval above 0"
+    if "outcome_minus_before" in results.get("rl", {}):
+        for key in ("before", "outcome", "process", "process_minus_outcome"):
+            yield f"accuracy, RL: {key.replace('_', ' ')}", interval(results["rl"][key]), "reported"
+    if found := results.get("rollouts"):
+        for key in ("unsplittable", "unknown", "truncated"):
+            yield f"rollouts that are {key}", f"{found[key]:.3f}", "below 0.05"
+
+
+def methods(results: Results) -> Iterator[tuple[str, ...]]:
+    for key, name in METHODS.items():
+        row = results[key]
+        f1 = results.get(f"{key}_prm", {}).get("f1")
+        yield (
+            name,
+            str(row["problems"]),
+            f"{row['labels']:,}",
+            f"{row['tokens_per_label']:.0f}",
+            interval(row["auc"]),
+            interval(row["error"]["rmse"]),
+            interval(f1) if f1 else "not measured",
+        )
+
+
+def durations(results: Results) -> Iterator[tuple[str, str, str]]:
+    for part in results.values():
+        if isinstance(part, dict):
+            for key in (key for key in part if key.endswith("_quiet") and f"{key[:-6]}_seconds" in part):
+                name = key.removesuffix("_quiet")
+                yield f"`{name}`", f"{part[f'{name}_seconds'] / 60:.1f}", "yes" if part[key] else "no"
+
+
+def solution(example: Results) -> str:
+    """Return a problem and its steps, with truth and scores, as Markdown."""
+    names = {True: "true", False: "false", None: "undecided"}
+    rows = (
+        (plain(step), names[true], f"{trained:.2f}", f"{untrained:.2f}")
+        for step, true, trained, untrained in example["steps"]
+    )
+    told = f"> {example['question']} ({example['answer']})\n"
+    return f"{told}\n{table(('step', 'truth', 'trained', 'untrained'), rows)}"
+
+
+def plain(step: str) -> str:
+    return re.sub(r"\s+", " ", step).replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*").strip()
+
+
+def interval(found: Results) -> str:
+    return shown(found["value"], (found["low"], found["high"]))
+
+
+def shown(value: float, bounds: tuple[float, float], signed: bool = False) -> str:
+    sign = "+" if signed else ""
+    return f"{value:{sign}.3f} ({bounds[0]:{sign}.3f} to {bounds[1]:{sign}.3f})"
+
+
+def draw(results: Results, path: Path) -> None:
+    """Plot accuracy against the number of samples, the PRM's F1 by method, and the accuracy after RL."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    axes = figure.subplots(1, 3, width_ratios=(2, 1, 1))
+    curve = results.get("bon", {}).get("curve", {})
+    for number, (key, (label, style)) in enumerate(CURVES.items()):
+        if curve:
+            points = [(int(size), each[key]) for size, each in curve.items()]
+            axes[0].plot(*zip(*points, strict=True), style, color=f"C{number}", marker="o", markersize=3, label=label)
+    axes[0].set(xlabel="samples per problem", ylabel="accuracy", xscale="log")
+    if curve:
+        axes[0].set_xticks([int(size) for size in curve], list(curve))
+        axes[0].minorticks_off()
+        axes[0].legend(frameon=False, fontsize=8)
+    found = results.get("methods", {})
+    bars = {name: found[f"{key}_prm"]["f1"] for key, name in METHODS.items() if f"{key}_prm" in found}
+    if "prm" in results:
+        bars["untrained"] = results["prm"]["untrained"]["f1"]
+    _points(axes[1], bars, "F1 of first errors")
+    rl = results.get("rl", {})
+    _points(axes[2], {key: rl[key] for key in ("before", "outcome", "process") if key in rl}, "accuracy after RL")
+    for each in axes:
+        each.grid(alpha=0.3)
+        for side in ("top", "right"):
+            each.spines[side].set_visible(False)
+    figure.savefig(path, dpi=110)
+
+
+def _points(axes, values: Results, ylabel: str) -> None:
+    """Plot one point with its interval per name."""
+    for number, (name, found) in enumerate(values.items()):
+        below, above = found["value"] - found["low"], found["high"] - found["value"]
+        axes.errorbar([name], [found["value"]], [[below], [above]], fmt="o", color=f"C{number}", capsize=4)
+    axes.set(ylabel=ylabel)
+    axes.margins(x=0.2)
+    axes.tick_params(axis="x", labelsize=8, rotation=15)
+
+
+if __name__ == "__main__":
+    main()
