@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from mmprm.errors import ConfigError
+from mmprm.errors import CheckpointError, ConfigError
 from mmprm.weights import model_errors
 
 
@@ -21,6 +21,8 @@ class ModelLimits:
     """Packed rows with several solutions or responses, which need a custom attention mask in every layer."""
     planning: str | None = None
     """Memory and time estimates of `mmprm plan`."""
+    loading: str | None = None
+    """Training, and scoring with transformers."""
     cpu_engine: str | None = None
     """Sampling with vLLM on CPU."""
     cpu_reload: str | None = None
@@ -37,12 +39,17 @@ _EXPERTS = ModelLimits(
 )
 _OMNI = ModelLimits(
     packing="the positions of its videos and audio are computed for whole sequences",
-    planning="the formulas have no audio tower and no videos",
+)
+_OMNI_3 = ModelLimits(
+    loading="mmprm has a model class for Qwen2.5-Omni, but not for this one, which has experts, other towers and other "
+    "positions",
+    planning="the formulas have no audio tower together with experts",
 )
 LIMITS: Mapping[str, ModelLimits] = MappingProxyType(
     dict.fromkeys(("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next"), _DELTA_NET)
     | dict.fromkeys(("qwen3_moe", "qwen3_vl_moe"), _EXPERTS)
     | dict.fromkeys(("qwen2_5_omni", "qwen2_5_omni_thinker"), _OMNI)
+    | dict.fromkeys(("qwen3_omni_moe", "qwen3_omni_moe_thinker"), _OMNI_3)
 )
 """Maps each model type with limitations to its ModelLimits."""
 _NONE = ModelLimits()
@@ -51,6 +58,13 @@ _NONE = ModelLimits()
 def limits_of(model_type: str) -> ModelLimits:
     """Return the known limits of a model type."""
     return LIMITS.get(model_type, _NONE)
+
+
+def check_loading(model: str, model_type: str) -> None:
+    """Raise CheckpointError if the model type can be neither trained nor used for scoring with transformers."""
+    reason = limits_of(model_type).loading
+    if reason is not None:
+        raise CheckpointError(f"{model}: must not be of type {model_type}, because {reason}; use a Qwen2.5-Omni model")
 
 
 def check_packing(model: str, packing: str) -> None:

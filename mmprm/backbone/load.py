@@ -15,6 +15,7 @@ from mmprm import files
 from mmprm.backbone.omni import OMNI, OmniForConditionalGeneration, key_mapping
 from mmprm.backbone.window_attention import use_window_batches
 from mmprm.errors import CheckpointError
+from mmprm.model_limits import check_loading
 from mmprm.training.checkpoints import writing
 from mmprm.weights import model_errors
 
@@ -38,6 +39,14 @@ def check_logits(backbone: PreTrainedModel) -> None:
         )
 
 
+def class_of(config: Any) -> tuple[Any, Any]:
+    """Return the class of a model with an output layer, and the part of its configuration that this class reads."""
+    if config.model_type == OMNI:
+        return OmniForConditionalGeneration, config.thinker_config
+    images = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    return (AutoModelForImageTextToText if images else AutoModelForCausalLM), config
+
+
 def load_backbone(name: str, dtype: torch.dtype | Literal["auto"], kind: Any = None) -> tuple[PreTrainedModel, Any]:
     """Load a model and its processor from a folder or hub id.
 
@@ -48,15 +57,13 @@ def load_backbone(name: str, dtype: torch.dtype | Literal["auto"], kind: Any = N
     with model_errors(name):
         # Code shipped with a checkpoint is never run.
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-        images = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-        options: dict[str, Any] = {"config": config}
-        if config.model_type == OMNI:
-            kind = OmniForConditionalGeneration
-            options = {"config": config.thinker_config, "key_mapping": key_mapping()}
-        kind = kind or (AutoModelForImageTextToText if images else AutoModelForCausalLM)
+        check_loading(name, config.model_type)
+        default, own = class_of(config)
+        renamed = {"key_mapping": key_mapping()} if config.model_type == OMNI else {}
+        kind = default if renamed else kind or default
         # Only safetensors: older weight files are pickles, which can run code.
         model, loading = kind.from_pretrained(
-            name, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+            name, config=own, dtype=dtype, use_safetensors=True, output_loading_info=True, **renamed
         )
         processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
     if loading["missing_keys"]:

@@ -104,6 +104,8 @@ def engine_settings(engine: LocalEngineConfig, shape: Shape) -> EngineSettings:
         kv_cache_gib=engine.kv_cache_gib,
         max_pixels=engine.max_pixels,
         compiled=engine.compile is not False,
+        videos=engine.videos_per_prompt > 0,
+        audios=engine.audios_per_prompt > 0,
     )
 
 

@@ -2,7 +2,7 @@
 
 Sources: huggingface.co/OpenGVLab (InternVL2_5-8B, -38B, -78B, InternVL3-8B, -38B; vision towers InternViT-300M-448px
 and InternViT-6B-448px-V2_5; language models InternLM2.5-7B, Qwen2.5-7B, -32B, -72B) and huggingface.co/Qwen
-(Qwen2-VL-2B, Qwen2.5-VL-3B, -7B, -32B, -72B, Qwen2.5-32B, Qwen3-VL-8B, -32B, -30B-A3B).
+(Qwen2-VL-2B, Qwen2.5-VL-3B, -7B, -32B, -72B, Qwen2.5-32B, Qwen3-VL-8B, -32B, -30B-A3B, Qwen2.5-Omni-3B, -7B).
 """
 
 from __future__ import annotations
@@ -86,6 +86,18 @@ def _qwen3_vl(text: dict[str, Any], kind: str = "qwen3_vl") -> dict[str, Any]:
     return _qwen_vl(kind, text | {"head_dim": 128}, 151936, vision, 262144)
 
 
+def _qwen2_5_omni(text: dict[str, Any], rows: int) -> dict[str, Any]:
+    """Return the values of Qwen2.5-Omni. Its towers have transformers' default sizes, except for their output."""
+    own = {"vocab_size": rows, "tie_word_embeddings": False}
+    thinker = {
+        "text_config": text | own,
+        "vision_config": {"hidden_size": 1280, "out_hidden_size": text["hidden_size"]},
+        "audio_config": {"output_dim": text["hidden_size"]},
+        "tie_word_embeddings": False,
+    }
+    return {"model_type": "qwen2_5_omni", "thinker_config": thinker, "enable_audio_output": False}
+
+
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "InternVL2_5-8B": _internvl(_INTERNLM_7B, 92553, _VIT_300M, kind="llama"),
     "InternVL2_5-38B": _internvl(_QWEN_32B, 151674, _VIT_6B),
@@ -99,6 +111,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "Qwen2.5-VL-7B-Instruct": _qwen2_5_vl(_QWEN_7B, 3420),
     "Qwen2.5-VL-32B-Instruct": _qwen2_5_vl(_QWEN_32B, 3456),
     "Qwen2.5-VL-72B-Instruct": _qwen2_5_vl(_QWEN_72B, 3456),
+    "Qwen2.5-Omni-3B": _qwen2_5_omni(_QWEN_3B, 151936),
+    "Qwen2.5-Omni-7B": _qwen2_5_omni(_QWEN_7B, 152064),
     "Qwen2.5-32B": _QWEN_32B
     | {"model_type": "qwen2", "vocab_size": 152064, "max_position_embeddings": 131072, "tie_word_embeddings": False},
     "Qwen3-VL-8B-Instruct": _qwen3_vl(_QWEN3_8B),

@@ -35,6 +35,7 @@ def cost_of(
     sequences = [(paths * training.epochs, float(path_tokens))]
     operations += attention_operations(shape.language, sequences, causal=True, passes=3 + again)
     if shape.vision:
+        # As if all tokens were of images or videos; those of audio take fewer operations.
         seen = all_tokens * shape.vision.tokens
         # A frozen tower precedes everything that is trained, so no gradient passes through it.
         passes = 3 + again if shape.trains("vision") else 1

@@ -17,6 +17,8 @@ CONTEXT = 1.0 * GIB
 """Bytes for an engine's CUDA context, NCCL and workspace, which vLLM counts toward gpu_memory_utilization."""
 CUDA_GRAPHS = 1.5 * GIB
 """Margin in bytes for a compiled engine's CUDA graphs, which vLLM also counts toward gpu_memory_utilization."""
+PROFILED_FRAMES = 14
+"""Maximum number of frames of the video for which vLLM reserves memory at the start."""
 ASLEEP = CONTEXT + CUDA_GRAPHS
 """GPU memory, in bytes, that an engine keeps in sleep mode, which frees only the weights and the KV cache."""
 
@@ -34,6 +36,10 @@ class EngineSettings:
     kv_cache_gib: float | None = None
     max_pixels: int | None = None
     compiled: bool = True
+    videos: bool = False
+    """Whether the engine accepts videos."""
+    audios: bool = False
+    """Whether the engine accepts audio."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +76,7 @@ def engine_parts(shape: Shape, engine: EngineSettings, gpu: float) -> Parts:
 
 def weights_per_gpu(shape: Shape, tensor_parallel: int) -> float:
     """Return the number of parameters on each GPU of a model that is split over `tensor_parallel` GPUs."""
-    whole = shape.vision.unsplit if shape.vision else 0
+    whole = sum(tower.unsplit for tower in shape.towers.values())
     return whole + (shape.total - whole) / tensor_parallel
 
 
@@ -122,8 +128,7 @@ def scorer_parts(shape: Shape, scorer: ScorerSettings, gpu: float) -> Parts:
     """
     size, split, precision = size_of(scorer.dtype), scorer.tensor_parallel, _precision(scorer.dtype)
     forward = forward_only(shape.language, scorer.batch_tokens, precision)
-    if shape.vision:
-        forward += forward_only(shape.vision.layers, round(scorer.batch_tokens * shape.vision.tokens), precision)
+    forward += max((_image(tower, scorer.batch_tokens, precision) for tower in shape.towers.values()), default=0.0)
     weights = size * weights_per_gpu(shape, split)
     parts = {"scorer: weights": weights, "scorer: activations, context": CONTEXT + forward}
     if scorer.backend == "transformers":
@@ -170,17 +175,31 @@ def _activations(shape: Shape, engine: EngineSettings) -> float:
 
     Tensor parallelism is ignored, because it divides only some of these tensors.
     """
-    precision, tower = _precision(engine.dtype), shape.vision
-    image = tower.image_tokens(engine.max_pixels) if tower else 0
-    language = forward_only(shape.language, max(batched_tokens(engine.max_num_seqs), image), precision)
+    precision = _precision(engine.dtype)
+    largest = _largest_media(shape, engine)
+    step = max(batched_tokens(engine.max_num_seqs), *largest.values(), 0)
+    language = forward_only(shape.language, step, precision)
+    tower = max((_image(shape.towers[part], tokens, precision) for part, tokens in largest.items()), default=0.0)
     # The logits of all sequences in float32, and two tensors of that size in the sampler.
     logits = 3 * 4 * engine.max_num_seqs * shape.rows
     # The logits are computed after the layers, whose memory is free again by then.
-    return max(language, logits) + _image(tower, image, precision)
+    return max(language, logits) + tower
 
 
-def _image(tower: Tower | None, tokens: int, precision: Precision) -> float:
-    return forward_only(tower.layers, round(tokens * tower.tokens), precision) if tower else 0.0
+def _largest_media(shape: Shape, engine: EngineSettings) -> dict[str, int]:
+    """Return the number of tokens of the largest image or video, and of the longest recording, by tower."""
+    found = {}
+    if shape.vision:
+        image = shape.vision.image_tokens(engine.max_pixels)
+        # Two frames of a video are one image of tokens.
+        found["vision"] = max(image, min(engine.longest, PROFILED_FRAMES // 2 * image)) if engine.videos else image
+    if shape.audio and engine.audios:
+        found["audio"] = min(engine.longest, shape.audio.largest)
+    return found
+
+
+def _image(tower: Tower, tokens: int, precision: Precision) -> float:
+    return forward_only(tower.layers, round(tokens * tower.tokens), precision)
 
 
 def _per_token(shape: Shape, engine: EngineSettings) -> float:

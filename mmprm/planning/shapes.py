@@ -10,11 +10,12 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from mmprm.backbone.freeze import PARTS
+from mmprm.backbone.load import class_of
+from mmprm.backbone.omni import THINKER
 from mmprm.backbone.trainable import TrainableConfig, prepare_training
 from mmprm.errors import ConfigError
 from mmprm.model_limits import check_planning
@@ -27,13 +28,16 @@ TILES = 13
 """Maximum number of tiles that InternVL's processor cuts an image into, including the thumbnail."""
 LARGEST_IMAGE = 16384
 """Maximum number of tokens per image of a Qwen-VL processor without `max_pixels`."""
+LONGEST_AUDIO = 7500
+"""Maximum number of tokens per recording of Qwen2.5-Omni: 300 seconds with 25 tokens each."""
 _EMBEDDINGS = r"(embed_tokens|lm_head)\."
 _EXPERTS = r"\.experts\."
 
 
 @dataclass(frozen=True, slots=True)
 class Tower:
-    """Describes a vision tower: its layers, and how many tokens an image has.
+    """Describes a vision tower: its layers, and how many tokens an image has. An audio tower is described likewise,
+    with recordings as its images.
 
     `tokens` is the number of vision tokens per image token, that is, per position of an image in the language model.
     """
@@ -42,7 +46,7 @@ class Tower:
     tokens: float
     length: float
     """Number of vision tokens that attend to each other: one InternVL tile, one window or, for other models, an assumed
-    1024."""
+    1024. For audio, a window of two seconds."""
     features: int
     """Number of features per image token: one, plus one for each deepstack layer of Qwen3-VL."""
     largest: int
@@ -50,7 +54,8 @@ class Tower:
     pixels: int | None
     """Number of pixels per image token, or None if the processor cuts images into tiles of a fixed size."""
     unsplit: int = 0
-    """Number of parameters that vLLM replicates on every GPU under tensor parallelism: InternVL's attention layers."""
+    """Number of parameters that vLLM replicates on every GPU under tensor parallelism: InternVL's attention layers, and
+    the whole audio tower."""
 
     def image_tokens(self, max_pixels: int | None) -> int:
         """Return the maximum number of image tokens per image, taking `max_pixels` into account if it is set."""
@@ -74,9 +79,19 @@ class Shape:
     """Number of expert parameters that are inactive for a given token."""
     language: Layers
     vision: Tower | None
+    audio: Tower | None = None
     converted: int = 0
     """Number of parameters that transformers rearranges when it loads a checkpoint: the expert parameters. At ZeRO
     stage 3, every rank holds all of them in CPU memory while it loads."""
+
+    @property
+    def towers(self) -> dict[str, Tower]:
+        """Return the towers by the part of the model that they are, "vision" or "audio".
+
+        A token of the language model has features of at most one of them.
+        """
+        found = {"vision": self.vision, "audio": self.audio}
+        return {part: tower for part, tower in found.items() if tower is not None}
 
     @property
     def trained(self) -> int:
@@ -128,10 +143,9 @@ def shape_of(
     """
     model_config = _model_config(model, key)
     check_planning(model, model_config.model_type, key)
-    images = type(model_config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    kind, own_config = class_of(model_config)
     with torch.device("meta"):
-        kind = AutoModelForImageTextToText if images else AutoModelForCausalLM
-        backbone = kind.from_config(model_config)
+        backbone = getattr(kind, "from_config", kind)(own_config)
         # Any token ids will do, because only their number affects the sizes.
         input_rows, output_rows = ([0], [1, 2]) if judges else ([], [])
         prepare_training(backbone, TrainableConfig(frozen=frozen, lora=lora), input_rows, output_rows)
@@ -143,7 +157,7 @@ def shape_of(
         parts[part][not parameter.requires_grad] += parameter.numel()
         largest = max(largest, parameter.numel())
         in_experts += parameter.numel() if re.search(_EXPERTS, name) else 0
-    text = model_config.get_text_config()
+    text = own_config.get_text_config()
     language = _language(text, any("layers.0.self_attn.q_norm" in name for name in backbone.state_dict()))
     unused_share = 1 - language.routed / language.experts if language.experts else 0.0
     return Shape(
@@ -153,7 +167,8 @@ def shape_of(
         context=text.max_position_embeddings,
         unused=round(in_experts * unused_share),
         language=language,
-        vision=_tower(model_config),
+        vision=_tower(own_config),
+        audio=_audio_tower(own_config, backbone),
         converted=in_experts,
     )
 
@@ -205,10 +220,22 @@ def _tower(model_config: Any) -> Tower | None:
         return Tower(layers, tile / per_tile, float(tile), 1, TILES * per_tile, None, attention)
     hidden = getattr(vision, "embed_dim", None) or vision.hidden_size  # Qwen2-VL names its hidden size embed_dim
     inner = getattr(vision, "intermediate_size", None) or int(hidden * vision.mlp_ratio)
-    gated = model_config.model_type == "qwen2_5_vl"
+    gated = model_config.model_type in ("qwen2_5_vl", THINKER)
     layers = Layers(vision.depth, hidden, hidden, inner, vision.num_heads, gated)
     window = getattr(vision, "window_size", None)
     length = (window // vision.patch_size) ** 2 if window else 1024
     features = 1 + len(getattr(vision, "deepstack_visual_indexes", ()))
     pixels = (vision.patch_size * vision.spatial_merge_size) ** 2
     return Tower(layers, float(vision.spatial_merge_size**2), float(length), features, LARGEST_IMAGE, pixels)
+
+
+def _audio_tower(model_config: Any, backbone: Any) -> Tower | None:
+    """Describe the audio tower of Qwen2.5-Omni. After its convolutions, a token has two positions, which are averaged
+    after the layers. Two seconds, 2 · n_window frames of the spectrum or n_window positions, attend to each other."""
+    audio = getattr(model_config, "audio_config", None)
+    if audio is None:
+        return None
+    heads = audio.encoder_attention_heads
+    layers = Layers(audio.encoder_layers, audio.d_model, audio.d_model, audio.encoder_ffn_dim, heads, False)
+    whole = sum(parameter.numel() for parameter in backbone.model.audio_tower.parameters())
+    return Tower(layers, 2.0, float(audio.n_window), 1, LONGEST_AUDIO, None, whole)

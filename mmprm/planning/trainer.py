@@ -78,7 +78,7 @@ def backward_parts(shape: Shape, trainer: TrainerSettings) -> Parts:
     return {
         "activations": kept_activations(layers, *setting),
         **working,
-        "vision and projector": _vision(shape, trainer),
+        _towers_name(shape): _towers(shape, trainer),
         "buffers": beside,
     }
 
@@ -96,14 +96,15 @@ def forward_parts(shape: Shape, trainer: TrainerSettings) -> Parts:
     backward pass."""
     tokens, precision, layers = trainer.tokens, trainer.precision, shape.language
     logits = output_layer(shape.rows, layers.hidden, tokens, precision, trainer.float32_logits, backward=False)
-    vision = 0.0
-    if shape.vision:
-        vision = forward_only(shape.vision.layers, round(tokens * shape.vision.tokens), precision)
-        vision += tokens * shape.vision.features * width(precision) * layers.hidden
+    sizes = [
+        forward_only(tower.layers, round(tokens * tower.tokens), precision)
+        + tokens * tower.features * width(precision) * layers.hidden
+        for tower in shape.towers.values()
+    ]
     working = _larger(
         {"largest layer, in work": forward_only(layers, tokens, precision)}, {"output layer, in work": logits}
     )
-    return {**working, "vision and projector": vision, "buffers": gathered(shape, trainer)}
+    return {**working, _towers_name(shape): max(sizes, default=0.0), "buffers": gathered(shape, trainer)}
 
 
 def gathered(shape: Shape, trainer: TrainerSettings) -> float:
@@ -152,19 +153,25 @@ def trainer_host(shape: Shape, trainer: TrainerSettings, nodes: int, models: int
 
 def feature_bytes(shape: Shape) -> int:
     """Return the capacity in bytes of a rank's cache of image features, which exists if vision and projector are
-    frozen."""
+    frozen. The features of models that read audio are not cached."""
     frozen = shape.vision is not None and not shape.trains("vision") and not shape.trains("projector")
-    return KEPT_FEATURE_BYTES if frozen else 0
+    return KEPT_FEATURE_BYTES if frozen and shape.audio is None else 0
 
 
-def _vision(shape: Shape, trainer: TrainerSettings) -> float:
-    """Return the bytes of activations in the vision tower and the projector, assuming that all tokens are image
-    tokens."""
-    tower, e = shape.vision, width(trainer.precision)
-    if tower is None:
-        return 0.0
+def _towers_name(shape: Shape) -> str:
+    return "vision, audio and projector" if shape.audio else "vision and projector"
+
+
+def _towers(shape: Shape, trainer: TrainerSettings) -> float:
+    """Return the bytes of activations in the towers and the projector, assuming that all tokens are of the kind that
+    needs the most: of images and videos, or of audio."""
+    return max((_tower(shape, part, trainer) for part in shape.towers), default=0.0)
+
+
+def _tower(shape: Shape, part: str, trainer: TrainerSettings) -> float:
+    tower, e = shape.towers[part], width(trainer.precision)
     seen = round(trainer.tokens * tower.tokens)
-    if shape.trains("vision"):
+    if shape.trains(part):
         setting = (seen, 0, trainer.precision, trainer.checkpointing)
         size = kept_activations(tower.layers, *setting) + working_activations(tower.layers, *setting)
     else:

@@ -24,6 +24,7 @@ from mmprm.backbone.omni import feature_order, stand_in_media, with_stand_ins
 from mmprm.backbone.positions import Positions
 from mmprm.backbone.processor import vision_token_ids
 from mmprm.data.media_inputs import processor_arguments
+from mmprm.errors import CheckpointError
 from mmprm.tiny.omni_clip import encode_clip
 from mmprm.tiny.omni_model import MEDIA_TOKENS, PIXELS
 from mmprm.types import AudioRef, ImageRef, MediaRef, VideoRef
@@ -180,3 +181,9 @@ def test_audio_that_the_model_would_cut_is_refused(loaded: tuple[Any, Any]) -> N
     long = encode_clip(None, np.zeros(16_000 * 9, np.float32))
     with pytest.raises(Exception, match=r"audio: takes 9\.0 s, but the model hears at most 8 s; cut the part"):
         processor_arguments(loaded[1], (AudioRef(data=long),), {})
+
+
+def test_qwen3_omni_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3_omni_moe"}))
+    with pytest.raises(CheckpointError, match=r"must not be of type qwen3_omni_moe, because .*; use a Qwen2\.5-Omni"):
+        load_backbone(str(tmp_path), torch.float32)

@@ -19,6 +19,8 @@ SIZES = {
     "Qwen2-VL-2B-Instruct": 2_208_985_600,
     "Qwen2.5-VL-3B-Instruct": 3_754_622_976,
     "Qwen2.5-VL-7B-Instruct": 8_292_166_656,
+    "Qwen2.5-Omni-3B": 4_703_464_448,
+    "Qwen2.5-Omni-7B": 8_931_813_888,
     "Qwen2.5-VL-32B-Instruct": 33_452_718_336,
     "Qwen2.5-VL-72B-Instruct": 73_410_777_344,
     "Qwen3-VL-8B-Instruct": 8_767_123_696,
