@@ -41,7 +41,7 @@ PLACEMENT = {
 """Keys, or groups of them, that say where a run reads, writes and computes, or hold our own wording."""
 OURS = {
     *("rl/prm-rl.yaml", "rl/qwen3-vl-8b.yaml", "rl/tiny.yaml", "rl/sokoban-tiny.yaml", "rl/lmm-r1-sokoban-turns.yaml"),
-    *("sft/tiny.yaml", "stages/sokoban-tiny.yaml"),
+    *("rl/omni-tiny.yaml", "sft/tiny.yaml", "stages/sokoban-tiny.yaml"),
 }
 """Configurations of no published system."""
 

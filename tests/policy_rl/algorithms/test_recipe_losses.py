@@ -108,6 +108,7 @@ PUBLISHED: dict[tuple[str, int | None], tuple[Loss, int, bool]] = {
     ("cpgd-7b", None): (cpg, 1, True),
     ("lmm-r1-mgt-percereason", None): (ppo, 1, True),
     ("visualthinker-r1-zero", None): (with_k3(0.04, ppo), 8, False),
+    ("r1-omni", 2): (with_k3(0.04, ppo), 8, False),
 }
 
 
