@@ -134,6 +134,15 @@ def agents(results: dict[str, Any], _: dict[str, Any]) -> Iterator[tuple[str, st
         yield f"`{key}`", "<br>".join(f"{name} {_list(value)}" for name, value in shown.items()), f"{bar}: {met}"
 
 
+def omni(results: dict[str, Any], _: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield one table row per part, whose target is stored with its results."""
+    for key, details in results["details"].items():
+        shown = {"value": results[key]} | {name: each for name, each in details.items() if name != "small"}
+        bar, met = shown.pop("bar"), "met" if shown.pop("met") else "missed"
+        bar = bar if bar == "reported" else f"{bar}: {met}"
+        yield f"`{key}`", "<br>".join(f"{name} {_list(value)}" for name, value in shown.items()), bar
+
+
 def _list(value: Any) -> str:
     if isinstance(value, dict) and {"value", "low", "high"} <= value.keys():
         return f"{_shown(value['value'])} ({_shown(value['low'])} to {_shown(value['high'])})"
@@ -216,6 +225,17 @@ BENCHMARKS = {
         "`sample_ratio` is the number of episodes that a method needs to reach the final solve rate of outcome rewards "
         "alone, relative to these. `mismatch` is the largest difference between the log-probabilities of engine and "
         "trainer over episodes of 8 turns with images.",
+    ),
+    "omni": (
+        omni,
+        "make bench-omni",
+        "This benchmark runs the system on [clips with sound](tiny.md#clips-with-sound), with a tiny Qwen2.5-Omni "
+        "policy. `mismatch` is the largest difference between the log-probabilities of engine and trainer after an "
+        "image, audio, a video, and a video with its audio, for a policy with random weights in float32. `rl_gain` is "
+        "the gain in accuracy on held-out clips, at temperature 1. `accuracy` is the greedy accuracy with video and "
+        "audio minus that with only one of them, whichever is higher; `after_rl` is the same after RL. `bon` is the "
+        "accuracy of best-of-8 by a process reward model minus that of the majority vote. Intervals are 95% intervals "
+        "over clips.",
     ),
     "dtype": (
         dtype,

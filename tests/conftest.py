@@ -38,24 +38,10 @@ def random_policy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def omni_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with the tiny Omni policy's architecture and processor, and random weights."""
-    import torch
+    """Return a folder with the tiny Omni policy's architecture and processor, and large random weights."""
+    from benchmarks.omni_mismatch import write_policy
 
-    from mmprm.backbone.experts import save_backbone
-    from mmprm.tiny.omni_model import build_omni_model, build_omni_processor
-
-    folder = tmp_path_factory.mktemp("omni_policy")
-    processor = build_omni_processor()
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = build_omni_model(processor.tokenizer)
-        with torch.no_grad():
-            for parameter in model.parameters():  # larger than at initialization, so that media change the logits
-                if parameter.dim() > 1:
-                    parameter.mul_(2)
-    save_backbone(model, folder)
-    processor.save_pretrained(folder)
-    return folder
+    return write_policy(tmp_path_factory.mktemp("omni_policy"))
 
 
 @pytest.fixture(scope="session")

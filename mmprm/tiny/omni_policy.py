@@ -235,12 +235,22 @@ def reading_probabilities(config: OmniTrainConfig) -> tuple[Tensor, Tensor]:
 def evaluate_omni(
     model: OmniForConditionalGeneration, collator: ClipCollator, config: OmniTrainConfig
 ) -> dict[str, float]:
-    """Answer questions about `config.held_out` clips of the test split.
-
-    `pass_at_1` is the accuracy at temperature 1 and `greedy_accuracy` that of the most likely words. `video_only` and
-    `audio_only` are greedy accuracies with silence, and with a blank video.
-    """
+    """Return the shares of correct answers about `config.held_out` clips of the test split; see correct_answers."""
     problems = make_omni_problems(config.held_out, config.seed, "test")
+    return {
+        name: sum(found) / len(found) for name, found in correct_answers(model, collator, problems, config.seed).items()
+    }
+
+
+@torch.inference_mode()
+def correct_answers(
+    model: OmniForConditionalGeneration, collator: ClipCollator, problems: Sequence[OmniProblem], seed: int
+) -> dict[str, list[bool]]:
+    """Answer questions about clips, and return whether each answer is correct, under four conditions.
+
+    `pass_at_1` samples at temperature 1, and `greedy_accuracy` takes the most likely words. `video_only` and
+    `audio_only` take them with silence, and with a blank video.
+    """
     frames = [open_video(each.problem.videos[0]) for each in problems]
     sounds = [open_audio(each.problem.audios[0]) for each in problems]
     silence = [np.zeros_like(each) for each in sounds]
@@ -251,7 +261,7 @@ def evaluate_omni(
         "video_only": (frames, silence, False),
         "audio_only": (blank, sounds, False),
     }
-    torch.manual_seed(config.seed)
+    torch.manual_seed(seed)
     found = {}
     for name, (seen, heard, sample) in conditions.items():
         ids_BT = collator.ids_T.repeat(len(problems), 1)
@@ -260,5 +270,5 @@ def evaluate_omni(
             logits_BV = collator.logits(model, clips, ids_BT)[:, at - 1]
             ids_BT[:, at] = logits_BV.softmax(-1).multinomial(1)[:, 0] if sample else logits_BV.argmax(-1)
         golds = torch.tensor([collator.word_ids[each.problem.answer] for each in problems])
-        found[name] = (ids_BT[:, collator.word_at[-1]] == golds).float().mean().item()
+        found[name] = (ids_BT[:, collator.word_at[-1]] == golds).tolist()
     return found
