@@ -6,7 +6,7 @@ BIN := .venv/bin
 SHIM := .ci/torchvision-cpu
 SHIM_FILES := $(addprefix $(SHIM)/,pyproject.toml setup.py torchvision_cpu.py torchvision_cpu.pth)
 
-.PHONY: setup demo test test-engines test-units test-rl test-pipelines test-cluster check trl real-model gpu-check bench-grading bench-annotate bench-borders bench-prm bench-rl bench-judges bench-agents bench-real docs clean
+.PHONY: setup demo test test-engines test-units test-rl test-pipelines test-cluster check trl real-model gpu-check bench-grading bench-annotate bench-borders bench-prm bench-rl bench-judges bench-agents bench-omni bench-real docs clean
 
 setup: .venv/.installed-$(EXTRA)
 
@@ -93,6 +93,11 @@ bench-agents: setup
 	test -d runs/sokoban/policy || $(BIN)/python -m mmprm tiny sokoban-policy --output runs/sokoban/policy --set size=5
 	$(BIN)/python -m benchmarks.agents_labels
 	$(BIN)/python -m benchmarks.agents
+
+# About an hour on two quiet cores; --only PART measures one part, and an interrupted part resumes.
+bench-omni: setup
+	test -d runs/omni/policy || $(BIN)/python -m mmprm tiny omni-policy --output runs/omni/policy
+	$(BIN)/python -m benchmarks.omni
 
 # About six hours on two quiet cores; --only PART measures one part, and an interrupted part resumes.
 bench-real: real-model
