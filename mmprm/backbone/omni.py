@@ -31,7 +31,6 @@ from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import (
     Qwen2_5OmniThinkerTextModel,
     Qwen2_5OmniVisionEncoder,
 )
-from transformers.utils import logging
 
 from mmprm.data.media import SAMPLE_RATE
 
@@ -48,6 +47,8 @@ STORED_NAMES = {
 """Maps the beginnings of the names in a checkpoint to those of the model's parameters."""
 VISION_TENSORS = {"pixel_values": "image_grid_thw", "pixel_values_videos": "video_grid_thw"}
 """Maps the processor's tensors of patches to those of their grids: images, then videos."""
+SPEECH_TOKENS = 152_064
+"""Vocabulary size of the speech part that a stored config.json names; its default token ids are smaller."""
 STAND_IN = "stand_in_"
 """Begins the names of tensors whose features are computed but not used."""
 
@@ -261,9 +262,6 @@ def save_omni(backbone: Any, folder: str | Path, weights: Mapping[str, Tensor]) 
 def _whole_config(thinker: Qwen2_5OmniThinkerConfig, dtype: torch.dtype, tied: bool) -> Qwen2_5OmniConfig:
     values = thinker.to_dict()
     values["text_config"]["tie_word_embeddings"] = tied  # vLLM reads it there, transformers in the thinker's own
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # the speech part's default configuration is not consistent
-    try:
-        return Qwen2_5OmniConfig(thinker_config=values, enable_audio_output=False, dtype=dtype)
-    finally:
-        logging.set_verbosity(verbosity)
+    # The speech part is not stored, but transformers warns about token ids that exceed its vocabulary.
+    talker = {"vocab_size": SPEECH_TOKENS}
+    return Qwen2_5OmniConfig(thinker_config=values, talker_config=talker, enable_audio_output=False, dtype=dtype)

@@ -95,6 +95,9 @@ def test_a_stored_folder_has_the_layout_of_the_whole_model(loaded: tuple[Any, An
     config = json.loads((tmp_path / "config.json").read_text())
     assert (config["model_type"], config["architectures"]) == ("qwen2_5_omni", ["Qwen2_5OmniModel"])
     assert config["enable_audio_output"] is False
+    talker = config["talker_config"]
+    ids = [value for name, value in talker.items() if name.endswith(("token_id", "token_index")) and value is not None]
+    assert max(ids) < talker["vocab_size"], "transformers warns otherwise"
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         names = set(file.keys())
         norm = file.get_tensor("thinker.model.norm.weight")
