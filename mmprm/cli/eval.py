@@ -3,7 +3,8 @@
 processbench, visualprocessbench, prmbench and steps score solutions with known errors; labels compares the soft
 labels of `mmprm labels` with human judgments or the ground truth of the built-in toy world; bon reads the output of
 `mmprm rerank`. Each writes its metrics as JSON to the output folder, where report.html shows all of them. policy runs a
-policy on a benchmark and reports its accuracy; compare shows the results of several policies next to each other.
+policy on a benchmark and reports its accuracy; sokoban plays levels with a policy; compare shows the results of several
+policies next to each other.
 
 Examples:
   mmprm eval processbench gsm8k.json math.json --set scorer.prm=runs/demo/train/prm --set development=gsm8k
@@ -13,6 +14,7 @@ Examples:
   mmprm eval labels runs/k12/labels.parquet --set truth=annotated.jsonl
   mmprm eval bon runs/rerank/candidates.jsonl
   mmprm eval policy AI4Math/MathVista --set benchmark=mathvista --set engine.model=runs/rl/policy
+  mmprm eval sokoban runs/sokoban/test.jsonl --set engine.model=runs/sokoban/policy --set engine.images_per_prompt=10
   mmprm eval compare runs/eval-base runs/eval-sft runs/eval-rl
 """
 
@@ -30,6 +32,7 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 
 from mmprm.cli.eval_policy import evaluate_policy
+from mmprm.cli.eval_sokoban import SokobanEvalConfig, evaluate_sokoban_policy, sokoban_table
 from mmprm.cli.shared.jsonl import output
 from mmprm.cli.shared.options import add_config_options, load_config
 from mmprm.config import Config, PathText
@@ -53,6 +56,7 @@ from mmprm.scoring.aggregate import AGGREGATORS
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.open import open_scorer, scorer_info
 from mmprm.selection.candidates import read_groups
+from mmprm.tiny.sokoban_scores import SokobanMetrics
 from mmprm.types import StepScores
 
 _CHUNK = 2000
@@ -121,8 +125,8 @@ def run(arguments: argparse.Namespace) -> None:
         name = f"{arguments.kind}-{result.name}"
     with output(folder / f"{name}.json") as out:
         out.write(TypeAdapter(type(result)).dump_json(result, indent=2).decode() + "\n")
-    if isinstance(result, PolicyScores | Comparison):
-        print(policy_table(result) if isinstance(result, PolicyScores) else comparison_table(result))
+    if type(result) in _TABLES:
+        print(_TABLES[type(result)](result))
         print(f"see {folder / f'{name}.json'}")
         return
     write_page(folder / "report.html", prm_evaluation_page(*_results(folder)))
@@ -270,13 +274,23 @@ def _results(folder: Path) -> tuple[list[PrmEvaluation], BestOfN | None]:
 
 METRIC_OF: dict[str, MetricName] = {name: dataset.metric for name, dataset in DATASETS.items()} | {"labels": "macro_f1"}
 
+_TABLES: dict[type, Callable[[Any], str]] = {
+    PolicyScores: policy_table,
+    Comparison: comparison_table,
+    SokobanMetrics: sokoban_table,
+}
+"""Tables of results that are not part of report.html."""
+
 _INPUTS = {
     "labels": "Parquet of mmprm labels",
     "policy": "JSON lines, a JSON list, Parquet or a hub id",
+    "sokoban": "levels: JSON lines, a JSON list or Parquet",
     "compare": "output folder of mmprm eval policy, one per policy; the first is the baseline",
 }
 
-_KINDS: dict[str, tuple[str, type[Config], Callable[..., PrmEvaluation | BestOfN | PolicyScores | Comparison]]] = {
+_KINDS: dict[
+    str, tuple[str, type[Config], Callable[..., PrmEvaluation | BestOfN | PolicyScores | Comparison | SokobanMetrics]]
+] = {
     "processbench": ("first errors: F1 by file, and its average", PrmEvalConfig, _judge_scores),
     "visualprocessbench": (
         "steps of multimodal solutions: macro F1, pooled and by source",
@@ -296,6 +310,7 @@ _KINDS: dict[str, tuple[str, type[Config], Callable[..., PrmEvaluation | BestOfN
     ),
     "bon": ("accuracy by N of every selector with every aggregator", BestOfNConfig, _best_of_n),
     "policy": ("a policy's accuracy on a benchmark, overall and by subject", PolicyEvalConfig, evaluate_policy),
+    "sokoban": ("a policy's solve rate and MageBench score in Sokoban", SokobanEvalConfig, evaluate_sokoban_policy),
     "compare": ("changes in the accuracy of policies, by benchmark", CompareConfig, _compared),
 }
 

@@ -42,10 +42,7 @@ def sokoban_metrics(episodes: Sequence[tuple[Problem, Sequence[str]]]) -> Sokoba
     over: list[int] = []
     lost, scores = 0, []
     for problem, texts in episodes:
-        start = parse_level(problem.extra["level"])
-        optimum = moves_to_solve(start)
-        if optimum is None:
-            raise DataError(f"problem {problem.id}: its level cannot be solved; remove it")
+        start, optimum = parse_level(problem.extra["level"]), shortest_solution(problem)
         played = _played(problem, texts)
         lost += moves_to_solve(state_after(problem.extra["level"], list(texts[: len(played)]))) is None
         if played and played[-1].terminated:
@@ -54,6 +51,17 @@ def sokoban_metrics(episodes: Sequence[tuple[Problem, Sequence[str]]]) -> Sokoba
     count = len(scores)
     mean_over = sum(over) / len(over) if over else None
     return SokobanMetrics(count, len(over) / count, lost / count, mean_over, sum(scores) / count)
+
+
+def shortest_solution(problem: Problem) -> int:
+    """Return the number of moves of a shortest solution. Raises DataError if the level cannot be solved."""
+    level = problem.extra.get("level")
+    if not isinstance(level, str):
+        raise DataError(f"problem {problem.id}: has no level; add a column `level` in Sokoban notation")
+    moves = moves_to_solve(parse_level(level))
+    if moves is None:
+        raise DataError(f"problem {problem.id}: its level cannot be solved; remove it")
+    return moves
 
 
 def magebench_score(rewards: Sequence[float], upper_bound: float) -> float:

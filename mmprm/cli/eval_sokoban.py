@@ -1,0 +1,134 @@
+"""Run `mmprm eval sokoban`: play levels with a policy, and report the solve rate and MageBench's score."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field, model_validator
+
+from mmprm.cli.shared.policy import check_config, opened_player, policy_folder
+from mmprm.config import Config, PathText
+from mmprm.environments.episode import Episode, EpisodeStart, TurnSampler, play
+from mmprm.environments.first_prompt import first_prompt
+from mmprm.environments.load import EnvironmentConfig
+from mmprm.environments.pool import EnvironmentPool
+from mmprm.errors import DataError
+from mmprm.preflight import check_output
+from mmprm.problems import ProblemsConfig, load_problems
+from mmprm.prompts import PromptConfig
+from mmprm.sampling.config import EngineConfig, SamplingConfig
+from mmprm.sampling.dtype import with_dtype
+from mmprm.sampling.seeds import derive_seed, environment_seed
+from mmprm.tiny.sokoban_plan import MAX_MOVES, read_plan
+from mmprm.tiny.sokoban_player import action_text
+from mmprm.tiny.sokoban_scores import SokobanMetrics, shortest_solution, sokoban_metrics
+from mmprm.types import Problem, Verdict
+
+ONLINE, GLOBAL = "sokoban", "mmprm.tiny.sokoban_plan:SokobanPlanEnvironment"
+
+
+class SokobanEvalConfig(Config):
+    """Configures `mmprm eval sokoban`."""
+
+    output: PathText = "runs/eval"
+    """Output folder for the metrics (sokoban.json)."""
+    engine: EngineConfig
+    """Engine that runs the policy."""
+    sampling: SamplingConfig = SamplingConfig(temperature=0)
+    """Sampling settings for the policy's turns."""
+    prompt: PromptConfig = PromptConfig(preset="plain")
+    """Prompt settings for the policy."""
+    environment: EnvironmentConfig = EnvironmentConfig(path=ONLINE)
+    """Environment to play in: sokoban, with one move per turn (MageBench's Sokoban-Online), or
+    mmprm.tiny.sokoban_plan:SokobanPlanEnvironment, with a plan of all moves (Sokoban-Global)."""
+    samples: int = Field(1, ge=1)
+    """Number of episodes per level."""
+    seed: int = 0
+    """Random seed for sampling."""
+
+    @model_validator(mode="after")
+    def _plays_sokoban(self) -> SokobanEvalConfig:
+        if self.environment.path not in (ONLINE, GLOBAL):
+            raise ValueError(
+                f"environment.path={self.environment.path} must be {ONLINE} or {GLOBAL}, whose moves are scored; set "
+                "one of them"
+            )
+        if self.engine.servers is not None:
+            raise ValueError("engine.servers cannot play in an environment; remove it to use an engine of this process")
+        if self.prompt.preset != "plain":
+            raise ValueError(
+                f"prompt.preset={self.prompt.preset} must be plain with an environment, whose observations are the "
+                "prompt; set prompt.preset=plain, and prompt.user for instructions"
+            )
+        if self.samples > 1 and self.sampling.temperature == 0:
+            raise ValueError(
+                f"samples={self.samples} with sampling.temperature=0 would play the same episode {self.samples} times; "
+                "set sampling.temperature, for example to 1.0"
+            )
+        return self
+
+
+def evaluate_sokoban_policy(kind: str, files: Sequence[Path], config: SokobanEvalConfig) -> SokobanMetrics:
+    """Play the levels of the files with the policy, and return the metrics of the episodes.
+
+    Episodes without an outcome are left out with a note.
+    """
+    levels = [level for file in files for level in load_problems(ProblemsConfig(path=str(file)), episodes=True)]
+    for level in levels:
+        shortest_solution(level)  # raises an error before the engine starts
+    check_output(config.output, "output")
+    engine = with_dtype(config.engine, model_folder=policy_folder(config.engine))
+    sampling = config.sampling.model_copy(update={"max_tokens": config.environment.max_turn_tokens})
+    config = config.model_copy(update={"engine": engine, "sampling": sampling})
+    seed = environment_seed(config.seed, levels[0].id)
+    first = first_prompt(config.environment, engine.images_per_prompt, levels[0], seed)
+    check_config(config, [first], config.samples, "samples")
+    with opened_player(config, config.environment) as player:
+        episodes = asyncio.run(_played(levels, player, config))
+    known = [(level, each) for level, each in episodes if each.verdict is not Verdict.UNKNOWN]
+    if len(known) < len(episodes):
+        reason = next(each.reason for _, each in episodes if each.verdict is Verdict.UNKNOWN)
+        missing = f"{len(episodes) - len(known)} of {len(episodes)} episodes have no outcome (the first: {reason})"
+        if not known:
+            raise DataError(f"{', '.join(map(str, files))}: {missing}; check the engine and the environment")
+        print(f"note: {missing} and are left out", file=sys.stderr)
+    return sokoban_metrics([(level, _moves(each, config.environment.path)) for level, each in known])
+
+
+def sokoban_table(result: SokobanMetrics) -> str:
+    """Format the metrics, one per line."""
+    over = "–" if result.moves_over_optimum is None else f"{result.moves_over_optimum:.2f}"
+    return (
+        f"episodes            {result.episodes}\n"
+        f"solve rate          {result.solve_rate:.3f}\n"
+        f"lost rate           {result.lost_rate:.3f}\n"
+        f"moves over optimum  {over}\n"
+        f"MageBench score     {result.magebench:.2f}"
+    )
+
+
+async def _played(
+    levels: Sequence[Problem], player: TurnSampler, config: SokobanEvalConfig
+) -> list[tuple[Problem, Episode]]:
+    environments = EnvironmentPool(config.environment)
+
+    async def one(level: Problem, number: int) -> tuple[Problem, Episode]:
+        seed = derive_seed(config.seed, level.id, "", 0) + number
+        start = EpisodeStart(level, environment_seed(config.seed, level.id), seed)
+        return level, await play(start, player, environments, config.environment)
+
+    try:
+        return await asyncio.gather(*(one(level, number) for level in levels for number in range(config.samples)))
+    finally:
+        environments.close()
+
+
+def _moves(episode: Episode, path: str) -> list[str]:
+    """Return the texts of an episode's moves, one per move; a plan with the wrong format has no moves."""
+    texts = [turn.action.text for turn in episode.turns]
+    if path == ONLINE:
+        return texts
+    return [action_text(name) for text in texts for name in (read_plan(text) or [])[:MAX_MOVES]]
