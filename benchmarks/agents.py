@@ -5,11 +5,11 @@ mismatch      largest difference between the log-probabilities of engine and tra
 rl_gain       gain in solve rate on held-out levels with outcome rewards alone, as a mean over the seeds, with its 95%
               interval
 sample_ratio  number of episodes after which a method reaches the final solve rate of outcome rewards alone, relative to
-              the number that these need; the median over the seeds for credit from a PRM over turns. GiGPO and the
-              environment's rewards are reported, too
+              the number that these need; the median over the seeds, for the better of credit from a PRM over turns and
+              credit from continuations (tree). GiGPO and the environment's rewards are reported, too
 
 The last two parts need a policy that plays: mmprm tiny sokoban-policy --output runs/sokoban/policy. The PRM is that of
-`python -m benchmarks.agents_labels --only prm_f1`; without it, sample_ratio is null.
+`python -m benchmarks.agents_labels --only prm_f1`; without it, that method is left out.
 
     python -m benchmarks.agents [--only mismatch] [--small] [--status]
 
@@ -40,13 +40,19 @@ ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "rl" / "sokoban-tiny.yaml"
 Results = dict[str, Any]
 
+CONTINUATIONS = 2
+"""Number of continuations of a turn with credit.source=tree."""
 METHODS: dict[str, dict[str, Any]] = {
     "outcome": {},
     "environment": {"credit.source": "environment", "rewards.environment_weight": 0.1},
     "gigpo": {"credit.source": "gigpo", "credit.gamma": 0.95},
+    "tree": {"credit.source": "tree", "rollouts.branching.continuations": CONTINUATIONS},
     "prm": {},
 }
-"""Keys of each method that differ from those of outcome rewards alone; prm also gets the path of its PRM."""
+"""Keys of each method that differ from those of outcome rewards alone; prm also gets the path of its PRM, and tree half
+of the group size, because continuations are episodes, too."""
+OWN = ("prm", "tree")
+"""Methods of which the better one is compared with GiGPO."""
 T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
 """Quantiles of Student's t distribution for two-sided 95% intervals, by degrees of freedom."""
 
@@ -88,8 +94,7 @@ class Bench:
         if not self.is_done(method, seed):
             self._run(output, sets)
         rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-        each = self.sizes.prompts * self.sizes.group_size
-        return [(row["step"] * each, row["pass_at_1"]) for row in rows if row["kind"] == "eval"]
+        return learning_curve(rows, sets["batch.prompts"] * sets["batch.group_size"])
 
     def is_done(self, method: str, seed: int) -> bool:
         """Return whether a run has finished with the same keys."""
@@ -103,7 +108,9 @@ class Bench:
     def _sets(self, method: str, seed: int) -> Results:
         sizes = self.sizes
         sets = METHODS[method] | ({"process.scorer.prm": str(self.prm)} if method == "prm" else {})
-        return sets | {
+        if method == "tree":
+            sets = sets | {"batch.group_size": max(2, sizes.group_size // 2)}
+        return {
             "problems.path": str(self.folder / "train.jsonl"),
             "held_out.path": str(self.folder / "test.jsonl"),
             "engine.model": str(self.policy),
@@ -115,6 +122,7 @@ class Bench:
             "save_every": 0,
             "seed": seed,
             "ray_address": "local",
+            **sets,
         }
 
     def _write_levels(self) -> None:
@@ -163,14 +171,26 @@ def rl_gain(bench: Bench) -> Results:
 
 
 def sample_ratio(bench: Bench) -> Results:
-    """Compare the methods by the number of episodes that they need. A null ratio means that a method did not get there.
-
-    Trees are not among the methods, because episodes do not branch.
-    """
+    """Compare the methods by the number of episodes that they need. A null ratio means that a method did not get
+    there."""
     methods = [method for method in METHODS if method != "prm" or bench.prm.is_dir()]
     curves = {method: [bench.curve(method, seed) for seed in bench.sizes.seeds] for method in methods}
     ratios = {method: median_ratio(curves["outcome"], curves[method]) for method in methods}
-    return {"value": ratios.get("prm"), "ratios": ratios, "curves": curves}
+    value = min((ratios[method] for method in OWN if ratios.get(method) is not None), default=None)
+    return {"value": value, "ratios": ratios, "curves": curves}
+
+
+def learning_curve(rows: Sequence[Mapping[str, Any]], episodes: int) -> list[tuple[float, float]]:
+    """Return (episodes so far, solve rate) of each evaluation, from the rows of metrics.jsonl.
+
+    A step plays `episodes` episodes, and each continuation of a turn counts as one more.
+    """
+    played = {row["step"]: episodes + CONTINUATIONS * row.get("branches", 0) for row in rows if row["kind"] == "train"}
+    return [
+        (sum(count for step, count in played.items() if step <= row["step"]), row["pass_at_1"])
+        for row in rows
+        if row["kind"] == "eval"
+    ]
 
 
 def median_ratio(
