@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import Field, model_validator
 
@@ -19,7 +20,7 @@ from mmprm.errors import DataError
 from mmprm.preflight import check_output
 from mmprm.problems import ProblemsConfig, load_problems
 from mmprm.prompts import PromptConfig
-from mmprm.sampling.config import EngineConfig, SamplingConfig
+from mmprm.sampling.config import EngineConfig, LocalEngineConfig, SamplingConfig
 from mmprm.sampling.dtype import with_dtype
 from mmprm.sampling.seeds import derive_seed, environment_seed
 from mmprm.tiny.sokoban_plan import MAX_MOVES, read_plan
@@ -30,12 +31,21 @@ from mmprm.types import Problem, Verdict
 ONLINE, GLOBAL = "sokoban", "mmprm.tiny.sokoban_plan:SokobanPlanEnvironment"
 
 
+class PlayingEngineConfig(LocalEngineConfig):
+    """Configures the vLLM engine of a policy that plays in an environment, which runs in the process of the command."""
+
+    absent: ClassVar[dict[str, str]] = {
+        "servers": "episodes are played on an engine of this process; remove the key",
+        "cores": "the engine uses all CPU cores that are available to the process; remove the key",
+    }
+
+
 class SokobanEvalConfig(Config):
     """Configures `mmprm eval sokoban`."""
 
     output: PathText = "runs/eval"
     """Output folder for the metrics (sokoban.json)."""
-    engine: EngineConfig
+    engine: PlayingEngineConfig
     """Engine that runs the policy."""
     sampling: SamplingConfig = SamplingConfig(temperature=0)
     """Sampling settings for the policy's turns."""
@@ -56,17 +66,10 @@ class SokobanEvalConfig(Config):
                 f"environment.path={self.environment.path} must be {ONLINE} or {GLOBAL}, whose moves are scored; set "
                 "one of them"
             )
-        if self.engine.servers is not None:
-            raise ValueError("engine.servers cannot play in an environment; remove it to use an engine of this process")
         if self.prompt.preset != "plain":
             raise ValueError(
                 f"prompt.preset={self.prompt.preset} must be plain with an environment, whose observations are the "
                 "prompt; set prompt.preset=plain, and prompt.user for instructions"
-            )
-        if self.samples > 1 and self.sampling.temperature == 0:
-            raise ValueError(
-                f"samples={self.samples} with sampling.temperature=0 would play the same episode {self.samples} times; "
-                "set sampling.temperature, for example to 1.0"
             )
         return self
 
@@ -80,7 +83,8 @@ def evaluate_sokoban_policy(kind: str, files: Sequence[Path], config: SokobanEva
     for level in levels:
         shortest_solution(level)  # raises an error before the engine starts
     check_output(config.output, "output")
-    engine = with_dtype(config.engine, model_folder=policy_folder(config.engine))
+    engine = EngineConfig(**config.engine.model_dump(exclude_unset=True))
+    engine = with_dtype(engine, model_folder=policy_folder(engine))
     sampling = config.sampling.model_copy(update={"max_tokens": config.environment.max_turn_tokens})
     config = config.model_copy(update={"engine": engine, "sampling": sampling})
     seed = environment_seed(config.seed, levels[0].id)

@@ -97,7 +97,7 @@ def test_episodes_without_an_outcome_are_left_out(
     [
         ({"environment.path": "football"}, "environment.path=football must be sokoban or mmprm.tiny.sokoban_plan:"),
         ({"prompt.preset": "steps"}, "prompt.preset=steps must be plain"),
-        ({"samples": 2}, "samples=2 with sampling.temperature=0 would play the same episode 2 times"),
+        ({"engine.servers.urls": "[http://x/v1]"}, "episodes are played on an engine of this process"),
         ({"engine.images_per_prompt": 3}, "engine.images_per_prompt=3 must be at least 10"),
     ],
 )
