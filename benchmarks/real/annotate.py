@@ -1,4 +1,7 @@
-"""Compare adaptive rollouts with a fixed number per state: tokens per distinct label, and errors of the labels."""
+"""Compare adaptive rollouts with a fixed number per state: tokens per distinct label, and errors of the labels.
+
+`adaptive` are the default settings, and `precise` are settings whose labels are as precise as those of `fixed`.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +15,17 @@ from benchmarks.real.annotated import Annotated, State, annotate, fresh_values, 
 from benchmarks.real.workspace import Results, Workspace
 from mmprm.metrics import Interval, bootstrap
 
-NAMES = ("adaptive", "fixed")
+NAMES = ("adaptive", "precise", "fixed")
 
 
 def measure(workspace: Workspace) -> Results:
-    """Run both campaigns and compare their costs on the same problems. Finished parts are reused."""
+    """Run the campaigns and compare their costs on the same problems. Finished parts are reused."""
     whole = {name: annotate(workspace, name) for name in NAMES}
     runs = on_same_problems(whole)
-    ratio = token_ratio(runs["adaptive"], runs["fixed"])
+    ratios = {name: token_ratio(runs[name], runs["fixed"]) for name in NAMES[:-1]}
     return {
-        "token_ratio": ratio.value,
-        "token_ratio_interval": [ratio.low, ratio.high],
+        "token_ratio": ratios["precise"].value,
+        "token_ratios": {name: asdict(ratio) for name, ratio in ratios.items()},
         "problems": len(runs["fixed"].problems),
         "tokens_per_label": {name: tokens_per_label(run) for name, run in runs.items()},
         "rollouts_per_label": {name: run.rollouts / max(1, len(run.labels)) for name, run in runs.items()},
@@ -52,13 +55,14 @@ def totals(run: Annotated) -> Results:
 def measure_errors(workspace: Workspace) -> Results:
     """Compare the labels of both campaigns with the values from fresh rollouts."""
     runs = on_same_problems({name: annotate(workspace, name) for name in NAMES})
-    chosen = {name: sample_states(run.labels, workspace.sizes.states // 2, seed=0) for name, run in runs.items()}
+    count = workspace.sizes.states // 2
+    chosen = {name: sample_states(run.labels, count, seed=0) for name, run in runs.items()}
     truth = fresh_values(workspace, [state for states in chosen.values() for state in states])
     return {
         "states": sum(map(len, chosen.values())),
         "fresh_rollouts": workspace.sizes.fresh,
         "errors": {name: errors(runs[name].labels, chosen[name], truth) for name in runs},
-        "rmse_difference": asdict(rmse_difference(runs, chosen, truth)),
+        "rmse_differences": {name: asdict(rmse_difference(name, runs, chosen, truth)) for name in NAMES[:-1]},
     }
 
 
@@ -95,17 +99,17 @@ def errors(labels: Mapping[State, object], states: Sequence[State], truth: Mappi
 
 
 def rmse_difference(
-    runs: Mapping[str, Annotated], chosen: Mapping[str, Sequence[State]], truth: Mapping[State, float]
+    name: str, runs: Mapping[str, Annotated], chosen: Mapping[str, Sequence[State]], truth: Mapping[State, float]
 ) -> Interval:
-    """Return RMSE(adaptive) - RMSE(fixed), with an interval from resampling the problems of both jointly."""
-    items = [(name, state) for name in ("adaptive", "fixed") for state in chosen[name]]
-    squared_K = np.array([(runs[name].labels[state].value - truth[state]) ** 2 for name, state in items])
-    adaptive_K = np.array([name == "adaptive" for name, _ in items])
+    """Return RMSE(`name`) - RMSE(fixed), with an interval from resampling the problems of both jointly."""
+    items = [(each, state) for each in (name, "fixed") for state in chosen[each]]
+    squared_K = np.array([(runs[each].labels[state].value - truth[state]) ** 2 for each, state in items])
+    own_K = np.array([each == name for each, _ in items])
 
     def difference(indices: np.ndarray) -> float:
-        squared, adaptive = squared_K[indices], adaptive_K[indices]
-        if adaptive.all() or not adaptive.any():
+        squared, own = squared_K[indices], own_K[indices]
+        if own.all() or not own.any():
             return float("nan")
-        return float(squared[adaptive].mean() ** 0.5 - squared[~adaptive].mean() ** 0.5)
+        return float(squared[own].mean() ** 0.5 - squared[~own].mean() ** 0.5)
 
     return bootstrap(difference, [state[0] for _, state in items], 0)

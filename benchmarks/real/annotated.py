@@ -31,7 +31,14 @@ State = tuple[str, Steps]
 
 FIXED = {"search.rollouts": 16, "search.false_negative_rate": 0, "search.min_shared_rollouts": None}
 """Settings of OmegaPRM with a fixed number of rollouts per state."""
-SCHEDULES: dict[str, dict[str, Any]] = {"adaptive": {}, "fixed": FIXED}
+PRECISE = {
+    "search.rollouts": 16,
+    "search.false_negative_rate": 0.03,
+    "search.max_posterior_std": 0.115,
+    "search.min_shared_rollouts": 12,
+}
+"""Settings for labels as precise as with 16 rollouts: few rollouts for failed states, up to 16 for the others."""
+SCHEDULES: dict[str, dict[str, Any]] = {"adaptive": {}, "precise": PRECISE, "fixed": FIXED}
 IN_FLIGHT = 4
 """Number of states whose fresh rollouts are sampled concurrently."""
 

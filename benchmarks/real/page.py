@@ -75,12 +75,14 @@ def metrics(results: Results) -> Iterator[tuple[str, str, str]]:
         for form in ("tags", "numbered"):
             yield f"pass@1 after SFT, {form}", interval(found[form]["pass_at_1"]), "0.3 to 0.6"
     if found := results.get("annotate"):
-        ratio = shown(found["token_ratio"], found["token_ratio_interval"])
-        yield "tokens per label, adaptive over fixed", ratio, "at most 0.7"
-        if "rmse_difference" in found:
-            yield "RMSE of labels, adaptive", interval(found["errors"]["adaptive"]["rmse"]), "reported"
-            yield "RMSE of labels, fixed", interval(found["errors"]["fixed"]["rmse"]), "reported"
-            yield "RMSE, adaptive minus fixed", interval(found["rmse_difference"]), "not above 0"
+        for name, ratio in found["token_ratios"].items():
+            target = "at most 0.7" if name == "precise" else "reported"
+            yield f"tokens per label, `{name}` over `fixed`", interval(ratio), target
+        for name, each in found.get("errors", {}).items():
+            yield f"RMSE of labels, `{name}`", interval(each["rmse"]), "reported"
+        for name, difference in found.get("rmse_differences", {}).items():
+            target = "not above 0" if name == "precise" else "reported"
+            yield f"RMSE, `{name}` minus `fixed`", interval(difference), target
         if "saturation" in found:
             yield "tokens per second, relative to all requests at once", f"{found['saturation']:.2f}", "at least 0.90"
             yield "labels per core-hour", f"{found['labels_per_core_hour']:,.0f}", "reported"

@@ -55,8 +55,8 @@ STORED_UNDER = {
 BARS: dict[str, tuple[str, Callable[[Results], bool]]] = {
     "sft": ("pass@1 between 0.3 and 0.6", lambda r: 0.3 <= r["numbered"]["pass_at_1"]["value"] <= 0.6),
     "annotate": (
-        "token_ratio at most 0.7, saturation at least 0.90",
-        lambda r: r.get("token_ratio", 1) <= 0.7 and r.get("saturation", 0) >= 0.9,
+        "token_ratio at most 0.7 at an RMSE that is not above that of fixed (95%), saturation at least 0.90",
+        lambda r: r.get("token_ratio", 1) <= 0.7 and _as_precise(r) and r.get("saturation", 0) >= 0.9,
     ),
     "labels": ("auc at least 0.85", lambda r: r["auc"] >= 0.85),
     "prm": (
@@ -78,6 +78,10 @@ BARS: dict[str, tuple[str, Callable[[Results], bool]]] = {
         lambda r: max(r["unsplittable"], r["unknown"], r["truncated"]) < 0.05,
     ),
 }
+
+
+def _as_precise(annotate: Results) -> bool:
+    return "rmse_differences" in annotate and annotate["rmse_differences"]["precise"]["low"] <= 0
 
 
 def measure(name: str, workspace: Workspace, details: Results) -> None:
