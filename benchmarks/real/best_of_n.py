@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.real.prm import UNTRAINED, prm_folder
 from benchmarks.real.scored import scored
-from benchmarks.real.workspace import Results, Workspace
+from benchmarks.real.workspace import FAMILIAR, Results, Workspace
 from mmprm.evaluation.aggregators import choose_aggregator, with_choice
 from mmprm.metrics import bootstrap_means
 from mmprm.prm.info import read_info, write_info
@@ -27,8 +27,8 @@ def measure(workspace: Workspace) -> Results:
     aggregators, groups = {}, {}
     for name in ("adaptive", UNTRAINED):
         prm = prm_folder(workspace, name)
-        aggregators[name] = chosen_aggregator(prm, scored(workspace, prm, "dev", samples))
-        groups[name] = scored(workspace, prm, "test", samples)
+        aggregators[name] = chosen_aggregator(prm, scored(workspace, prm, f"{FAMILIAR}dev", samples))
+        groups[name] = scored(workspace, prm, f"{FAMILIAR}test", samples)
     results: Results = {"problems": len(groups[UNTRAINED]), "aggregators": aggregators}
     results["curve"] = {}
     for size in sizes_up_to(samples):

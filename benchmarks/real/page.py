@@ -96,6 +96,7 @@ def metrics(results: Results) -> Iterator[tuple[str, str, str]]:
         yield "F1 of first errors, untrained", interval(found["untrained"]["f1"]), "reported"
         difference = shown(found["first_error_f1"], found["first_error_f1_interval"])
         yield "F1, trained minus untrained", difference, "at least 0.15, interval above 0"
+        yield "F1, trained minus untrained, new wordings", interval(found["reworded"]["difference"]), "reported"
     if found := results.get("bon"):
         names = {"weighted_minus_majority": "weighted vote minus majority", "trained_minus_untrained": "weighted vote"}
         for size in (8, 16):

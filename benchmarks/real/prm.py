@@ -1,6 +1,7 @@
 """Train a PRM with `mmprm train`, and compare how well it and an untrained PRM locate first errors.
 
-Development problems choose the threshold. Test problems, whose wordings are unseen in training, give the results.
+Development problems choose the threshold, and test problems give the results. Both are unseen; their wordings are those
+of the annotated problems (familiar), or wordings that occur in no training data (reworded).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 from benchmarks.real import labels
 from benchmarks.real.scored import scored
 from benchmarks.real.truth import known_of, steps_true
-from benchmarks.real.workspace import CONFIGS, Results, Workspace, read_json, run_command, write_json
+from benchmarks.real.workspace import CONFIGS, FAMILIAR, Results, Workspace, read_json, run_command, write_json
 from mmprm.config import load
 from mmprm.metrics import NO_ERROR, Interval, bootstrap, choose_threshold, first_below, processbench_f1
 from mmprm.prm.model import initialize_prm, save_prm
@@ -46,26 +47,37 @@ def measure(workspace: Workspace) -> Results:
     """Train on the labels of the adaptive campaign, and compare first errors with those of the untrained PRM."""
     seconds = train(workspace, "adaptive")
     untrained(workspace)
-    trained, plain = (first_errors(workspace, name) for name in ("adaptive", UNTRAINED))
-    difference = f1_difference(trained, plain)
+    familiar = gain(workspace, FAMILIAR)
+    difference = familiar.pop("difference")
     return {
-        "first_error_f1": difference.value,
-        "first_error_f1_interval": [difference.low, difference.high],
-        "trained": f1_summary(trained),
-        UNTRAINED: f1_summary(plain),
-        "problems": len(set(trained.problems)),
-        "solutions": len(trained.problems),
-        "undecided": trained.undecided,
+        "first_error_f1": difference["value"],
+        "first_error_f1_interval": [difference["low"], difference["high"]],
+        **familiar,
+        "reworded": gain(workspace, ""),
         "train_seconds": seconds,
         "examples": examples(workspace),
     }
 
 
+def gain(workspace: Workspace, wordings: str) -> Results:
+    """Return the F1 of the trained and the untrained PRM, and their difference, on test problems in these wordings."""
+    trained, plain = (first_errors(workspace, name, wordings) for name in ("adaptive", UNTRAINED))
+    return {
+        "difference": asdict(f1_difference(trained, plain)),
+        "trained": f1_summary(trained),
+        UNTRAINED: f1_summary(plain),
+        "problems": len(set(trained.problems)),
+        "solutions": len(trained.problems),
+        "undecided": trained.undecided,
+    }
+
+
 def examples(workspace: Workspace) -> list[Results]:
     """Return the first test solutions with a false step, one of each problem, with the scores of both PRMs."""
-    problems = workspace.load("test")
+    split = f"{FAMILIAR}test"
+    problems = workspace.load(split)
     trained, plain = (
-        scored(workspace, prm_folder(workspace, name), "test", workspace.sizes.judged_samples)
+        scored(workspace, prm_folder(workspace, name), split, workspace.sizes.judged_samples)
         for name in ("adaptive", UNTRAINED)
     )
     found = []
@@ -108,16 +120,19 @@ def untrained(workspace: Workspace) -> None:
         save_prm(folder, initialize_prm(config.model, config.tokens, config.add_missing_tokens))
 
 
-def first_errors(workspace: Workspace, name: str) -> Judged:
-    """Judge the test solutions by a PRM, with the threshold that is best on the development problems."""
+def first_errors(workspace: Workspace, name: str, wordings: str = FAMILIAR) -> Judged:
+    """Judge the test solutions by a PRM, with the threshold that is best on the development problems.
+
+    `wordings` is the prefix of the problem files.
+    """
 
     def known(split: str) -> tuple[list[CandidateGroup], dict[str, Problem]]:
         groups = scored(workspace, prm_folder(workspace, name), split, workspace.sizes.judged_samples)
         return groups, workspace.load(split)
 
-    problems, scores, truth, _ = decided(*known("dev"))
+    problems, scores, truth, _ = decided(*known(f"{wordings}dev"))
     threshold, _ = choose_threshold(scores, truth)
-    problems, scores, truth, undecided = decided(*known("test"))
+    problems, scores, truth, undecided = decided(*known(f"{wordings}test"))
     claims = np.array([first_below(each, threshold) for each in scores])
     return Judged(problems, claims, np.array(truth), threshold, undecided)
 

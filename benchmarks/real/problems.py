@@ -31,8 +31,15 @@ from mmprm.problems import content_id
 
 SplitName = Literal["sft", "annotate", "rl", "dev", "test"]
 SPLITS: tuple[SplitName, ...] = ("sft", "annotate", "rl", "dev", "test")
-SEARCHED = ("annotate", "rl")
-HELD_OUT = ("dev", "test")
+WordingsName = Literal["training", "search", "held_out"]
+WORDINGS_OF: dict[SplitName, WordingsName] = {
+    "sft": "training",
+    "annotate": "search",
+    "rl": "search",
+    "dev": "held_out",
+    "test": "held_out",
+}
+"""Maps each split to its usual set of wordings."""
 LARGEST = 40
 """Largest intermediate value before the ending."""
 FORMS = ("tags", "numbered")
@@ -109,15 +116,20 @@ class RealProblem:
         }
 
 
-def make_problems(split: SplitName, count: int, seed: int = 0) -> list[RealProblem]:
-    """Generate `count` different problems of a split. The first ones are the same for every count."""
+def make_problems(
+    split: SplitName, count: int, seed: int = 0, wordings: WordingsName | None = None
+) -> list[RealProblem]:
+    """Generate `count` different problems of a split, in its usual wordings or in others.
+
+    The first problems are the same for every count.
+    """
     found: dict[str, RealProblem] = {}
     for attempt in itertools.count():
         rng = random.Random(f"{seed}/{split}/{attempt}")
         story = _story(rng)
         if story is None or _split_of(story) != split or story.content() in found:
             continue
-        problem = _worded(story, rng, split)
+        problem = _worded(story, rng, wordings or WORDINGS_OF[split])
         if problem is not None:
             found[story.content()] = problem
         if len(found) == count:
@@ -223,7 +235,7 @@ def _solved(story: Story, unit: str) -> tuple[list[Step], Expression]:
     return steps, expression
 
 
-def _worded(story: Story, rng: random.Random, split: SplitName) -> RealProblem | None:
+def _worded(story: Story, rng: random.Random, set_name: WordingsName) -> RealProblem | None:
     """Write the text of a story, or return None if an incorrect operation would yield a legitimate value."""
     scene = SCENES[story.scene]
     (unit, group), name = rng.choice(GOODS), rng.choice(NAMES)
@@ -231,7 +243,7 @@ def _worded(story: Story, rng: random.Random, split: SplitName) -> RealProblem |
     fields = {"name": name, "friend": friend, "unit": scene.unit or unit, "group": group, "goods": unit}
 
     def sentence(wordings: Wordings, event: Event) -> str:
-        chosen = rng.choice(_choices(wordings, story.scene, event.kind, split))
+        chosen = rng.choice(_choices(wordings, story.scene, event.kind, set_name))
         text = chosen.format(**fields, n=event.n, k=event.k)
         return text[0].upper() + text[1:]
 
@@ -252,11 +264,11 @@ def _worded(story: Story, rng: random.Random, split: SplitName) -> RealProblem |
     return RealProblem(" ".join(told), tuple(steps), givens, distractors, tuple(sorted(values)), operations, name)
 
 
-def _choices(wordings: Wordings, scene: str, kind: str, split: SplitName) -> tuple[str, ...]:
-    """Return the wordings of a kind of sentence that a split uses."""
-    if split in SEARCHED:
+def _choices(wordings: Wordings, scene: str, kind: str, name: WordingsName) -> tuple[str, ...]:
+    """Return the wordings of a kind of sentence in a set of wordings."""
+    if name == "search":
         return SEARCH_WORDINGS["distractor" if kind == "distractor" else scene][kind]
-    return wordings.held_out if split in HELD_OUT else wordings.training
+    return wordings.held_out if name == "held_out" else wordings.training
 
 
 def _confusions(givens: Sequence[int], distractors: Sequence[int], values: set[Fraction]) -> Iterator[bool]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.real.problems import FORMS, RealProblem, make_problems, solution, write_rows
-from benchmarks.real.workspace import PROMPTS, Results, Workspace, read_json, run_command, sampling_sets
+from benchmarks.real.workspace import FAMILIAR, PROMPTS, Results, Workspace, read_json, run_command, sampling_sets
 from mmprm.prompts import messages
 from mmprm.types import Problem
 
@@ -29,16 +29,14 @@ def write_data(workspace: Workspace) -> None:
     made = make_problems("sft", sizes.solutions + sizes.held_out)
     write_rows(workspace.problems("sft"), conversations(made[: sizes.solutions], 0))
     write_rows(workspace.problems("sft-held-out"), conversations(made[sizes.solutions :], 1))
-    counts = {
-        "annotate": sizes.annotated,
-        "rl": sizes.rl_steps * sizes.rl_prompts,
-        "dev": sizes.dev,
-        "test": sizes.test,
-    }
+    counts = {"annotate": sizes.annotated, "rl": sizes.rl_steps * sizes.rl_prompts}
+    counts |= {"dev": sizes.dev, "test": sizes.test}
     for split, count in counts.items():
         write_rows(workspace.problems(split), [problem.row() for problem in make_problems(split, count)])
-    held_out = make_problems("test", sizes.test)[: sizes.rl_held_out]
-    write_rows(workspace.problems("rl-held-out"), [problem.row() for problem in held_out])
+    for split in ("dev", "test"):
+        familiar = make_problems(split, counts[split], wordings="search")
+        write_rows(workspace.problems(f"{FAMILIAR}{split}"), [problem.row() for problem in familiar])
+    write_rows(workspace.problems("rl-held-out"), [problem.row() for problem in familiar[: sizes.rl_held_out]])
 
 
 def measure(workspace: Workspace) -> Results:

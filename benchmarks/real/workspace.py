@@ -26,6 +26,8 @@ PROMPTS = {
     "numbered": PromptConfig(preset="plain", system="Solve the problem in numbered steps."),
 }
 """Prompts of the two step formats. The system turn tells the policy which one to use."""
+FAMILIAR = "familiar-"
+"""Prefix of the problem files of dev and test problems in the wordings of the problems to annotate."""
 MAX_TOKENS = 160
 TEMPERATURE = 0.7
 QUIET_LOAD = 0.7

@@ -45,6 +45,13 @@ def test_splits_share_no_problem_even_reworded(problems):
             assert one == other or not calculations[one] & calculations[other]
 
 
+def test_other_wordings_tell_the_calculations_of_the_same_split():
+    reworded, usual = make_problems("test", 10, wordings="search"), make_problems("annotate", 40)
+    assert not {made.question for made in reworded} & {made.question for made in make_problems("test", 40)}
+    assert not {made.steps for made in reworded} & {made.steps for made in usual}
+    assert all(any(re.search(each, made.question) for each in search_wordings()) for made in reworded)
+
+
 def patterns(texts: Iterable[str]) -> list[str]:
     return [re.sub(r"\\{\w+\\}", r"[\\w ]+", re.escape(text)) for text in texts]
 
