@@ -14,6 +14,7 @@ from mmprm.prm.model import initialize_prm, save_prm
 from mmprm.scoring import vllm_scorer
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.open import open_scorer
+from mmprm.tiny.image import CELL
 from mmprm.tiny.model import build_model
 from mmprm.tiny.tokenizer import build_processor, build_tokenizer
 from mmprm.tiny.world import Mistakes, make_problems, solve
@@ -31,7 +32,10 @@ def random_prm(folder: Path) -> str:
             weight.mul_(3.0 if weight.dim() > 1 else 1.0)
     model.save_pretrained(folder / "base")
     build_processor().save_pretrained(folder / "base")
-    save_prm(folder / "prm", initialize_prm(str(folder / "base"), PrmTokens(), add_missing_tokens=True))
+    # Images of 2 × 3 cells are scaled down, so scores are equal only if both backends apply the limit.
+    limits = {"max_pixels": 3 * CELL * CELL}
+    prm = initialize_prm(str(folder / "base"), PrmTokens(), add_missing_tokens=True, pixel_limits=limits)
+    save_prm(folder / "prm", prm)
     return str(folder / "prm")
 
 
