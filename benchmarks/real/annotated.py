@@ -35,7 +35,7 @@ PRECISE = {
     "search.rollouts": 16,
     "search.false_negative_rate": 0.03,
     "search.max_posterior_std": 0.115,
-    "search.min_shared_rollouts": 12,
+    "search.min_shared_rollouts": 8,
 }
 """Settings for labels as precise as with 16 rollouts: few rollouts for failed states, up to 16 for the others."""
 SCHEDULES: dict[str, dict[str, Any]] = {"adaptive": {}, "precise": PRECISE, "fixed": FIXED}
