@@ -22,8 +22,6 @@ import argparse
 import json
 import math
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,13 +30,11 @@ from statistics import fmean, median, stdev
 from typing import Any
 
 from benchmarks.agents_mismatch import measure_mismatch, write_policy
-from benchmarks.machine import machine
+from benchmarks.parts import ROOT, Part, Results, run_mmprm, run_parts
 from mmprm.problems import write_problems
 from mmprm.tiny.sokoban_problems import make_sokoban_problems
 
-ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "rl" / "sokoban-tiny.yaml"
-Results = dict[str, Any]
 
 CONTINUATIONS = 2
 """Number of continuations of a turn with credit.source=tree."""
@@ -219,14 +215,14 @@ def episodes_to(rate: float, curve: Sequence[tuple[float, float]]) -> float | No
     return None
 
 
-PARTS: dict[str, tuple[Callable[[Bench], Results], str, Callable[[Results], bool]]] = {
-    "mismatch": (mismatch, "at most 1e-4", lambda found: found["value"] <= 1e-4),
-    "rl_gain": (
+PARTS = {
+    "mismatch": Part(mismatch, "at most 1e-4", lambda found: found["value"] <= 1e-4),
+    "rl_gain": Part(
         rl_gain,
         "at least 0.2, interval above 0, at most 15 minutes",
         lambda found: found["value"] >= 0.2 and found["interval"][0] > 0 and found["minutes"] <= 15,
     ),
-    "sample_ratio": (
+    "sample_ratio": Part(
         sample_ratio,
         "at most 0.67, and less than GiGPO",
         lambda found: (
@@ -261,29 +257,11 @@ def main() -> None:
     folder = arguments.folder or ROOT / "runs" / ("bench-agents-small" if arguments.small else "bench-agents")
     output = arguments.output or (folder if arguments.small else ROOT / "benchmarks" / "results") / "agents.json"
     folder.mkdir(parents=True, exist_ok=True)
-    bench = Bench(folder, arguments.policy, arguments.prm, SMALL if arguments.small else FULL, _execute)
+    bench = Bench(folder, arguments.policy, arguments.prm, SMALL if arguments.small else FULL, run_mmprm)
     if arguments.status:
         print(status(bench))
         return
-    for name in arguments.only:
-        measure, bar, is_met = PARTS[name]
-        found = measure(bench)
-        met = is_met(found)
-        print(json.dumps({name: found}, indent=2), "met" if met else f"MISSED ({bar})", flush=True)
-        results = json.loads(output.read_text()) if output.exists() else {}
-        results["machine"] = machine()
-        results[name] = found.pop("value")
-        results.setdefault("details", {})[name] = found | {"met": met, "small": arguments.small}
-        output.write_text(json.dumps(results, indent=2) + "\n")
-
-
-def _execute(command: list[str], log: Path) -> int:
-    """Run an mmprm command and return its exit code; what it prints goes to `log`."""
-    print(f"{time.strftime('%H:%M:%S')}  {log.stem}", flush=True)
-    with log.open("w") as file:
-        return subprocess.run(
-            [sys.executable, "-m", "mmprm", *command], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT
-        ).returncode
+    run_parts(PARTS, arguments.only, bench, output, arguments.small)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from benchmarks.agents_sokoban import (
     MISTAKES,
@@ -42,6 +41,7 @@ from benchmarks.agents_sokoban import (
     turn_sampler,
     write_levels,
 )
+from benchmarks.parts import ROOT, Part, Results, run_parts
 from mcts.config import CampaignConfig
 from mmprm.errors import StoreError
 from mmprm.labels.build import LabelsConfig, build_labels
@@ -54,9 +54,7 @@ from mmprm.trees.store import Store
 from mmprm.trees.tallies import tallies
 from mmprm.types import Counts, Problem, Solution, Steps, Tree, Verdict
 
-ROOT = Path(__file__).parents[1]
 KILLS = 5
-Results = dict[str, Any]
 BARS: dict[str, tuple[str, Callable[[Results], bool]]] = {
     "labels_auc": ("at least 0.95", lambda found: found["value"] >= 0.95),
     "first_error": (
@@ -280,11 +278,14 @@ def _batches(run: Path) -> set[tuple[str, Steps, int, tuple[Steps, ...]]]:
         store.close()
 
 
-PARTS: dict[str, Callable[[Bench], Results]] = {
-    "labels_auc": labels_auc,
-    "first_error": first_error,
-    "prm_f1": prm_f1,
-    "kill": kill,
+PARTS = {
+    name: Part(measure, *BARS[name])
+    for name, measure in (
+        ("labels_auc", labels_auc),
+        ("first_error", first_error),
+        ("prm_f1", prm_f1),
+        ("kill", kill),
+    )
 }
 
 
@@ -299,14 +300,7 @@ def main() -> None:
     arguments = parser.parse_args()
     bench = Bench(arguments.folder, arguments.policy, SMALL if arguments.small else Sizes())
     bench.folder.mkdir(parents=True, exist_ok=True)
-    for name in arguments.only:
-        found = PARTS[name](bench)
-        met = found["value"] is not None and BARS[name][1](found)
-        print(json.dumps({name: found}, indent=2), "met" if met else f"MISSED ({BARS[name][0]})", flush=True)
-        results = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
-        results[name] = found.pop("value")
-        results.setdefault("details", {})[name] = found | {"met": met, "small": arguments.small}
-        arguments.output.write_text(json.dumps(results, indent=2) + "\n")
+    run_parts(PARTS, arguments.only, bench, arguments.output, arguments.small)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ Results = dict[str, Any]
 class Part(NamedTuple):
     """Holds a part: the function that measures it, and its target in words and as a predicate on the results.
 
-    The results have a `value`, the headline metric.
+    The results have a `value`, the headline metric. If it is None, the target is missed.
     """
 
     measure: Callable[[Any], Results]
@@ -32,7 +32,7 @@ def run_parts(parts: Mapping[str, Part], names: Iterable[str], bench: Any, outpu
     for name in names:
         part = parts[name]
         found = part.measure(bench)
-        met = part.is_met(found)
+        met = found["value"] is not None and part.is_met(found)
         print(json.dumps({name: found}, indent=2), "met" if met else f"MISSED ({part.bar})", flush=True)
         results = json.loads(output.read_text()) if output.exists() else {}
         results["machine"] = machine()

@@ -130,7 +130,8 @@ def agents(results: dict[str, Any], _: dict[str, Any]) -> Iterator[tuple[str, st
         details = results["details"][key]
         shown = {"value": results[key]} | {name: each for name, each in details.items() if name != "curves"}
         met = "met" if shown.pop("met") else "missed"
-        shown.pop("small", None)
+        for name in ("small", "bar"):
+            shown.pop(name, None)
         yield f"`{key}`", "<br>".join(f"{name} {_list(value)}" for name, value in shown.items()), f"{bar}: {met}"
 
 

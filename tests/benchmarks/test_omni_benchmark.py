@@ -116,6 +116,13 @@ def test_results_are_merged(tmp_path: Path) -> None:
     assert results["details"] == {"bon": {"n": 8}, "one": {"n": 3, "bar": "1", "met": True, "small": True}}
 
 
+def test_a_part_without_a_value_misses_its_target(tmp_path: Path) -> None:
+    never = Part(lambda bench: {"value": None}, "at most 1", lambda found: found["value"] <= 1)
+    run_parts({"never": never}, ["never"], None, tmp_path / "a.json", False)
+    results = json.loads((tmp_path / "a.json").read_text())
+    assert (results["never"], results["details"]["never"]["met"]) == (None, False)
+
+
 def test_the_media_with_a_target_are_measured() -> None:
     from benchmarks.omni_mismatch import media_problems
 
