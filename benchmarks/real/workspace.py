@@ -42,7 +42,7 @@ class Sizes:
 
     solutions: int = 1000
     held_out: int = 60
-    annotated: int = 300
+    annotated: int = 800
     compared: int = 100
     max_rollouts: int = 96
     fresh: int = 128
