@@ -58,8 +58,8 @@ class Sizes:
     """Configures levels, seeds and steps. SMALL runs each part in minutes, to test it."""
 
     seeds: tuple[int, ...] = (0, 1, 2)
-    steps: int = 40
-    every: int = 4
+    steps: int = 30
+    every: int = 5
     prompts: int = 16
     group_size: int = 8
     train: int = 600

@@ -76,9 +76,11 @@ class Bench:
 
     def annotated(self, split: str) -> CampaignConfig:
         """Annotate the levels of the train or the test split, if this is not done yet."""
-        count = self.sizes.train_levels if split == "train" else self.sizes.held_out_levels
-        levels = write_levels(self.folder / f"{split}.jsonl", split, count, self.sizes)
-        config = campaign(levels, self.folder / f"annotate-{split}", self.policy, self.sizes)
+        sizes, count = self.sizes, self.sizes.held_out_levels
+        if split == "train":
+            sizes, count = sizes.of_train(), sizes.train_levels
+        levels = write_levels(self.folder / f"{split}.jsonl", split, count, sizes)
+        config = campaign(levels, self.folder / f"annotate-{split}", self.policy, sizes)
         annotate(config, solver_or_none(self.policy))
         return config
 
@@ -295,12 +297,14 @@ def main() -> None:
     parser.add_argument("--policy", default=str(ROOT / "runs" / "sokoban" / "policy"))
     parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS))
     parser.add_argument("--small", action="store_true", help="run few levels with few rollouts, to test the parts")
-    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "bench-agents-labels")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "agents.json")
+    parser.add_argument("--folder", type=Path, help="folder for the runs (runs/bench-agents-labels, or …-small)")
+    parser.add_argument("--output", type=Path, help="file for the results; with --small, agents.json in the folder")
     arguments = parser.parse_args()
-    bench = Bench(arguments.folder, arguments.policy, SMALL if arguments.small else Sizes())
-    bench.folder.mkdir(parents=True, exist_ok=True)
-    run_parts(PARTS, arguments.only, bench, arguments.output, arguments.small)
+    folder = arguments.folder or ROOT / "runs" / f"bench-agents-labels{'-small' if arguments.small else ''}"
+    output = arguments.output or (folder if arguments.small else ROOT / "benchmarks" / "results") / "agents.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    bench = Bench(folder, arguments.policy, SMALL if arguments.small else Sizes())
+    run_parts(PARTS, arguments.only, bench, output, arguments.small)
 
 
 if __name__ == "__main__":
