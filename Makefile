@@ -90,7 +90,7 @@ bench-judges: setup
 
 # Both need the tiny policy that plays Sokoban, and the second one uses the PRM of the first.
 bench-agents: setup
-	test -d runs/sokoban/policy || $(BIN)/python -m mmprm tiny sokoban-policy --output runs/sokoban/policy --set size=5
+	test -d runs/sokoban/policy || $(BIN)/python -m mmprm tiny sokoban-policy --output runs/sokoban/policy
 	$(BIN)/python -m benchmarks.agents_labels
 	$(BIN)/python -m benchmarks.agents
 

@@ -1,14 +1,18 @@
 """Train a tiny policy from random weights to play Sokoban turn by turn, by imitating a solver that makes mistakes.
 
 1. vision: the vision tower alone learns what each cell contains, its row and its column, with linear heads on each
-   image token. A model of this size hardly learns to see through the language model's loss.
-2. play: the whole model learns to play. A training text is an episode of SolverPlayer with the tokens that it would
-   have during mmprm annotate or mmprm rl. The target of a move is the player's probability of each of the four moves
-   rather than the sampled move, which has the same expected gradient but less noise.
+   image token. A model of this size hardly learns to see through the language model's loss. It is frozen afterwards.
+2. moves: the language model learns single moves, each as the first turn of an episode. With one image in the text, it
+   need not yet learn which of several images shows the current state.
+3. play: the language model learns whole episodes, with the tokens that they have in mmprm annotate and mmprm rl.
+
+In the last two stages, the target is SolverPlayer's probability of each of the four moves rather than a sampled move,
+which has the same expected gradient but less noise. Linear heads on the token that predicts the move name the cells of
+the player, the boxes, and the goals, so that attention finds them early.
 
 A move is one token, so all episodes have the same tokens except for their moves.
 
-Shapes: B episode or level, T token, N predicted token, V vocabulary.
+Shapes: B episode or level, T token, N predicted token, M move, V vocabulary, H hidden, C cell.
 """
 
 from __future__ import annotations
@@ -17,6 +21,8 @@ import json
 import random
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -34,9 +40,15 @@ from mmprm.tiny.model import build_model
 from mmprm.tiny.pretrain import optimizer_steps
 from mmprm.tiny.sokoban import MOVES, SIGNS, SokobanState, level_text, move, moves_to_solve
 from mmprm.tiny.sokoban_image import draw_sign, draw_state
-from mmprm.tiny.sokoban_player import SolverMove, action_text, solver_moves
+from mmprm.tiny.sokoban_player import SolverMove, action_text, move_probabilities, solver_moves
 from mmprm.tiny.sokoban_problems import QUESTION, make_split_level
 from mmprm.tiny.tokenizer import END, build_processor
+
+MOVES_MISTAKE_RATE = 0.1
+"""Mistake rate of the targets in the stage `moves`. With that of the episodes, which is higher, good and bad moves
+differ less, and the model needs more steps to tell them apart."""
+PLACES_WEIGHT = 0.5
+"""Weight of the loss on the cells of the player, the boxes and the goals."""
 
 
 def build_sokoban_processor() -> Qwen2_5_VLProcessor:
@@ -126,7 +138,9 @@ def train_sokoban(config: SokobanTrainConfig, out: Path, say: Callable[[str], No
     model = build_model(processor.tokenizer)
     collator = EpisodeCollator(model, processor, config.size, config.max_turns)
     _train_vision(model, collator, config, say)
-    _train_play(model, collator, config, say)
+    model.model.visual.requires_grad_(False)
+    _train_language("moves", config.move_steps, partial(single_moves, config), model, collator, config, say)
+    _train_language("play", config.play_steps, partial(_episodes, config), model, collator, config, say)
     model.save_pretrained(out)
     processor.save_pretrained(out)
     metrics = evaluate_sokoban(model, collator, config)
@@ -147,8 +161,7 @@ def _train_vision(
     heads = nn.Linear(tower.config.out_hidden_size, sum(sizes))
     parameters = [*tower.parameters(), *heads.parameters()]
     for step, update in optimizer_steps(parameters, config.vision_steps, config.learning_rate, config.weight_decay):
-        episodes = [solver_episode(rng, config) for _ in range(config.batch)]
-        states = [rng.choice(episode).state for episode in episodes]
+        states = [played.state for (played,) in single_moves(config, rng)]
         pixels = collator.pixels(states)
         features = tower(pixels["pixel_values"], grid_thw=pixels["image_grid_thw"]).pooler_output
         lines = [line for state in states for line in level_text(state).split("\n")]
@@ -171,26 +184,57 @@ def _train_vision(
             )
 
 
-def _train_play(
+def single_moves(config: SokobanTrainConfig, rng: random.Random) -> list[list[SolverMove]]:
+    """Return single moves, each from a random state of another episode."""
+    moves = [rng.choice(solver_episode(rng, config)) for _ in range(config.move_batch)]
+    sharp = (tuple(move_probabilities(played.state, MOVES_MISTAKE_RATE)) for played in moves)
+    return [[replace(played, probabilities=each)] for played, each in zip(moves, sharp, strict=True)]
+
+
+def _episodes(config: SokobanTrainConfig, rng: random.Random) -> list[list[SolverMove]]:
+    return [solver_episode(rng, config) for _ in range(config.batch)]
+
+
+def _train_language(
+    stage: str,
+    steps: int,
+    draw: Callable[[random.Random], list[list[SolverMove]]],
     model: Qwen2_5_VLForConditionalGeneration,
     collator: EpisodeCollator,
     config: SokobanTrainConfig,
     say: Callable[[str], None],
 ) -> None:
-    started, rng = time.monotonic(), random.Random(f"{config.seed}/play")
-    parameters = model.parameters()
-    for step, update in optimizer_steps(parameters, config.play_steps, config.learning_rate, config.weight_decay):
-        inputs, predicting_BT, probabilities_NV = collator([solver_episode(rng, config) for _ in range(config.batch)])
-        logits_NV = model(**inputs, use_cache=False).logits[predicting_BT]
+    """Train the language model on the episodes of `draw`."""
+    started, rng = time.monotonic(), random.Random(f"{config.seed}/{stage}")
+    heads = nn.Linear(model.config.text_config.hidden_size, 3 * config.size**2)
+    parameters = [each for each in (*model.parameters(), *heads.parameters()) if each.requires_grad]
+    for step, update in optimizer_steps(parameters, steps, config.learning_rate, config.weight_decay):
+        episodes = draw(rng)
+        inputs, predicting_BT, probabilities_NV = collator(episodes)
+        hidden_NH = model.model(**inputs, use_cache=False).last_hidden_state[predicting_BT]
+        logits_NV = model.lm_head(hidden_NH)
         unused = logits_NV.shape[1] - probabilities_NV.shape[1]  # spare embeddings
         targets_NV = nn.functional.pad(probabilities_NV, (0, unused))
+        places_M3C = torch.stack([cell_targets(played.state) for episode in episodes for played in episode])
+        named_M3C = heads(hidden_NH[::2]).view(places_M3C.shape)  # every second token ends a turn
         loss = cross_entropy(logits_NV, targets_NV)
-        loss.backward()
+        total = loss + PLACES_WEIGHT * cross_entropy(named_M3C.flatten(0, 1), places_M3C.flatten(0, 1))
+        total.backward()
         update()
-        if step % 50 == 0 or step == config.play_steps - 1:
-            hit = _best_share(logits_NV[::2], targets_NV[::2])  # every second token ends a turn
+        if step % 50 == 0 or step == steps - 1:
+            hit = _best_share(logits_NV[::2], targets_NV[::2])
             seconds = time.monotonic() - started
-            say(f"play {step}/{config.play_steps} loss {loss.item():.4f} best moves {hit:.3f} after {seconds:.0f} s")
+            say(f"{stage} {step}/{steps} loss {loss.item():.4f} best moves {hit:.3f} after {seconds:.0f} s")
+
+
+def cell_targets(state: SokobanState) -> Tensor:
+    """Return the distributions of the player, the boxes and the goals over the cells (3, C)."""
+    layout = state.layout
+    places_3C = torch.zeros(3, layout.height * layout.width)
+    for row, cells in enumerate(([state.player], state.boxes, layout.goals)):
+        for down, right in cells:
+            places_3C[row, down * layout.width + right] = 1 / len(cells)
+    return places_3C
 
 
 def _best_share(logits: Tensor, probabilities: Tensor) -> float:

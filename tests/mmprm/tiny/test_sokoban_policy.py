@@ -18,19 +18,22 @@ from mmprm.prompts import PromptConfig
 from mmprm.sampling.conversation import EpisodeEncoder
 from mmprm.tiny.config import SokobanTrainConfig
 from mmprm.tiny.model import build_model
-from mmprm.tiny.sokoban import move, moves_to_solve
+from mmprm.tiny.sokoban import best_moves, move, moves_to_solve, parse_level
 from mmprm.tiny.sokoban_image import draw_state
 from mmprm.tiny.sokoban_player import action_text
 from mmprm.tiny.sokoban_policy import (
     EpisodeCollator,
     build_sokoban_processor,
+    cell_targets,
     evaluate_sokoban,
+    single_moves,
     solver_episode,
     train_sokoban,
 )
 from mmprm.tiny.sokoban_problems import QUESTION
 
-CONFIG = SokobanTrainConfig(size=5, max_turns=6, batch=2, vision_steps=1, play_steps=2, held_out=3, threads=1)
+STEPS = {"vision_steps": 1, "move_steps": 1, "move_batch": 2, "play_steps": 2, "batch": 2}
+CONFIG = SokobanTrainConfig(size=5, max_turns=6, held_out=3, threads=1, **STEPS)
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +87,24 @@ def test_an_episode_ends_when_its_level_is_solved_or_lost() -> None:
         ends["solved" if last.solved else "lost" if moves_to_solve(last) is None else "turn limit"] += 1
         assert last.solved or moves_to_solve(last) is None or len(episode) == CONFIG.max_turns
     assert set(ends) == {"solved", "lost", "turn limit"}
+
+
+def test_cell_targets_by_hand() -> None:
+    """In a room of 3 × 6 cells, cell 7 is the second one of the second row."""
+    player, boxes, goals = cell_targets(parse_level("######\n#@$*.#\n######"))
+    assert player.nonzero().tolist() == [[7]]
+    assert {at: value for at, value in enumerate(boxes.tolist()) if value} == {8: 0.5, 9: 0.5}
+    assert {at: value for at, value in enumerate(goals.tolist()) if value} == {9: 0.5, 10: 0.5}
+
+
+def test_single_moves_have_sharper_targets_than_episodes() -> None:
+    """One of four moves is best in most states: 0.1 / 4 + 0.9. The player's own rate is 0.6 / 4 + 0.4."""
+    config = CONFIG.model_copy(update={"move_batch": 40})
+    moves = [played for (played,) in single_moves(config, random.Random(0))]
+    highest = Counter(round(max(played.probabilities), 3) for played in moves)
+    assert highest.most_common(1)[0][0] == 0.925
+    assert {len(best_moves(played.state)) for played in moves} == {1, 2}
+    assert len({played.state for played in moves}) > 30
 
 
 def test_training_writes_a_checkpoint_with_its_solve_rate(tmp_path: Path) -> None:
