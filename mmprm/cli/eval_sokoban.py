@@ -6,9 +6,9 @@ import asyncio
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from mmprm.cli.shared.policy import check_config, opened_player, policy_folder
 from mmprm.config import Config, PathText
@@ -27,8 +27,6 @@ from mmprm.tiny.sokoban_plan import MAX_MOVES, read_plan
 from mmprm.tiny.sokoban_player import action_text
 from mmprm.tiny.sokoban_scores import SokobanMetrics, shortest_solution, sokoban_metrics
 from mmprm.types import Problem, Verdict
-
-ONLINE, GLOBAL = "sokoban", "mmprm.tiny.sokoban_plan:SokobanPlanEnvironment"
 
 
 class PlayingEngineConfig(LocalEngineConfig):
@@ -51,27 +49,29 @@ class SokobanEvalConfig(Config):
     """Sampling settings for the policy's turns."""
     prompt: PromptConfig = PromptConfig(preset="plain")
     """Prompt settings for the policy."""
-    environment: EnvironmentConfig = EnvironmentConfig(path=ONLINE)
-    """Environment to play in: sokoban, with one move per turn (MageBench's Sokoban-Online), or
-    mmprm.tiny.sokoban_plan:SokobanPlanEnvironment, with a plan of all moves (Sokoban-Global)."""
+    plan: bool = False
+    """Let the policy write a plan of all moves at once (MageBench's Sokoban-Global). By default, it plays one move per
+    turn (Sokoban-Online)."""
+    max_turns: int = Field(10, ge=1)
+    """Maximum number of turns per episode."""
+    max_turn_tokens: int = Field(256, ge=1)
+    """Maximum number of tokens per turn, or of a plan; replaces sampling.max_tokens."""
+    images: Annotated[int, Field(ge=1)] | Literal["all"] = "all"
+    """Number of most recent observations whose images are shown to the policy; "all" shows every image."""
     samples: int = Field(1, ge=1)
     """Number of episodes per level."""
     seed: int = 0
     """Random seed for sampling."""
 
-    @model_validator(mode="after")
-    def _plays_sokoban(self) -> SokobanEvalConfig:
-        if self.environment.path not in (ONLINE, GLOBAL):
-            raise ValueError(
-                f"environment.path={self.environment.path} must be {ONLINE} or {GLOBAL}, whose moves are scored; set "
-                "one of them"
-            )
-        if self.prompt.preset != "plain":
-            raise ValueError(
-                f"prompt.preset={self.prompt.preset} must be plain with an environment, whose observations are the "
-                "prompt; set prompt.preset=plain, and prompt.user for instructions"
-            )
-        return self
+    @property
+    def environment(self) -> EnvironmentConfig:
+        """Return the environment in which the policy plays."""
+        return EnvironmentConfig(
+            path="mmprm.tiny.sokoban_plan:SokobanPlanEnvironment" if self.plan else "sokoban",
+            max_turns=1 if self.plan else self.max_turns,
+            max_turn_tokens=self.max_turn_tokens,
+            images=self.images,
+        )
 
 
 def evaluate_sokoban_policy(kind: str, files: Sequence[Path], config: SokobanEvalConfig) -> SokobanMetrics:
@@ -85,7 +85,7 @@ def evaluate_sokoban_policy(kind: str, files: Sequence[Path], config: SokobanEva
     check_output(config.output, "output")
     engine = EngineConfig(**config.engine.model_dump(exclude_unset=True))
     engine = with_dtype(engine, model_folder=policy_folder(engine))
-    sampling = config.sampling.model_copy(update={"max_tokens": config.environment.max_turn_tokens})
+    sampling = config.sampling.model_copy(update={"max_tokens": config.max_turn_tokens})
     config = config.model_copy(update={"engine": engine, "sampling": sampling})
     seed = environment_seed(config.seed, levels[0].id)
     first = first_prompt(config.environment, engine.images_per_prompt, levels[0], seed)
@@ -99,7 +99,7 @@ def evaluate_sokoban_policy(kind: str, files: Sequence[Path], config: SokobanEva
         if not known:
             raise DataError(f"{', '.join(map(str, files))}: {missing}; check the engine and the environment")
         print(f"note: {missing} and are left out", file=sys.stderr)
-    return sokoban_metrics([(level, _moves(each, config.environment.path)) for level, each in known])
+    return sokoban_metrics([(level, _moves(each, config.plan)) for level, each in known])
 
 
 def sokoban_table(result: SokobanMetrics) -> str:
@@ -130,9 +130,9 @@ async def _played(
         environments.close()
 
 
-def _moves(episode: Episode, path: str) -> list[str]:
+def _moves(episode: Episode, is_plan: bool) -> list[str]:
     """Return the texts of an episode's moves, one per move; a plan with the wrong format has no moves."""
     texts = [turn.action.text for turn in episode.turns]
-    if path == ONLINE:
+    if not is_plan:
         return texts
     return [action_text(name) for text in texts for name in (read_plan(text) or [])[:MAX_MOVES]]

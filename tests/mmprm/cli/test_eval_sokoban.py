@@ -69,7 +69,7 @@ def test_the_solver_has_the_highest_score(
 
 def test_a_plan_is_scored_by_its_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two plans solve their level; the other two have an invalid move, and thus no moves at all."""
-    _, found = run(tmp_path, monkeypatch, Planner(), **{"environment.path": command.GLOBAL})
+    _, found = run(tmp_path, monkeypatch, Planner(), plan=True)
     assert (found["episodes"], found["solve_rate"], found["moves_over_optimum"]) == (4, 0.5, 0)
     lost = [100 - 5 * (11 - 0.1 * level.extra["moves"]) for level in LEVELS[1::2]]
     assert found["magebench"] == pytest.approx((200 + sum(lost)) / 4)
@@ -95,8 +95,6 @@ def test_episodes_without_an_outcome_are_left_out(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"environment.path": "football"}, "environment.path=football must be sokoban or mmprm.tiny.sokoban_plan:"),
-        ({"prompt.preset": "steps"}, "prompt.preset=steps must be plain"),
         ({"engine.servers.urls": "[http://x/v1]"}, "episodes are played on an engine of this process"),
         ({"engine.images_per_prompt": 3}, "engine.images_per_prompt=3 must be at least 10"),
     ],

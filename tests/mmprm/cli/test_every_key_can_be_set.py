@@ -78,7 +78,6 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     ],
     "RerankConfig": [POLICY | {"scorer": PRM}, SERVED_POLICY | {"scorer": SERVER}, *SCORERS],
     "ScoreConfig": SCORERS,
-    "SokobanEvalConfig": [{"environment": {"path": "sokoban"}, "sampling": {"temperature": 0.5}}],
     "ServeConfig": [{"scorer": PRM, "without_key": True}, {"scorer": THINKS}, {"scorer": THINKS_ON_SERVER}],
     "SftConfig": [{"held_out": {"path": "x"}, "lora": {}, "training": ZERO_3}],
     "TrainConfig": [{"lora": {}, "training": ZERO_3}],
