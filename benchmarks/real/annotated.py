@@ -32,12 +32,15 @@ State = tuple[str, Steps]
 FIXED = {"search.rollouts": 16, "search.false_negative_rate": 0, "search.min_shared_rollouts": None}
 """Settings of OmegaPRM with a fixed number of rollouts per state."""
 PRECISE = {
-    "search.rollouts": 16,
+    "search.rollouts": 12,
     "search.false_negative_rate": 0.03,
     "search.max_posterior_std": 0.115,
-    "search.min_shared_rollouts": 8,
+    "search.min_shared_rollouts": 12,
 }
-"""Settings for labels as precise as with 16 rollouts: few rollouts for failed states, up to 16 for the others."""
+"""Settings for labels as precise as with 16 rollouts: few rollouts for failed states, up to 12 for the others.
+
+Other states' rollouts decide whether a prefix can still succeed, but hardly ever label it.
+"""
 SCHEDULES: dict[str, dict[str, Any]] = {"adaptive": {}, "precise": PRECISE, "fixed": FIXED}
 IN_FLIGHT = 4
 """Number of states whose fresh rollouts are sampled concurrently."""
