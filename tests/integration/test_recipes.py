@@ -3,8 +3,8 @@
 A recipe keeps its estimator, loss, KL, rewards, filter, schedule and frozen parts; prompt, lengths, batch and tags are
 those of the tiny world. Vision-R1 runs as a command. The other recipes share an engine and a grader, and their trainer
 runs in this process. test_rl covers the command, test_trainer_group several ranks, and test_prm_actor the PRM, which is
-a stand-in here. The recipes of Sokoban need levels instead of problems; test_rl_episodes runs RL over episodes. Those of
-clips need an Omni policy; test_omni_engine samples from one and loads new weights.
+a stand-in here. The recipes of Sokoban need levels instead of problems; test_rl_episodes runs RL over episodes. Those
+of clips need an Omni policy; test_omni_engine samples from one and loads new weights.
 """
 
 from __future__ import annotations
