@@ -77,9 +77,7 @@ SMALL_SFT = (
     "training.save_every=0",
     "gradient_checkpointing=false",
 )
-RECIPES = [
-    file for file in sorted(CONFIGS.glob("rl/*.yaml")) if "sokoban" not in file.stem and "omni" not in file.stem
-]
+RECIPES = [file for file in sorted(CONFIGS.glob("rl/*.yaml")) if "sokoban" not in file.stem and "omni" not in file.stem]
 PARTS = {"vision", "projector", "language"}
 SHOWN = {
     "cpgd-7b": "drift",
