@@ -23,7 +23,6 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from machine import machine
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(Path(__file__).parent))
@@ -142,6 +141,8 @@ def draw_growth(growth: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
+    from machine import machine
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--only", nargs="*", choices=PARTS, default=PARTS, help="parts to measure; other results are kept"
