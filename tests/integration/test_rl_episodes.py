@@ -22,7 +22,7 @@ def test_engine_and_trainer_agree_over_turns_with_images(tmp_path: Path) -> None
 
 
 def test_a_run_in_a_gymnasium_environment(random_policy_folder: Path, tmp_path: Path) -> None:
-    """The policy's weights are random, so it names a move now and then: a digit."""
+    """The policy's weights are random, so it names a move now and then: a digit. Turns are continued after a replay."""
     pytest.importorskip("pygame", reason="needs mmprm[toy-text]")
     lake = {"question": "Reach the goal.", "arguments": {"desc": ["SF", "FG"]}}
     for name, question in (("train", "Reach the goal."), ("test", "Go to the goal.")):
@@ -37,7 +37,8 @@ def test_a_run_in_a_gymnasium_environment(random_policy_folder: Path, tmp_path: 
         "prompt.preset": "plain",
         "environment": {"path": "gymnasium:FrozenLake-v1", "pattern": "([0-3])", "max_turns": 3, "max_turn_tokens": 6},
         "environment.arguments": {"is_slippery": False},
-        "credit.source": "gigpo",
+        "credit.source": "tree",
+        "rollouts.branching.continuations": 1,
         "batch.prompts": 1,
         "batch.group_size": 4,
         "trainer.optimization.precision": "fp32",
@@ -57,4 +58,6 @@ def test_a_run_in_a_gymnasium_environment(random_policy_folder: Path, tmp_path: 
     for line in lines:
         assert 1 <= line["turns"] <= 3
         assert 0 <= line["invalid_actions"] <= 1
-    assert all(line["mismatch_max"] < 1e-3 for line in lines if line["kind"] == "train")
+    trained = [line for line in lines if line["kind"] == "train"]
+    assert all(line["mismatch_max"] < 1e-3 for line in trained)
+    assert all(line["branches"] > 0 and line["branch_tokens"] > 0 for line in trained), "turns were continued"
