@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks.real.run import PARTS
 from benchmarks.real.workspace import ROOT, Results, read_json
 
 RESULTS = ROOT / "benchmarks" / "results" / "real.json"
@@ -28,7 +29,8 @@ CURVES = {
 
 def main() -> None:
     results = read_json(RESULTS)
-    draw(results, PAGE.with_name(FIGURE))
+    if "bon" in results:
+        draw(results, PAGE.with_name(FIGURE))
     PAGE.write_text(with_results(PAGE.read_text(encoding="utf-8"), section(results)), encoding="utf-8")
 
 
@@ -57,7 +59,8 @@ def section(results: Results) -> str:
         parts.append(table(header, methods(results["methods"])))
     parts.append("Duration of each part:\n")
     parts.append(table(("part", "minutes", "nothing else was running"), durations(results)))
-    parts.append(f"![Accuracy by number of samples, methods, and RL]({FIGURE})\n")
+    if "bon" in results:
+        parts.append(f"![Accuracy by number of samples, methods, and RL]({FIGURE})\n")
     if "examples" in results.get("prm", {}):
         parts.append("The first test problems with an incorrect solution, with the step scores of both PRMs:\n")
         parts += [solution(example) for example in results["prm"]["examples"]]
@@ -65,8 +68,8 @@ def section(results: Results) -> str:
 
 
 def table(header: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
-    lines = [header, ("---",) * len(header), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    lines = [f"| {' | '.join(line)} |\n" for line in (header, *rows)]
+    return "".join([lines[0], "|---" * len(header) + "|\n", *lines[1:]])
 
 
 def metrics(results: Results) -> Iterator[tuple[str, str, str]]:
@@ -81,7 +84,7 @@ def metrics(results: Results) -> Iterator[tuple[str, str, str]]:
         for name, each in found.get("errors", {}).items():
             yield f"RMSE of labels, `{name}`", interval(each["rmse"]), "reported"
         for name, difference in found.get("rmse_differences", {}).items():
-            target = "not above 0" if name == "precise" else "reported"
+            target = "interval not above 0" if name == "precise" else "reported"
             yield f"RMSE, `{name}` minus `fixed`", interval(difference), target
         if "saturation" in found:
             yield "tokens per second, relative to all requests at once", f"{found['saturation']:.2f}", "at least 0.90"
@@ -128,11 +131,18 @@ def methods(results: Results) -> Iterator[tuple[str, ...]]:
 
 
 def durations(results: Results) -> Iterator[tuple[str, str, str]]:
+    """Yield (part, minutes, whether the machine was quiet), with one row per campaign for annotate."""
     for part in results.values():
-        if isinstance(part, dict):
-            for key in (key for key in part if key.endswith("_quiet") and f"{key[:-6]}_seconds" in part):
-                name = key.removesuffix("_quiet")
-                yield f"`{name}`", f"{part[f'{name}_seconds'] / 60:.1f}", "yes" if part[key] else "no"
+        if not isinstance(part, dict):
+            continue
+        for name in (name for name in PARTS if f"{name}_quiet" in part):
+            quiet = "yes" if part[f"{name}_quiet"] else "no"
+            if name != "annotate":
+                yield f"`{name}`", f"{part[f'{name}_seconds'] / 60:.1f}", quiet
+                continue
+            for campaign, found in part["whole_campaigns"].items():
+                what = f"{found['problems']} problems, {found['tokens']:,} tokens, {found['labels']:,} labels"
+                yield f"`annotate`, `{campaign}` ({what})", f"{found['seconds'] / 60:.1f}", quiet
 
 
 def solution(example: Results) -> str:

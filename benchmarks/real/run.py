@@ -85,12 +85,15 @@ def _as_precise(annotate: Results) -> bool:
 
 
 def measure(name: str, workspace: Workspace, details: Results) -> None:
-    """Measure one part, and record it with the seconds of this call and whether the machine was quiet."""
+    """Measure one part, and record it with its seconds and whether the machine was quiet.
+
+    The seconds of repeated calls add up, because a call resumes what earlier ones began.
+    """
     quiet, begun = is_quiet(), time.perf_counter()
     found = PARTS[name](workspace)
-    seconds = time.perf_counter() - begun
-    timing = {f"{name}_seconds": seconds, f"{name}_quiet": quiet}
-    details.setdefault(key_of(name), {}).update(found | timing)
+    part = details.setdefault(key_of(name), {})
+    seconds = part.get(f"{name}_seconds", 0.0) + time.perf_counter() - begun
+    part.update(found | {f"{name}_seconds": seconds, f"{name}_quiet": quiet and part.get(f"{name}_quiet", True)})
 
 
 def key_of(part: str) -> str:

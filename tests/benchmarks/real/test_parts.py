@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 
-from benchmarks.real import annotate, best_of_n, prm, rollouts
+from benchmarks.real import annotate, best_of_n, page, prm, rollouts
 from benchmarks.real.annotated import Annotated, sample_states
 from benchmarks.real.flat import search_flat
 from benchmarks.real.problems import make_problems
@@ -122,3 +122,15 @@ def test_conversations_alternate_between_the_step_formats():
     rows = [row["messages"] for row in conversations(make_problems("sft", 4), 0)]
     assert [messages[-1]["content"].startswith("<step>") for messages in rows] == [True, False, True, False]
     assert len({messages[0]["content"] for messages in rows}) == 2
+
+
+def test_the_results_replace_those_of_an_earlier_run():
+    text = "# Page\n\n## Results\n\nold\n\n## What did not work\nmuch\n"
+    assert page.with_results(text, "new\n") == "# Page\n\n## Results\n\nnew\n\n## What did not work\nmuch\n"
+
+
+def test_a_table_of_results():
+    found = {"labels": {"auc": 0.874, "auc_interval": [0.855, 0.893], "auc_by_rollouts": {}}}
+    assert page.table(("metric", "measured", "target"), page.metrics(found)) == (
+        "| metric | measured | target |\n|---|---|---|\n| AUC of labels | 0.874 (0.855 to 0.893) | at least 0.85 |\n"
+    )
