@@ -18,7 +18,6 @@ Each run is `mmprm rl` in a separate process. An interrupted benchmark resumes w
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import shutil
@@ -30,7 +29,7 @@ from statistics import fmean, median, stdev
 from typing import Any
 
 from benchmarks.agents_mismatch import measure_mismatch, write_policy
-from benchmarks.parts import ROOT, Part, Results, run_mmprm, run_parts
+from benchmarks.parts import ROOT, Part, Results, folder_and_output, parts_parser, run_mmprm, run_parts
 from mmprm.problems import write_problems
 from mmprm.tiny.sokoban_problems import make_sokoban_problems
 
@@ -245,18 +244,11 @@ def status(bench: Bench) -> str:
 
 def main() -> None:
     """Measure the parts and merge their results into the results file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS), help="parts to measure")
-    parser.add_argument("--small", action="store_true", help="test every part with tiny runs, in a folder of their own")
-    parser.add_argument("--status", action="store_true", help="show which runs are missing, and measure nothing")
-    parser.add_argument("--policy", type=Path, default=ROOT / "runs" / "sokoban" / "policy")
+    parser = parts_parser(__doc__, PARTS, ROOT / "runs" / "sokoban" / "policy")
     parser.add_argument("--prm", type=Path, default=ROOT / "runs" / "bench-agents-labels" / "train" / "prm")
-    parser.add_argument("--folder", type=Path, help="folder for the runs (runs/bench-agents, or bench-agents-small)")
-    parser.add_argument("--output", type=Path, help="file for the results; with --small, agents.json in the folder")
+    parser.add_argument("--status", action="store_true", help="show which runs are missing, and measure nothing")
     arguments = parser.parse_args()
-    folder = arguments.folder or ROOT / "runs" / ("bench-agents-small" if arguments.small else "bench-agents")
-    output = arguments.output or (folder if arguments.small else ROOT / "benchmarks" / "results") / "agents.json"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder, output = folder_and_output(arguments, "bench-agents", "agents.json")
     bench = Bench(folder, arguments.policy, arguments.prm, SMALL if arguments.small else FULL, run_mmprm)
     if arguments.status:
         print(status(bench))

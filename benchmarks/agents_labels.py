@@ -17,7 +17,6 @@ resume where they were interrupted. Results are merged into benchmarks/results/a
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import shutil
@@ -41,7 +40,7 @@ from benchmarks.agents_sokoban import (
     turn_sampler,
     write_levels,
 )
-from benchmarks.parts import ROOT, Part, Results, run_parts
+from benchmarks.parts import ROOT, Part, Results, folder_and_output, parts_parser, run_parts
 from mcts.config import CampaignConfig
 from mmprm.errors import StoreError
 from mmprm.labels.build import LabelsConfig, build_labels
@@ -293,17 +292,10 @@ PARTS = {
 
 def main() -> None:
     """Run the parts and merge their results into the results file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--policy", default=str(ROOT / "runs" / "sokoban" / "policy"))
-    parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--small", action="store_true", help="run few levels with few rollouts, to test the parts")
-    parser.add_argument("--folder", type=Path, help="folder for the runs (runs/bench-agents-labels, or …-small)")
-    parser.add_argument("--output", type=Path, help="file for the results; with --small, agents.json in the folder")
+    parser = parts_parser(__doc__, PARTS, ROOT / "runs" / "sokoban" / "policy")
     arguments = parser.parse_args()
-    folder = arguments.folder or ROOT / "runs" / f"bench-agents-labels{'-small' if arguments.small else ''}"
-    output = arguments.output or (folder if arguments.small else ROOT / "benchmarks" / "results") / "agents.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    bench = Bench(folder, arguments.policy, SMALL if arguments.small else Sizes())
+    folder, output = folder_and_output(arguments, "bench-agents-labels", "agents.json")
+    bench = Bench(folder, str(arguments.policy), SMALL if arguments.small else Sizes())
     run_parts(PARTS, arguments.only, bench, output, arguments.small)
 
 

@@ -18,7 +18,6 @@ commands themselves resume where they can.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import time
@@ -27,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.parts import ROOT, Part, Results, run_mmprm, run_parts
+from benchmarks.parts import ROOT, Part, Results, folder_and_output, parts_parser, run_mmprm, run_parts
 from mmprm.metrics import Interval, bootstrap_mean
 from mmprm.problems import write_problems
 from mmprm.tiny.omni_world import make_omni_problems
@@ -246,17 +245,10 @@ PARTS = {
 
 def main() -> None:
     """Measure the parts and merge their results into the results file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS), help="parts to measure")
-    parser.add_argument("--small", action="store_true", help="test every part with tiny runs, in a folder of their own")
+    parser = parts_parser(__doc__, PARTS, ROOT / "runs" / "omni" / "policy")
     parser.add_argument("--status", action="store_true", help="show which runs are missing, and measure nothing")
-    parser.add_argument("--policy", type=Path, default=ROOT / "runs" / "omni" / "policy")
-    parser.add_argument("--folder", type=Path, help="folder for the runs (runs/bench-omni, or bench-omni-small)")
-    parser.add_argument("--output", type=Path, help="file for the results; with --small, omni.json in the folder")
     arguments = parser.parse_args()
-    folder = arguments.folder or ROOT / "runs" / ("bench-omni-small" if arguments.small else "bench-omni")
-    output = arguments.output or (folder if arguments.small else ROOT / "benchmarks" / "results") / "omni.json"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder, output = folder_and_output(arguments, "bench-omni", "omni.json")
     bench = Bench(folder, arguments.policy, SMALL if arguments.small else FULL)
     if arguments.status:
         print("\n".join(f"{name}: {'done' if bench.is_done(name) else 'missing'}" for name in RUNS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -25,6 +26,25 @@ class Part(NamedTuple):
     measure: Callable[[Any], Results]
     bar: str
     is_met: Callable[[Results], bool]
+
+
+def parts_parser(description: str, parts: Iterable[str], policy: Path) -> argparse.ArgumentParser:
+    """Return the command-line parser of a benchmark in parts, with `policy` as the default policy."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", choices=list(parts), default=list(parts), help="parts to measure")
+    parser.add_argument("--small", action="store_true", help="test every part with tiny runs, in a folder of their own")
+    parser.add_argument("--policy", type=Path, default=policy)
+    parser.add_argument("--folder", type=Path, help="folder for the runs; by default, one in runs/")
+    parser.add_argument("--output", type=Path, help="file for the results; with --small, one in the folder")
+    return parser
+
+
+def folder_and_output(arguments: argparse.Namespace, runs: str, results: str) -> tuple[Path, Path]:
+    """Create the folder of the runs, by default runs/`runs`, and return it with the file of the results."""
+    folder = arguments.folder or ROOT / "runs" / (f"{runs}-small" if arguments.small else runs)
+    folder.mkdir(parents=True, exist_ok=True)
+    output = arguments.output or (folder if arguments.small else ROOT / "benchmarks" / "results") / results
+    return folder, output
 
 
 def run_parts(parts: Mapping[str, Part], names: Iterable[str], bench: Any, output: Path, small: bool) -> None:
