@@ -1,6 +1,6 @@
 """Compare adaptive rollouts with a fixed number per state: tokens per distinct label, and errors of the labels.
 
-`adaptive` are the default settings, and `precise` are settings whose labels are as precise as those of `fixed`.
+`adaptive` are the default settings, and `precise` are settings for labels about as precise as those of `fixed`.
 """
 
 from __future__ import annotations

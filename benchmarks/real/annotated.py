@@ -37,7 +37,7 @@ PRECISE = {
     "search.max_posterior_std": 0.115,
     "search.min_shared_rollouts": 12,
 }
-"""Settings for labels as precise as with 16 rollouts: few rollouts for failed states, up to 12 for the others.
+"""Settings for labels about as precise as with 16 rollouts: few rollouts for failed states, up to 12 for the others.
 
 Other states' rollouts decide whether a prefix can still succeed, but hardly ever label it.
 """
