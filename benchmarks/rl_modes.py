@@ -27,6 +27,7 @@ MODES: dict[str, dict[str, Any]] = {
     "soft_min": _PRM,
     "strict_min": _PRM | {"credit.mode": "strict_min"},
     "delta": _PRM | {"credit.mode": "return_to_go", "credit.transform": "delta"},
+    "progress": _PRM | {"credit.mode": "progress"},
     "scalar": _PRM | {"credit.mode": "scalar", "process.aggregator": "min"},
     "step_gae": _PRM
     | {
@@ -39,8 +40,8 @@ MODES: dict[str, dict[str, Any]] = {
     "tree": _TREE | {"credit.source": "tree"},
     "both": _PRM | _TREE | {"credit.source": "both"},
 }
-"""Keys of each mode. `pure` is PURE's published form, whose baseline is biased by length; it is shown, but not
-chosen."""
+"""Keys of each mode. `delta` credits a step with the value after it, and `progress` with the change in value. `pure` is
+PURE's published form, whose baseline is biased by length; it is shown, but not chosen."""
 CANDIDATES = tuple(mode for mode, sets in MODES.items() if PRM_KEY in sets and mode != "pure")
 """Modes among which prm_speedup chooses."""
 

@@ -198,7 +198,8 @@ BENCHMARKS = {
         "assignments of process reward on two levels of the world (`long` begins with a policy that was fine-tuned on "
         "long solutions, and has 200 held-out problems): `prm_speedup` is the number of generated tokens that outcome "
         "rewards alone need to reach their final accuracy, divided by that of the best process mode, the median of "
-        "three fresh seeds; `tree_speedup` is the same for credit from continuations. In the comparison, TRL "
+        "three fresh seeds; `tree_speedup` is the same for credit from continuations. Among the process modes, `delta` "
+        "credits a step with the value after it, and `progress` with the change in value. In the comparison, TRL "
         "1.8.0 generates responses with transformers. It runs with its default settings (`ratio`) and with tuned "
         "settings (`tuned_ratio`). With tuned settings, both systems process at most 8,192 tokens at a time in the "
         "update.",

@@ -111,10 +111,21 @@ def strict_min(scores_PKS: Tensor, mask_PKS: Tensor, config: CreditConfig) -> Te
     return torch.where(mask_PKS, rewards_PKS.flip(-1).cummin(dim=-1).values.flip(-1), 0)
 
 
+def progress(scores_PKS: Tensor, mask_PKS: Tensor, config: CreditConfig) -> Tensor:
+    """Compute step returns G_j = p_j − p_{j−1} with p_0 = 1: what a step changes, whatever follows it.
+
+    It is the process advantage of Rewarding Progress (Setlur et al. 2024), with the policy that labeled the PRM's data
+    as the prover. The returns of a response sum to p_S − 1, so further steps earn nothing.
+    """
+    before_PKS = torch.nn.functional.pad(scores_PKS[..., :-1], (1, 0), value=1.0)
+    return torch.where(mask_PKS, scores_PKS - before_PKS, 0)
+
+
 STEP_RETURNS: dict[str, Callable[[Tensor, Tensor, CreditConfig], Tensor]] = {
     "return_to_go": return_to_go,
     "soft_min": soft_min,
     "strict_min": strict_min,
+    "progress": progress,
 }
 """Functions that compute step returns from (scores_PKS, mask_PKS, config), keyed by credit.mode."""
 

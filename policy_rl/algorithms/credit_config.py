@@ -20,7 +20,7 @@ OTHER_SOURCES: dict[str, tuple[tuple[str, ...], str]] = {
 }
 """Sources of credit other than the PRM's scores, each with the keys that apply to it and what its credit is."""
 
-DENSE = ("return_to_go", "soft_min", "strict_min")
+DENSE = ("return_to_go", "soft_min", "strict_min", "progress")
 """Credit modes that assign returns to steps, from which credit.baseline is subtracted."""
 
 MODES_OF: dict[str, tuple[str, ...]] = {
@@ -47,15 +47,16 @@ class CreditConfig(Config):
     """Discount factor per turn, with source=environment or gigpo. GiGPO's paper uses 0.95."""
     prior_weight: float = Field(1.0, gt=0)
     """Weight of the PRM's prior with source=both, as an equivalent number of continuations."""
-    mode: Literal["scalar", "return_to_go", "soft_min", "strict_min", "step_gae"] = "soft_min"
+    mode: Literal["scalar", "return_to_go", "soft_min", "strict_min", "progress", "step_gae"] = "soft_min"
     """Conversion of step scores to rewards. scalar: an aggregate of them is added to the outcome reward; return_to_go:
     a step's return is the sum of the scores from that step on; soft_min, strict_min: a step's return is the lowest
-    score from that step on; step_gae: with a critic, each score is a token reward at the end of its step."""
+    score from that step on; progress: a step's return is its score minus that of the step before; step_gae: with a
+    critic, each score is a token reward at the end of its step."""
     weight: float = Field(1.0, gt=0)
     """Coefficient of the process reward, or of GiGPO's step-level advantage. The outcome reward has coefficient 1."""
     baseline: Literal["step_index", "pure_tokens", "prime_steps", "none"] = "step_index"
-    """Baseline of step returns, for return_to_go, soft_min and strict_min. step_index: the mean return of the group's
-    other responses at the same step; the credit is 0 if none of them has such a step. pure_tokens (PURE) and
+    """Baseline of step returns, for return_to_go, soft_min, strict_min and progress. step_index: the mean return of the
+    group's other responses at the same step; the credit is 0 if none of them has such a step. pure_tokens (PURE) and
     prime_steps (PRIME) reproduce published results: they subtract a rate per remaining token or step, which is biased
     by length. Process reward and outcome reward have separate baselines."""
     transform: Literal["none", "clip", "delta"] = "none"

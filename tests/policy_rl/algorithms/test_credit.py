@@ -156,6 +156,20 @@ class TestReturnToGo:
             assert (gain.item() > 0.1) == gains
 
 
+class TestProgress:
+    def test_a_step_earns_what_it_changes_and_the_first_is_compared_with_1(self) -> None:
+        steps = scored([[[0.9, 0.1, 0.8], [0.6, 0.7]]])
+        result = credit(steps, mode="progress", baseline="none", weight=0.5)
+        assert_near(result.returns_PKS, [[[-0.05, -0.4, 0.35], [-0.2, 0.05, 0.0]]])
+
+    def test_only_the_step_with_the_mistake_is_blamed(self) -> None:
+        """With value credit, the steps after a mistake are blamed too."""
+        steps = scored([[[0.9, 0.1, 0.1], [0.9, 0.9, 0.9]]])
+        value = credit(steps, mode="return_to_go", transform="delta")
+        assert_near(value.returns_PKS, [[[0.0, -0.8, -0.8], [0.0, 0.8, 0.8]]])
+        assert_near(credit(steps, mode="progress").returns_PKS, [[[0.0, -0.8, 0.0], [0.0, 0.8, 0.0]]])
+
+
 class TestScalar:
     def test_aggregate_is_added_to_the_outcome(self) -> None:
         result = credit(scored([[[0.9, 0.1, 0.8], [0.5]]]), mode="scalar", weight=0.5)
@@ -225,7 +239,7 @@ class TestStepGae:
 
 
 class TestParticipation:
-    @pytest.mark.parametrize("mode", ["soft_min", "strict_min", "return_to_go"])
+    @pytest.mark.parametrize("mode", ["soft_min", "strict_min", "progress", "return_to_go"])
     def test_dropped_samples_and_those_without_steps_are_not_in_the_baseline(self, mode: str) -> None:
         full = scored([[[0.9, 0.2], [0.4], [0.7, 0.6]]])
         wide = scored([[[0.9, 0.2], [0.1], [0.4], [], [0.7, 0.6]]])
@@ -250,7 +264,7 @@ class TestParticipation:
         assert plain.scored_PK.tolist() == [[True, False], [True, True]]
         assert not plain.alone_PK.any()
 
-    @pytest.mark.parametrize("mode", ["soft_min", "strict_min", "return_to_go"])
+    @pytest.mark.parametrize("mode", ["soft_min", "strict_min", "progress", "return_to_go"])
     def test_gate_gives_process_credit_to_correct_answers_only(self, mode: str) -> None:
         steps = scored([[[0.9, 0.2], [0.1], [0.4]]])
         result = credit(steps, correct=[[True, False, True]], mode=mode, gate="correct")

@@ -18,6 +18,7 @@ MODES: dict[str, dict[str, Any]] = {
     "soft_min": {"mode": "soft_min"},
     "strict_min": {"mode": "strict_min"},
     "delta": {"mode": "return_to_go", "transform": "delta"},
+    "progress": {"mode": "progress"},
 }
 """The modes whose return at the first step does not grow with the number of steps."""
 SUMS: dict[str, dict[str, Any]] = {

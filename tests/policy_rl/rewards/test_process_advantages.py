@@ -74,6 +74,7 @@ class TestStepScoresToTokens:
         [
             ({"mode": "strict_min"}, [-0.8, -0.8, 0.6]),
             ({"mode": "soft_min"}, [-0.8, -0.8, 0.0]),
+            ({"mode": "progress"}, [-0.1, -0.8, 0.7]),
             ({"mode": "return_to_go"}, [1.8, 0.9, 0.8]),
             ({"mode": "return_to_go", "transform": "clip", "eta": 0.5}, [-0.4, -0.4, 0.0]),
             ({"mode": "return_to_go", "transform": "delta"}, [0.9, 0.1, 0.8]),
