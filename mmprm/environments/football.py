@@ -74,7 +74,8 @@ class FootballEnvironment:
         self._dense = DenseReward()
         state = read_state(minimap, info)
         names = ", ".join(ACTIONS)
-        return Observation((f"{problem.question}\nActions: {names}.\n{_described(state)}", draw_minimap(state)))
+        question = f"{problem.question}\nActions: {names}.\n"
+        return Observation((question, _described(state), draw_minimap(state)))
 
     def step(self, text: str) -> Transition:
         action = self._reader.index(text)

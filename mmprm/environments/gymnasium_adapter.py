@@ -75,7 +75,8 @@ class GymnasiumEnvironment:
         self._return = 0.0
         observed, _ = self._environment.reset(seed=seed)
         names = ", ".join(self._reader.names)
-        return self._observation(f"{problem.question}\nActions: {names}.\n", observed)
+        seen = self._observation(observed)
+        return Observation((f"{problem.question}\nActions: {names}.\n", *seen.parts))
 
     def step(self, text: str) -> Transition:
         action = self._reader.index(text)
@@ -86,7 +87,7 @@ class GymnasiumEnvironment:
         self._return += float(reward)
         success = bool(terminated) and self._return >= self._success_return
         info = {"action": self._reader.names[action], "success": success}
-        return Transition(self._observation("", observed), float(reward), bool(terminated), bool(truncated), info)
+        return Transition(self._observation(observed), float(reward), bool(terminated), bool(truncated), info)
 
     def close(self) -> None:
         for environment in self._made.values():
@@ -111,9 +112,9 @@ class GymnasiumEnvironment:
         self._made[key] = made
         return made
 
-    def _observation(self, text: str, observed: Any) -> Observation:
+    def _observation(self, observed: Any) -> Observation:
         frame = self._environment.render() if self._shows_frames else None
-        shown = f"{text}Observation: {observed}\n"
+        shown = f"Observation: {observed}\n"
         return Observation((shown,) if frame is None else (shown, _png(frame)))
 
 

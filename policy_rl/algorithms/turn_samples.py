@@ -73,7 +73,10 @@ def turn_rewards(each: GradedResponse, environment_weight: float) -> list[float]
 
 
 def _tables(groups: Sequence[GradedGroup], kept_PK: Tensor, environment_weight: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (rewards_PKS, states_PKS, mask_PKS) of the kept episodes. Equal observations are the same state."""
+    """Return (rewards_PKS, states_PKS, mask_PKS) of the kept episodes. Equal observations are the same state.
+
+    The question before the first observation does not count, so that an episode may return to its first state.
+    """
     kept = [(p, k, groups[p].responses[k]) for p, k in kept_PK.nonzero().tolist()]
     most = max((len(each.response.played.turns) for *_, each in kept), default=0)
     rewards_PKS, mask_PKS = torch.zeros(*kept_PK.shape, most), torch.zeros(*kept_PK.shape, most, dtype=torch.bool)
@@ -83,9 +86,17 @@ def _tables(groups: Sequence[GradedGroup], kept_PK: Tensor, environment_weight: 
         turns = each.response.played.turns
         rewards_PKS[p, k, : len(turns)] = torch.tensor(turn_rewards(each, environment_weight))
         mask_PKS[p, k, : len(turns)] = True
-        keys = [_state(turn.observation) for turn in turns]
+        first = _without_question(turns[0].observation, groups[p].problem.question)
+        keys = [_state(seen) for seen in (first, *(turn.observation for turn in turns[1:]))]
         states_PKS[p, k, : len(turns)] = torch.tensor([numbers.setdefault(key, len(numbers)) for key in keys])
     return rewards_PKS, states_PKS, mask_PKS
+
+
+def _without_question(observation: ObservationParts, question: str) -> ObservationParts:
+    """Leave out a first part that begins with the question, unless it is the only part."""
+    begin, *rest = observation or ("",)
+    is_question = isinstance(begin, str) and question and begin.startswith(question)
+    return tuple(rest) if rest and is_question else observation
 
 
 def _state(observation: ObservationParts) -> tuple[str, ...]:

@@ -104,8 +104,8 @@ def test_frozen_lake_is_annotated_with_frames(tmp_path: Path) -> None:
     assert min(known) > 0
     build_labels(LabelsConfig(store=str(run), output=str(tmp_path / "labels.parquet")))
     example = next(iter(read_parquet(tmp_path / "labels.parquet", turns=True)))
-    text, image = example.observations[0].parts
-    assert text == "Reach the goal.\nActions: left, down, right, up.\nObservation: 0\n"
+    *text, image = example.observations[0].parts
+    assert text == ["Reach the goal.\nActions: left, down, right, up.\n", "Observation: 0\n"]
     assert image_size(image) == (256, 256)
 
 

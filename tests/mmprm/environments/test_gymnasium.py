@@ -88,7 +88,7 @@ def test_an_environment_without_images_shows_text() -> None:
         make_environment(EnvironmentConfig(path="gymnasium:Counter-v0"))
     environment = make_environment(EnvironmentConfig(path="gymnasium:Counter-v0", arguments={"render_mode": None}))
     episode = replay(environment, PROBLEM, 0, act("1"))
-    assert episode.start.parts == ("Reach the goal.\nActions: 0, 1.\nObservation: 3\n",)
+    assert episode.start.parts == ("Reach the goal.\nActions: 0, 1.\n", "Observation: 3\n")
     assert episode.transitions[0].observation.parts == ("Observation: 4\n",)
     gymnasium.registry.pop("Counter-v0")
 

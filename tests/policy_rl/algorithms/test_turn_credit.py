@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -112,3 +113,22 @@ def test_episodes_of_unknown_outcome_take_no_part() -> None:
     assert [each.advantages[0] for each in found] == [
         each.advantages[0] for each in advantages([SOLVED, FAILED], "gigpo")
     ]
+
+
+def test_the_question_does_not_distinguish_the_first_state() -> None:
+    """The first episode hits a wall, so it acts in a twice, with the returns 0 and 0; the other acts in a and b, with 1
+    and 1."""
+    failed, solved = played_response(("a", "a"), (0.0, 0.0), 0.0), played_response(("a", "b"), (0.0, 0.0), 1.0)
+    for question in ((), ("?",), ("? Answer briefly.",)):
+        responses = [_asked(failed, question), _asked(solved, question)]
+        lost, won = advantages(responses, "gigpo")
+        np.testing.assert_allclose(lost.advantages[[0, 3]], [-1 - 0.5, -1 - 0.5], atol=1e-6)
+        np.testing.assert_allclose(won.advantages[[0, 3]], [1 + 1, 1], atol=1e-6)
+
+
+def _asked(each: GradedResponse, question: tuple[str, ...]) -> GradedResponse:
+    """Put parts before the first observation of an episode."""
+    played = each.response.played
+    first = replace(played.turns[0], observation=(*question, *played.turns[0].observation))
+    played = replace(played, turns=(first, *played.turns[1:]))
+    return replace(each, response=replace(each.response, played=played))
