@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, SupportsFloat
+from typing import Any, Protocol
 
-from mmprm.errors import ConfigError
+import numpy as np
+
+from mmprm.errors import ConfigError, EpisodeError
 from mmprm.types import ImageRef, Problem
 
 
@@ -43,6 +46,7 @@ class Transition:
 
     `terminated` means that the episode ended by itself, and `truncated` that a limit stopped it.
     `info["success"]` is whether the goal was reached, and `info["action"]` is the action that was read from the text.
+    Raises ConfigError for values of other types, and EpisodeError for a reward that is infinite or not a number.
     """
 
     observation: Observation
@@ -53,11 +57,19 @@ class Transition:
 
     def __post_init__(self) -> None:
         check_observation(self.observation, "the observation of a Transition")
-        if not isinstance(self.reward, SupportsFloat) or not isinstance(self.info, Mapping):
+        reward = _number(self.reward)
+        if reward is None or not isinstance(self.info, Mapping):
             raise ConfigError(
                 f"environment: a Transition has reward={self.reward!r} and info={self.info!r}, which must be a number "
                 "and a dict; leave info out if there is none"
             )
+        if not math.isfinite(reward):
+            raise EpisodeError(f"environment failed: its reward is {reward}, not a finite number")
+        object.__setattr__(self, "reward", reward)
+        for name in ("terminated", "truncated"):
+            object.__setattr__(self, name, _flag(name, getattr(self, name)))
+        if "success" in self.info:
+            _flag('info["success"]', self.info["success"])
 
     @property
     def ended(self) -> bool:
@@ -66,6 +78,23 @@ class Transition:
     @property
     def success(self) -> bool:
         return bool(self.info.get("success", False))
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _flag(name: str, value: Any) -> bool:
+    """Return a flag as a bool. Raises ConfigError for other values: a text such as "no" would count as true."""
+    if not isinstance(value, bool | np.bool_ | int) or value not in (0, 1):
+        raise ConfigError(
+            f"environment: a Transition has {name}={value!r}, which must be true or false; convert it with bool(), or "
+            "leave it out if it is not known"
+        )
+    return bool(value)
 
 
 def check_observation(found: Any, what: str) -> Observation:

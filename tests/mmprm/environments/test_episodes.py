@@ -99,6 +99,10 @@ async def test_a_failure_of_the_environment_is_an_episode_with_its_reason() -> N
     found = await episode(Script("0", "break"), FRAGILE)
     assert (len(found.turns), found.verdict) == (1, Verdict.UNKNOWN)
     assert found.reason == "environment failed: ZeroDivisionError: no"
+    for reward in ("nan", "inf"):  # would otherwise be a success or failure, and make the group's advantages nan
+        found = await episode(Script("0", reward), FRAGILE)
+        assert (len(found.turns), found.verdict) == (1, Verdict.UNKNOWN)
+        assert found.reason == f"environment failed: its reward is {reward}, not a finite number"
 
 
 class Raising(Fragile):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mmprm.environments.actions import ActionReader
@@ -55,6 +56,28 @@ def test_observations_and_transitions_hold_what_the_policy_can_see() -> None:
         Transition("Go.", 1.0, True)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"reward=None and info=\{\}, which must be a number and a dict"):
         Transition(SEEN, None, True)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"terminated": "no"}, "terminated='no', which must be true or false"),
+        ({"truncated": None}, "truncated=None, which must be true or false"),
+        ({"info": {"success": "no"}}, r"info\[\"success\"\]='no', which must be true or false"),
+        ({"info": {"success": None}}, r"info\[\"success\"\]=None, .* leave it out if it is not known"),
+        ({"reward": np.array([1.0, 2.0])}, r"reward=array\(\[1\., 2\.\]\) and info=\{\}, which must be a number"),
+    ],
+)
+def test_values_that_would_be_misread_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Transition(**({"observation": SEEN, "reward": 1.0, "terminated": True} | values))
+
+
+def test_values_of_numpy_become_plain_values() -> None:
+    transition = Transition(SEEN, np.float32(0.5), np.bool_(True), truncated=0, info={"success": np.bool_(False)})
+    found = (transition.reward, transition.terminated, transition.truncated)
+    assert found == (0.5, True, False)
+    assert list(map(type, found)) == [float, bool, bool]
 
 
 def test_a_reported_success_that_differs_is_not_deterministic() -> None:
