@@ -15,11 +15,16 @@ from mcts.capacity import Load
 from mcts.roll import ReplayedRolls, StepIds
 from mcts.search import SearchConfig, SearchResult, search
 from mcts.worker import BufferedWorker
-from mmprm.environments.episode import Action, Episode, EpisodeStart, TurnSampler, play
+from mmprm.environments.episode import (
+    Action,
+    Episode,
+    EpisodeStart,
+    TurnSampler,
+    check_deterministic_play,
+    play,
+)
 from mmprm.environments.load import EnvironmentConfig
 from mmprm.environments.pool import EnvironmentPool
-from mmprm.environments.replay import check_same_episode, replay
-from mmprm.errors import EpisodeError
 from mmprm.sampling.seeds import derive_seed, environment_seed
 from mmprm.trees.evidence import count_labeled_prefixes
 from mmprm.types import Batch, Problem, Rollout, Steps, Verdict
@@ -58,24 +63,8 @@ class TurnRolls(ReplayedRolls):
         playing = (play(start, self._sampler, self._environments, self._config) for start in starts)
         episodes = await _gather(playing)
         if not steps and not first_sample:
-            await self._check_deterministic(episodes)
+            await check_deterministic_play(self._problem, self._environment_seed, episodes, self._environments)
         return Batch(self._problem.id, steps, first_sample, tuple(map(_rollout, episodes)))
-
-    async def _check_deterministic(self, episodes: Sequence[Episode]) -> None:
-        longest = max(episodes, key=lambda episode: len(episode.turns))
-        if not longest.turns:
-            return
-        problem, texts = self._problem, [turn.action.text for turn in longest.turns]
-        try:
-            async with self._environments.borrow() as environment:
-                again = await environment.call(
-                    lambda each: replay(each, problem, self._environment_seed, texts), turns=len(texts) + 1
-                )
-        except EpisodeError as error:
-            if error.__cause__ is None:  # the replayed episode ended earlier
-                raise
-            return  # an environment that breaks now and then may still be deterministic
-        check_same_episode(problem, longest.replayed(), again)
 
 
 class TurnWorker(BufferedWorker):

@@ -18,7 +18,7 @@ from typing import Protocol
 from mmprm.environments.interface import Environment, Observation, Transition, check_transition
 from mmprm.environments.load import EnvironmentConfig
 from mmprm.environments.pool import EnvironmentPool, EnvironmentThread
-from mmprm.environments.replay import Replayed, replay
+from mmprm.environments.replay import Replayed, check_same_episode, replay
 from mmprm.errors import ContextLimitError, EngineStoppedError, EpisodeError, SamplingError
 from mmprm.types import Problem, Verdict
 
@@ -140,6 +140,27 @@ async def play(
         reason = re.sub(r"\d+", "…", _without_problem(error, start.problem))
         return _episode(start, turns, Verdict.UNKNOWN, f"sampling failed: {reason}")
     return _episode(start, turns, *outcome([turn.transition for turn in turns], config.success_return))
+
+
+async def check_deterministic_play(
+    problem: Problem, environment_seed: int, episodes: Sequence[Episode], environments: EnvironmentPool
+) -> None:
+    """Replay the longest of a problem's episodes, and raise EpisodeError if it differs, because the environment is not
+    deterministic."""
+    longest = max(episodes, key=lambda episode: len(episode.turns))
+    if not longest.turns:
+        return
+    texts = [turn.action.text for turn in longest.turns]
+    try:
+        async with environments.borrow() as environment:
+            again = await environment.call(
+                lambda each: replay(each, problem, environment_seed, texts), turns=len(texts) + 1
+            )
+    except EpisodeError as error:
+        if error.__cause__ is None:  # the replayed episode ended earlier
+            raise
+        return  # an environment that breaks now and then may still be deterministic
+    check_same_episode(problem, longest.replayed(), again)
 
 
 async def _play(

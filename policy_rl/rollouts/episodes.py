@@ -22,6 +22,7 @@ from mmprm.environments.episode import (
     EpisodeTurn,
     TurnRequest,
     TurnSampler,
+    check_deterministic_play,
     play,
 )
 from mmprm.environments.load import EnvironmentConfig
@@ -86,6 +87,7 @@ class EpisodePlayer:
     def __init__(self, sampler: TurnSampler, config: EpisodeConfig) -> None:
         self._sampler, self._config = sampler, config
         self._environments = EnvironmentPool(config.environment)
+        self._is_checked = False
 
     async def group(
         self, problem: Problem, n: int, seed: int, version: int, prefix: ResponsePrefix | None = None
@@ -94,7 +96,8 @@ class EpisodePlayer:
 
         All of them have the same environment seed, so that they begin in the same state. Episode i uses seed `seed + i`
         for its actions. With a prefix, whole turns of an episode, all of them begin with its actions, which are
-        replayed. Raises SamplingError if no episode has a turn, and TrainingError if the replay differs.
+        replayed. Raises SamplingError if no episode has a turn, TrainingError if the replay differs, and EpisodeError
+        if a replay of the first group's longest episode does.
         """
         start_seed, config = environment_seed(self._config.run_seed, problem.id), self._config.environment
         actions = () if prefix is None else actions_of(prefix)
@@ -109,6 +112,9 @@ class EpisodePlayer:
         first = next((episode.turns[0].action for episode in episodes if episode.turns), None)
         if first is None:
             raise SamplingError(f"problem {problem.id}: no episode has a turn: {episodes[0].reason}")
+        if not self._is_checked:
+            self._is_checked = True
+            await check_deterministic_play(problem, start_seed, episodes, self._environments)
         if prefix is not None:
             _check_replay(problem, episodes, prefix.played.turns[: len(actions) + 1])
         responses = tuple(response_of(problem, episode, config.images) for episode in episodes)
@@ -218,4 +224,4 @@ def _turn(turn: EpisodeTurn) -> PlayedTurn:
 def _finish_reason(episode: Episode) -> str:
     if episode.verdict is Verdict.UNKNOWN:
         return "abort"
-    return "length" if episode.reason in ("turn limit", "truncated", CONTEXT_LIMIT) else "stop"
+    return "length" if episode.reason in _LIMITS else "stop"

@@ -52,15 +52,15 @@ class NoReset(Corridor):
 
 
 class Drifting(Corridor):
-    """Begins in another cell each time, whatever the seed."""
+    """Begins in another cell each time, whatever the seed, after the first `steady` times."""
 
-    def __init__(self) -> None:
-        self._resets = 0
+    def __init__(self, steady: int = 1) -> None:
+        self._resets = -steady
 
     def reset(self, problem: Problem, seed: int) -> Observation:
         super().reset(problem, seed)
         self._resets += 1
-        return Observation((f"visit {self._resets}",))
+        return Observation((f"visit {max(0, self._resets)}",))
 
 
 class CorridorPlayer:

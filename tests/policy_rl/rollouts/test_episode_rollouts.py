@@ -11,7 +11,7 @@ from corridor import CORRIDOR, CorridorPlayer, corridor_player
 from mmprm.environments.episode import EpisodeStart, TurnRequest, play
 from mmprm.environments.load import EnvironmentConfig
 from mmprm.environments.pool import EnvironmentPool
-from mmprm.errors import SamplingError, TrainingError
+from mmprm.errors import EpisodeError, SamplingError, TrainingError
 from mmprm.types import ImageRef, Problem, Verdict
 from policy_rl.graded import GradedGroup, GradedResponse, from_json, to_json
 from policy_rl.rollouts.episodes import EpisodeConfig, EpisodePlayer, SampledAction, response_of
@@ -97,8 +97,19 @@ async def test_episodes_continue_from_a_state_that_is_restored_by_replay(environ
         assert each.played.rows[0].prompt_ids.tolist() == first.played.rows[0].prompt_ids.tolist()
 
 
-async def test_an_environment_that_cannot_be_replayed_is_an_error() -> None:
-    player = corridor_player(0.0, CORRIDOR.model_copy(update={"path": "corridor:Drifting"}))
+def drifting(steady: int) -> EpisodePlayer:
+    path = {"path": "corridor:Drifting", "arguments": {"steady": steady}}
+    return corridor_player(0.0, CORRIDOR.model_copy(update=path))
+
+
+async def test_an_environment_that_is_not_deterministic_is_an_error() -> None:
+    with pytest.raises(EpisodeError, match="problem p: the observation of turn 0 differs when the same actions"):
+        await drifting(1).group(PROBLEM, 1, 0, 0)
+
+
+async def test_a_branch_that_is_not_restored_exactly_is_an_error() -> None:
+    """The first group and its check are the same, and the continuation begins elsewhere."""
+    player = drifting(2)
     (response,) = (await player.group(PROBLEM, 1, 0, 0)).responses
     with pytest.raises(TrainingError, match="problem p: the observation before turn 1 differs when the same actions"):
         await player.group(PROBLEM, 1, 1, 0, response.prefix(2))
