@@ -41,6 +41,8 @@ MAX_MEDIA_BYTES = 2**30
 """Maximum size of a video or audio file in bytes."""
 MIN_AUDIO_SECONDS = 0.1
 """Minimum duration of audio in seconds, for which the models still have a token."""
+MAX_AMPLITUDE = 1e6
+"""Maximum absolute value of an audio sample, normally at most 1; the spectrum of far larger ones overflows to NaN."""
 DECODING_THREADS = 8
 
 _FORMATS = "mov,mp4,m4a,matroska,webm,avi,mpegts,mpeg,flv,asf,gif,wav,mp3,flac,ogg,aac,aiff,w64,amr"
@@ -96,8 +98,8 @@ def open_audio(ref: AudioRef) -> NDArray[np.float32]:
             "the row"
         )
     samples = np.concatenate(parts)
-    if not np.isfinite(samples).all():
-        raise DataError(f"{name}: its audio has samples that are not finite; save it again")
+    if not (np.abs(samples) <= MAX_AMPLITUDE).all():  # also refuses NaN
+        raise DataError(f"{name}: its audio has samples above {MAX_AMPLITUDE:.0e} or not finite; save it again")
     return samples
 
 

@@ -17,7 +17,7 @@ from mmprm.errors import DataError
 from mmprm.evaluation import math_benchmarks as maths
 from mmprm.evaluation import official
 from mmprm.evaluation import vision_benchmarks as vision
-from mmprm.evaluation.clip_benchmarks import EMOTION_BENCHMARKS, emotions
+from mmprm.evaluation.clip_benchmarks import EMOTION_BENCHMARKS
 from mmprm.evaluation.entries import Entry, Item, group_values
 from mmprm.evaluation.four_way import four_way
 from mmprm.evaluation.official import AggregateScores
@@ -61,7 +61,7 @@ BENCHMARKS = {
     "mmmu": Benchmark("validation", vision.read_mmmu),
     "mme": Benchmark("test", vision.read_mme, official.mme, repeats=True),
     "hallusionbench": Benchmark("image", vision.read_hallusionbench, official.hallusionbench),
-    **{name: Benchmark("test", emotions(labels), official.recalls) for name, labels in EMOTION_BENCHMARKS.items()},
+    **{name: Benchmark("test", reader, official.recalls) for name, reader in EMOTION_BENCHMARKS.items()},
 }
 
 

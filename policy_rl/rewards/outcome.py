@@ -19,6 +19,7 @@ from pydantic import Field, model_validator
 
 from mmprm.config import Config
 from mmprm.errors import TrainingError
+from mmprm.grading.extract import open_gold
 from mmprm.types import Grading, Problem, Verdict
 from mmprm.user_function import load_function
 from policy_rl.types import Response, Reward
@@ -213,11 +214,11 @@ def verdict_accuracy(problem: Problem, grading: Grading) -> float | None:
 def exact_label(problem: Problem, grading: Grading) -> float | None:
     """Return 1 if the extracted answer equals the gold answer, ignoring case and surrounding whitespace, else 0.
 
-    Returns None if the grader failed before it extracted an answer.
+    The gold answer may be wrapped in `<answer>` tags. Returns None if the grader failed before it extracted an answer.
     """
     if grading.extracted is None:
         return None if grading.verdict is Verdict.UNKNOWN else 0.0
-    return float(grading.extracted.strip().casefold() == problem.answer.strip().casefold())
+    return float(grading.extracted.strip().casefold() == open_gold(problem.answer).casefold())
 
 
 ACCURACIES = {"verdict": verdict_accuracy, "exact_label": exact_label}

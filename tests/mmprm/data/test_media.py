@@ -103,6 +103,21 @@ def test_audio_that_the_models_cannot_hear_is_refused() -> None:
         open_audio(AudioRef(data=encode_clip(None, tone(440, seconds=0.05))))
 
 
+def float_wav(value: float) -> bytes:
+    data = np.full(SAMPLE_RATE, value, np.float32).tobytes()
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 3, 1, SAMPLE_RATE, 4 * SAMPLE_RATE, 4, 32)
+    body = b"WAVE" + form + struct.pack("<4sI", b"data", len(data)) + data
+    return struct.pack("<4sI", b"RIFF", len(body)) + body
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), 1e18, -1e7])
+def test_samples_whose_spectrum_overflows_are_refused(value: float) -> None:
+    """From 1e18 on, Whisper's feature extractor computes NaN, which would spread to the weights in training."""
+    with pytest.raises(DataError, match=r"its audio has samples above 1e\+06 or not finite; save it again"):
+        open_audio(AudioRef(data=float_wav(value)))
+    assert open_audio(AudioRef(data=float_wav(32_768.0))).max() == 32_768
+
+
 def test_long_and_large_media_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(media, "MAX_SECONDS", 2.0)
     with pytest.raises(DataError, match="takes 2 s, but at most 2 s are allowed; cut the part"):

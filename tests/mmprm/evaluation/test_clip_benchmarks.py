@@ -57,9 +57,36 @@ def test_only_the_gold_label_is_correct(tmp_path: Path, answer: str, verdict: in
     assert item.rule("fear", answer)[0] is Verdict(verdict)
 
 
+@pytest.mark.parametrize(("label", "noun"), [("happy", "happiness"), ("contemptuous", "contempt"), ("fear", "fear")])
+def test_mafw_has_r1_omnis_labels_and_the_nouns_of_its_own_files(tmp_path: Path, label: str, noun: str) -> None:
+    """Source: R1-Omni, humanomni/eval/eval_mafw_dfew.py, options_mafw."""
+    items = read(
+        tmp_path,
+        "mafw",
+        {"video": "a.mp4", "conversations": turns(label)},
+        {"video": "b.mp4", "question": ASKED, "label": noun},
+    )
+    for item in items:
+        assert (item.problem.answer, item.groups) == (label, {"emotion": (label,)})
+        found = [item.rule(label, answer)[0].name for answer in (label, noun.capitalize(), "anxiety", "sadness")]
+        assert found == ["CORRECT", "CORRECT", "INCORRECT", "INCORRECT"]
+
+
 def test_unknown_labels_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"is not a row of mafw: label 'happy' must be one of anger, disgust, fear"):
-        read(tmp_path, "mafw", {"video": "a.mp4", "question": ASKED, "label": "happy"})
+    with pytest.raises(DataError, match=r"is not a row of dfew: label 'happiness' must be one of happy, sad, neutral"):
+        read(tmp_path, "dfew", {"video": "a.mp4", "question": ASKED, "label": "happiness"})
+
+
+def test_a_row_without_a_clip_is_named(tmp_path: Path) -> None:
+    """Otherwise, the question would be asked without its clip."""
+    with pytest.raises(DataError, match=r"is not a row of dfew: its video is empty"):
+        read(tmp_path, "dfew", {"video": "", "conversations": turns("sad")})
+
+
+def test_system_turns_are_not_the_question(tmp_path: Path) -> None:
+    system = {"from": "system", "value": "You recognize emotions."}
+    (item,) = read(tmp_path, "dfew", {"video": "a.mp4", "conversations": [system, *turns("sad")]})
+    assert (item.problem.question, item.problem.answer) == ("Which emotion is the most obvious?", "sad")
 
 
 def test_a_row_without_a_label_is_named(tmp_path: Path) -> None:

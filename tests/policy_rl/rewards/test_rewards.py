@@ -150,7 +150,11 @@ class TestCombination:
 class TestExactLabel:
     @pytest.mark.parametrize(
         ("gold", "extracted", "reward"),
-        [("happy", "Happy", 1.0), ("happy", " happy\n", 1.0), ("happy", "unhappy", 0.0), ("B", "AB", 0.0)],
+        [
+            *(("happy", "Happy", 1.0), ("happy", " happy\n", 1.0), ("happy", "unhappy", 0.0), ("B", "AB", 0.0)),
+            ("<answer> happy </answer>", "happy", 1.0),  # R1-V's and R1-Omni's data
+            ("<think>Tense.</think>\n<answer>sad</answer>", "happy", 0.0),
+        ],
     )
     def test_label(self, gold: str, extracted: str, reward: float) -> None:
         problem = Problem(id="p", question="?", answer=gold)
