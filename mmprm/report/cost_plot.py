@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +24,10 @@ class CostPoint:
 
 
 def cost_plot(points: Sequence[CostPoint], label: str, plot_name: str) -> str:
-    """Plot F1 with its interval against tokens per solution, on a logarithmic axis that includes 0."""
+    """Plot F1 with its interval against tokens per solution, on an axis that is logarithmic from the power of 10 below
+    the lowest cost on, and includes 0."""
+    lowest = min((point.tokens for point in points if point.tokens >= 1), default=1)
+    linear_until = 10 ** math.floor(math.log10(lowest))
     curves: dict[str, list[CostPoint]] = defaultdict(list)
     for point in points:
         curves[point.model].append(point)
@@ -45,9 +49,11 @@ def cost_plot(points: Sequence[CostPoint], label: str, plot_name: str) -> str:
                 elinewidth=1,
             )
             for point in curve:
-                axes.annotate(point.name, (point.tokens, point.f1.value), (6, 5), textcoords="offset points")
-        axes.set_xscale("symlog", linthresh=10)
-        axes.set_xlim(left=-1)
+                # Below the point, because more tokens usually raise the curve.
+                axes.annotate(point.name, (point.tokens, point.f1.value), (6, -13), textcoords="offset points")
+        axes.set_xscale("symlog", linthresh=linear_until, linscale=0.4)
+        axes.set_xlim(left=-linear_until / 10)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.set_xlabel("generated tokens per solution")
         axes.set_ylabel(label)
     return output[0]

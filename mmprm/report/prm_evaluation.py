@@ -74,7 +74,7 @@ def _comparison(dataset: str, results: Sequence[PrmEvaluation]) -> str:
     """Build the section that compares scorers on a data set: F1 against generated tokens, and costs."""
     title = METRICS[results[0].metric].title
     points = [
-        CostPoint(_heading(result), result.scored_by, result.tokens_per_solution, result.f1)
+        CostPoint(result.name or dataset, result.scored_by, result.tokens_per_solution, result.f1)
         for result in results
         if result.f1 is not None
     ]

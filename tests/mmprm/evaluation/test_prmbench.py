@@ -139,4 +139,5 @@ def test_costs_are_given_per_1000_solutions_and_plotted() -> None:
         ("eight", ["800,000", "500", "0"]),
     ]
     assert section.count("<svg") == 1
-    assert "generated tokens per solution" in section
+    figure = re.findall(r"<text[^>]*>([^<]+)</text>", section)
+    assert {"generated tokens per solution", "0", "100", "prm", "one", "eight"} <= set(figure)
