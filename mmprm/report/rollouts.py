@@ -72,7 +72,7 @@ def rollout_elements(shown: Sequence[Mapping[str, Any]], folder: Path, total: in
     run = {"run": folder.name, "total": total, "credit_scale": credit_scale(shown), "rollouts": entries}
     yield data_element("run", run)
     for position, row in enumerate(shown):
-        yield data_element(f"rollout-{position}", rollout_data(row))
+        yield data_element(f"rollout-{position}", rollout_data(row) | {"turns": turns_data(row, folder)})
     media_of = {row["problem"]: logged_media(row, folder) for row in shown}
     for number, problem in enumerate(problems):
         yield data_element(f"images-{number}", [media_data(ref) for ref in media_of[problem]])
@@ -124,6 +124,21 @@ def rollout_data(row: Mapping[str, Any]) -> dict[str, Any]:
     data = {"steps": steps, "text": "" if steps else row["text"]}
     names = ("gold", "extracted", "parts", "finish_reason", "unsplit", "advantage", "group")
     return data | {name: row.get(name) for name in names}
+
+
+def turns_data(row: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """Build what the page shows of an episode's turns: the observation before each step, and the step's reward.
+
+    The list is empty for other responses. The question, with which the first observation may begin, is left out.
+    """
+    return [
+        {
+            "text": turn["text"].removeprefix(row["question"]).strip(),
+            "images": [media_data(ref) for ref in logged_media(turn, folder)],
+            "reward": _rounded(turn["reward"]),
+        }
+        for turn in row.get("turns", ())
+    ]
 
 
 def _rounded(value: float | None) -> float | None:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from mmprm.data.media import write_media
+from mmprm.environments.interface import Observation
 from mmprm.errors import DataError, TrainingError
 from mmprm.files import logged_rows, whole_file
 from mmprm.problems import write_image
@@ -26,10 +27,19 @@ from mmprm.steps import StepFormat
 from mmprm.types import ImageRef, MediaRef, VideoRef
 from policy_rl.graded import GradedGroup, GradedResponse
 from policy_rl.rewards.cutter import steps_of
-from policy_rl.types import TrainingSample
+from policy_rl.types import Response, TrainingSample
 
 TEXT_FILE = "samples.md"
 _replaced = partial(whole_file, error=TrainingError, way_out="choose another output")
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedTurn:
+    """Holds what the policy saw before an action of an episode, and the environment's reward for it."""
+
+    text: str
+    images: tuple[ImageRef, ...]
+    reward: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +49,8 @@ class Sample:
     `steps` are pairs (text, score or None). If there are none, `unsplit` is the reason, and the whole `text` is shown
     instead. `credits` are the mean advantages of the steps' tokens, and `advantage` is that of all tokens; both are
     empty or None if they are unknown, or if the response was not trained on. `group` holds the number of correct
-    responses in its group, and the number of those with a known accuracy.
+    responses in its group, and the number of those with a known accuracy. `turns` are those of an episode, one per
+    step.
     """
 
     step: int
@@ -59,6 +70,7 @@ class Sample:
     credits: tuple[float | None, ...] = ()
     group: tuple[int, int] = (0, 0)
     media: tuple[MediaRef, ...] = ()
+    turns: tuple[LoggedTurn, ...] = ()
 
     def markdown(self) -> str:
         """Render the sample as Markdown."""
@@ -148,7 +160,14 @@ def sample_of(
         credits=credits,
         group=(int(sum(group.accuracies)), len(group.accuracies)),
         media=group.problem.media,
+        turns=_turns(each.response),
     )
+
+
+def _turns(response: Response) -> tuple[LoggedTurn, ...]:
+    turns = () if response.played is None else response.played.turns
+    seen = ((Observation(turn.observation), turn.reward) for turn in turns)
+    return tuple(LoggedTurn(observation.text, observation.images, reward) for observation, reward in seen)
 
 
 class SampleLog:
@@ -174,10 +193,20 @@ class SampleLog:
     def write(self, samples: Sequence[Sample]) -> None:
         """Append samples to both log files."""
         for sample in samples:
-            self._json.write(json.dumps(_as_dict(sample) | self._paths(sample.media), ensure_ascii=True) + "\n")
+            self._json.write(json.dumps(self._as_dict(sample), ensure_ascii=True) + "\n")
             # A policy's bytes may decode to lone surrogates, which cannot be written as UTF-8.
             self._text.write(sample.markdown().encode("utf-8", "replace").decode("utf-8"))
         self._each(lambda file: file.flush())
+
+    def _as_dict(self, sample: Sample) -> dict[str, Any]:
+        names = (name for name in Sample.__slots__ if name not in ("media", "turns"))
+        values = {name: getattr(sample, name) for name in names} | self._paths(sample.media)
+        if sample.turns:
+            values["turns"] = [
+                {"text": turn.text, "images": self._paths(turn.images)["images"], "reward": turn.reward}
+                for turn in sample.turns
+            ]
+        return values
 
     def _paths(self, media: Sequence[MediaRef]) -> dict[str, list[Any]]:
         """Return the paths of media by kind, without those that cannot be written; see logged_media."""
@@ -215,17 +244,18 @@ def _read(path: Path) -> Iterator[Sample]:
     """Yield the samples in a log file; skip corrupt lines, because the log is only for people to read."""
     for values in logged_rows(path, _REQUIRED) if path.exists() else ():
         with contextlib.suppress(TypeError, ValueError):
-            media = logged_media(values, path.parent)
+            steps, media = tuple(map(tuple, values["steps"])), logged_media(values, path.parent)
+            turns = _read_turns(values, path.parent)
             kept = {name: value for name, value in values.items() if name not in ("images", "videos", "audios")}
-            yield Sample(**{**kept, "steps": tuple(map(tuple, values["steps"])), "media": media})
+            yield Sample(**(kept | {"steps": steps, "media": media, "turns": turns}))
+
+
+def _read_turns(row: Mapping[str, Any], folder: Path) -> tuple[LoggedTurn, ...]:
+    return tuple(LoggedTurn(turn["text"], logged_media(turn, folder), turn["reward"]) for turn in row.get("turns", ()))
 
 
 _REQUIRED = [field.name for field in fields(Sample) if field.default is MISSING]
 """Fields that a line must have. Runs of earlier versions lack the others."""
-
-
-def _as_dict(sample: Sample) -> dict[str, Any]:
-    return {name: getattr(sample, name) for name in Sample.__slots__ if name != "media"}
 
 
 def _quoted(text: str) -> str:

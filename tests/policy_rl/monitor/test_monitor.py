@@ -16,13 +16,13 @@ from PIL import Image
 from mmprm.config import build
 from mmprm.data.media import open_audio, open_video
 from mmprm.errors import ConfigError, TrainingError
-from mmprm.report.rollouts import logged_media, read_samples
+from mmprm.report.rollouts import logged_media, read_samples, turns_data
 from mmprm.tiny.omni_clip import encode_clip
 from mmprm.types import AudioRef, Grading, ImageRef, Problem, Verdict, VideoRef
 from policy_rl.graded import GradedGroup, GradedResponse, StepRewards
 from policy_rl.monitor.alarms import Alarms, MonitorConfig, agreement, alarm_error, hacking_metrics, repeated
 from policy_rl.monitor.samples import Sample, SampleLog, chosen, credit_of_steps, sample_of, trained_sample
-from policy_rl.types import Response, Reward, TrainingSample
+from policy_rl.types import PlayedTurn, PlayedTurns, Response, Reward, TrainingSample
 
 
 def graded(
@@ -42,6 +42,12 @@ def graded(
         Reward(accuracy if taking else None, {"accuracy": accuracy}),
         None if scores is None else StepRewards(tuple(scores), tuple(step_of_token)),
     )
+
+
+def png(color: str) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (28, 28), color).save(stream, "PNG")
+    return stream.getvalue()
 
 
 def group(*responses: GradedResponse, name: str = "p1") -> GradedGroup:
@@ -225,9 +231,8 @@ class TestSamples:
 
     def test_images_of_samples_are_found_after_a_resume(self, tmp_path: Path) -> None:
         """Bytes are written to the run folder once. Files are referenced, by their absolute path."""
-        stream = io.BytesIO()
-        Image.new("RGB", (28, 28), "blue").save(stream, "PNG")
-        images = (ImageRef(data=stream.getvalue()), ImageRef(path="elsewhere.png"), ImageRef(data=b"no image"))
+        image = png("blue")
+        images = (ImageRef(data=image), ImageRef(path="elsewhere.png"), ImageRef(data=b"no image"))
         only = graded("a", [0.9])
         one = GradedGroup(Problem("p1", "how many?", "4", images), 5, 0, (only,))
         log = SampleLog(tmp_path / "run", 0)
@@ -236,7 +241,7 @@ class TestSamples:
         SampleLog(tmp_path / "run", 1).close()
         (line,) = (tmp_path / "run" / "samples.jsonl").read_text().splitlines()
         stored, referenced = json.loads(line)["images"]
-        assert (tmp_path / "run" / stored).read_bytes() == stream.getvalue()
+        assert (tmp_path / "run" / stored).read_bytes() == image
         assert referenced == str(Path("elsewhere.png").absolute())
         assert len(list((tmp_path / "run" / "images").iterdir())) == 1
 
@@ -256,6 +261,25 @@ class TestSamples:
         stored, _, audio = logged_media(row, tmp_path)
         assert len(open_video(stored)) == 2
         assert len(open_audio(audio)) == 16_000
+
+    def test_observations_of_episodes_are_found_after_a_resume(self, tmp_path: Path) -> None:
+        image = png("blue")
+        turns = (PlayedTurn(("how many?\nreally", ImageRef(data=image)), "a", -0.1), PlayedTurn((), "b", 1.0))
+        only = graded("ab", [0.9])
+        played = PlayedTurns(turns, [0, 1], (), only.grading)
+        only = replace(only, response=replace(only.response, played=played))
+        log = SampleLog(tmp_path / "run", 0)
+        log.write([sample_of(1, group(only), only, "blank_lines")])
+        log.close()
+        SampleLog(tmp_path / "run", 1).close()
+        (row,) = read_samples(tmp_path / "run")
+        assert [step for step, _ in row["steps"]] == ["a", "b"]
+        first, second = row["turns"]
+        assert second == {"text": "", "images": [], "reward": 1.0}
+        assert (first["text"], first["reward"]) == ("how many?\nreally", -0.1)
+        assert (tmp_path / "run" / first["images"][0]).read_bytes() == image
+        shown = turns_data(row, tmp_path / "run")
+        assert (shown[0]["text"], shown[0]["images"][0]["small"], shown[1]["images"]) == ("", True, [])
 
     def test_files_and_resume(self, tmp_path: Path) -> None:
         only = graded("a\ud800\n\nb", [0.9, 0.4])
