@@ -19,7 +19,6 @@ from mmprm.evaluation import official
 from mmprm.evaluation import vision_benchmarks as vision
 from mmprm.evaluation.clip_benchmarks import EMOTION_BENCHMARKS
 from mmprm.evaluation.entries import Entry, Item, group_values
-from mmprm.evaluation.four_way import four_way
 from mmprm.evaluation.official import AggregateScores
 from mmprm.problems import ProblemsConfig, image_folder, read_image, read_rows
 from mmprm.types import Problem
@@ -47,7 +46,7 @@ BENCHMARKS = {
     "mathverse": Benchmark("testmini", maths.read_mathverse, official.mean_by("version")),
     "mathvision": Benchmark("test", maths.read_mathvision),
     "olympiadbench": Benchmark("train", maths.read_olympiadbench),
-    "we-math": Benchmark("testmini", maths.read_we_math, four_way),
+    "we-math": Benchmark("testmini", maths.read_we_math, official.we_math),
     "mm-math": Benchmark("train", maths.read_mm_math, repeats=True),
     "dynamath": Benchmark(_VARIANTS, maths.read_dynamath, official.dynamath, repeats=True),
     "math-500": Benchmark("test", maths.read_math_500),

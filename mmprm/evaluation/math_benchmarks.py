@@ -5,7 +5,7 @@
     mathvista      pid, question, decoded_image (or image), choices, unit, precision, answer, question_type,
                    answer_type, metadata.task, metadata.skills
     mathverse      sample_index, problem_index, problem_version, question, image, answer, question_type,
-                   metadata.subject, metadata.subfield
+                   metadata.subject, metadata.subfield, and optionally question_for_eval
     mathvision     id, question, options, decoded_image (or image), answer, subject, level
     olympiadbench  id, context, question, final_answer, image_1…image_9, unit, error, language, question_type, subfield
     we-math        ID, question, option, answer, image_path, key, knowledge concept
@@ -27,6 +27,7 @@ import re
 from typing import Any
 
 from mmprm.data.cells import Row
+from mmprm.data.choices import LETTERS
 from mmprm.evaluation.entries import Entry, published_answer
 from mmprm.evaluation.rules import AnswerRule, containing, in_order, last_side, rounded, truncated, within
 from mmprm.evaluation.we_math import concept_area
@@ -90,15 +91,22 @@ def read_mathvista(row: Row) -> Entry:
 
 
 def read_mathverse(row: Row) -> Entry:
-    """Read a row of MathVerse, which holds one version of a problem."""
+    """Read a row of MathVerse, which holds one version of a problem.
+
+    Where only the image shows the options, the text of the correct one is a further gold answer.
+    """
     question, version = row["question"].strip() or ONE_IMAGE, row.get("problem_version", "")
-    about = row["metadata"]
+    about, answer = row["metadata"], published_answer(row["answer"])
+    has_options = row["question_type"] == "multi-choice"
+    choices = inline_choices(question) if has_options else ()
+    hidden = inline_choices(row.get("question_for_eval") or "") if has_options and not choices else ()
     return Entry(
         id=str(row["sample_index"]),
         question=question,
-        answer=published_answer(row["answer"]),
+        answer=answer,
         images=listed(row["image"]),
-        choices=inline_choices(question) if row["question_type"] == "multi-choice" else (),
+        choices=choices,
+        also=[text for letter, text in zip(LETTERS, hidden, strict=False) if letter == answer.strip("()")],
         groups={"version": version, "subject": about["subject"], "subfield": about.get("subfield")},
         family=str(row["problem_index"]),
         part=version,
@@ -137,6 +145,7 @@ def read_we_math(row: Row) -> Entry:
     steps, _, part = row["key"].partition("_")
     choices = inline_choices(row["option"])
     whole = part == "multi"
+    concept = None if whole else str(row.get("knowledge concept") or "")
     return Entry(
         id=f"{row['ID']}/{row['key']}",
         question=row["question"] if choices else f"{row['question']}\n{row['option']}",
@@ -145,7 +154,8 @@ def read_we_math(row: Row) -> Entry:
         choices=choices,
         groups={
             "steps": _STEPS[steps] if whole else "one",
-            "knowledge": None if whole else concept_area(str(row.get("knowledge concept") or "")),
+            "knowledge": concept and concept_area(concept),
+            "concept": concept,
         },
         family=f"{row['ID']}/{steps}",
         part=part,

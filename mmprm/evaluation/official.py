@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from mmprm.evaluation.entries import Item
+from mmprm.evaluation.four_way import four_way
+from mmprm.evaluation.we_math import concept_area
 
 AggregateScores = Callable[[Sequence[Item], Sequence[bool]], dict[str, float]]
 
@@ -46,6 +48,17 @@ def recalls(items: Sequence[Item], correct: Sequence[bool]) -> dict[str, float]:
     """
     means = _means(items, correct, "emotion")
     return {"WAR": _mean(correct), "UAR": _mean(means.values())} if means else {}
+
+
+def we_math(items: Sequence[Item], correct: Sequence[bool]) -> dict[str, float]:
+    """Compute the four-way metrics, and the mean accuracy of each area's concepts, which all have the same weight.
+
+    Source: We-Math, four_dimensional_metrics.py and accuracy.py.
+    """
+    areas: dict[str, list[float]] = {}
+    for concept, accuracy in _means(items, correct, "concept").items():
+        areas.setdefault(concept_area(concept), []).append(accuracy)
+    return four_way(items, correct) | {f"concepts of {area}": _mean(found) for area, found in sorted(areas.items())}
 
 
 MME_COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")

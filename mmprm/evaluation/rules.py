@@ -95,6 +95,17 @@ def labeled(*labels: str) -> AnswerRule:
     return rule
 
 
+_YES_OR_NO = labeled("yes", "no")
+
+
+def yes_or_no(gold: str, answer: str) -> Decision:
+    """Accept answers that begin with the gold label and a punctuation mark, or contain it and not the other label; y
+    and n are labels as well. Reject all other answers."""
+    text = answer.strip().casefold()
+    begins = re.match(r"\W*(yes|no)\s*[,.;:!–—]", text)
+    return _YES_OR_NO(gold, begins[1] if begins else {"y": "yes", "n": "no"}.get(text, text))
+
+
 def containing(gold: str, answer: str) -> Decision | None:
     """Accept answers that contain the words of the gold answer, ignoring case, and no negation.
 

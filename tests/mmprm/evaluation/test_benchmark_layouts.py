@@ -98,7 +98,8 @@ def test_we_math(tmp_path: Path) -> None:
     ((part, multi), _) = read(tmp_path, "we-math", WE_MATH, whole)
     assert part.problem.choices == ("18", "15", "12", "10", "No correct answer")
     assert part.problem.question.endswith("( ) cm?\nChoices:\nA. 18\nB. 15\nC. 12\nD. 10\nE. No correct answer")
-    assert part.groups == {"steps": ("one",), "knowledge": ("Calculation of Plane Figures",)}
+    area = ("Calculation of Plane Figures",)
+    assert part.groups == {"steps": ("one",), "knowledge": area, "concept": ("Area of Circles",)}
     assert multi.groups == {"steps": ("two",)}
     assert part.family == multi.family
     assert (part.part, multi.part) == ("1", "multi")

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import published_rows as rows
 import pytest
+from benchmark_rows import MATHVERSE, MATHVERSE_VISION
 
 from mmprm.errors import DataError
 from mmprm.evaluation.benchmarks import BENCHMARKS, read_items, with_distinct_ids
@@ -40,6 +41,16 @@ def verdicts(item: Item, *answers: str) -> str:
 
 def test_every_benchmark_can_be_configured() -> None:
     assert {"problems", *BENCHMARKS} == set(get_args(PolicyEvalConfig.model_fields["benchmark"].annotation))
+
+
+def test_mathverse_accepts_the_text_of_an_option_that_only_the_image_shows(tmp_path: Path) -> None:
+    """The published judge reads question_for_eval, which lists the options; the prompt must not."""
+    row = {**MATHVERSE_VISION, "question_for_eval": MATHVERSE["question"]}
+    (item,) = read(tmp_path, "mathverse", row)
+    assert (item.problem.question, item.problem.choices) == ("Answer the question in the image.", ())
+    assert verdicts(item, "B", "125°", "125", "(B) 125°", "A", "C. 100°") == "CCCCII"
+    assert "C" not in verdicts(item, "145°", "55", "(A) 145°")
+    assert read(tmp_path, "mathverse", MATHVERSE)[0].also == ()
 
 
 def test_k12(tmp_path: Path) -> None:
@@ -133,6 +144,7 @@ def test_yes_no_benchmarks(tmp_path: Path) -> None:
     (item,) = read(tmp_path, "vsr", rows.VSR)
     assert item.problem.question.endswith("The bear is in front of the person.\nAnswer yes or no.")
     assert verdicts(item, "Yes", "yes, it is", "No", "yes or no", "maybe", "true") == "CCIIII"
+    assert verdicts(item, "Yes, there is no doubt.", "No: yes would be wrong", "no-one sits there, yes", "y") == "CIIC"
     (item,) = read(tmp_path, "vsr", {**rows.VSR, "label": 0})
     assert verdicts(item, "No.", "Yes") == "CI"
     (item,) = read(tmp_path, "hallusionbench", rows.HALLUSIONBENCH)
