@@ -75,7 +75,7 @@ def evaluate_policy(kind: str, files: Sequence[Path], config: PolicyEvalConfig) 
 
 def _read(file: Path, config: PolicyEvalConfig) -> tuple[list[Item], int]:
     """Read the questions of a file, and count the rows that do not belong to the benchmark."""
-    shared = {"subset": config.subset, "image_root": config.image_root, "limit": config.limit}
+    shared = config.model_dump(include={"subset", "image_root", "limit", "video_frames"})
     if config.benchmark == "problems":
         split = {"split": config.split} if config.split else {}
         problems = load_problems(ProblemsConfig(path=str(file), columns=config.columns, **split, **shared))

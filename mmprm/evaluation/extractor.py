@@ -33,6 +33,12 @@ Reply with the final answer only, copied exactly as the response writes it. If t
 with its letter. If the response settles on no answer, reply None."""
 
 _OWN_LETTER = re.compile(r"\A\s*\(?[A-Z]\s*[.:)]\s*")
+_CHOSEN = re.compile(r"\(?([A-Z])(?:[.:)]|\Z)")
+_ARTICLE = r"(?!\s+(?!(?:is|because|since|as|and|or|for)\b)[a-z])"
+"""Follows a letter A that is no article, as in "A triangle"."""
+_START = r"(?<!\w)(?<!\d[.,])(?<!(?<![\w)])[-−])"
+"""Precedes a whole word or number; the 5 of 3.5 and the 3 of -3 are none."""
+_END = r"(?!\w|[.,]\d)"
 
 FAILED = "extractor failed"
 """Prefix of the reason that `find` returns if the request to the model fails; the verdict is then unknown."""
@@ -111,18 +117,20 @@ class AnswerExtractor:
 def is_stated(answer: str, response: str, choices: Sequence[str]) -> bool:
     """Return whether the response contains the answer as whole words, ignoring case and spaces.
 
-    A capital letter may stand for the option with this letter, which the response may then state by its text.
+    A capital letter, also before a text as in "(B) 45", may stand for the option with this letter, which the response
+    may then state by its text.
     """
-    letter = answer.strip("()")
-    if len(letter) == 1 and letter in LETTERS[: len(choices)]:
+    if (chosen := _CHOSEN.match(answer)) and chosen[1] in LETTERS[: len(choices)]:
+        letter = chosen[1]
         text = _OWN_LETTER.sub("", choices[LETTERS.index(letter)])
-        return re.search(rf"(?<!\w){letter}(?![\w'])", response) is not None or _contains(response, text)
+        alone = rf"(?<!\w){letter}(?![\w'])" + (_ARTICLE if letter == "A" else "")
+        return re.search(alone, response) is not None or _contains(response, text)
     return _contains(response, answer)
 
 
 def _contains(response: str, words: str) -> bool:
     wanted, given = (" ".join(text.casefold().split()) for text in (words, response))
-    return bool(wanted) and re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", given) is not None
+    return bool(wanted) and re.search(f"{_START}{re.escape(wanted)}{_END}", given) is not None
 
 
 def _answer(reply: str) -> str:

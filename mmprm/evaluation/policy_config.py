@@ -7,9 +7,10 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from mmprm.config import Config, PathText
+from mmprm.data.media import MAX_FRAMES
 from mmprm.evaluation.extractor import ExtractorConfig
 from mmprm.grading.symbolic import GraderConfig
-from mmprm.problems import Columns
+from mmprm.problems import VIDEO_FRAMES, Columns
 from mmprm.prompts import PromptConfig
 from mmprm.rendering import template_of_file
 from mmprm.sampling.config import START_TIMEOUT_SECONDS, EngineConfig, SamplingConfig
@@ -59,6 +60,8 @@ class PolicyEvalConfig(Config):
     """Folder that relative image paths refer to; defaults to the folder of the problem file."""
     limit: int | None = Field(None, ge=1)
     """Maximum number of rows to read; default: all."""
+    video_frames: int = Field(VIDEO_FRAMES, ge=1, le=MAX_FRAMES)
+    """Number of frames to sample from each video, evenly from the first to the last."""
     engine: EngineConfig
     """Engine that runs the policy; the model "tiny" is the built-in toy policy."""
     sampling: SamplingConfig = SamplingConfig(temperature=0, max_tokens=4096)

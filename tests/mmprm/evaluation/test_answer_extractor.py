@@ -90,11 +90,33 @@ def test_an_option_may_be_named_by_its_letter(tmp_path: Path) -> None:
         ("A", "It is blue; that is not a guess.", False),
         ("C", "It is red.", False),
         ("AB", "It is red or blue.", False),
+        ("A", "A cube is drawn, and it is blue.", False),
+        ("A", "I choose A because it shines.", True),
+        ("B. blue", "The color is that of option B.", True),
+        ("(B) blue", "It is blue.", True),
     ],
 )
 def test_a_letter_must_be_stated_as_such_or_by_the_text_of_its_option(answer: str, response: str, stated: bool) -> None:
     """Otherwise, the extractor could solve the question instead of copying the answer."""
     assert is_stated(answer, response, ("A. red", "blue")) == stated
+
+
+@pytest.mark.parametrize(
+    ("answer", "response", "stated"),
+    [
+        ("14", "It is 14.5 cm.", False),
+        ("5", "It is 3.5 cm.", False),
+        ("000", "It is 1,000.", False),
+        ("3", "So x = -3.", False),
+        ("-3", "So x = -3.", True),
+        ("3", "The years 2-3.", True),
+        ("14.5", "It is 14.5.", True),
+        ("14", "It is 14, not 15.", True),
+        ("\\frac{1}{2}", "So it is $\\frac{1}{2}$.", True),
+    ],
+)
+def test_part_of_a_number_is_not_stated(answer: str, response: str, stated: bool) -> None:
+    assert is_stated(answer, response, ()) == stated
 
 
 def test_the_judge_sees_every_gold_answer() -> None:

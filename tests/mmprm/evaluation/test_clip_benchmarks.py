@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mmprm.cli.eval_policy import _read
 from mmprm.config import build
 from mmprm.errors import DataError
 from mmprm.evaluation.benchmarks import BENCHMARKS, aggregate_scores, read_items
@@ -92,6 +93,14 @@ def test_system_turns_are_not_the_question(tmp_path: Path) -> None:
 def test_a_row_without_a_label_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"test\.json.*is not a row of dfew: lacks 'label'; it has video, question"):
         read(tmp_path, "dfew", {"video": "a.mp4", "question": ASKED})
+
+
+@pytest.mark.parametrize("benchmark", ["dfew", "problems"])
+def test_the_number_of_frames_can_be_set(tmp_path: Path, benchmark: str) -> None:
+    (tmp_path / "test.json").write_text(json.dumps([{"video": "a.mp4", "conversations": turns("sad")}]))
+    config = build(PolicyEvalConfig, {"benchmark": benchmark, "engine": {"model": "m"}, "video_frames": 16})
+    ((item,), _) = _read(tmp_path / "test.json", config)
+    assert [video.frames for video in item.problem.videos] == [16]
 
 
 def test_unweighted_recall_counts_each_label_once(tmp_path: Path) -> None:
