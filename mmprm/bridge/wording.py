@@ -34,13 +34,15 @@ BETRAYALS = (
     r"\bdescriptions?\b",
     r"\bcaptions?\b",
     r"\bdescribed\b",
-    r"\b(?:we|I)(?:'re| are|'m| am) told\b",
+    r"\b(?:we|I)(?:'re| are|'m| am| was| were|'ve been| have been) told\b",
     r"\bthe (?:user|prompt) (?:says|said|states|stated|mentions|mentioned|gave|provided|wrote)\b",
     rf"\b(?:no|without (?:an?|any|the)) {_IMAGE}\b",
     rf"\b{_IMAGE} (?:is|was)(?:n't| not) (?:\w+ )?(?:here|attached|available|given|included|provided|shown|visible)\b",
+    rf"\b(?:wasn't|was not|weren't|were not|haven't been|have not been) (?:given|shown|provided with)"
+    rf" (?:an?|any|the|that|this) {_IMAGE}\b",
     rf"\b(?:don't|do not) (?:actually )?(?:have|see) (?:access to )?(?:an?|any|the|that|this) (?:\w+ )?{_IMAGE}\b",
     r"\b(?:can't|cannot|can not|couldn't|unable to|without) (?:actually |directly )?(?:see|view|look)(?:ing)?"
-    r" (?:at )?(?:the|this|it)\b",
+    r" (?:at )?(?:the|this|it|(?:image|picture|figure|diagram)s?)\b",
     r"\b(?:given|known|provided|reference) (?:correct )?answer\b",
     r"\bthe (?:notes?|text) (?:says?|states?|mentions?|tells?)\b",
     r"\baccording to the (?:notes?|text)\b",

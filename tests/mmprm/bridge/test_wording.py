@@ -41,6 +41,10 @@ def test_repairs(thoughts: str, repaired: str, count: int) -> None:
         ("No diagram is given.", "No diagram"),
         ("I don't have access to the figure.", "don't have access to the figure"),
         ("The figure is not drawn to scale.", None),
+        ("From what I was told, AB is 5.", "I was told"),
+        ("I wasn’t given the figure.", "wasn't given the figure"),
+        ("As a language model, I can't view images.", "can't view images"),
+        ("The angle was not given, and I cannot see why.", None),
         ("根据描述，AB=3。", "描述"),
     ],
 )
