@@ -37,5 +37,10 @@ class ActionReader:
 
     def index(self, text: str) -> int | None:
         """Return the index of the action in a text, or None if the text names no action."""
+        name = self.name(text)
+        return None if name is None else self._indices.get(name.lower())
+
+    def name(self, text: str) -> str | None:
+        """Return the action in a text as written, whether or not it is one of `names`, or None if there is none."""
         matches = list(self._pattern.finditer(text))
-        return self._indices.get(matches[-1][1].strip().lower()) if matches else None
+        return (matches[-1][1] or "").strip() or None if matches else None

@@ -115,10 +115,11 @@ class GymnasiumEnvironment:
     def _observation(self, observed: Any) -> Observation:
         frame = self._environment.render() if self._shows_frames else None
         shown = f"Observation: {observed}\n"
-        return Observation((shown,) if frame is None else (shown, _png(frame)))
+        return Observation((shown,) if frame is None else (shown, frame_image(frame)))
 
 
-def _png(frame: Any) -> ImageRef:
+def frame_image(frame: Any) -> ImageRef:
+    """Return an image of uint8 pixels (height, width, channels) as a PNG file."""
     from PIL import Image
 
     buffer = io.BytesIO()

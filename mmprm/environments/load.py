@@ -15,6 +15,7 @@ from mmprm.user_function import load_function
 
 BUILT_IN = {
     "football": "mmprm.environments.football:FootballEnvironment",
+    "openenv": "mmprm.environments.openenv:OpenEnvEnvironment",
     "sokoban": "mmprm.tiny.sokoban_environment:SokobanEnvironment",
 }
 """Maps the names of the built-in environments to their import paths."""
@@ -22,7 +23,7 @@ BUILT_IN = {
 
 class EnvironmentConfig(Config):
     path: str
-    """Environment to use: sokoban, football (needs the extra of this name), gymnasium:ID such as
+    """Environment to use: sokoban, football or openenv (which need the extras of these names), gymnasium:ID such as
     gymnasium:FrozenLake-v1, or package.module:factory for your own. The factory is called with `arguments` and returns
     an object with reset, step and close."""
     arguments: dict[str, Any] = Field(default_factory=dict)

@@ -114,7 +114,7 @@ def test_a_nondeterministic_environment_is_detected(part: str, name: str) -> Non
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"path": "chess"}, "must be one of football, sokoban, gymnasium:ID, or package.module:factory"),
+        ({"path": "chess"}, "must be one of football, openenv, sokoban, gymnasium:ID, or package.module:factory"),
         ({"path": "no.such.module:make"}, "cannot be imported"),
         ({"path": "sokoban", "arguments": {"size": 3}}, "do not fit sokoban"),
         ({"path": "builtins:dict"}, "dict has no reset, step, close"),
