@@ -8,19 +8,21 @@ import numpy as np
 import pytest
 import torch
 
+from mmprm.config import load
 from mmprm.errors import ConfigError, DataError
 from mmprm.prm.data import PrmSample
 from mmprm.prm.formats import open_format
 from mmprm.prm.info import PrmInfo, PrmTokens, read_info
-from mmprm.prm.model import Prm, initialize_prm, save_prm
+from mmprm.prm.model import Prm, initialize_prm, load_prm, save_prm
 from mmprm.prm.packing import Marks
 from mmprm.prm.task import PathRows, PrmTask
-from mmprm.prm.train import TrainConfig, _check_media
+from mmprm.prm.train import TrainConfig, _check_media, prepare_model
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.transformers_scorer import TransformersScorer
 from mmprm.tiny.omni_clip import encode_clip
 from mmprm.tiny.omni_model import PIXELS
 from mmprm.training.config import TrainingConfig
+from mmprm.training.lora import plain_weights
 from mmprm.training.ranks import Ranks
 from mmprm.types import AudioRef, ImageRef, Problem, Solution, VideoRef
 from tests.mmprm.data.test_images import PNG
@@ -92,6 +94,31 @@ def test_a_stored_model_scores_as_the_trained_one(prm: Prm, tmp_path: Path) -> N
     assert len(logits_M2) == sum(len(each.steps) for each in SOLUTIONS)
     expected = logits_M2.softmax(dim=1)[:, 0].tolist()
     assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_adapters_are_in_the_language_layers_and_are_merged_into_the_stored_layout(
+    omni_folder: Path, tmp_path: Path
+) -> None:
+    """The audio tower has projections of the same names."""
+    torch.manual_seed(0)
+    adapted = initialize_prm(str(omni_folder), PrmTokens())
+    prepare_model(adapted.model, load(TrainConfig, None, ["model=x", "labels=x", "output=x", "lora.rank=4"]))
+    backbone = adapted.model.eval().backbone
+    learned = {name: each for name, each in backbone.named_parameters() if each.requires_grad}
+    adapters = {name for name in learned if ".lora_" in name}
+    assert adapters
+    assert all(name.startswith("model.language_model.layers.") for name in adapters)
+    assert all("trainable_tokens" in name for name in learned.keys() - adapters)
+    inputs = adapted.renderer.encode(SOLUTIONS)
+    with torch.no_grad():
+        before_M2 = adapted.model(**inputs)
+        for name in adapters:
+            learned[name].normal_(std=0.2)
+        expected_M2 = adapted.model(**inputs)
+    assert (expected_M2 - before_M2).abs().max() > 1e-2
+    save_prm(tmp_path / "prm", adapted, plain_weights(backbone, backbone.state_dict()))
+    with torch.no_grad():
+        torch.testing.assert_close(load_prm(tmp_path / "prm").model(**inputs), expected_M2, rtol=0, atol=1e-5)
 
 
 def test_frames_have_the_size_of_the_policys_frames(omni_folder: Path, tmp_path: Path) -> None:
