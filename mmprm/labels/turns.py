@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 
 from mmprm.config import build
 from mmprm.environments.episode import outcome
-from mmprm.environments.interface import Environment, Observation
+from mmprm.environments.interface import Observation
 from mmprm.environments.load import EnvironmentConfig, make_environment
 from mmprm.environments.replay import Replayed, replay
 from mmprm.errors import EpisodeError
@@ -28,7 +28,7 @@ def label_turns(store: Store, seed: int) -> Iterator[tuple[Problem, LabeledPath,
     """
     config = build(EnvironmentConfig, store.config["environment"], str(store.path))
     rule, run_seed = rule_of(store.config), store.config["seed"]
-    with closing(make_environment(config)) as environment:
+    with closing(_Environment(config)) as environment:
         for tree in store.trees():
             problem = store.problem(tree.problem_id)
             start_seed = environment_seed(run_seed, problem.id)
@@ -37,9 +37,9 @@ def label_turns(store: Store, seed: int) -> Iterator[tuple[Problem, LabeledPath,
 
 
 def _observations(
-    environment: Environment, problem: Problem, seed: int, path: LabeledPath, config: EnvironmentConfig
+    environment: _Environment, problem: Problem, seed: int, path: LabeledPath, config: EnvironmentConfig
 ) -> tuple[Observation, ...]:
-    found = _replayed(environment, problem, seed, path, config)
+    found = environment.replayed(problem, seed, path)
     verdict, _ = outcome(found.transitions, config.success_return)
     last = path.counts[-1]
     stored = Verdict.CORRECT if last is not None and last.correct else Verdict.INCORRECT
@@ -51,18 +51,29 @@ def _observations(
     return (found.start, *(transition.observation for transition in found.transitions[:-1]))
 
 
-def _replayed(
-    environment: Environment, problem: Problem, seed: int, path: LabeledPath, config: EnvironmentConfig
-) -> Replayed:
-    """Replay a path, again with new environments if the environment breaks.
+class _Environment:
+    """Holds an environment, which is closed and replaced if it breaks."""
 
-    In the run, a break only leaves a rollout without a verdict, so it must not cost the labels either.
-    """
-    for _ in range(_ATTEMPTS - 1):
-        try:
-            return replay(environment, problem, seed, path.steps)
-        except EpisodeError as error:
-            if error.__cause__ is None:  # the environment did not break: the episode ended early
-                raise
-        environment = make_environment(config)
-    return replay(environment, problem, seed, path.steps)
+    def __init__(self, config: EnvironmentConfig) -> None:
+        self._config = config
+        self._made = make_environment(config)
+
+    def replayed(self, problem: Problem, seed: int, path: LabeledPath) -> Replayed:
+        """Replay a path, again with new environments if the environment breaks.
+
+        In the run, a break only leaves a rollout without a verdict, so it must not cost the labels either.
+        """
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return replay(self._made, problem, seed, path.steps)
+            except EpisodeError as error:
+                if error.__cause__ is None:  # the environment did not break: the episode ended early
+                    raise
+            self.close()
+            self._made = make_environment(self._config)
+        return replay(self._made, problem, seed, path.steps)
+
+    def close(self) -> None:
+        """Close the environment, which may fail if it is broken."""
+        with suppress(Exception):
+            self._made.close()

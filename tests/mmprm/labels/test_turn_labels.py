@@ -72,7 +72,16 @@ def test_a_changed_environment_is_noticed(tmp_path: Path) -> None:
 class Breaking(SokobanEnvironment):
     """Breaks in every episode but the third, sixth, …"""
 
-    resets = 0
+    resets, opened = 0, 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        Breaking.opened += 1
+
+    def close(self) -> None:
+        super().close()
+        Breaking.opened -= 1
+        raise OSError("no display")
 
     def reset(self, problem: Problem, seed: int) -> Observation:
         Breaking.resets += 1
@@ -84,6 +93,7 @@ class Breaking(SokobanEnvironment):
 def test_an_environment_that_breaks_is_replaced(tmp_path: Path) -> None:
     labels(tmp_path, path=f"{__name__}:Breaking")
     assert Breaking.resets == 6, "three attempts for each of the two paths"
+    assert Breaking.opened == 0, "those that broke are closed, too"
 
 
 def test_row_groups_hold_a_limited_number_of_image_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
