@@ -3,7 +3,8 @@
 labels_auc   AUC of the labels against "can still be solved within the turn limit", over the states that the policy
              solves at least once in 64 rollouts and those that cannot be solved; `all_states`: over all states
 first_error  share of the failed episodes whose first error found by bisection is the solver's first losing turn,
-             over those whose last state before it the policy solves at least once in 64 rollouts
+             over those whose last state before it the policy solves at least once in 64 rollouts. `not_found` counts
+             the other failed episodes, of which the search bisects only some
 prm_f1       first-error F1 of the process reward model on the policy's episodes of unseen levels
 kill         an annotation that is killed with SIGKILL five times: batches lost, and batches counted twice
 
@@ -140,8 +141,9 @@ def found_errors(tree: Tree, labels: dict[Steps, Counts]) -> Iterator[tuple[Step
 def first_error(bench: Bench) -> Results:
     """Compare the first errors that bisection found with the solver's first losing turns."""
     config, turns = bench.annotated("test"), bench.sizes.max_turns
-    episodes = []
+    episodes, failed = [], 0
     for problem, tree, labels in trees_of(config):
+        failed += sum(rollout.verdict is Verdict.INCORRECT for rollout in tree.nodes[0].rollouts)
         for steps, found in found_errors(tree, labels):
             truth = first_losing_turn(problem.extra["level"], steps, turns)
             episodes.append((problem, steps, found, truth if truth != NO_ERROR else len(steps)))
@@ -154,6 +156,7 @@ def first_error(bench: Bench) -> Results:
         "episodes": len(same),
         "levels": len({problem.id for (problem, *_), kept in zip(episodes, agree, strict=True) if kept}),
         "never_solved": agree.count(False),
+        "not_found": failed - len(episodes),
         "all_episodes": sum(found == truth for _, _, found, truth in episodes) / len(episodes) if episodes else None,
     }
 

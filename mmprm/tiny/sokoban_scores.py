@@ -54,13 +54,14 @@ def sokoban_metrics(episodes: Sequence[tuple[Problem, Sequence[str]]]) -> Sokoba
 
 
 def shortest_solution(problem: Problem) -> int:
-    """Return the number of moves of a shortest solution. Raises DataError if the level cannot be solved."""
+    """Return the number of moves of a shortest solution, at least 1. Raises DataError if there is none."""
     level = problem.extra.get("level")
     if not isinstance(level, str):
         raise DataError(f"problem {problem.id}: has no level; add a column `level` in Sokoban notation")
     moves = moves_to_solve(parse_level(level))
-    if moves is None:
-        raise DataError(f"problem {problem.id}: its level cannot be solved; remove it")
+    if not moves:
+        why = "cannot be solved" if moves is None else "is solved before the first move"
+        raise DataError(f"problem {problem.id}: its level {why}; remove it")
     return moves
 
 

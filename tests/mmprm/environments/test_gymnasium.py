@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from mmprm.environments.episode import outcome
 from mmprm.environments.load import EnvironmentConfig, make_environment
 from mmprm.environments.replay import check_deterministic, replay
 from mmprm.errors import ConfigError
 from mmprm.problems import image_size
-from mmprm.types import Problem
+from mmprm.types import Problem, Verdict
 
 pytest.importorskip("gymnasium")
 pytest.importorskip("pygame")
@@ -38,6 +39,13 @@ def test_frozen_lake_is_won() -> None:
 def test_a_hole_ends_the_episode_without_success() -> None:
     episode = replay(make_environment(EnvironmentConfig(**LAKE)), PROBLEM, 0, act("right", "down"))
     assert (episode.ended, episode.transitions[-1].success) == (True, False)
+
+
+def test_a_time_limit_of_gymnasium_truncates() -> None:
+    limited = LAKE | {"arguments": {"is_slippery": False, "max_episode_steps": 2}}
+    episode = replay(make_environment(EnvironmentConfig(**limited)), PROBLEM, 0, act("left", "left"))
+    assert [(each.terminated, each.truncated) for each in episode.transitions] == [(False, False), (False, True)]
+    assert outcome(episode.transitions, 0.0) == (Verdict.INCORRECT, "truncated"), "its return of 0 would be enough"
 
 
 def test_each_problem_can_have_its_own_level() -> None:

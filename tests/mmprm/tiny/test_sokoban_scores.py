@@ -58,6 +58,9 @@ def test_what_cannot_be_scored_is_refused() -> None:
     corner = Problem("corner", "Solve the level.", "", extra={"level": "#####\n#$@.#\n#####"})
     with pytest.raises(DataError, match="problem corner: its level cannot be solved"):
         sokoban_metrics([(corner, [LEFT])])
+    solved = Problem("solved", "Solve the level.", "", extra={"level": "#####\n#@* #\n#####"})
+    with pytest.raises(DataError, match="problem solved: its level is solved before the first move; remove it"):
+        sokoban_metrics([(solved, [LEFT])])
     with pytest.raises(DataError, match="no episodes"):
         sokoban_metrics([])
 
