@@ -29,7 +29,17 @@ from typing import Any
 from mmprm.data.cells import Row
 from mmprm.data.choices import LETTERS
 from mmprm.evaluation.entries import Entry, published_answer
-from mmprm.evaluation.rules import AnswerRule, containing, in_order, last_side, rounded, truncated, within
+from mmprm.evaluation.rules import (
+    AnswerRule,
+    containing,
+    each_within,
+    first_of,
+    in_order,
+    last_side,
+    rounded,
+    truncated,
+    within,
+)
 from mmprm.evaluation.we_math import concept_area
 from mmprm.grading.choice import inline_choices
 from mmprm.grading.extract import boxed
@@ -123,14 +133,17 @@ def read_mathvision(row: Row) -> Entry:
 
 def read_olympiadbench(row: Row) -> Entry | None:
     """Read an English open-ended problem of OlympiadBench. Multiple answers are joined into one text, graded as a
-    list. A single answer may deviate by the row's `error`."""
+    list. Each answer may deviate by its `error`.
+
+    Source of the rule: OlympiadBench, inference/judge.py.
+    """
     if row["language"] != "English" or row["question_type"] != "Open-ended":
         return None
     lines = [row.get("context"), row["question"], f"(Unit of the answer: {row['unit']})" if row.get("unit") else None]
     images = [row[f"image_{n}"] for n in range(1, 10) if row.get(f"image_{n}")] or listed(row.get("image"))
     question, answer = "\n".join(line for line in lines if line), ", ".join(row["final_answer"])
-    error = str(row.get("error") or "")
-    rule = within(absolute=float(error)) if error and "," not in error else None
+    errors = [float(error or 0) for error in str(row["error"]).split(",")] if row.get("error") else []
+    rule = first_of(each_within(errors), within(absolute=errors[0])) if errors else None
     return Entry(str(row["id"]), question, answer, images, groups={"subfield": row["subfield"]}, rule=rule)
 
 

@@ -77,6 +77,28 @@ def in_order(gold: str, answer: str) -> Decision | None:
     return None if one is None or other is None else _decision(one == other, f"the list {gold}")
 
 
+def each_within(errors: Sequence[float]) -> AnswerRule:
+    """Accept lists with one number for each gold number, within its error, in any order.
+
+    A single error applies to all gold numbers. Applies if both answers are lists of numbers, and the numbers of gold
+    numbers and errors are equal.
+    """
+
+    def rule(gold: str, answer: str) -> Decision | None:
+        golds, given = _listed(gold), _listed(answer)
+        if golds is None or given is None or len(errors) not in (1, len(golds)):
+            return None
+        allowed = list(errors) * (len(golds) // len(errors))
+        left = list(given)
+        for value, error in zip(golds, allowed, strict=True):
+            nearest = min(left, key=lambda other: abs(other - value), default=None)
+            if nearest is not None and abs(nearest - value) <= _allowed(value, 0.0, error):
+                left.remove(nearest)
+        return _decision(not left and len(given) == len(golds), f"{gold}, each within its error")
+
+    return rule
+
+
 def last_side(gold: str, answer: str) -> Decision | None:
     """Accept equations whose last side is the gold number, such as m + n = 33; applies if that side is a number."""
     _, equals, side = answer.rpartition("=")

@@ -11,6 +11,7 @@ import pytest
 from mmprm.evaluation.rules import (
     AnswerRule,
     containing,
+    each_within,
     first_of,
     grade_by_rule,
     in_order,
@@ -25,6 +26,25 @@ from mmprm.grading.symbolic import SymbolicGrader
 from mmprm.types import Grading, Problem, Verdict
 
 CORRECT, INCORRECT, UNKNOWN = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("errors", "answer", "verdict"),
+    [
+        ([0.1, 0.2], "3.15, 2.6", CORRECT),
+        ([0.1, 0.2], "$2.7$ and $3.2$", CORRECT),
+        ([0.1, 0.2], "3.3, 2.5", INCORRECT),
+        ([0.1, 0.2], "3.1, 2.71", INCORRECT),
+        ([0.1, 0.2], "3.1, 2.5, 9", INCORRECT),
+        ([0.1, 0.2], "3.1, 3.1", INCORRECT),
+        ([0.3], "2.9, 2.2", CORRECT),
+        ([0.1, 0.2], "3.1", None),
+        ([0.1, 0.2, 0.3], "3.1, 2.5", None),
+    ],
+)
+def test_each_number_of_a_list_has_its_error(errors: list[float], answer: str, verdict: Verdict | None) -> None:
+    decision = each_within(errors)("$3.1$,$2.5$", answer)
+    assert (decision and decision[0]) == verdict
 
 
 @pytest.mark.parametrize(

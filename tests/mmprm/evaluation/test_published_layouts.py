@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import published_rows as rows
 import pytest
-from benchmark_rows import MATHVERSE, MATHVERSE_VISION
+from benchmark_rows import MATHVERSE, MATHVERSE_VISION, OLYMPIAD
 
 from mmprm.errors import DataError
 from mmprm.evaluation.benchmarks import BENCHMARKS, read_items, with_distinct_ids
@@ -51,6 +51,14 @@ def test_mathverse_accepts_the_text_of_an_option_that_only_the_image_shows(tmp_p
     assert verdicts(item, "B", "125°", "125", "(B) 125°", "A", "C. 100°") == "CCCCII"
     assert "C" not in verdicts(item, "145°", "55", "(A) 145°")
     assert read(tmp_path, "mathverse", MATHVERSE)[0].also == ()
+
+
+@pytest.mark.parametrize(("error", "verdict"), [("0.1,0.2", "C"), ("0.2", "C"), (",0.2", "I"), ("0.05,0.05", "I")])
+def test_olympiadbench_has_an_error_per_answer(tmp_path: Path, error: str, verdict: str) -> None:
+    row = {**OLYMPIAD, "final_answer": ["$3.1$,$2.5$"], "error": error}
+    (item,) = read(tmp_path, "olympiadbench", row)
+    assert verdicts(item, "3.2, 2.6") == verdict
+    assert verdicts(item, "2.5 and 3.1", "3.1") == "CI"
 
 
 def test_k12(tmp_path: Path) -> None:
