@@ -120,7 +120,7 @@ def labeled(*labels: str) -> AnswerRule:
 _YES_OR_NO = labeled("yes", "no")
 
 
-def yes_or_no(gold: str, answer: str) -> Decision:
+def yes_or_no_label(gold: str, answer: str) -> Decision:
     """Accept answers that begin with the gold label and a punctuation mark, or contain it and not the other label; y
     and n are labels as well. Reject all other answers."""
     text = answer.strip().casefold()

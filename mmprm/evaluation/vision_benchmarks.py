@@ -21,7 +21,7 @@ from typing import Any
 from mmprm.data.cells import Row, parsed
 from mmprm.evaluation.entries import YES_NO, Entry, published_answer
 from mmprm.evaluation.math_benchmarks import first_images
-from mmprm.evaluation.rules import containing, first_of, rounded, within, yes_or_no
+from mmprm.evaluation.rules import containing, first_of, rounded, within, yes_or_no_label
 from mmprm.grading.choice import inline_choices
 from mmprm.problems import listed
 
@@ -88,7 +88,7 @@ def read_vsr(row: Row) -> Entry:
         answer=_yes_if(row["label"]),
         images=listed(row["image"]),
         groups={"relation": row["relation"]},
-        rule=yes_or_no,
+        rule=yes_or_no_label,
     )
 
 
@@ -147,7 +147,7 @@ def read_mme(row: Row) -> Entry:
         answer=_yes_or_no(row["answer"]),
         images=listed(row["image"]),
         groups={"category": row["category"]},
-        rule=yes_or_no,
+        rule=yes_or_no_label,
     )
 
 
@@ -161,7 +161,7 @@ def read_hallusionbench(row: Row) -> Entry:
         answer=_yes_if(row["gt_answer"]),
         images=first_images(row, "image", "filename"),
         groups={"category": row["category"], "subcategory": row["subcategory"]},
-        rule=yes_or_no,
+        rule=yes_or_no_label,
         family=group,
         part=f"{figure}/{number}",
     )
