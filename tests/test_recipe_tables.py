@@ -192,6 +192,21 @@ def test_every_recipe_has_its_table() -> None:
     assert {*shown} - shipped == {("annotate/mm-prm-8b.yaml", None), ("train/mm-prm-8b.yaml", None)}
 
 
+def test_every_published_system_is_compared_with_its_release() -> None:
+    """The table has four columns, none of them empty; DAPO-32B has its own table only."""
+    text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    table = text.partition("## Compared with the releases")[2].partition("\n## ")[0]
+    rows = [[cell.strip() for cell in line.strip("|\n").split(" | ")] for line in table.splitlines() if "|" in line][2:]
+    assert all(len(row) == 4 and all(row) for row in rows)
+    systems = {row[0].partition(",")[0] for row in rows}
+    assert systems == {
+        *("MM-Eureka", "CPGD", "MM-PRM", "LMM-R1", "Vision-R1", "R1-Omni", "VisualThinker-R1-Zero"),
+    }
+    assert {"LMM-R1, Sokoban", "LMM-R1, football"} <= {row[0] for row in rows}
+    named = set(re.findall(r"--config configs/([\w/.-]+)", " ".join(row[1] for row in rows)))
+    assert named == {recipe.file for recipe in RECIPES} - {"rl/dapo-32b.yaml"}
+
+
 FINDINGS = re.findall(
     r"^\| [^|]+ \| `mmprm (rl|stages) --config configs/([\w/.-]+)([^`]*)`",
     (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8").partition("## Findings of")[2].partition("\n## ")[0],

@@ -86,6 +86,7 @@ def compare_policies(folders: Sequence[Path], config: CompareConfig) -> Comparis
         notes=[
             *(note for result, f in zip(results, folders, strict=True) for note in _mixed(result, f)),
             *(note for name in shared for note in _notes(name, folders)),
+            *(note for name in shared for r, f in zip(results, folders, strict=True) for note in _failed(r[name], f)),
         ],
     )
 
@@ -147,6 +148,14 @@ def _notes(benchmark: str, folders: Sequence[Path]) -> list[str]:
         if named:
             notes.append(f"{benchmark}: {folder} was evaluated with another {', '.join(named)} than {folders[0]}")
     return notes
+
+
+def _failed(result: PolicyScores, folder: Path) -> list[str]:
+    """Return a note if questions of a benchmark could not be sampled, which lowers the policy's accuracy."""
+    if not result.failed:
+        return []
+    count = f"{len(result.failed):,} of {result.questions:,} questions"
+    return [f"{result.benchmark}: {count} could not be sampled in {folder} and count as incorrect"]
 
 
 def _asked_with(file: Path) -> dict[str, object]:

@@ -85,6 +85,13 @@ def test_a_folder_with_results_of_several_models_gets_a_note(tmp_path: Path) -> 
     assert note == f"{folders[1]} has results of several models: {listed}; use an output folder per policy"
 
 
+def test_questions_that_could_not_be_sampled_get_a_note(tmp_path: Path) -> None:
+    base = write(tmp_path / "base", "mmstar", {"a": 1.0, "b": 1.0})
+    other = write(tmp_path / "rl", "mmstar", {"a": 1.0, "b": 0.0}, failed={"b": "the prompt is too long"})
+    (note,) = compare_policies([base, other], CompareConfig()).notes
+    assert note == f"mmstar: 1 of 2 questions could not be sampled in {other} and count as incorrect"
+
+
 @pytest.mark.parametrize(
     ("second", "message"),
     [
