@@ -46,6 +46,7 @@ from policy_rl.learner import Learner
 from policy_rl.metrics import Timed, console_line, shares
 from policy_rl.monitor.alarms import Alarms, alarm_error
 from policy_rl.monitor.samples import SampleLog, chosen, sample_of, trained_sample
+from policy_rl.monitor.truths import TurnTruths
 from policy_rl.rewards.prm_refresh import PrmRefresh
 from policy_rl.rollouts.collected import Collected
 from policy_rl.rollouts.evaluate import Evaluation
@@ -84,7 +85,7 @@ class Loop:
         self._output = Path(config.output)
         self._checkpoints, self._policy = checkpoints_of(config), policy_of(config)
         self._learner = Learner(config, trainer, collector, aggregate, trees, refresh)
-        self._alarms = Alarms(config.monitor)
+        self._alarms, self._truths = Alarms(config.monitor), TurnTruths(config.environment, config.seed)
         self._resume_key = resume_key_of(config, total, collector.fingerprint)
         self._evaluations: dict[int, Evaluation] = {}
         self._queue = StepQueue(collector.collect)
@@ -113,7 +114,7 @@ class Loop:
                     step += 1
                     groups, trained, metrics = await self._step(step)
                     self._write(step, metrics, log)
-                    self._write_samples(step, groups, trained, samples)
+                    await self._write_samples(step, groups, trained, samples)
                     # A step without an update lacks metrics on which alarms may be set.
                     crossed = self._alarms.see(metrics) if metrics["updates"] else None
                     due = self._is_last(step) or _due(self._config.save_every, step) or self._may_be_best(step)
@@ -178,10 +179,12 @@ class Loop:
         log.write("train", step, metrics, shown=False, total=max(step, self._total))
         print(console_line(step, max(step, self._total), metrics), flush=True)
 
-    def _write_samples(
+    async def _write_samples(
         self, step: int, groups: Sequence[GradedGroup], trained: Sequence[TrainingSample], log: SampleLog
     ) -> None:
         config, collector = self._config, self._collector
+        found = chosen(groups, config.monitor.samples)
+        truths = [await self._truths.of(groups[index].problem, each.response) for index, each in found]
         log.write(
             [
                 sample_of(
@@ -192,8 +195,9 @@ class Loop:
                     collector.prefill,
                     trained_sample(trained, index, each),
                     collector.step_of_token(each),
+                    true,
                 )
-                for index, each in chosen(groups, config.monitor.samples)
+                for (index, each), true in zip(found, truths, strict=True)
             ]
         )
 

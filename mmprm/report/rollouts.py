@@ -127,7 +127,7 @@ def rollout_data(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def turns_data(row: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
-    """Build what the page shows of an episode's turns: the observation before each step, and the step's reward.
+    """Build what the page shows of an episode's turns: the observation before each step, its reward, and the truth.
 
     The list is empty for other responses. The question, with which the first observation may begin, is left out.
     """
@@ -136,6 +136,7 @@ def turns_data(row: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
             "text": turn["text"].removeprefix(row["question"]).strip(),
             "images": [media_data(ref) for ref in logged_media(turn, folder)],
             "reward": _rounded(turn["reward"]),
+            "truth": turn["truth"],
         }
         for turn in row.get("turns", ())
     ]

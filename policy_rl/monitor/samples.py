@@ -35,11 +35,12 @@ _replaced = partial(whole_file, error=TrainingError, way_out="choose another out
 
 @dataclass(frozen=True, slots=True)
 class LoggedTurn:
-    """Holds what the policy saw before an action of an episode, and the environment's reward for it."""
+    """Holds what the policy saw before an action of an episode, and the environment's reward and truth after it."""
 
     text: str
     images: tuple[ImageRef, ...]
     reward: float
+    truth: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +135,12 @@ def sample_of(
     prefill: str = "",
     trained: TrainingSample | None = None,
     step_of_token: np.ndarray | None = None,
+    truths: Sequence[str] = (),
 ) -> Sample:
-    """Create the log entry for a response. `trained` and `step_of_token` are needed only for its advantages."""
+    """Create the log entry for a response. `trained` and `step_of_token` are needed only for its advantages.
+
+    `truths` are what the environment says after each turn; see TurnTruths.
+    """
     found = steps_of(each.response, step_format, prefill)
     scores: tuple[float | None, ...] = each.process.scores if each.process else ()
     scores += (None,) * (len(found.steps) - len(scores))
@@ -160,14 +165,17 @@ def sample_of(
         credits=credits,
         group=(int(sum(group.accuracies)), len(group.accuracies)),
         media=group.problem.media,
-        turns=_turns(each.response),
+        turns=_turns(each.response, truths),
     )
 
 
-def _turns(response: Response) -> tuple[LoggedTurn, ...]:
+def _turns(response: Response, truths: Sequence[str]) -> tuple[LoggedTurn, ...]:
     turns = () if response.played is None else response.played.turns
-    seen = ((Observation(turn.observation), turn.reward) for turn in turns)
-    return tuple(LoggedTurn(observation.text, observation.images, reward) for observation, reward in seen)
+    seen = (Observation(turn.observation) for turn in turns)
+    return tuple(
+        LoggedTurn(observation.text, observation.images, turn.reward, truth)
+        for observation, turn, truth in zip(seen, turns, truths or [None] * len(turns), strict=True)
+    )
 
 
 class SampleLog:
@@ -203,7 +211,12 @@ class SampleLog:
         values = {name: getattr(sample, name) for name in names} | self._paths(sample.media)
         if sample.turns:
             values["turns"] = [
-                {"text": turn.text, "images": self._paths(turn.images)["images"], "reward": turn.reward}
+                {
+                    "text": turn.text,
+                    "images": self._paths(turn.images)["images"],
+                    "reward": turn.reward,
+                    "truth": turn.truth,
+                }
                 for turn in sample.turns
             ]
         return values
@@ -251,7 +264,8 @@ def _read(path: Path) -> Iterator[Sample]:
 
 
 def _read_turns(row: Mapping[str, Any], folder: Path) -> tuple[LoggedTurn, ...]:
-    return tuple(LoggedTurn(turn["text"], logged_media(turn, folder), turn["reward"]) for turn in row.get("turns", ()))
+    turns = row.get("turns", ())
+    return tuple(LoggedTurn(turn["text"], logged_media(turn, folder), turn["reward"], turn["truth"]) for turn in turns)
 
 
 _REQUIRED = [field.name for field in fields(Sample) if field.default is MISSING]

@@ -182,9 +182,12 @@ def test_the_page_orders_and_moves(seen: dict[str, str]) -> None:
 
 
 def test_the_page_shows_what_the_policy_saw_in_each_turn(tmp_path: Path) -> None:
-    turns = [{"text": "count", "images": [], "reward": -0.1}, {"text": "a wall", "images": ["gone.png"], "reward": 1.0}]
+    turns = [
+        {"text": "count", "images": [], "reward": -0.1, "truth": "1 move is left"},
+        {"text": "a wall", "images": ["gone.png"], "reward": 1.0, "truth": None},
+    ]
     (tmp_path / "samples.jsonl").write_text(json.dumps(row(1, question="count", turns=turns)) + "\n")
     write_rollouts(tmp_path / "rollouts.html", tmp_path)
     (shown,) = texts_of_scenes(tmp_path / "rollouts.html", {"first": [""]}).values()
-    assert "reward −0.1\nlook" in shown, "the question is shown above"
+    assert "reward −0.1 · 1 move is left\nlook" in shown, "the question is shown above"
     assert re.search(r"gone\.png: cannot be read[^\n]*\na wall · reward 1\ncount", shown)

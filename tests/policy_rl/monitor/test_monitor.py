@@ -269,13 +269,13 @@ class TestSamples:
         played = PlayedTurns(turns, [0, 1], (), only.grading)
         only = replace(only, response=replace(only.response, played=played))
         log = SampleLog(tmp_path / "run", 0)
-        log.write([sample_of(1, group(only), only, "blank_lines")])
+        log.write([sample_of(1, group(only), only, "blank_lines", truths=("lost", "solved"))])
         log.close()
         SampleLog(tmp_path / "run", 1).close()
         (row,) = read_samples(tmp_path / "run")
         assert [step for step, _ in row["steps"]] == ["a", "b"]
         first, second = row["turns"]
-        assert second == {"text": "", "images": [], "reward": 1.0}
+        assert second == {"text": "", "images": [], "reward": 1.0, "truth": "solved"}
         assert (first["text"], first["reward"]) == ("how many?\nreally", -0.1)
         assert (tmp_path / "run" / first["images"][0]).read_bytes() == image
         shown = turns_data(row, tmp_path / "run")
