@@ -37,8 +37,10 @@ BARS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         lambda r: not r["made_up"] and r["counted"] == r["outputs"] and r["well_formed_scored"] == r["well_formed"],
     ),
     "thinking": (
-        "RL no worse than SFT, and 8 chains no worse than 1 (paired, 95 %)",
-        lambda r: all(difference["high"] >= 0 for difference in r["differences"].values()),
+        "SFT better than chance, RL no worse than SFT, and 8 chains no worse than 1 (95 %, the latter two paired)",
+        lambda r: (
+            r["sft_1"]["f1"]["low"] > r["chance"] and all(each["high"] >= 0 for each in r["differences"].values())
+        ),
     ),
 }
 

@@ -6,9 +6,9 @@ prm     mmprm train: a process reward model, whose threshold is chosen on develo
 sft     mmprm labels critiques and mmprm sft: critiques of the world's teacher that agree with the labels
 rl      mmprm rl from sft, rewarded by the agreement of the verdicts with the labels
 
-The judges are measured with 1 and with 8 chains per solution. A solution about which a judge's verdicts are unknown
-counts as judged incorrectly. Every stage is a command in its own process; an interrupted benchmark resumes with the
-missing stages.
+The judges are measured with 1 and with 8 chains per solution, and compared with a judge that guesses. A solution about
+which a judge's verdicts are unknown counts as judged incorrectly. Every stage is a command in its own process; an
+interrupted benchmark resumes with the missing stages.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -73,7 +74,10 @@ def thinking(folder: Path, sizes: ThinkingSizes) -> dict[str, Any]:
 
 
 def summarize(found: dict[str, tuple[Sequence[dict[str, Any]], float]]) -> dict[str, Any]:
-    """Return F1 and tokens per solution of each method, and the differences of PAIRS, from its rows and threshold."""
+    """Return F1 and tokens per solution of each method, the F1 of guessing, and the differences of PAIRS.
+
+    `found` holds the rows and the threshold of each method.
+    """
     claimed = {name: np.array([_claimed(row, limit) for row in rows]) for name, (rows, limit) in found.items()}
     rows = next(iter(found.values()))[0]
     truth, problems = np.array([row["label"] for row in rows]), [row["id"] for row in rows]
@@ -87,6 +91,7 @@ def summarize(found: dict[str, tuple[Sequence[dict[str, Any]], float]]) -> dict[
         tokens = sum(row.get("tokens") or 0 for row in rows) / len(rows)
         unknown = sum(row["scores"] is None for row in rows)
         metrics[name] = {"f1": _rounded(asdict(interval)), "tokens": round(tokens, 1), "unknown": unknown}
+    metrics["chance"] = round(chance_f1([int(label) for label in truth]), 4)
     metrics["differences"] = {
         f"{one} - {other}": _rounded(
             asdict(bootstrap(lambda i, one=one, other=other: f1(one, i) - f1(other, i), problems, seed=0))
@@ -94,6 +99,18 @@ def summarize(found: dict[str, tuple[Sequence[dict[str, Any]], float]]) -> dict[
         for one, other in PAIRS
     }
     return metrics
+
+
+def chance_f1(labels: Sequence[int]) -> float:
+    """Return the highest F1 of a judge that guesses: 2m / (1 + √m)², where m is the share of the most frequent first
+    error among the solutions with an error.
+
+    It names this step with probability 1 − q, and no error with probability q. With accuracies (1 − q)·m and q, the
+    harmonic mean is highest at q = √m / (1 + √m).
+    """
+    errors = [label for label in labels if label != NO_ERROR]
+    most_frequent = Counter(errors).most_common(1)[0][1] / len(errors)
+    return 2 * most_frequent / (1 + most_frequent**0.5) ** 2
 
 
 def _trained(folder: Path, sizes: ThinkingSizes) -> tuple[Path, Path, Path]:
@@ -106,8 +123,8 @@ def _trained(folder: Path, sizes: ThinkingSizes) -> tuple[Path, Path, Path]:
         "held_out": "null",
         "output": sft,
         "training.epochs": sizes.epochs,
-        "training.batch_size": 32,
-        "training.learning_rate": 1e-3,
+        "training.batch_size": 16,
+        "training.learning_rate": 5e-4,
     }
     _once(sft / "policy", "sft", "--config", ROOT / "configs" / "sft" / "tiny.yaml", *_sets(keys))
     keys = {

@@ -216,7 +216,7 @@ BENCHMARKS = {
         "`counted` those that were reported as unread. `thinking` teaches the built-in policy to judge solutions of "
         "its own world: first-error F1, generated tokens per solution, and unknown solutions of a process reward model "
         "(`prm`) and of thinking judges after SFT and after RL with 1 and 8 chains (`sft_1`, …, `rl_8`). An unknown "
-        "solution counts as judged incorrectly.",
+        "solution counts as judged incorrectly. `chance` is the highest F1 of a judge that guesses.",
     ),
     "agents": (
         agents,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks import judges
-from benchmarks.judges_thinking import summarize
+from benchmarks.judges_thinking import chance_f1, summarize
 
 LABELS = (1, 1, -1, -1)
 
@@ -51,6 +51,20 @@ def test_f1_tokens_and_differences() -> None:
     assert values == pytest.approx(
         {"sft_8 - sft_1": 0.1667, "rl_8 - rl_1": 0.5, "rl_1 - sft_1": 0.0, "rl_8 - sft_8": 0.3333}, abs=1e-3
     )
+
+
+def test_the_best_guess_names_the_most_frequent_first_error_often_enough() -> None:
+    assert chance_f1([0, 2, 2, 5, -1]) == pytest.approx(2 * 0.5 / (1 + 0.5**0.5) ** 2)
+    shares = [(1 - q / 1000, q / 1000) for q in range(1, 1000)]
+    f1 = [2 * (error * 0.5) * none / (error * 0.5 + none) for error, none in shares]
+    assert chance_f1([0, 2, 2, 5, -1]) == pytest.approx(max(f1), abs=1e-5)
+
+
+def test_judges_that_know_nothing_miss_the_target() -> None:
+    _, is_met = judges.BARS["thinking"]
+    same = {"differences": {"rl_1 - sft_1": {"value": 0, "low": 0, "high": 0}}, "chance": 0.25}
+    assert not is_met(same | {"sft_1": {"f1": {"value": 0.2, "low": 0.15, "high": 0.25}}})
+    assert is_met(same | {"sft_1": {"f1": {"value": 0.6, "low": 0.55, "high": 0.65}}})
 
 
 def test_results_of_a_part_are_kept_when_the_next_one_is_interrupted(
