@@ -47,12 +47,7 @@ class Engine:
         ]
         groups = [group for group in groups if group["params"]]
         self._in_head = [group["params"][0] in in_head for group in groups]
-        optimizer = torch.optim.AdamW(
-            groups,
-            lr=config.learning_rate,
-            betas=config.betas,
-            fused=ranks.device.type == "cuda",
-        )
+        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
         self._keeps_sums = config.offload != "none" and config.zero_stage < 3
         """Whether DeepSpeed keeps the accumulated gradients of a skipped step, although it should drop them."""
         self.ranks = ranks
