@@ -124,7 +124,7 @@ def _trained(folder: Path, sizes: ThinkingSizes) -> tuple[Path, Path, Path]:
         "output": sft,
         "training.epochs": sizes.epochs,
         "training.batch_size": 16,
-        "training.learning_rate": 5e-4,
+        "training.learning_rate": 1e-3,
     }
     _once(sft / "policy", "sft", "--config", ROOT / "configs" / "sft" / "tiny.yaml", *_sets(keys))
     keys = {

@@ -2,8 +2,8 @@
 
 The teacher solves the problem itself, with mistakes, and compares its steps with the given ones up to the first
 difference. It makes the same mistakes as the solutions, so it also misses errors; rejection sampling removes such
-critiques. Its own steps look like those that the built-in policy writes, because the policy then keeps what it knows
-about them while it learns to judge.
+critiques. A critique repeats each given step before the teacher's own one: without this, so small a policy does not
+learn which of the given steps it has reached.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from mmprm.tiny.world import Mistakes, TinyProblem, WorldSplit, make_problems, s
 from mmprm.types import Completion, Counts, LabeledPath, Problem, SampleRequest, Steps
 
 JUDGE: dict[str, Any] = {
-    "verdict_format": "plain",
+    "verdict_format": "thinkprm",
     "request": "{question}\n{steps}\n",
-    "sampling": {"temperature": 0.6, "top_p": 0.95, "max_tokens": 256},
+    "sampling": {"temperature": 0.6, "top_p": 0.95, "max_tokens": 384},
 }
 """Settings of a thinking judge that the built-in policy can follow: requests and critiques within its 1,024 tokens."""
 
@@ -46,16 +46,16 @@ class WorldTeacher:
         question, _, given = request.problem.question.partition("\n")
         tiny = truth_of(Problem(request.problem.id, question, "", request.problem.images))
         seeds = range(request.seed, request.seed + request.n)
-        solved = (solve(tiny, random.Random(seed), self._mistakes) for seed in seeds)
+        solved = (_plain(solve(tiny, random.Random(seed), self._mistakes)) for seed in seeds)
         return tuple(Completion(write_critique(own, _STEP.findall(given)), 0, "stop") for own in solved)
 
 
 def write_critique(own: Steps, steps: list[str]) -> str:
-    """Compare plain steps with the judge's own solution, and give a verdict on each up to the first difference."""
-    lines: list[str] = []
+    """Compare the steps with the judge's own solution, and give a verdict on each up to the first difference."""
+    lines = []
     for number, (step, expected) in enumerate(zip(steps, [*own, *own[-1:] * len(steps)], strict=False), start=1):
-        verdict = "correct" if step == plain(expected, "tags") else "incorrect"
-        lines += [expected, f"Step {number}: {verdict}"]
+        verdict = "correct" if step == expected else "incorrect"
+        lines.append(f"Step {number}: {step}? {expected} \\boxed{{{verdict}}}")
         if verdict == "incorrect":
             break
     return "\n".join(lines)
@@ -64,7 +64,7 @@ def write_critique(own: Steps, steps: list[str]) -> str:
 def make_labeled(count: int, seed: int, split: WorldSplit, mistakes: Mistakes) -> list[LabeledExample]:
     """Solve `count` problems with mistakes, and label every step of the solutions with the truth."""
     rng = random.Random(f"critiques/{seed}/{split}")
-    return [_labeled(tiny, solve(tiny, rng, mistakes)) for tiny in make_problems(count, seed, split)]
+    return [_labeled(tiny, _plain(solve(tiny, rng, mistakes))) for tiny in make_problems(count, seed, split)]
 
 
 def write_labeled(folder: Path, examples: list[LabeledExample]) -> None:
@@ -84,7 +84,10 @@ def write_labeled(folder: Path, examples: list[LabeledExample]) -> None:
             file.write(json.dumps(row) + "\n")
 
 
-def _labeled(tiny: TinyProblem, solution: Steps) -> LabeledExample:
-    steps = tuple(plain(step, "tags") for step in solution)
+def _plain(steps: Steps) -> Steps:
+    return tuple(plain(step, "tags") for step in steps)
+
+
+def _labeled(tiny: TinyProblem, steps: Steps) -> LabeledExample:
     counts = tuple(Counts(int(correct), int(not correct)) for correct in errorless_so_far(tiny.problem, steps))
     return LabeledExample(tiny.problem, LabeledPath(tiny.problem.id, steps, counts, complete=True), "train")

@@ -15,21 +15,21 @@ from mmprm.tiny.critiques import JUDGE, WorldTeacher, make_labeled, write_critiq
 from mmprm.tiny.world import NO_MISTAKES, Mistakes
 
 OFTEN = Mistakes(0.1, 0.5)
-FORM = VERDICT_FORMATS["plain"]
+FORM = VERDICT_FORMATS["thinkprm"]
 
 
 def test_a_critique_ends_at_the_first_difference_from_the_own_solution() -> None:
-    own = ("<step>blue=5</step>", "<step>red=3</step>", "<step>5+3=8</step>", "<answer>8</answer>")
+    own = ("blue=5", "red=3", "5+3=8", "<answer>8</answer>")
     text = write_critique(own, ["blue=5", "red=8", "5+8=13", "<answer>13</answer>"])
-    assert text == "<step>blue=5</step>\nStep 1: correct\n<step>red=3</step>\nStep 2: incorrect"
+    assert text == "Step 1: blue=5? blue=5 \\boxed{correct}\nStep 2: red=8? red=3 \\boxed{incorrect}"
     assert read_verdicts(text, 4, FORM, "incorrect") == (True, False, False, False)
-    whole = write_critique(own, ["blue=5", "red=3", "5+3=8", "<answer>8</answer>"])
+    whole = write_critique(own, list(own))
     assert read_verdicts(whole, 4, FORM, "incorrect") == (True,) * 4
 
 
 def test_steps_beyond_the_own_solution_are_compared_with_its_answer() -> None:
-    text = write_critique(("<step>red=3</step>", "<answer>3</answer>"), ["red=3", "<answer>3</answer>", "red=3"])
-    assert text.endswith("<answer>3</answer>\nStep 3: incorrect")
+    text = write_critique(("red=3", "<answer>3</answer>"), ["red=3", "<answer>3</answer>", "red=3"])
+    assert text.endswith("Step 3: red=3? <answer>3</answer> \\boxed{incorrect}")
 
 
 def counts_of(folder: Path, mistakes: Mistakes) -> dict[str, int]:
