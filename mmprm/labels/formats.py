@@ -175,7 +175,7 @@ def _read_shepherd(record: Record) -> Content:
         raise DataError(
             f"input has {len(steps)} steps but label has {len(signed)}; both must be the same text: correct the record"
         )
-    labels = (piece.endswith("+") if mark else None for piece, mark in zip(signed, marked, strict=True))
+    labels = (_sign(piece.strip()[-1:]) if mark else None for piece, mark in zip(signed, marked, strict=True))
     return Content(question, steps, tuple(labels))
 
 
@@ -188,13 +188,20 @@ def _write_openrlhf(row: OutputRow) -> Record:
 
 
 def _read_openrlhf(record: Record) -> Content:
+    """Read an OpenRLHF record. Some of its data sets, such as zhuzilin/Math-Shepherd, name the labels `value`."""
     question, steps, marked = _read_numbered(record["input"])
-    if sum(marked) != len(record["label"]):
-        raise DataError(
-            f"input has {sum(marked)} marks but label has {len(record['label'])} values; correct the record"
-        )
-    values = iter(value == "+" if isinstance(value, str) else value for value in record["label"])
+    labels = record["value"] if "label" not in record and "value" in record else record["label"]
+    if sum(marked) != len(labels):
+        raise DataError(f"input has {sum(marked)} marks but label has {len(labels)} values; correct the record")
+    values = iter(_sign(value) if isinstance(value, str) else value for value in labels)
     return Content(question, steps, tuple(next(values) if mark else None for mark in marked))
+
+
+def _sign(sign: str) -> bool:
+    """Return whether the sign is + rather than -; raise DataError for any other text, which is not a label."""
+    if sign.strip() not in ("+", "-"):
+        raise DataError(f"label {sign!r} must be + or -; correct the record")
+    return sign.strip() == "+"
 
 
 def _numbered(question: str, steps: Steps, ends: list[str]) -> str:
@@ -282,7 +289,7 @@ def _read_visualprm(record: Record) -> Content:
     signs = [turn["value"] for turn in record["conversations"] if turn["from"] == "gpt"]
     opening = _unmarked(turns[0]).removeprefix("### Question:\n")
     question, _, first = opening.partition("\n\n### Solution Process:\n")
-    return Content(_unmarked(question), (first, *turns[1:]), tuple(sign == "+" for sign in signs))
+    return Content(_unmarked(question), (first, *turns[1:]), tuple(map(_sign, signs)))
 
 
 def _write_mm_prm(row: OutputRow) -> Record:

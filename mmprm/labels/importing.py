@@ -138,6 +138,7 @@ class _Import:
         path = Path(config.path)
         self._root = Path(config.image_root or (path if path.is_dir() else path.parent)).absolute()
         self._ids: dict[str, str] = {}
+        self._ids_by_content: dict[str, str] = {}
         self._values: dict[bytes, float] = {}
         self._records = self._paths = self._correct = 0
         self._dropped: Counter[str] = Counter()
@@ -175,7 +176,9 @@ class _Import:
         return [example for example in examples if example is not None]
 
     def _example(self, problem: Problem, solution: SourceSolution) -> LabeledExample | None:
-        self._ids.setdefault(problem.id, _content(problem))
+        content = _content(problem)
+        self._ids.setdefault(problem.id, content)
+        self._ids_by_content.setdefault(content, problem.id)
         steps = tuple(solution.steps)
         labels = self._new_labels(problem.id, steps, solution.labels)
         if all(label is None for label in labels):
@@ -205,8 +208,11 @@ class _Import:
         return tuple(kept)
 
     def _problem(self, solution: SourceSolution, record: Record, location: str) -> Problem:
-        """Return the solution's problem, with an id that no other problem has. Its id is the record's, unless another
-        problem has this id already."""
+        """Return the solution's problem, with an id that no other problem has.
+
+        Its id is that of its first record, because the records of some data sets, such as ProcessBench, have an id per
+        solution. If this id already belongs to another problem, or if there is none, its id is a hash of its content.
+        """
         images = record_images(record, solution.question, self._root, location)
         (question,) = place_marks([solution.question], len(images), location, ["question"], "drop")
         for image in images:
@@ -216,7 +222,8 @@ class _Import:
         content = content_id(question, solution.answer, images)
         given = record.get("id")
         own = isinstance(given, str) and given != "" and self._ids.get(given, content) == content
-        return Problem(given if own else content, question, solution.answer, images)
+        problem_id = self._ids_by_content.get(content) or (given if own else content)
+        return Problem(problem_id, question, solution.answer, images)
 
     def _check_below_root(self, image: ImageRef, location: str) -> None:
         """Raise DataError for an image outside of the root, because an untrusted file could name any file to copy."""

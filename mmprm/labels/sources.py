@@ -133,7 +133,9 @@ def _read_prm800k(record: Record, options: SourceOptions) -> list[SourceSolution
     paths: list[SourceSolution] = []
     for step in record["label"]["steps"]:
         completions = step["completions"] or []
-        chosen = step["chosen_completion"]
+        chosen, human = step["chosen_completion"], step.get("human_completion")
+        if chosen is None and human is None and len(completions) == 1:
+            chosen = 0  # the error with which the only solution ends
         for index, completion in enumerate(completions):
             label = _rating(completion["rating"], options.neutral)
             if index != chosen and label is not None and options.alternatives:
@@ -143,9 +145,8 @@ def _read_prm800k(record: Record, options: SourceOptions) -> list[SourceSolution
         if chosen is not None:
             steps.append(completions[chosen]["text"])
             labels.append(_rating(completions[chosen]["rating"], options.neutral))
-        elif step.get("human_completion") is not None:
+        elif human is not None:
             # Labelers could write a step of their own, rated +1, where every completion was rated -1.
-            human = step["human_completion"]
             steps.append(human["text"] if isinstance(human, Mapping) else human)
             labels.append(CORRECT)
         else:

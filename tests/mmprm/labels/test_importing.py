@@ -114,6 +114,14 @@ def test_an_id_of_two_problems_is_replaced(tmp_path: Path) -> None:
     assert len(second) == 16
 
 
+def test_a_problem_has_one_id_although_each_of_its_solutions_has_its_own(tmp_path: Path) -> None:
+    rows = [{"id": f"gsm8k-{number}", "problem": "q", "steps": ["a", f"b{number}"], "label": 1} for number in range(2)]
+    summary, (first, second) = run(write(tmp_path, *rows), format="processbench")
+    assert (first.problem.id, second.problem.id) == ("gsm8k-0", "gsm8k-0")
+    assert second.path.counts == (None, Counts(0, 1))
+    assert (summary.problems, summary.dropped) == (1, {"repeated label": 1})
+
+
 def test_source_and_license_are_stored(tmp_path: Path) -> None:
     run(write(tmp_path, PLAIN), source="https://example.org/set", license="mit")
     assert read_metadata(tmp_path / "out.parquet") == {

@@ -76,6 +76,13 @@ def test_prm800k_phase_2_ends_before_the_first_error() -> None:
     assert (alternative.steps, alternative.labels) == (["1+1=2", "2+1=3"], [None, YES])
 
 
+def test_prm800k_solution_without_alternatives_keeps_its_error() -> None:
+    record = prm800k(step(completion("1+1=2", 1)), step(completion("2+1=4", -1), chosen=None), reason="found_error")
+    for alternatives in (True, False):
+        solution = only("prm800k", record, alternatives=alternatives)
+        assert (solution.steps, solution.labels, solution.complete) == (["1+1=2", "2+1=4"], [YES, NO], False)
+
+
 def test_prm800k_phase_1_continues_with_the_labelers_own_step() -> None:
     human = {"text": "2+1=3", "rating": None, "source": "human"}
     record = prm800k(step(completion("2+1=4", -1), chosen=None, human=human), step(completion("# Answer\n\n3", 1)))
@@ -112,6 +119,38 @@ def test_math_shepherd() -> None:
     solution = only("math-shepherd", record)
     assert (solution.question, solution.steps) == ("How many?", ("1+1=2.", "The answer is: 3"))
     assert (solution.labels, solution.complete) == ([YES, NO], True)
+
+
+@pytest.mark.parametrize("labels", ["label", "value"])
+def test_openrlhf_names_its_labels_label_or_value(labels: str) -> None:
+    record = {"input": "How many? Step 1: One. ки\nStep 2: Two. ки", labels: ["+", "-"]}
+    assert only("openrlhf", record).labels == [YES, NO]
+
+
+def visualprm(sign: str) -> dict[str, Any]:
+    opening = "### Question:\nq\n\n### Solution Process:\na"
+    return {"conversations": [{"from": "human", "value": opening}, {"from": "gpt", "value": sign}]}
+
+
+def sign_records(sign: str) -> list[tuple[str, dict[str, Any]]]:
+    marked = "q Step 1: a ки"
+    return [
+        ("math-shepherd", {"input": marked, "label": f"q Step 1: a {sign}"}),
+        ("openrlhf", {"input": marked, "label": [sign]}),
+        ("visualprm", visualprm(sign)),
+    ]
+
+
+@pytest.mark.parametrize(("sign", "expected"), [("+", YES), ("-", NO), ("+\n", YES), ("- ", NO)])
+def test_a_sign_may_be_followed_by_whitespace(sign: str, expected: Counts) -> None:
+    assert [only(name, record).labels for name, record in sign_records(sign)] == [[expected]] * 3
+
+
+@pytest.mark.parametrize("sign", ["Yes", "", "+-?"])
+def test_a_text_that_is_no_sign_is_refused_rather_than_incorrect(sign: str) -> None:
+    for name, record in sign_records(sign):
+        with pytest.raises(DataError, match=r"must be \+ or -"):
+            read(name, record)
 
 
 def test_visualprm_raw_has_counts_and_no_label_where_nothing_was_sampled() -> None:
