@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mmprm.config import Config
 from mmprm.labels.parquet import LabeledExample
-from mmprm.labels.soft_labels import CORRECT
 from mmprm.trees.stopping import posterior_deviation
 from mmprm.types import Counts, LabeledPath, Steps
 
@@ -37,6 +36,17 @@ class TargetConfig(Config):
     weight: Literal["none", "count", "precision"] = "none"
     """Loss weight of a label, scaled to mean 1. none: equal weights; count: number of rollouts with a known verdict;
     precision: 1 / variance of the value's Beta posterior."""
+
+    @model_validator(mode="after")
+    def _applies(self) -> TargetConfig:
+        if self.steps == "last" and self.kind not in ("soft", "hard"):
+            raise ValueError(f"steps=last takes the verdict itself as target; set kind=soft instead of {self.kind}")
+        if self.correct_solutions == "all_steps" and self.kind == "progress":
+            raise ValueError(
+                "correct_solutions=all_steps gives values, which kind=progress cannot use; set kind=soft or "
+                "correct_solutions=last_step"
+            )
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +114,8 @@ def _value_targets(path: LabeledPath, known: PrefixValues, config: TargetConfig)
     error = _first_error(path, known, config)
     if config.after_error == "mask" and error is not None:
         targets[error + 1 :] = [NO_TARGET] * (len(targets) - error - 1)
-    if config.correct_solutions == "all_steps" and error is None and path.complete and path.counts[-1] == CORRECT:
+    verdict = path.counts[-1] if path.complete else None
+    if config.correct_solutions == "all_steps" and error is None and verdict is not None and verdict.value == 1:
         targets = [1.0 if math.isnan(target) else target for target in targets]
     return targets
 

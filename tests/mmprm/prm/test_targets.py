@@ -59,6 +59,25 @@ def test_outcome_reward() -> None:
     assert values([correct], steps="last", after_error="mask", correct_solutions="all_steps") == expected[:1]
 
 
+def test_a_verdict_of_several_rollouts_fills_a_correct_solution() -> None:
+    for verdict in (CORRECT, Counts(16, 0)):
+        path = [example(Counts(3, 1), None, verdict, complete=True)]
+        assert values(path, correct_solutions="all_steps") == [[0.75, 1.0, 1.0]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kind": "progress", "steps": "last"}, "steps=last.*instead of progress"),
+        ({"kind": "first_error", "steps": "last"}, "steps=last.*instead of first_error"),
+        ({"kind": "progress", "correct_solutions": "all_steps"}, "correct_solutions=all_steps"),
+    ],
+)
+def test_settings_that_a_kind_ignores_are_refused(settings: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TargetConfig(**settings)
+
+
 def test_precision_is_that_of_the_beta_posterior() -> None:
     """The variance is 81 / (324 · 19) = 1/76 for 8 of 16, 17 / (324 · 19) for 16 of 16, 1/28 for 2 of 4, and 1/12 for
     none.
