@@ -102,7 +102,7 @@ PARTS: dict[str, Part] = {
         "long",
         (
             "prm_speedup and tree_speedup at least 1.5",
-            lambda r: min(r[key] or 0 for key in ("prm_speedup", "tree_speedup")) >= 1.5,
+            lambda r: min(r[key] for key in ("prm_speedup", "tree_speedup")) >= 1.5,
         ),
     ),
     "short": _level("short", ("reported", lambda r: True)),

@@ -58,8 +58,11 @@ def curve(rows: Sequence[Mapping[str, Any]]) -> list[Point]:
 
 
 def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float:
-    """Return the mean over the steps that had a response to train on, or NaN if there are none."""
-    values = [row[key] for row in rows if not math.isnan(row.get(key, math.nan))]
+    """Return the mean over the steps in which the metric is defined, or NaN if there are none.
+
+    It is undefined (null) if, for example, no response of a step could be split.
+    """
+    values = [row[key] for row in rows if row.get(key) is not None]
     return fmean(values) if values else math.nan
 
 
@@ -102,7 +105,7 @@ def matched_ratio(outcome: Sequence[Point], other: Sequence[Point], value: Calla
     """Return the ratio of a value between two runs, averaged over accuracies that both reach.
 
     These are MATCHED accuracies, evenly spaced from above the higher initial accuracy to the lower of the highest
-    accuracies. Returns None if there are none.
+    accuracies. Returns None if there are none, or if the value is undefined at one of them.
     """
     low = max(points[0].accuracy for points in (outcome, other))
     high = min(max(point.accuracy for point in points) for points in (outcome, other))
@@ -115,7 +118,8 @@ def matched_ratio(outcome: Sequence[Point], other: Sequence[Point], value: Calla
             value_at(position_of(accuracy, points), [value(point) for point in points]) for points in (other, outcome)
         )
         ratios.append(mine / theirs)
-    return fmean(ratios)
+    ratio = fmean(ratios)
+    return None if math.isnan(ratio) else ratio
 
 
 def ratio_interval(ratios: Sequence[float]) -> Results:
@@ -129,8 +133,11 @@ def ratio_interval(ratios: Sequence[float]) -> Results:
 
 
 def rounded(points: Sequence[Point]) -> list[Results]:
-    """Convert a curve to JSON."""
-    return [{key: float(f"{value:.5g}") for key, value in asdict(point).items()} for point in points]
+    """Convert a curve to JSON, in which undefined values are null."""
+    return [
+        {key: None if math.isnan(value) else float(f"{value:.5g}") for key, value in asdict(point).items()}
+        for point in points
+    ]
 
 
 def draw(curves: Mapping[str, Sequence[Sequence[Point]]], path: Path) -> None:

@@ -128,7 +128,8 @@ def _steps(rows: Sequence[Results]) -> list[Results]:
 def _ends(runs: Sequence[Sequence[Results]], last: int) -> Results:
     evaluations = [[row for row in rows if row["kind"] == "eval"] for rows in runs]
     accuracies = [[row["pass_at_1"] for row in each] for each in evaluations]
-    scores = [[row["prm_score"] for row in _steps(rows)] for rows in runs]
+    # A step in which no response could be scored has no score.
+    scores = [[row["prm_score"] for row in _steps(rows) if row["prm_score"] is not None] for rows in runs]
     return {
         "before": [each[0] for each in accuracies],
         "after": [each[-1] for each in accuracies],
@@ -146,7 +147,8 @@ def _curves(runs: Sequence[Sequence[Results]]) -> Results:
             if row["kind"] == "eval":
                 accuracy.setdefault(row["step"], []).append(row["pass_at_1"])
         for row in _steps(rows):
-            scores.setdefault(row["step"], []).append(row["prm_score"])
+            if row["prm_score"] is not None:
+                scores.setdefault(row["step"], []).append(row["prm_score"])
     named = {"pass_at_1": accuracy, "prm_score": scores}
     return {name: [[step, round(fmean(values), 4)] for step, values in found.items()] for name, found in named.items()}
 

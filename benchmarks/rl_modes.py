@@ -2,7 +2,7 @@
 
 prm_speedup          generated tokens that outcome rewards alone need to reach their final accuracy, relative to the
                      process mode that is best on the seeds 0 to 2; the median of three fresh seeds, with 0 for a run
-                     that never reaches this accuracy
+                     that never reaches this accuracy, and for a seed in which outcome rewards do not improve
 prm_speedup_all_in   the same, with the tokens of the PRM's annotation
 tree_speedup         the same for credit from continuations, whose tokens count, without a PRM
 bias                 response length and steps per response under process reward, relative to outcome rewards alone, at
@@ -83,7 +83,7 @@ def best_mode(bench: Bench, level: str) -> str:
 
     def rank(mode: str) -> tuple[float, float]:
         found = _curves(bench, level, mode, seeds)
-        return median_of(_speedups(outcome, found)) or 0.0, fmean(each[-1].accuracy for each in found)
+        return median_of(_speedups(outcome, found)), fmean(each[-1].accuracy for each in found)
 
     return max(CANDIDATES, key=rank)
 
@@ -117,10 +117,12 @@ def _bias(bench: Bench, level: str) -> Results:
     return found
 
 
-def median_of(values: Sequence[float | None]) -> float | None:
-    """Return the median of the known values, or None if there are none."""
-    known = [value for value in values if value is not None]
-    return median(known) if known else None
+def median_of(speedups: Sequence[float | None]) -> float:
+    """Return the median over all seeds, where an undefined speed-up counts as 0.
+
+    It is undefined if outcome rewards do not improve: they reach their final accuracy without any tokens.
+    """
+    return median(each or 0.0 for each in speedups)
 
 
 def _speedups(

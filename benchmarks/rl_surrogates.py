@@ -1,12 +1,11 @@
 """Compare surrogates at eight updates per rollout: the parts `ppo_clip`, `cpgd`, `cispo`, and `gspo`.
 
 Each is trained at three learning rates. A run counts as collapsed if it ends with an error, or with a pass@1 below half
-of its initial value.
+of its initial value. A run that ends with an error has no final pass@1.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from statistics import median
 from typing import Any
@@ -34,20 +33,21 @@ def surrogate_runs(bench: Bench, surrogate: str) -> list[Run]:
 
 
 def measure_surrogate(bench: Bench, surrogate: str) -> Results:
-    """Return the final pass@1 per seed, and the number of collapsed runs, at each learning rate."""
+    """Return the final pass@1 per seed, None if the run ended early, and the number of collapsed runs, per rate."""
     return {f"{rate:g}": _at_rate(bench, surrogate, rate) for rate in RATES}
 
 
 def measure_cpgd(bench: Bench) -> Results:
-    """Compare CPGD with PPO clipping: pass@1 at the lowest rate, and collapses at the highest."""
+    """Compare CPGD with PPO clipping: pass@1 at the lowest rate, and collapses at the highest.
+
+    A CPGD run that ended early counts as 0, and a PPO run with its last evaluation.
+    """
     low, high = RATES[0], RATES[-1]
-    ends = {
-        name: [_evaluations(bench, name, low, seed)[-1] for seed in bench.sizes.seeds] for name in ("ppo_clip", "cpgd")
-    }
+    clipped = [_evaluations(bench, "ppo_clip", low, seed)[-1] for seed in bench.sizes.seeds]
     return {
-        "cpgd": median(end["pass_at_1"] for end in ends["cpgd"]),
-        "rloo": median(end["pass_at_1"] for end in ends["ppo_clip"]),
-        "rloo_low": median(end["pass_at_1_low"] for end in ends["ppo_clip"]),
+        "cpgd": median(accuracy or 0.0 for accuracy in _at_rate(bench, "cpgd", low)["accuracy"]),
+        "rloo": median(end["pass_at_1"] for end in clipped),
+        "rloo_low": median(end["pass_at_1_low"] for end in clipped),
         "collapsed_cpgd": _at_rate(bench, "cpgd", high)["collapsed"],
         "collapsed_ppo_clip": _at_rate(bench, "ppo_clip", high)["collapsed"],
         "learning_rate": high,
@@ -57,7 +57,7 @@ def measure_cpgd(bench: Bench) -> Results:
 def is_collapsed(evaluations: Sequence[Results], steps: int) -> bool:
     """Return whether a run collapsed: it has no evaluation of its last step, or accuracy fell by more than half."""
     before, after = evaluations[0]["pass_at_1"], evaluations[-1]["pass_at_1"]
-    return evaluations[-1]["step"] < steps or math.isnan(after) or after < before / 2
+    return evaluations[-1]["step"] < steps or after is None or after < before / 2
 
 
 PARTS = {
@@ -81,7 +81,7 @@ def _at_rate(bench: Bench, surrogate: str, rate: float) -> Results:
     found = [_evaluations(bench, surrogate, rate, seed) for seed in bench.sizes.seeds]
     steps = bench.level("short").sets()["steps"]
     return {
-        "accuracy": [each[-1]["pass_at_1"] for each in found],
+        "accuracy": [each[-1]["pass_at_1"] if each[-1]["step"] == steps else None for each in found],
         "collapsed": sum(is_collapsed(each, steps) for each in found),
     }
 

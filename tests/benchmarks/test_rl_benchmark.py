@@ -16,10 +16,10 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import rl
 import rl_modes
 from rl_async import accuracy_after
-from rl_curves import Point, curve, matched_ratio, position_of, ratio_interval, speedup
+from rl_curves import Point, curve, matched_ratio, position_of, ratio_interval, rounded, speedup
 from rl_levels import SMALL
 from rl_runs import PRM, PRM_KEY, Bench, Run, status
-from rl_surrogates import is_collapsed
+from rl_surrogates import is_collapsed, measure_cpgd, measure_surrogate, surrogate_runs
 
 
 def points(*accuracies: float, tokens: float = 100, length: float = 10) -> list[Point]:
@@ -47,6 +47,16 @@ def test_a_curve_adds_up_tokens_and_averages_lengths_between_evaluations() -> No
     ]
 
 
+def test_undefined_metrics_are_left_out_of_a_curve() -> None:
+    train = [
+        {"kind": "train", "step": step, "generated_tokens": 5, "seconds": 1, "response_tokens": None, "steps": steps}
+        for step, steps in ((1, None), (2, 3), (3, 5))
+    ]
+    (start, end) = curve([{"kind": "eval", "step": step, "pass_at_1": 0.1} for step in (0, 3)] + train)
+    assert (end.steps, math.isnan(end.response_tokens)) == (4, True)
+    assert rounded([start])[0]["response_tokens"] is None
+
+
 def test_the_first_crossing_is_interpolated() -> None:
     assert position_of(0.3, points(0.1, 0.2, 0.4, 0.3)) == pytest.approx(1.5)
     assert position_of(0.1, points(0.1, 0.2)) == 0
@@ -62,12 +72,19 @@ def test_speedup_compares_the_tokens_to_the_final_accuracy_of_outcome_rewards() 
     assert speedup(points(0.1, 0.12), points(0.13, 0.2)) is None, "the initial policy is as good, by chance"
 
 
+def test_an_undefined_speedup_counts_as_zero_in_the_median_of_all_seeds() -> None:
+    assert rl_modes.median_of([None, 3.0, 1.2]) == 1.2
+    assert rl_modes.median_of([None, None, 3.0]) == 0
+    assert rl_modes.median_of([2.0, 0.0, 1.6]) == 1.6
+
+
 def test_lengths_are_compared_at_equal_accuracy() -> None:
     # The second run learns twice as fast: at an accuracy of 0.1 + x, it has lengths 20 + 5x against 10 + 10x.
     slow, fast = points(0.1, 0.2, 0.3, 0.4, 0.5), points(0.1, 0.3, 0.5, length=20)
     expected = [(20 + 5 * x) / (10 + 10 * x) for x in (0.08, 0.16, 0.24, 0.32, 0.4)]
     assert matched_ratio(slow, fast, lambda point: point.response_tokens) == pytest.approx(sum(expected) / 5)
     assert matched_ratio(points(0.5, 0.6), points(0.1, 0.4), lambda point: point.steps) is None
+    assert matched_ratio(slow, points(0.1, 0.5, length=math.nan), lambda point: point.response_tokens) is None
 
 
 def test_the_interval_of_ratios_is_that_of_their_logarithms() -> None:
@@ -83,10 +100,10 @@ def test_accuracies_are_compared_after_equal_tokens() -> None:
 
 
 def test_a_run_collapses_if_it_ends_early_or_loses_half_of_its_accuracy() -> None:
-    def ended(step: int, accuracy: float) -> bool:
+    def ended(step: int, accuracy: float | None) -> bool:
         return is_collapsed([{"step": 0, "pass_at_1": 0.4}, {"step": step, "pass_at_1": accuracy}], 40)
 
-    assert (ended(40, 0.21), ended(40, 0.19), ended(20, 0.4), ended(40, math.nan)) == (False, True, True, True)
+    assert (ended(40, 0.21), ended(40, 0.19), ended(20, 0.4), ended(40, None)) == (False, True, True, True)
 
 
 class Commands:
@@ -156,6 +173,16 @@ def test_a_run_that_ends_early_is_repeated_unless_this_is_a_result(bench: Bench,
     collapsing = Run("short", "ppo_clip", 0, may_end_early=True)
     bench.finish([collapsing])
     assert bench.is_done(collapsing)
+
+
+def test_a_run_that_an_error_has_ended_has_no_final_accuracy(bench: Bench, commands: Commands) -> None:
+    commands.most_steps = 1
+    bench.finish(surrogate_runs(bench, "cpgd"))
+    assert measure_surrogate(bench, "cpgd")["0.0001"] == {"accuracy": [None], "collapsed": 1}
+    commands.most_steps = 99
+    bench.finish(surrogate_runs(bench, "ppo_clip"))
+    found = measure_cpgd(bench)
+    assert (found["cpgd"], found["rloo"], found["collapsed_cpgd"]) == (0.0, 0.5, 1)
 
 
 def test_runs_with_a_prm_use_that_of_their_level(bench: Bench) -> None:

@@ -101,10 +101,11 @@ def test_measurement(tmp_path: Path) -> None:
         output = Path(sets.get("output", "unused"))
         if command[0] == "rl":
             rows: list[dict[str, Any]] = [{"kind": "eval", "step": 0, "pass_at_1": 0.4}]
-            for step in (1, 2):
-                scores = {"prm_score": 0.4 + step / 10, "prm_auc": 0.5, "prm_tree_auc": 0.9, "prm_refreshes": step - 1}
+            for step in (1, 2, 3):
+                score, auc = (0.4 + step / 10, 0.5) if step < 3 else (None, None)  # no response could be scored
+                scores = {"prm_score": score, "prm_auc": auc, "prm_tree_auc": 0.9, "prm_refreshes": step - 1}
                 rows.append({"kind": "train", "step": step, "updates": 1, "accuracy": 0.4, **scores})
-            rows.append({"kind": "eval", "step": 2, "pass_at_1": 0.3})
+            rows.append({"kind": "eval", "step": 3, "pass_at_1": 0.3})
             (output / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         elif command[0] == "train":
             (output / "prm").mkdir(parents=True)
@@ -117,4 +118,4 @@ def test_measurement(tmp_path: Path) -> None:
     assert found["frozen"] == ends
     assert found["alarm"] == [None]
     assert found["refresh"]["auc_after"] == [0.9]
-    assert found["curves"]["mixed"] == {"pass_at_1": [[0, 0.4], [2, 0.3]], "prm_score": [[1, 0.5], [2, 0.6]]}
+    assert found["curves"]["mixed"] == {"pass_at_1": [[0, 0.4], [3, 0.3]], "prm_score": [[1, 0.5], [2, 0.6]]}
