@@ -28,6 +28,12 @@ def check_tree_credit(config: RLConfig) -> None:
     for key, is_set in uses_scores.items():
         if is_set and config.process is None:
             raise ValueError(f"{key} needs the scores of a process reward model; set process.scorer.prm")
+        if is_set and config.process.scorer.judge is not None:
+            raise ValueError(
+                f"{key} cannot be combined with process.scorer.backend=judge: a judge reads the whole response, so its "
+                "score of a step depends on what follows it, which biases the credit; set process.scorer.prm, or "
+                "credit.source=tree and rollouts.branching.choose=surprisal"
+            )
     for setting, is_set in _unsupported(config).items():
         if is_set:
             raise ValueError(

@@ -223,6 +223,8 @@ def test_trees_are_kept_as_labels_without_credit_from_them(tmp_path: Path) -> No
 
 PRM = {"process": {"scorer": {"prm": "x"}}}
 BOTH = {**TREE, **PRM, "credit": {"source": "both"}}
+_JUDGE = {"engine": {"model": "m", "servers": {"urls": ["http://x:1"]}}}
+JUDGE = {"process": {"scorer": {"backend": "judge", "judge": _JUDGE}}}
 
 
 @pytest.mark.parametrize(
@@ -232,6 +234,11 @@ BOTH = {**TREE, **PRM, "credit": {"source": "both"}}
         ({"credit": {"source": "tree"}}, r"credit.source=tree needs continuations; set rollouts.branching"),
         ({**TREE, "credit": {"source": "both"}}, r"credit.source=both needs the scores .*; set process.scorer.prm"),
         ({**TREE, "rollouts": {"branching": {"choose": "undecided"}}}, r"choose=undecided needs the scores"),
+        ({**BOTH, **JUDGE}, r"credit.source=both cannot be combined with process.scorer.backend=judge: .* reads"),
+        (
+            {**TREE, **JUDGE, "rollouts": {"branching": {"choose": "undecided"}}},
+            r"choose=undecided cannot be combined with process.scorer.backend=judge",
+        ),
         (
             {**TREE, "advantage": {"estimator": "grpo"}},
             r"advantage.estimator=grpo cannot be combined with credit.source",
@@ -277,3 +284,5 @@ def test_settings_that_fit(tmp_path: Path) -> None:
     both = make_config(tmp_path, **{**BOTH, "rewards": {"accuracy_weight": 2}}).tree_settings()
     assert (tree.prior_weight, both.prior_weight, both.prior_scale) == (0.0, 1.0, 2.0)
     assert make_config(tmp_path, **BOTH).step_credit is None
+    labels = {"branching": {"store": True, "choose": "undecided"}}
+    assert make_config(tmp_path, **JUDGE, rollouts=labels).step_credit is not None
