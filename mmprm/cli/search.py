@@ -169,7 +169,7 @@ def search_summary(
         "samples": sum(result.samples for result in searched.results),
         "generated_tokens": tokens,
         "tokens_per_problem": tokens / len(groups),
-        **({"unknown_scores": unknown, "score_tokens": score_tokens} if score_tokens else {}),
+        **({"unknown_scores": unknown, "score_tokens": score_tokens} if unknown or score_tokens else {}),
         "aggregator": aggregator,
         "accuracy": {name: asdict(interval) for name, interval in accuracies.items()},
         "best_of_n_at_equal_tokens": None if equal is None else asdict(equal),

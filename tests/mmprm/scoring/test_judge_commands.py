@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,9 @@ async def test_search_counts_unknown_paths_and_the_judges_tokens(tmp_path: Path)
     values = {"problems": {"path": "x"}, "engine": {"model": "x"}, "scorer": {"prm": "x"}}
     summary = search_summary(searched, None, "min", build(GuidedSearchConfig, values))
     assert (summary["unknown_scores"], summary["score_tokens"]) == (1, result.score_tokens)
+    searched.results[:] = [replace(result, score_tokens=0, unknown_scores=3)]  # every request failed
+    summary = search_summary(searched, None, "min", build(GuidedSearchConfig, values))
+    assert (summary["unknown_scores"], summary["score_tokens"]) == (3, 0)
 
 
 def test_eval_leaves_unknown_solutions_out_and_counts_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -125,6 +125,11 @@ def test_another_question_model_or_setting_is_asked_again(tmp_path: Path) -> Non
         {"verdict_format": "thinkprm"},
         {"request": "{question} {steps}"},
         {"system": "s"},
+        {"prefill": "p"},
+        {"sampling": {"temperature": 0.7}},
+        {"sampling": {"max_tokens": 100}},
+        {"template_options": {"enable_thinking": True}},
+        {"engine": {"model": "tiny", "max_pixels": 200_000}},
     ):
         sampler = ChainSampler(lambda request, number: "\\boxed{correct}\nStep 1: correct")
         scorer = JudgeScorer(judge_config(tmp_path, **more), sampler)
