@@ -36,6 +36,8 @@ class PrmBenchRecord(NamedTuple):
 def read_prmbench_record(record: dict[str, Any]) -> PrmBenchRecord:
     """Parse a record of PRMBench, whose `error_steps` are numbered from 1."""
     errors, category = set(record["error_steps"]), record["classification"]
+    if not all(type(number) is int for number in errors):
+        raise ValueError(f"error_steps={record['error_steps']!r} must be numbers of steps")
     steps = record["modified_process"]
     correct = [number not in errors for number in range(1, len(steps) + 1)]
     return PrmBenchRecord(record["modified_question"], steps, correct, category, (category, str(record["idx"])))

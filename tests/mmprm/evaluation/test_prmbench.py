@@ -15,6 +15,7 @@ import pytest
 
 from mmprm.cli import eval as command
 from mmprm.cli.main import main
+from mmprm.errors import DataError
 from mmprm.evaluation.labeled import LabeledSolution, Options, read_labeled
 from mmprm.evaluation.prm_evaluation import PrmEvaluation, judge
 from mmprm.evaluation.prmbench import CATEGORY_GROUPS, prm_score
@@ -47,6 +48,11 @@ def test_errors_are_numbered_from_one_and_ignored_beyond_the_last_step() -> None
     assert found.correct == (True, True, False)
     assert found.source == "circular"
     assert found.solution.problem.question == "q of p1_0"
+
+
+def test_an_error_step_that_is_no_number_is_refused_rather_than_ignored() -> None:
+    with pytest.raises(DataError, match=r"f:0: .*error_steps=\['2'\] must be numbers of steps"):
+        read(record("circular", (0.9, 0.1), ()) | {"error_steps": ["2"]})
 
 
 def test_a_solution_that_occurs_twice_counts_once() -> None:
