@@ -56,9 +56,9 @@ async def search_problems(
     """Run the guided search on each problem, with at most `in_flight` concurrent samples.
 
     Partial solutions are valued by the aggregate of their step scores. A problem is left out and reported in `failed`
-    if its sampling fails or none of its solutions can be scored. A partial solution that cannot be scored (too long, or
-    the marker occurs in its text) is continued only if there are too few others. Raises EngineStoppedError if the
-    engine stops.
+    if its sampling fails or none of its solutions can be scored, except if a judge's verdicts are unknown. A partial
+    solution that cannot be scored (too long, or the marker occurs in its text) is continued only if there are too few
+    others. Raises EngineStoppedError if the engine stops.
     """
     value = aggregator(aggregate)
     queue = ScoreQueue(scorer)
@@ -124,10 +124,11 @@ def scored_candidates(
 ) -> tuple[Candidate, ...]:
     """Return the candidates with the scorer's results for those that have steps, in order.
 
-    Raises DataError if none of them could be scored.
+    Raises DataError if none of them could be scored, unless a thinking judge was asked and its verdicts are unknown.
     """
     reasons = [answer for answer in answers if isinstance(answer, DataError)]
-    if reasons and len(reasons) == len(answers):
+    asked = any(isinstance(answer, UnknownScoresError) for answer in reasons)
+    if reasons and len(reasons) == len(answers) and not asked:
         raise reasons[0]
     each = iter(answers)
     return tuple(with_answer(candidate, next(each)) if candidate.steps else candidate for candidate in candidates)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from mmprm.cli.main import main
 from mmprm.cli.search import GuidedSearchConfig, search_summary
 from mmprm.cli.serve import ServeConfig, make_service
 from mmprm.config import build
-from mmprm.errors import EngineStoppedError, UnknownScoresError
+from mmprm.errors import EngineStoppedError, SamplingError, UnknownScoresError
 from mmprm.labels.parquet import LabeledExample, read_parquet, write_parquet
 from mmprm.scoring.config import ServerConfig
 from mmprm.scoring.http.remote import RemoteScorer
@@ -173,9 +172,21 @@ async def test_search_counts_unknown_paths_and_the_judges_tokens(tmp_path: Path)
     values = {"problems": {"path": "x"}, "engine": {"model": "x"}, "scorer": {"prm": "x"}}
     summary = search_summary(searched, None, "min", build(GuidedSearchConfig, values))
     assert (summary["unknown_scores"], summary["score_tokens"]) == (1, result.score_tokens)
-    searched.results[:] = [replace(result, score_tokens=0, unknown_scores=3)]  # every request failed
+
+
+async def test_search_keeps_a_problem_whose_paths_are_all_unknown(tmp_path: Path) -> None:
+    judge = ChainSampler(lambda request, number: SamplingError("status 400"))
+    scorer = JudgeScorer(judge_config(tmp_path), judge)
+    config = GuidedConfig(strategy="beam", samples=3, beams=2)
+    searched = await search_problems(
+        [PROBLEM], DigitSampler(), TagGrader(), scorer, config, aggregate="min", step_format="tags"
+    )
+    scorer.close()
+    assert searched.failed == {}
+    values = {"problems": {"path": "x"}, "engine": {"model": "x"}, "scorer": {"prm": "x"}}
     summary = search_summary(searched, None, "min", build(GuidedSearchConfig, values))
-    assert (summary["unknown_scores"], summary["score_tokens"]) == (3, 0)
+    assert (summary["unknown_scores"], summary["score_tokens"]) == (len(judge.requests), 0)
+    assert summary["solutions"] > 0
 
 
 def test_eval_leaves_unknown_solutions_out_and_counts_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
