@@ -86,7 +86,9 @@ def _from_mapping(label: Mapping[str, Any]) -> Counts | None:
     correct, unknown = label["correct"], label.get("unknown") or 0
     incorrect = label["incorrect"] if "incorrect" in label else label["total"] - correct - unknown
     if not all(type(count) is int and count >= 0 for count in (correct, incorrect, unknown)):
-        raise ValueError(f"counts {dict(label)!r} must be whole numbers that are not negative")
+        raise ValueError(
+            f"counts {dict(label)!r} must be whole numbers that are not negative, with total at least correct + unknown"
+        )
     return Counts(correct, incorrect, unknown) if correct + incorrect else None
 
 
