@@ -16,7 +16,7 @@ from fake_hub import TOKEN, FakeHub
 
 from mmprm.errors import ConfigError, SetupError
 from mmprm.hub.push import HubError, push
-from mmprm.labels.parquet import LabeledExample, read_parquet, write_parquet
+from mmprm.labels.parquet import LabeledExample, read_metadata, read_parquet, write_parquet
 from mmprm.prm.info import PrmInfo, write_info
 from mmprm.tiny.model import weights_path
 from mmprm.types import Counts, ImageRef, LabeledPath, Problem
@@ -130,6 +130,19 @@ def test_labels_are_pushed_with_their_images(hub: FakeHub, tmp_path: Path) -> No
     card = huggingface_hub.DatasetCard(files["README.md"].decode())
     assert "| train | 1 | 1 | 2 | 0.375 |" in card.text
     assert card.data.configs == [{"config_name": "default", "data_files": "labels.parquet"}]
+
+
+def test_the_card_of_imported_labels_states_source_and_license(hub: FakeHub, tmp_path: Path) -> None:
+    example = LabeledExample(Problem("p", "q", ""), LabeledPath("p", ("one",), (Counts(1, 0),), False), "train")
+    origin = {"source": "someone/labels", "format": "steps", "license": "cc-by-4.0"}
+    write_parquet(tmp_path / "labels.parquet", [example], origin)
+    push(tmp_path / "labels.parquet", "me/imported")
+    files = hub.repos["datasets/me/imported"]
+    card = huggingface_hub.DatasetCard(files["README.md"].decode())
+    assert card.data.license == "cc-by-4.0"
+    assert "imported with mmprm from someone/labels" in card.text
+    (tmp_path / "pushed.parquet").write_bytes(files["labels.parquet"])
+    assert read_metadata(tmp_path / "pushed.parquet") == origin
 
 
 def _png() -> bytes:

@@ -25,7 +25,7 @@ from mmprm.labels.consensus import (
     keep_agreeing_first_errors,
     keep_agreeing_steps,
 )
-from mmprm.labels.parquet import LabeledExample, read_parquet, write_parquet
+from mmprm.labels.parquet import LabeledExample, read_metadata, read_parquet, write_parquet
 from mmprm.labels.step_judge import StepJudge, StepJudgeConfig, yes_probability
 from mmprm.types import Counts, ImageRef, LabeledPath, Problem, Solution, StepScores
 
@@ -251,7 +251,8 @@ async def test_a_server_that_gave_no_log_probabilities_is_asked_again(tmp_path: 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
     labels, output = tmp_path / "labels.parquet", tmp_path / "judged.parquet"
-    write_parquet(labels, [example("ab", [GOOD, BAD], None), example("c", [BAD], None)])
+    origin = {"source": "someone/labels", "license": "mit"}
+    write_parquet(labels, [example("ab", [GOOD, BAD], None), example("c", [BAD], None)], origin)
     sets = ["--set", f"labels={labels}", "--set", f"output={output}"]
 
     def answer(request: dict[str, Any]) -> Act:
@@ -262,6 +263,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
         more = [part for key, value in judge.items() for part in ("--set", f"judge.{key}={value}")]
         assert main(["consensus", *sets, *more]) == 0
     assert [one.judged for one in read_parquet(output)] == [(1.0, 0.0), (1.0,)]
+    assert read_metadata(output) == origin
     assert capsys.readouterr().out == (
         "3 labeled steps, 3 judged; they agree on 2 of 3 (66.7%): 1 correct, 1 incorrect; only the label says "
         "correct 0, only the judge says correct 1\nsame first error (or none) on 1 of 2 (50.0%) of the paths\n"
