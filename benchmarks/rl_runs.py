@@ -27,13 +27,16 @@ Results = dict[str, Any]
 PRM_KEY = "process.scorer.prm"
 PRM = "the level's PRM"
 """Placeholder for the path of the level's PRM in the keys of a run."""
+FAILED = 2
+"""Exit code of mmprm if, for example, training cannot continue. A signal or a crash has another one."""
 
 
 @dataclass(frozen=True)
 class Run:
     """Describes a run: its level, name, and seed, and the keys that differ from those of all runs of the level.
 
-    If `may_end_early`, an end before the last step is a result. Otherwise, it is an error.
+    If `may_end_early`, an error that mmprm reports after the first step is a result, such as a loss that is not finite.
+    Otherwise, and if the run was stopped or has crashed, an end before the last step is an error.
     """
 
     level: str
@@ -115,10 +118,13 @@ class Bench:
         path = self.path(run) / "done.json"
         return json.loads(path.read_text()) if path.exists() else {}
 
-    def _has_ended(self, run: Run) -> bool:
-        """Return whether a run was evaluated after its last step."""
+    def _is_result(self, run: Run, code: int) -> bool:
+        """Return whether a run was evaluated after its last step, or ended with a result before that."""
+        rows = self.rows(run) if (self.path(run) / "metrics.jsonl").exists() else []
         last = int(self._sets(run)["steps"])
-        return any(row["kind"] == "eval" and row["step"] == last for row in self.rows(run))
+        if any(row["kind"] == "eval" and row["step"] == last for row in rows):
+            return True
+        return run.may_end_early and code == FAILED and any(row["kind"] == "train" for row in rows)
 
     def _sets(self, run: Run) -> Results:
         level = self.level(run.level)
@@ -133,9 +139,7 @@ class Bench:
         command += [part for key, value in self._sets(run).items() for part in ("--set", f"{key}={value}")]
         began = time.perf_counter()
         code = self._execute(command, self.folder / f"{run.label}.log")
-        if not (output / "metrics.jsonl").exists():
-            raise RuntimeError(f"{run.label} ended with exit code {code} before its first step; see {output}.log")
-        if not run.may_end_early and not self._has_ended(run):
+        if not self._is_result(run, code):
             raise RuntimeError(
                 f"{run.label} ended with exit code {code} before its last step; see {output}.log, and run the same "
                 "command again"

@@ -114,7 +114,8 @@ class Commands:
         self.accuracy: dict[str, float] = {}
         """Maps the name of a run to its final accuracy."""
         self.most_steps = 99
-        """Number of steps after which every run ends with an error."""
+        """Number of steps after which every run ends with `code`."""
+        self.code = 2
 
     def __call__(self, command: list[str], log: Path) -> int:
         sets = dict(part.split("=", 1) for part in command if "=" in part)
@@ -123,6 +124,7 @@ class Commands:
             self.ran.append(f"{log.parent.name}/{log.stem}")
             end = self.accuracy.get(log.stem.rpartition("-")[0], 0.5)
             write_metrics(output / "metrics.jsonl", min(int(sets["steps"]), self.most_steps), end)
+            return self.code if self.most_steps < int(sets["steps"]) else 0
         elif command[0] == "annotate":
             output.mkdir(parents=True)
             (output / "summary.json").write_text(json.dumps({"tokens": 1000}))
@@ -167,12 +169,24 @@ def test_finished_runs_are_reused_unless_their_keys_change(bench: Bench, command
 def test_a_run_that_ends_early_is_repeated_unless_this_is_a_result(bench: Bench, commands: Commands) -> None:
     commands.most_steps = 1
     run = Run("short", "outcome", 0)
-    with pytest.raises(RuntimeError, match=r"short/outcome-0 ended with exit code 0 before its last step; see .*\.log"):
+    with pytest.raises(RuntimeError, match=r"short/outcome-0 ended with exit code 2 before its last step; see .*\.log"):
         bench.finish([run])
     assert not bench.is_done(run)
     collapsing = Run("short", "ppo_clip", 0, may_end_early=True)
     bench.finish([collapsing])
     assert bench.is_done(collapsing)
+
+
+@pytest.mark.parametrize(("steps", "code"), [(1, 0), (1, 1), (1, -9), (0, 2)])
+def test_a_run_that_was_stopped_or_has_not_trained_is_no_result(
+    bench: Bench, commands: Commands, steps: int, code: int
+) -> None:
+    """SIGTERM ends a run with 0, a crash with 1, and an engine that does not start with 2."""
+    commands.most_steps, commands.code = steps, code
+    run = Run("short", "ppo_clip", 0, may_end_early=True)
+    with pytest.raises(RuntimeError, match=f"exit code {code} before its last step"):
+        bench.finish([run])
+    assert not bench.is_done(run)
 
 
 def test_a_run_that_an_error_has_ended_has_no_final_accuracy(bench: Bench, commands: Commands) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def test_a_run_that_an_error_has_ended_is_unfinished(tmp_path: Path) -> None:
             (output / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         elif command[0] == "train":
             (output / "prm").mkdir(parents=True)
-        return int(command[0] == "rl")
+        return 2 if command[0] == "rl" else 0
 
     bench = Bench(tmp_path, SMALL, execute=execute)
     bench.finish(hack_runs(bench))
@@ -111,7 +112,7 @@ def test_measurement(tmp_path: Path) -> None:
             (output / "prm").mkdir(parents=True)
         return 0
 
-    bench = Bench(tmp_path, SMALL, execute=execute)
+    bench = Bench(tmp_path, replace(SMALL, steps=3), execute=execute)
     bench.finish(hack_runs(bench))
     found = measure_hack(bench)
     ends = {"before": [0.4], "after": [0.3], "prm_score": [[0.55, 0.55]], "unfinished": 0, "fell": 0}
