@@ -216,7 +216,7 @@ def _read_dualmath(record: Record, options: SourceOptions) -> list[SourceSolutio
     ]
 
 
-_GENPRM_VERDICT = re.compile(r"<output>.*?\\boxed\{(Yes|No)\}.*?</output>", re.DOTALL | re.IGNORECASE)
+_GENPRM_VERDICT = re.compile(r"<output>(?:(?!</output>).)*?\\boxed\{(Yes|No)\}.*?</output>", re.DOTALL | re.IGNORECASE)
 
 
 def _read_genprm(record: Record, options: SourceOptions) -> list[SourceSolution]:

@@ -210,8 +210,13 @@ def test_genprm_reads_the_verdict_of_each_critique() -> None:
     assert (solution.question, solution.steps, solution.labels) == ("How\n\nmany?", ["One.", "Two."], [YES, NO])
 
 
-def test_a_cut_off_critique_gives_no_label() -> None:
-    turns = [("user", "q\n\nOne."), ("assistant", "<analyze>It is \\boxed{Yes}")]
+@pytest.mark.parametrize(
+    "critique",
+    ["<analyze>It is \\boxed{Yes}", "<output>\\boxed{Yes}", "<output>Maybe.</output> Not \\boxed{Yes}, see </output>."],
+    ids=["no output", "cut off", "box outside of the output"],
+)
+def test_a_critique_without_a_verdict_gives_no_label(critique: str) -> None:
+    turns = [("user", "q\n\nOne."), ("assistant", critique)]
     solution = only("genprm", {"conversations": [{"role": role, "content": text} for role, text in turns]})
     assert solution.labels == [None]
 
