@@ -118,7 +118,7 @@ def test_adapters_are_in_the_language_layers_and_are_merged_into_the_stored_layo
     assert (expected_M2 - before_M2).abs().max() > 1e-2
     save_prm(tmp_path / "prm", adapted, plain_weights(backbone, backbone.state_dict()))
     with torch.no_grad():
-        torch.testing.assert_close(load_prm(tmp_path / "prm").model(**inputs), expected_M2, rtol=0, atol=1e-5)
+        torch.testing.assert_close(load_prm(tmp_path / "prm").model(**inputs), expected_M2, rtol=0, atol=1e-4)
 
 
 def test_frames_have_the_size_of_the_policys_frames(omni_folder: Path, tmp_path: Path) -> None:
