@@ -210,8 +210,21 @@ def used_names(row: Row, found: list[tuple[str, Any]]) -> set[str]:
     return {name for name, _ in found if top_of(row, name) == name}
 
 
+INTERLEAVED = "use_audio_in_video"
+"""Name with which Qwen2.5-Omni's processor and its datasets ask for a video that is interleaved with its audio."""
+
+
 def check_media(row: Row, columns: Columns | None, location: str) -> None:
-    """Raise DataError for a column that holds video or audio and is not read. Without `columns`, none is read."""
+    """Raise DataError for a column that holds video or audio and is not read. Without `columns`, none is read.
+
+    Also refuses rows that ask for a video interleaved with its audio.
+    """
+    if row.get(INTERLEAVED):
+        raise DataError(
+            f"{location}: {INTERLEAVED} asks for a video interleaved with its audio, to which transformers and vLLM "
+            "assign different positions, so that engine and trainer would disagree; remove it, and mark the audio as a "
+            "separate item with <audio> after <video>"
+        )
     way_out = "set columns.videos or columns.audios to it" if columns else "remove such rows"
     read = [name for field in ("videos", "audios") if columns for name in _read_names(columns, field)]
     for name, value in row.items():

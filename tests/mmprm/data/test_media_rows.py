@@ -49,6 +49,13 @@ def test_an_answer_with_r1_omnis_marks_is_a_problem(tmp_path: Path) -> None:
     assert [type(each).__name__ for each in found.media] == ["VideoRef", "AudioRef"]
 
 
+def test_a_video_interleaved_with_its_audio_is_refused(tmp_path: Path) -> None:
+    row = {"question": "<video><audio> Which?", "answer": "fear", "video": "a.mp4"}
+    with pytest.raises(DataError, match=r"p.jsonl:1: use_audio_in_video asks .* mark the audio as a separate item"):
+        load(tmp_path, row | {"use_audio_in_video": True})
+    assert load(tmp_path, row | {"use_audio_in_video": False})[0].audios
+
+
 def test_video_cells_that_are_no_file_are_refused(tmp_path: Path) -> None:
     for value, words in (
         ("https://h/a.mp4", "save the video as a file"),
