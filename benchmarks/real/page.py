@@ -60,7 +60,7 @@ def section(results: Results) -> str:
     parts.append("Duration of each part:\n")
     parts.append(table(("part", "minutes", "nothing else was running"), durations(results)))
     if "bon" in results:
-        parts.append(f"![Accuracy by number of samples, methods, and RL]({FIGURE})\n")
+        parts.append(f"![Accuracy by number of samples, and F1 of first errors]({FIGURE})\n")
     if "examples" in results.get("prm", {}):
         parts.append("The first test problems with an incorrect solution, with the step scores of both PRMs:\n")
         parts += [solution(example) for example in results["prm"]["examples"]]
@@ -170,33 +170,43 @@ def shown(value: float, bounds: tuple[float, float], signed: bool = False) -> st
 
 
 def draw(results: Results, path: Path) -> None:
-    """Plot accuracy against the number of samples, the PRM's F1 by method, and the accuracy after RL."""
+    """Plot accuracy against the number of samples and, if measured, F1 of the PRMs and accuracy after RL."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 3.8), layout="constrained")
-    axes = figure.subplots(1, 3, width_ratios=(2, 1, 1))
-    curve = results.get("bon", {}).get("curve", {})
-    for number, (key, (label, style)) in enumerate(CURVES.items()):
-        if curve:
-            points = [(int(size), each[key]) for size, each in curve.items()]
-            axes[0].plot(*zip(*points, strict=True), style, color=f"C{number}", marker="o", markersize=3, label=label)
-    axes[0].set(xlabel="samples per problem", ylabel="accuracy", xscale="log")
-    if curve:
-        axes[0].set_xticks([int(size) for size in curve], list(curve))
-        axes[0].minorticks_off()
-        axes[0].legend(frameon=False, fontsize=8)
-    found = results.get("methods", {})
-    bars = {name: found[f"{key}_prm"]["f1"] for key, name in METHODS.items() if f"{key}_prm" in found}
-    if "prm" in results:
-        bars["untrained"] = results["prm"]["untrained"]["f1"]
-    _points(axes[1], bars, "F1 of first errors")
     rl = results.get("rl", {})
-    _points(axes[2], {key: rl[key] for key in ("before", "outcome", "process") if key in rl}, "accuracy after RL")
-    for each in axes:
-        each.grid(alpha=0.3)
+    after = {key: rl[key] for key in ("before", "outcome", "process") if key in rl}
+    points = {"F1 of first errors": prm_f1(results), "accuracy after RL": after}
+    points = {label: values for label, values in points.items() if values}
+    figure = Figure(figsize=(6 + 3 * len(points), 3.8), layout="constrained")
+    panels = figure.subplots(1, 1 + len(points), width_ratios=(2, *[1] * len(points)), squeeze=False)[0]
+    _curves(panels[0], results["bon"]["curve"])
+    for axes, (label, values) in zip(panels[1:], points.items(), strict=True):
+        _points(axes, values, label)
+    for axes in panels:
+        axes.grid(alpha=0.3)
         for side in ("top", "right"):
-            each.spines[side].set_visible(False)
+            axes.spines[side].set_visible(False)
     figure.savefig(path, dpi=110)
+
+
+def prm_f1(results: Results) -> Results:
+    """Return the F1 of the PRM before training, after it, and after training on the labels of each method."""
+    found = {}
+    if "prm" in results:
+        found = {key: results["prm"][key]["f1"] for key in ("untrained", "trained")}
+    methods = results.get("methods", {})
+    return found | {name: methods[f"{key}_prm"]["f1"] for key, name in METHODS.items() if f"{key}_prm" in methods}
+
+
+def _curves(axes, curve: Results) -> None:
+    """Plot the accuracy of each way to choose an answer against the number of samples."""
+    for number, (key, (label, style)) in enumerate(CURVES.items()):
+        points = [(int(size), each[key]) for size, each in curve.items()]
+        axes.plot(*zip(*points, strict=True), style, color=f"C{number}", marker="o", markersize=3, label=label)
+    axes.set(xlabel="samples per problem", ylabel="accuracy", xscale="log")
+    axes.set_xticks([int(size) for size in curve], list(curve))
+    axes.minorticks_off()
+    axes.legend(frameon=False, fontsize=8)
 
 
 def _points(axes, values: Results, ylabel: str) -> None:
