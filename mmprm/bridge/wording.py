@@ -42,7 +42,7 @@ BETRAYALS = (
     rf" (?:an?|any|the|that|this) {_IMAGE}\b",
     rf"\b(?:don't|do not) (?:actually )?(?:have|see) (?:access to )?(?:an?|any|the|that|this) (?:\w+ )?{_IMAGE}\b",
     r"\b(?:can't|cannot|can not|couldn't|unable to|without) (?:actually |directly )?(?:see|view|look)(?:ing)?"
-    r" (?:at )?(?:the|this|it|(?:image|picture|figure|diagram)s?)\b",
+    rf" (?:at )?(?:the|this|it|{_IMAGE}s?)\b",
     r"\b(?:given|known|provided|reference) (?:correct )?answer\b",
     r"\bthe (?:notes?|text) (?:says?|states?|mentions?|tells?)\b",
     r"\baccording to the (?:notes?|text)\b",

@@ -2,8 +2,7 @@
 
 The teacher solves the problem itself, with mistakes, and compares its steps with the given ones up to the first
 difference. It makes the same mistakes as the solutions, so it also misses errors; rejection sampling removes such
-critiques. A critique repeats each given step before the teacher's own one: without this, so small a policy does not
-learn which of the given steps it has reached.
+critiques. A critique repeats each given step before the teacher's own one, so that the comparison is local.
 """
 
 from __future__ import annotations
