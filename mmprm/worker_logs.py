@@ -87,20 +87,26 @@ def last_exception(text: str) -> str:
 
     Returns the last lines of the log if it has no exception.
     """
-    lines = [_PREFIX.sub("", line).rstrip() for line in text.splitlines()]
-    starts = [number for number, line in enumerate(lines) if _EXCEPTION.match(line) and not _POINTER.search(line)]
-    if starts:
-        lines = _paragraph(lines[starts[-1] :])
-    kept = [line for line in lines if line][-TAIL_LINES:]
+    lines = [_split_prefix(line) for line in text.splitlines()]
+    starts = [number for number, (_, line) in enumerate(lines) if _EXCEPTION.match(line) and not _POINTER.search(line)]
+    found = _paragraph(lines[starts[-1] :]) if starts else [line for _, line in lines]
+    kept = [line for line in found if line][-TAIL_LINES:]
     return "\n".join(kept)[-MAX_CHARACTERS:]
 
 
-def _paragraph(lines: list[str]) -> list[str]:
-    """Return the lines before the first empty line or the next traceback."""
-    for number, line in enumerate(lines):
-        if not line or line.startswith(("Traceback", "Process ")):
-            return lines[:number]
-    return lines
+def _split_prefix(line: str) -> tuple[str, str]:
+    prefix = _PREFIX.match(line)
+    return (prefix[0], line[prefix.end() :].rstrip()) if prefix else ("", line.rstrip())
+
+
+def _paragraph(lines: list[tuple[str, str]]) -> list[str]:
+    """Return the lines before the first empty line, the next traceback, or the next log entry (another prefix)."""
+    paragraph = []
+    for prefix, line in lines:
+        if not line or prefix != lines[0][0] or line.startswith(("Traceback", "Process ")):
+            break
+        paragraph.append(line)
+    return paragraph
 
 
 def _read(path: Path, position: int) -> str:

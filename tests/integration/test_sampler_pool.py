@@ -40,8 +40,8 @@ def test_a_failed_start_of_separate_engine_processes_is_explained(policy_folder)
     from mmprm.sampling.pool import SamplerPool
 
     engine = EngineConfig(model=str(policy_folder), mode="separate", kv_cache_gib=0.0001)
-    cause = r"the engine did not start \(ValueError: .*KV cache.*; its log is (\S+\.err) on "
+    cause = r"(?s)the engine did not start \(ValueError: .*KV cache.*; its log is (\S+\.err) on "
     with pytest.raises(SamplingError, match=cause) as seen:
         SamplerPool(engine, size=1)
-    log = Path(re.search(cause, str(seen.value), re.DOTALL)[1])
+    log = Path(re.search(cause, str(seen.value))[1])
     assert "KV cache" in log.read_text()

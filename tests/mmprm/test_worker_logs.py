@@ -38,6 +38,12 @@ def test_a_multiline_exception_is_complete() -> None:
     assert last_exception(text) == "pydantic.ValidationError: 1 error\n  key: wrong"
 
 
+def test_an_exception_ends_at_the_next_log_entry() -> None:
+    other = "(EngineCore pid=77) ERROR 11-26 18:00:02 [multiproc_executor.py:301] "
+    text = f"{CORE}{REASON}\n{CORE}See the documentation.\n{other}Worker proc VllmWorker-0 died unexpectedly\n"
+    assert last_exception(text) == f"{REASON}\nSee the documentation."
+
+
 def test_without_an_exception_the_last_lines_are_shown() -> None:
     text = "\n".join(f"line {number}" for number in range(20)) + "\nKilled\n"
     assert last_exception(text).splitlines() == [*(f"line {number}" for number in range(13, 20)), "Killed"]
