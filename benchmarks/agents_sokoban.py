@@ -93,7 +93,7 @@ def campaign(levels: Path, output: Path, policy: str, sizes: Sizes) -> CampaignC
     values: dict[str, Any] = {
         "output": str(output),
         "problems": {"path": str(levels)},
-        "engine": {"model": policy, "images_per_prompt": sizes.max_turns, "kv_cache_gib": 0.5},
+        "engine": {"model": policy, "images_per_prompt": sizes.max_turns, "kv_cache_gib": 0.5, "dtype": "float32"},
         "prompt": PROMPT.model_dump(exclude_unset=True),
         "environment": {"path": "sokoban", "max_turns": sizes.max_turns, "max_turn_tokens": 4},
         "search": {"rollouts": sizes.rollouts, "max_rollouts": sizes.max_rollouts, "false_negative_rate": 0},
@@ -127,7 +127,7 @@ def turn_sampler(policy: str, environment: EnvironmentConfig) -> Iterator[TurnSa
         return
     from mmprm.sampling.vllm_turns import VllmTurnSampler
 
-    engine = EngineConfig(model=policy, images_per_prompt=environment.max_turns, kv_cache_gib=0.5)
+    engine = EngineConfig(model=policy, images_per_prompt=environment.max_turns, kv_cache_gib=0.5, dtype="float32")
     sampler = VllmTurnSampler(engine, SamplingConfig(), PROMPT, environment)
     try:
         yield sampler

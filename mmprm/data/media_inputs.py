@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mmprm.data.images import open_image
 from mmprm.data.media import SAMPLE_RATE, media_digest, open_media
+from mmprm.data.recent import RecentImages
 from mmprm.errors import DataError
 from mmprm.types import AudioRef, ImageRef, MediaRef, VideoRef
 
@@ -16,6 +18,7 @@ MEDIA_KINDS: dict[type[MediaRef], str] = {ImageRef: "image", VideoRef: "video", 
 """Maps each type of media to its kind, as chat templates and vLLM name it."""
 _ARGUMENTS = {"image": "images", "video": "videos", "audio": "audio"}
 """Maps each kind of media to the argument of a transformers processor."""
+_RECENT = RecentImages(open_image)
 
 
 def reads_clips(processor: Any) -> bool:
@@ -41,7 +44,7 @@ def open_by_kind(processor: Any, media: Sequence[MediaRef]) -> dict[str, list[An
     """
     found: dict[str, list[Any]] = {}
     for each in media:
-        opened = open_media(each)
+        opened = _RECENT.open(each) if isinstance(each, ImageRef) else open_media(each)
         if isinstance(each, AudioRef):
             _check_length(processor, each, len(opened))
         found.setdefault(MEDIA_KINDS[type(each)], []).append(opened)

@@ -5,12 +5,12 @@
 | GPU | yes | any | bfloat16 |
 | GPU | no | any | float16 |
 | CPU | yes | any | bfloat16 |
-| CPU | no | below WIDE | bfloat16 |
-| CPU | no | WIDE and above | float32 |
+| CPU with AVX-512 | no | below WIDE | bfloat16 |
+| any other CPU | no | any | float32 |
 
-On a CPU without bf16 instructions, a bfloat16 product converts its operands and takes two to three times as long. In a
-narrow model, products take little time, and the smaller weights and activations matter more. benchmarks/engine_dtype.py
-measures both.
+On a CPU without bf16 instructions, a bfloat16 product converts its operands. With AVX-512, it takes two to three times
+as long; in a narrow model, products take little time, and the smaller weights and activations matter more. Without
+AVX-512, it takes 4 to 50 times as long. benchmarks/engine_dtype.py measures this.
 """
 
 from __future__ import annotations
@@ -26,26 +26,38 @@ from mmprm.ray_address import cluster_address
 from mmprm.sampling.config import EngineConfig, LocalEngineConfig
 
 WIDE = 576
-"""Hidden size from which float32 is faster than bfloat16 on a CPU without bf16 instructions."""
+"""Hidden size from which float32 is faster than bfloat16 on a CPU with AVX-512 but without bf16 instructions."""
 
 EngineDtype = Literal["bfloat16", "float16", "float32"]
 _E = TypeVar("_E", bound=LocalEngineConfig)
 
-_INSTRUCTIONS = re.compile(r"^(?:flags|Features)\s*:.*\s(?:avx512_bf16|amx_bf16|bf16)\b", re.MULTILINE)
-"""Matches the line of /proc/cpuinfo that lists bf16 instructions, on x86 and on Arm."""
+_FLAGS = r"^(?:flags|Features)\s*:.*\s(?:{names})\b"
+"""Matches the line of /proc/cpuinfo that lists one of the instruction sets `names`, on x86 and on Arm."""
+_BF16 = re.compile(_FLAGS.format(names="avx512_bf16|amx_bf16|bf16"), re.MULTILINE)
+_AVX512 = re.compile(_FLAGS.format(names="avx512f"), re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Describes a device for engines: its kind, and whether it computes in bfloat16."""
+    """Describes a device for engines: its kind, whether it computes in bfloat16, and whether it is a CPU with
+    AVX-512."""
 
     kind: Literal["CPU", "GPU"]
     bf16: bool
+    avx512: bool = False
+
+    @classmethod
+    def cpu(cls, cpuinfo: str) -> Device:
+        """Describe the CPU whose instruction sets the text of /proc/cpuinfo lists."""
+        return cls("CPU", _BF16.search(cpuinfo) is not None, _AVX512.search(cpuinfo) is not None)
 
     @property
     def text(self) -> str:
         """Describe the device in words."""
-        return f"{self.kind} {'with' if self.bf16 else 'without'} bf16 instructions"
+        if self.bf16:
+            return f"{self.kind} with bf16 instructions"
+        missing = "bf16" if self.kind == "GPU" or self.avx512 else "bf16 and AVX-512"
+        return f"{self.kind} without {missing} instructions"
 
 
 def fastest_dtype(device: Device, hidden_size: int | None) -> EngineDtype:
@@ -54,7 +66,7 @@ def fastest_dtype(device: Device, hidden_size: int | None) -> EngineDtype:
         return "bfloat16"
     if device.kind == "GPU":
         return "float16"
-    return "bfloat16" if hidden_size is not None and hidden_size < WIDE else "float32"
+    return "bfloat16" if device.avx512 and hidden_size is not None and hidden_size < WIDE else "float32"
 
 
 def this_device() -> Device:
@@ -66,12 +78,7 @@ def this_device() -> Device:
 
         return Device("GPU", torch.bfloat16 in current_platform.supported_dtypes)
     path = Path("/proc/cpuinfo")
-    return Device("CPU", path.is_file() and has_bf16(path.read_text(encoding="utf-8")))
-
-
-def has_bf16(cpuinfo: str) -> bool:
-    """Return whether the text of /proc/cpuinfo lists instructions for bfloat16 products."""
-    return _INSTRUCTIONS.search(cpuinfo) is not None
+    return Device.cpu(path.read_text(encoding="utf-8") if path.is_file() else "")
 
 
 def engine_dtype(config: LocalEngineConfig) -> EngineDtype:
@@ -117,7 +124,7 @@ def _chosen(model: str, ray_address: str | None) -> tuple[EngineDtype, str]:
     if cluster is not None:
         return "bfloat16", f"cluster {cluster}; if its GPUs are older than Ampere, set engine.dtype=float16"
     device = this_device()
-    if device.bf16 or device.kind == "GPU":
+    if not device.avx512 or device.bf16:
         return fastest_dtype(device, None), device.text
     size = hidden_size(model)
     return fastest_dtype(device, size), f"{device.text}, hidden size {size or 'unknown'}"

@@ -12,10 +12,11 @@ from mcts.dtype import with_settled_dtype
 from mmprm.cli import doctor
 from mmprm.sampling import dtype
 from mmprm.sampling.config import EngineConfig, LocalEngineConfig
-from mmprm.sampling.dtype import Device, engine_dtype, fastest_dtype, has_bf16, with_dtype
+from mmprm.sampling.dtype import Device, engine_dtype, fastest_dtype, with_dtype
 from mmprm.trees.store import Store
 
-NEW_CPU, OLD_CPU, NEW_GPU, OLD_GPU = (Device(kind, bf16) for kind in ("CPU", "GPU") for bf16 in (True, False))
+NEW_CPU, NEW_GPU, OLD_GPU = Device("CPU", bf16=True, avx512=True), Device("GPU", bf16=True), Device("GPU", bf16=False)
+OLD_CPU, OLDER_CPU = Device("CPU", bf16=False, avx512=True), Device("CPU", bf16=False)
 
 
 @pytest.fixture
@@ -41,6 +42,8 @@ def model_folder(folder: Path, hidden_size: int) -> str:
         (OLD_CPU, 575, "bfloat16"),
         (OLD_CPU, 576, "float32"),
         (OLD_CPU, None, "float32"),
+        (OLDER_CPU, 128, "float32"),
+        (OLDER_CPU, 8192, "float32"),
     ],
 )
 def test_the_table_of_devices(device: Device, hidden_size: int | None, expected: str) -> None:
@@ -48,18 +51,19 @@ def test_the_table_of_devices(device: Device, hidden_size: int | None, expected:
 
 
 @pytest.mark.parametrize(
-    ("line", "expected"),
+    ("line", "bf16", "avx512"),
     [
-        ("flags\t\t: fpu avx512f avx512_bf16 amx_tile", True),
-        ("flags\t\t: fpu avx512f amx_bf16", True),
-        ("flags\t\t: fpu avx512f avx512_vnni", False),
-        ("Features\t: fp asimd bf16 i8mm", True),
-        ("Features\t: fp asimd svebf16x", False),
-        ("model name\t: a bf16 accelerator", False),
+        ("flags\t\t: fpu avx512f avx512_bf16 amx_tile", True, True),
+        ("flags\t\t: fpu avx512f amx_bf16", True, True),
+        ("flags\t\t: fpu avx512f avx512_vnni", False, True),
+        ("flags\t\t: fpu avx avx2", False, False),
+        ("Features\t: fp asimd bf16 i8mm", True, False),
+        ("Features\t: fp asimd svebf16x", False, False),
+        ("model name\t: a bf16 accelerator with avx512f", False, False),
     ],
 )
-def test_bf16_instructions_are_read_from_the_flags(line: str, expected: bool) -> None:
-    assert has_bf16(f"processor\t: 0\n{line}\nbugs\t\t: none\n") is expected
+def test_instruction_sets_are_read_from_the_flags(line: str, bf16: bool, avx512: bool) -> None:
+    assert Device.cpu(f"processor\t: 0\n{line}\nbugs\t\t: none\n") == Device("CPU", bf16, avx512)
 
 
 @pytest.mark.usefixtures("old_cpu")
@@ -106,5 +110,7 @@ def test_doctor_names_the_data_type(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dtype, "this_device", lambda: OLD_CPU)
     old = doctor.engine_data_type().found
     assert old == "float32 from hidden size 576, bfloat16 below (CPU without bf16 instructions)"
+    monkeypatch.setattr(dtype, "this_device", lambda: OLDER_CPU)
+    assert doctor.engine_data_type().found == "float32 (CPU without bf16 and AVX-512 instructions)"
     monkeypatch.setattr(dtype, "this_device", lambda: OLD_GPU)
     assert doctor.engine_data_type().found == "float16 (GPU without bf16 instructions)"
