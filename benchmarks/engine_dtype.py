@@ -110,7 +110,7 @@ def measured_alone(name: str, dtype: str, instructions: str, rounds: int) -> dic
 
 
 def main() -> None:
-    """Measure all combinations and write the results. Results of models that were not measured are kept."""
+    """Measure all combinations and write the results. Those of other machines and of other models are kept."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="*", choices=[PRODUCTS, *MODELS], default=[PRODUCTS, *MODELS])
@@ -121,14 +121,15 @@ def main() -> None:
         rounds = arguments.rounds
         print(json.dumps(products(dtype, rounds) if model == PRODUCTS else measure(model, int(tokens), dtype, rounds)))
         return
-    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"speeds": {}}
+    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"machines": {}}
+    here = results["machines"].setdefault(f"{machine()}, one core per engine", {"speeds": {}})
     for name in (each for each in arguments.only if each == PRODUCTS or Path(MODELS[each][0]).is_dir()):
         for instructions in INSTRUCTIONS if name == PRODUCTS else ("all",):
             for dtype in DTYPES:
                 speeds = measured_alone(name, dtype, instructions, arguments.rounds)
                 found = {key if " " in key else f"at {key}": _spread(values) for key, values in speeds.items()}
-                results["speeds"].setdefault(f"{name}/{instructions}", {})[dtype] = found
-                results |= {"machine": f"{machine()}, one core per engine", "load": round(os.getloadavg()[0], 1)}
+                here["speeds"].setdefault(f"{name}/{instructions}", {})[dtype] = found
+                here["load"] = round(os.getloadavg()[0], 1)
                 RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
                 print(name, instructions, dtype, found, flush=True)
 

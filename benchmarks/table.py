@@ -99,9 +99,11 @@ def driver(results: dict[str, Any], _: dict[str, Any]) -> Iterator[tuple[str, st
 
 
 def dtype(results: dict[str, Any], _: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    for name, speeds in results["speeds"].items():
-        shown = "<br>".join(f"{each} {_list(found)}" for each, found in speeds.items())
-        yield f"{name}, {'GFLOP' if name.startswith('products') else 'tokens'}/s", shown, "reported"
+    for machine, found in results["machines"].items():
+        for name, speeds in found["speeds"].items():
+            shown = "<br>".join(f"{each} {_list(values)}" for each, values in speeds.items())
+            unit = "GFLOP/s" if name.startswith("products") else "tokens/s"
+            yield f"{machine.split(',')[0]}: {name}, {unit}", shown, "reported"
 
 
 def peers(results: dict[str, Any], _: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -247,8 +249,8 @@ BENCHMARKS = {
         "makes is based on the results. It uses the built-in policy (hidden size 128) and SmolLM2-135M (hidden size "
         "576). `at 16` means that 16 completions are generated at the same time. The rows `products` show the speed of "
         "only the matrix products of a decoder layer; here, `576 at 16` means hidden size 576 and 16 tokens. In the "
-        "row `no_bf16`, bf16 and AMX instructions are disabled, as on older CPUs. Speeds are per second of CPU time of "
-        "one core, and values are medians of three rounds.",
+        "rows `no_bf16`, bf16 and AMX instructions are disabled, as on older CPUs; the AMD EPYC has neither these nor "
+        "AVX-512. Speeds are per second of CPU time of one core, and values are medians of three rounds.",
     ),
     "peers": (
         peers,
@@ -281,7 +283,7 @@ def page() -> str:
         more = RESULTS / f"{name}_details.json"
         details = json.loads(more.read_text()) if more.exists() else {}
         lines = [f"| {key} | {value} | {bar} |" for key, value, bar in rows(results, details)]
-        machine = details.get("machine", results.get("machine"))
+        machine = details.get("machine", results.get("machine")) or "; ".join(results["machines"])
         parts.append(
             f"## {name}\n\n{what} Command: `{command}`. Machine: {machine}.\n\n"
             "| metric | measured | target |\n|---|---|---|\n" + "\n".join(lines) + "\n"
