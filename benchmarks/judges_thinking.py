@@ -29,6 +29,9 @@ from mmprm.metrics import NO_ERROR, bootstrap, choose_threshold, first_below, pr
 from mmprm.tiny.critiques import JUDGE
 
 ROOT = Path(__file__).parent.parent
+OFTEN = {"mistake_rate": 0.25, "hard_mistake_rate": 0.5}
+"""Rates of mistakes in the training solutions. With the default rates, few critiques have an error, and the judge
+learns to call every step correct."""
 REWARD = "mmprm.critiques.rewards:verdict_agreement"
 UNKNOWN = -2
 """First error of a solution that has no scores; no solution has this first error."""
@@ -48,7 +51,7 @@ class ThinkingSizes:
     prompts: int
 
 
-FULL = ThinkingSizes(train=6000, dev=300, test=600, epochs=4, rl_steps=60, prompts=32)
+FULL = ThinkingSizes(train=8000, dev=300, test=600, epochs=4, rl_steps=60, prompts=32)
 SMALL = ThinkingSizes(train=32, dev=24, test=24, epochs=1, rl_steps=1, prompts=2)
 
 
@@ -56,6 +59,7 @@ def thinking(folder: Path, sizes: ThinkingSizes) -> dict[str, Any]:
     """Train and measure all methods, as far as `folder` does not contain their results yet."""
     for split, count in (("train", sizes.train), ("dev", sizes.dev), ("test", sizes.test)):
         data = ["--output", folder / split, "--count", count, "--split", split]
+        data += _sets(OFTEN if split == "train" else {})
         _once(folder / split / "summary.json", "tiny", "critiques", *data)
     prm, sft, rl = _trained(folder, sizes)
     threshold = _threshold(_scored(folder, "dev", "prm", {"prm": str(prm)}))

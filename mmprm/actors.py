@@ -69,6 +69,7 @@ def connect(address: str | None = None) -> bool:
         with kept_handlers(), _token_mode(asks_for_token):
             ray.init(
                 address=found or "local",
+                num_cpus=None if found else _allowed_cores(),
                 include_dashboard=False if found is None else None,
                 log_to_driver=False,
                 logging_level=logging.ERROR,  # at lower levels, Ray logs its start at every command
@@ -88,6 +89,15 @@ def connect(address: str | None = None) -> bool:
         orphans.stop_children()  # Ray's processes outlive a killed driver
         _hide_token()
     return True
+
+
+def _allowed_cores() -> int | None:
+    """Return the number of cores that this process may use, or None if it may use all.
+
+    Ray itself counts all cores of the machine (or the quota of its container), although taskset or Slurm allow fewer.
+    """
+    allowed = len(os.sched_getaffinity(0))
+    return allowed if allowed < (os.cpu_count() or 1) else None
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:

@@ -114,7 +114,7 @@ def _critiques(arguments: argparse.Namespace) -> None:
     mistakes = Mistakes(config.mistake_rate, config.hard_mistake_rate)
     write_labeled(folder, make_labeled(arguments.count, arguments.seed, arguments.split, mistakes))
     engine = {"model": f"world {mistakes}"}  # the cache must not mix teachers
-    teacher = JUDGE | {"engine": engine, "cache": str(folder / "replies.sqlite"), "seed": arguments.seed}
+    teacher = JUDGE | {"engine": engine, "cache": str(folder / "replies.sqlite"), "seed": arguments.seed, "chains": 4}
     asked = {"labels": str(folder / "labels.parquet"), "output": str(folder), "teacher": teacher}
     counts = build_critiques(build(CritiquesConfig, asked), WorldTeacher(mistakes))
     print(f"{counts.kept} critiques of {counts.solutions} solutions, and files for mmprm rl and eval, are in {folder}")

@@ -2,7 +2,9 @@
 
 The teacher solves the problem itself, with mistakes, and compares its steps with the given ones up to the first
 difference. It makes the same mistakes as the solutions, so it also misses errors; rejection sampling removes such
-critiques. A critique repeats each given step before the teacher's own one, so that the comparison is local.
+critiques. A critique repeats each given step after the teacher's own one, so that the comparison is local. The request
+ends with the question, so that a critique begins as a solution does: the policy can write its own steps from the start,
+and only has to learn to find the given ones.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from mmprm.types import Completion, Counts, LabeledPath, Problem, SampleRequest,
 
 JUDGE: dict[str, Any] = {
     "verdict_format": "thinkprm",
-    "request": "{question}\n{steps}\n",
+    "request": "{steps}\n{question}",
     "sampling": {"temperature": 0.6, "top_p": 0.95, "max_tokens": 384},
 }
 """Settings of a thinking judge that the built-in policy can follow: requests and critiques within its 1,024 tokens."""
@@ -42,19 +44,22 @@ class WorldTeacher:
 
     async def sample(self, request: SampleRequest) -> tuple[Completion, ...]:
         """Return the critiques of a request; see types.Sampler."""
-        question, _, given = request.problem.question.partition("\n")
+        given, _, question = request.problem.question.rpartition("\n")
         tiny = truth_of(Problem(request.problem.id, question, "", request.problem.images))
         seeds = range(request.seed, request.seed + request.n)
-        solved = (_plain(solve(tiny, random.Random(seed), self._mistakes)) for seed in seeds)
+        solved = (solve(tiny, random.Random(seed), self._mistakes) for seed in seeds)
         return tuple(Completion(write_critique(own, _STEP.findall(given)), 0, "stop") for own in solved)
 
 
 def write_critique(own: Steps, steps: list[str]) -> str:
-    """Compare the steps with the judge's own solution, and give a verdict on each up to the first difference."""
+    """Compare the steps with the judge's own solution, and give a verdict on each up to the first difference.
+
+    `own` has step tags, as in the policy's training, and `steps` have none.
+    """
     lines = []
     for number, (step, expected) in enumerate(zip(steps, [*own, *own[-1:] * len(steps)], strict=False), start=1):
-        verdict = "correct" if step == expected else "incorrect"
-        lines.append(f"Step {number}: {step}? {expected} \\boxed{{{verdict}}}")
+        verdict = "correct" if step == plain(expected, "tags") else "incorrect"
+        lines.append(f"Step {number}: {expected}{step} \\boxed{{{verdict}}}")
         if verdict == "incorrect":
             break
     return "\n".join(lines)

@@ -99,6 +99,23 @@ def test_a_failed_ray_start_is_an_mmprm_error(monkeypatch: pytest.MonkeyPatch) -
         actors.connect()
 
 
+@pytest.mark.parametrize(("allowed", "expected"), [(2, 2), (8, None)])
+def test_a_local_ray_has_only_the_cores_that_this_process_may_use(
+    allowed: int, expected: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    asked: dict[str, object] = {}
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(allowed)))
+    monkeypatch.setattr(ray, "init", lambda **keys: asked.update(keys))
+    for name in ("_keep_to_loopback", "_hide_token"):
+        monkeypatch.setattr(actors, name, lambda: None)
+    monkeypatch.setattr(actors.orphans, "stop_children", lambda: None)
+    actors.connect("local")
+    assert (asked["address"], asked["num_cpus"]) == ("local", expected)
+
+
 def test_workers_of_a_local_ray_have_the_priority_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 

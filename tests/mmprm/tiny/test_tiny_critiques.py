@@ -19,17 +19,18 @@ FORM = VERDICT_FORMATS["thinkprm"]
 
 
 def test_a_critique_ends_at_the_first_difference_from_the_own_solution() -> None:
-    own = ("blue=5", "red=3", "5+3=8", "<answer>8</answer>")
+    own = ("<step>blue=5</step>", "<step>red=3</step>", "<step>5+3=8</step>", "<answer>8</answer>")
     text = write_critique(own, ["blue=5", "red=8", "5+8=13", "<answer>13</answer>"])
-    assert text == "Step 1: blue=5? blue=5 \\boxed{correct}\nStep 2: red=8? red=3 \\boxed{incorrect}"
+    first, second = "Step 1: <step>blue=5</step>blue=5", "Step 2: <step>red=3</step>red=8"
+    assert text == f"{first} \\boxed{{correct}}\n{second} \\boxed{{incorrect}}"
     assert read_verdicts(text, 4, FORM, "incorrect") == (True, False, False, False)
-    whole = write_critique(own, list(own))
+    whole = write_critique(own, ["blue=5", "red=3", "5+3=8", "<answer>8</answer>"])
     assert read_verdicts(whole, 4, FORM, "incorrect") == (True,) * 4
 
 
 def test_steps_beyond_the_own_solution_are_compared_with_its_answer() -> None:
-    text = write_critique(("red=3", "<answer>3</answer>"), ["red=3", "<answer>3</answer>", "red=3"])
-    assert text.endswith("Step 3: red=3? <answer>3</answer> \\boxed{incorrect}")
+    text = write_critique(("<step>red=3</step>", "<answer>3</answer>"), ["red=3", "<answer>3</answer>", "red=3"])
+    assert text.endswith("Step 3: <answer>3</answer>red=3 \\boxed{incorrect}")
 
 
 def counts_of(folder: Path, mistakes: Mistakes) -> dict[str, int]:
