@@ -8,9 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Tests share two cores with engines and actors, so more threads would only compete for them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Without time limits, which a busy machine would exceed, and with the same examples in every run.
+settings.load_profile("ci")
 
 
 def pytest_collection_finish() -> None:

@@ -36,7 +36,7 @@ class StepScorer:
         if [solution.steps for solution in solutions] == [PROBE.steps] and not self.dead:
             return [StepScores((1.0,))]
         self.batches.append(list(solutions))
-        assert self.go.wait(20)
+        assert self.go.wait(60)
         if self.dead or any("crash" in solution.steps for solution in solutions):
             raise ValueError("aspect ratio")
         for solution in solutions:
@@ -77,13 +77,13 @@ def running(service: Service, listener: socket.socket | None = None, wait: bool 
         yield url
     finally:
         server.should_exit = True
-        thread.join(20)
+        thread.join(60)
         server.limit.cancel()
         assert not thread.is_alive()
         del server_of[url]
 
 
-def until(true: Callable[[], bool], seconds: float = 20) -> None:
+def until(true: Callable[[], bool], seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "the condition did not become true"
@@ -91,7 +91,7 @@ def until(true: Callable[[], bool], seconds: float = 20) -> None:
 
 
 def client(url: str, **values: Any) -> httpx.Client:
-    return httpx.Client(base_url=url, timeout=20, **values)
+    return httpx.Client(base_url=url, timeout=60, **values)
 
 
 def ask(*steps: str, **values: Any) -> dict[str, Any]:

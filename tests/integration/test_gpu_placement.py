@@ -44,12 +44,20 @@ def seen(options: list[dict[str, Any]]) -> list[str]:
     return ray.get([actor.gpus.remote() for actor in actors], timeout=120)
 
 
+def until_free(gpus: int) -> None:
+    """Wait until this many GPUs are free, because Ray reports them with a delay."""
+    until = time.monotonic() + 60
+    while (free := ray.available_resources().get("GPU", 0)) != gpus:
+        assert time.monotonic() < until, f"{free:g} GPUs are free, not {gpus}"
+        time.sleep(0.2)
+
+
 async def test_tensor_parallel_engines_share_the_gpus_of_ranks(tmp_path: Path) -> None:
     wide = {"model": "m", "tensor_parallel_size": 4}
     async with reserved(config(tmp_path, engine=wide, trainer={"ranks": 8}, rollouts={"colocated": True})) as options:
         assert options.prm is None
         assert seen([*options.engines, options.ranks[0], options.ranks[7]]) == ["0,1,2,3", "4,5,6,7", "0", "7"]
-        assert ray.available_resources().get("GPU", 0) == 0
+        until_free(0)
 
 
 async def test_a_prm_has_its_own_gpu_and_all_gpus_are_released(tmp_path: Path) -> None:
@@ -57,10 +65,7 @@ async def test_a_prm_has_its_own_gpu_and_all_gpus_are_released(tmp_path: Path) -
     run = config(tmp_path, engine={"model": "m"}, trainer={"ranks": 2}, rollouts={"engines": 2}, process=process)
     async with reserved(run) as options:
         assert seen([*options.engines, *options.ranks, options.prm]) == ["0", "1", "2", "3", "4"]
-    until = time.monotonic() + 60
-    while ray.available_resources().get("GPU") != 8:  # Ray releases them with a delay
-        assert time.monotonic() < until, "the GPUs are still reserved"
-        time.sleep(0.2)
+    until_free(8)
 
 
 async def test_engines_of_annotate_use_all_gpus_of_their_actor(random_policy_folder: Path, tmp_path: Path) -> None:

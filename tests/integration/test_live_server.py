@@ -36,9 +36,11 @@ START_SECONDS = 240
 
 @pytest.fixture(scope="module")
 def server_url(policy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    # The socket keeps the port from other programs until the server, which sets the same option, has bound it.
+    taken = socket.socket()
+    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    taken.bind(("127.0.0.1", 0))
+    port = taken.getsockname()[1]
     # Same as our engines on CPU: small cache blocks, and no chunked prefill, because chunks change seeded samples.
     options = {
         "--served-model-name": "tiny",
@@ -56,7 +58,7 @@ def server_url(policy_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(policy_folder), *flags]
     log = tmp_path_factory.mktemp("vllm") / "serve.log"
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
-    with log.open("wb") as out:
+    with taken, log.open("wb") as out:
         process = subprocess.Popen(
             [*command, *(part for option in options.items() for part in option)],
             stdout=out,
@@ -68,7 +70,7 @@ def server_url(policy_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
             yield f"http://127.0.0.1:{port}/v1"
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(60)
 
 
 def _wait(process: subprocess.Popen, url: str, log: Path) -> None:

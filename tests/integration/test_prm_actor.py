@@ -175,7 +175,7 @@ async def test_an_invalid_prm_folder_and_a_start_timeout_are_errors(
     started = time.monotonic()
     with pytest.raises(TrainingError, match=r"waiting for the PRM .* to load; it books .*; lower the resources"):
         await RemotePrm.start(config(prm_folder, start_timeout_seconds=0.2))
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 60
 
 
 async def test_missing_scores_time_out(

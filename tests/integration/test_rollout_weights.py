@@ -146,7 +146,7 @@ async def test_an_interrupt_returns_the_tokens_so_far(engine, started, policy_fo
 
     _, _, banned = started
     processor, model = AutoProcessor.from_pretrained(policy_folder), load_model(policy_folder)
-    for delay in (0.05, 0.1, 0.2, 0.4, 0.8):  # responses may not have begun, or have ended already
+    for delay in (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2):  # responses may not have begun, or have ended already
         request = asyncio.ensure_future(engine.sample(PROBLEMS[0], 48, 7, 0))
         await asyncio.sleep(delay)
         await engine.interrupt()
@@ -305,7 +305,8 @@ async def test_an_engine_in_separate_processes(policy_folder, tmp_path):
         change(model)
         published = publish(model, tmp_path / "new", 1, probe)
         in_flight = asyncio.create_task(engine.sample(PROBLEMS[0], 4, 0, 0))
-        await asyncio.sleep(0.05)
+        while not (in_flight.done() or engine._sampler._engine._in_flight):
+            await asyncio.sleep(0.001)
         answer, late = await asyncio.gather(engine.load(published), engine.sample(PROBLEMS[1], 4, 0, 1))
         assert in_flight.done(), "weights change when nothing is in flight"
         assert distance(answer, published) < 1e-3

@@ -85,7 +85,7 @@ def test_sigterm_finishes_accepted_requests(prm: str, tmp_path: Path) -> None:
         assert (refused.status_code, refused.json()["error"]["type"]) == (503, "closing")
         assert [answer.status_code for answer in answers] == [200] * 4
         assert all(len(result["scores"]) == 100 for answer in answers for result in answer.json()["results"])
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
     log = (tmp_path / "log").read_text()
     assert "sk-secret" not in log
     assert "Traceback" not in log
@@ -110,7 +110,7 @@ def test_served_vllm_scores_equal_those_of_transformers(
         scorer.close()
         assert httpx.get(f"{url}/v1/model").status_code == 401
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
     for got, wanted in zip(scores, expected, strict=True):
         assert got.scores == pytest.approx(wanted.scores, abs=1e-3)
     assert again[0].scores == pytest.approx(expected[0].scores, abs=1e-3)

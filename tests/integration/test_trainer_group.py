@@ -181,15 +181,15 @@ def test_a_rank_that_fails_or_hangs_ends_the_group(two_ranks: Trained, samples: 
     """It runs last for each group, because it ends the group."""
     group = two_ranks.trainer
     if two_ranks.stage == 2:
-        group._timeout_seconds = 3
+        group._timeout_seconds = 10
         with pytest.raises(
-            TrainingError, match=r"timed out after 3 s waiting for open_transfer .*rank 1: .*answered: \[0\]"
+            TrainingError, match=r"timed out after 10 s waiting for open_transfer .*rank 1: .*answered: \[0\]"
         ):
             group.open_transfer(misbehaving("hangs"))
     else:
         with pytest.raises(DataError, match=r"^the disk of rank 1 is full$"):
             group.open_transfer(misbehaving("fails"))
-    with pytest.raises(TrainingError, match=r"the trainer has ended: (the disk of rank 1 is full|timed out after 3 s)"):
+    with pytest.raises(TrainingError, match=r"the trainer has ended: (the disk of rank 1 is full|timed out after )"):
         group.update(samples)
 
 

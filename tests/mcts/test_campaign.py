@@ -271,7 +271,7 @@ async def test_a_worker_reports_early_when_a_problem_has_ended() -> None:
     worker = scripted.local_worker(chosen, delay=0.0)
     await worker.start(Problem("p", "question", "1"), [])
     began = time.monotonic()
-    reports: Sequence[Report] = [await worker.collect(seconds=30)]
-    assert time.monotonic() - began < 5
+    reports: Sequence[Report] = [await worker.collect(seconds=120)]
+    assert time.monotonic() - began < 60
     assert [end.problem_id for report in reports for end in report.finished] == ["p"]
     await worker.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,12 @@ def batches(run: Path) -> dict[str, list[tuple[Any, ...]]]:
     return {problem_id: [seen(batch) for batch in log] for problem_id, log in scripted.batches(run).items()}
 
 
-def test_two_servers_give_the_trees_of_an_engine(problems: str, tmp_path: Path) -> None:
+def test_two_servers_give_the_trees_of_an_engine(tmp_path: Path) -> None:
+    """There are enough problems that both servers get some: a problem's server depends on the servers' random ports."""
+    problems = str(scripted.write_problems(tmp_path, 24))
     with ScriptedServer(policy) as first, ScriptedServer(policy) as second:
         summary = run_campaign(served(problems, tmp_path / "served", first, second))
-    assert summary.problems == {"open": 0, "done": PROBLEMS, "failed": 0}
+    assert summary.problems == {"open": 0, "done": 24, "failed": 0}
     assert (summary.workers, summary.labels > 20) == (2, True)
     assert first.requests
     assert second.requests
@@ -79,8 +82,9 @@ def test_two_servers_give_the_trees_of_an_engine(problems: str, tmp_path: Path) 
 
 
 def test_an_outage_fails_no_problem_and_the_run_continues(problems: str, tmp_path: Path) -> None:
+    """The server takes its time for an error, so that the requests before it have been answered."""
     with (
-        ScriptedServer(*[policy] * 20, error(503, "gone")) as server,
+        ScriptedServer(*[policy] * 20, replace(error(503, "gone"), wait=0.3)) as server,
         pytest.raises(SamplingError, match=r"status 503: gone.*finished batches are kept"),
     ):
         run_campaign(served(problems, tmp_path / "run", server, max_restarts=1))

@@ -6,8 +6,10 @@ import asyncio
 import email.utils
 import gzip
 import logging
+import threading
 import time
 import tracemalloc
+from types import SimpleNamespace
 
 import pytest
 from scripted_server import Act, ScriptedServer, error, says
@@ -52,10 +54,10 @@ async def test_one_bad_response_is_retried(trouble: Act) -> None:
 
 async def test_a_slow_response_times_out() -> None:
     with ScriptedServer(Act(wait=30), says("fine")) as server:
-        async with client(server, timeout_seconds=0.3) as asked:
+        async with client(server, timeout_seconds=1) as asked:
             begun = time.monotonic()
             assert await ask(asked) == ("fine",)
-            assert time.monotonic() - begun < 5
+            assert time.monotonic() - begun < 20
 
 
 async def test_a_trickling_response_times_out() -> None:
@@ -77,23 +79,28 @@ async def test_a_trickling_response_times_out() -> None:
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
 async def test_retry_after_is_respected(form: str) -> None:
-    date = email.utils.formatdate(time.time() + 2, usegmt=True)  # in whole seconds, so one or two seconds from now
+    date = email.utils.formatdate(time.time() + 3, usegmt=True)  # in whole seconds, so two or three seconds from now
     with ScriptedServer(error(429, Retry_After="0.7" if form == "seconds" else date), says("fine")) as server:
         async with client(server) as asked:
             assert await ask(asked) == ("fine",)
         assert server.times[1] - server.times[0] >= 0.7
 
 
-async def test_backoff_doubles() -> None:
+async def test_backoff_doubles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pauses are recorded, because the times at which requests arrive depend on the machine's load."""
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr("mmprm.client.asyncio", SimpleNamespace(**vars(asyncio) | {"sleep": sleep}))
     with ScriptedServer(error(500)) as server:
         async with client(server, attempts=4, backoff_seconds=0.2) as asked:
             with pytest.raises(EngineStoppedError):
                 await ask(asked)
         assert len(server.times) == 5, "four attempts and a one-token probe"
-        pauses = [after - before for before, after in zip(server.times[:3], server.times[1:4], strict=True)]
-    assert len(pauses) == 3
     for pause, longest in zip(pauses, (0.2, 0.4, 0.8), strict=True):
-        assert longest / 2 <= pause < longest + 0.15
+        assert longest / 2 <= pause <= longest
 
 
 @pytest.mark.parametrize(
@@ -134,16 +141,21 @@ async def test_rejected_requests_are_not_retried() -> None:
 
 async def test_a_request_is_blamed_if_others_succeed() -> None:
     """Other requests succeed meanwhile, so the engine has not stopped."""
+    answered = threading.Event()
 
     def act(request: dict) -> Act:
-        return error(500, "bad image") if request["model"] == "poison" else says("fine")
+        if request["model"] != "poison":
+            return says("fine")
+        assert answered.wait(20)
+        return error(500, "bad image")
 
     with ScriptedServer(act) as server:
-        async with client(server) as asked:
+        async with client(server, timeout_seconds=30) as asked:
             poison = asyncio.create_task(asked.chat({"model": "poison"}, "p"))
             while not server.requests:
                 await asyncio.sleep(0.001)
             assert await ask(asked) == ("fine",)
+            answered.set()
             with pytest.raises(SamplingError, match=r"bad image.*while other requests were answered") as caught:
                 await poison
     assert not isinstance(caught.value, EngineStoppedError)
@@ -153,7 +165,7 @@ async def test_a_request_is_blamed_if_others_succeed() -> None:
 async def test_a_lone_failing_request_is_blamed_after_a_probe(trouble: Act) -> None:
     """The client probes the server with one token before it blames the request."""
     with ScriptedServer(lambda request: says("1") if request.get("max_tokens") == 1 else trouble) as server:
-        async with client(server, attempts=2, timeout_seconds=0.3) as asked:
+        async with client(server, attempts=2, timeout_seconds=2) as asked:
             with pytest.raises(SamplingError, match="while other requests were answered") as caught:
                 await ask(asked)
     assert not isinstance(caught.value, EngineStoppedError)
@@ -163,30 +175,38 @@ async def test_a_lone_failing_request_is_blamed_after_a_probe(trouble: Act) -> N
 async def test_a_problem_uses_one_url_and_problems_are_spread() -> None:
     with ScriptedServer(says("a")) as first, ScriptedServer(says("b")) as second:
         async with client(first, second) as asked, client(second, first) as other:
-            once = [await ask(asked, str(problem)) for problem in range(24)]
-            again = [await ask(other, str(problem)) for problem in range(24)]
+            once = [await ask(asked, str(problem)) for problem in range(96)]
+            again = [await ask(other, str(problem)) for problem in range(96)]
     assert once == again
-    assert {len(first.requests), len(second.requests)} == {len(first.requests), 48 - len(first.requests)}
-    assert 6 <= len(first.requests) // 2 <= 18
+    assert len(first.requests) + len(second.requests) == 2 * 96
+    assert 24 <= len(first.requests) // 2 <= 72, "the shares depend on the random ports of the servers"
 
 
 async def test_the_next_url_takes_over_and_the_failed_one_pauses() -> None:
     with ScriptedServer(error(503)) as sick, ScriptedServer(says("fine")) as healthy:
-        async with client(sick, healthy, backoff_seconds=5) as asked:
+        async with client(sick, healthy, backoff_seconds=60) as asked:
             begun = time.monotonic()
             answers = [await ask(asked, str(problem)) for problem in range(24)]
-            assert time.monotonic() - begun < 2
+            assert time.monotonic() - begun < 20
     assert answers == [("fine",)] * 24
     assert len(sick.requests) == 1
 
 
 async def test_concurrency_is_bounded() -> None:
-    with ScriptedServer(Act(wait=0.03, body=says("fine").body)) as server:
-        async with client(server, concurrency=3) as asked:
+    released = threading.Event()
+
+    def act(_: dict) -> Act:
+        assert released.wait(20)
+        return says("fine")
+
+    with ScriptedServer(act) as server:
+        async with client(server, concurrency=3, timeout_seconds=30) as asked:
             asking = [asyncio.create_task(ask(asked, str(problem))) for problem in range(12)]
-            await asyncio.sleep(0.01)
+            while server.open < 3:
+                await asyncio.sleep(0.001)
             assert (asked.running, asked.waiting) == (3, 9)
             asking[-1].cancel()
+            released.set()
             await asyncio.gather(*asking, return_exceptions=True)
             assert (asked.running, asked.waiting) == (0, 0)
         assert (server.open_max, len(server.requests)) == (3, 11)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,8 +26,19 @@ async def fail(error: Exception) -> None:
 
 
 async def test_a_long_wait_names_what_it_waits_for(capsys: pytest.CaptureFixture[str]) -> None:
-    assert await wait(asyncio.sleep(0.12, "up"), "engine 1 to start") == "up"
-    assert capsys.readouterr().err.splitlines() == ["waiting for engine 1 to start (0 s)"] * 2
+    notices, started = itertools.count(1), asyncio.Event()
+
+    def what() -> str:
+        if next(notices) == 2:
+            started.set()
+        return "engine 1 to start"
+
+    async def start() -> str:
+        await started.wait()
+        return "up"
+
+    assert await wait(start(), what) == "up"
+    assert re.fullmatch(r"(waiting for engine 1 to start \(\d+ s\)\n){2}", capsys.readouterr().err)
 
 
 async def test_a_silent_wait_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,11 +81,13 @@ def test_the_error_includes_the_last_log_lines_of_a_dead_actor(monkeypatch: pyte
 
 @pytest.fixture
 def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Return a wait function that resolves the given references; all others stay pending."""
+    """Return a wait function that resolves the given references; all others stay pending until the timeout."""
     known: dict[str, Any] = {}
+    now = SimpleNamespace(value=100.0)
 
     def wait_for(references: list[str], timeout: float) -> tuple[list[str], list[str]]:
         done = [reference for reference in references if reference in known][:1]
+        now.value += 0.0 if done else timeout + 0.001
         return done, [reference for reference in references if reference not in done]
 
     def get(references: list[str]) -> list[Any]:
@@ -81,6 +96,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
                 raise known[reference]
         return [known[reference] for reference in references]
 
+    monkeypatch.setattr(actors.time, "monotonic", lambda: now.value)
     monkeypatch.setattr("ray.wait", wait_for)
     monkeypatch.setattr("ray.get", get)
     return known

@@ -27,7 +27,7 @@ class SlowSaves(ScriptedTrainer):
 
     def save(self, folder: Path, extra: dict[str, Any], keep: int) -> None:
         self.calls.append("saving")
-        self.in_time &= self.released.wait(5)
+        self.in_time &= self.released.wait(60)
         super().save(folder, extra, keep)
 
 
@@ -95,7 +95,7 @@ class Broadcasting(ScriptedTrainer):
         self._killed = threading.Event()
 
     def publish(self, version: int, probe_token_ids: Sequence[int], dtype: torch.dtype) -> Published:
-        self._killed.wait(20)
+        self._killed.wait(60)
         raise TrainingError("rank 0 of the trainer has died")
 
     def abandon(self, reason: str) -> None:
@@ -115,5 +115,5 @@ def test_a_broadcast_to_a_dead_engine_ends(tmp_path: Path, monkeypatch: pytest.M
     loop = make_loop(make_config(tmp_path / "run"), LosingPool(), trainer)
     cause = r"weights of version 0 were sent to it: engine 1 of 2: .* /x\.err; run the same command again to resume"
     with pytest.raises(TrainingError, match=cause):
-        asyncio.run(asyncio.wait_for(loop.run(), 10))
+        asyncio.run(asyncio.wait_for(loop.run(), 120))
     assert trainer.reasons == ["engine 1 of 2: the actor died; its log is /x.err"]

@@ -19,7 +19,7 @@ from policy_rl import run
 
 @pytest.fixture
 def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Record what starts and ends, in order. Engines take longer than the trainer."""
+    """Record what starts and ends, in order. Engines take longer than a trainer that starts at the same time."""
     seen: list[str] = []
 
     async def sleep() -> None:
@@ -27,7 +27,10 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     async def start_engines(*_: Any, **__: Any) -> Any:
         seen.append("engines start")
-        await asyncio.sleep(0.2)
+        for _ in range(50):
+            await asyncio.sleep(0.01)
+            if "trainer runs" in seen:
+                break
         seen.append("engines run")
         return SimpleNamespace(sleep=sleep, close=lambda: seen.append("engines close"))
 
@@ -86,15 +89,16 @@ async def test_engines_that_do_not_start_close_the_trainer(
 async def test_the_error_of_the_engines_precedes_that_of_the_trainer_it_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ended = threading.Event()
+    begun, ended = threading.Event(), threading.Event()
 
     def start_trainer(*arguments: Any) -> Any:
         arguments[-1].append(SimpleNamespace(abandon=lambda reason: ended.set()))
-        assert ended.wait(5), "the trainer is abandoned"
+        begun.set()
+        assert ended.wait(60), "the trainer is abandoned"
         raise TrainingError("rank 0 of the trainer has died")
 
     async def fail(*_: Any, **__: Any) -> None:
-        await asyncio.sleep(0.1)
+        assert await asyncio.to_thread(begun.wait, 60)
         raise SamplingError("no memory")
 
     monkeypatch.setattr(run, "_start_trainer", start_trainer)
@@ -106,14 +110,26 @@ async def test_the_error_of_the_engines_precedes_that_of_the_trainer_it_ends(
 async def test_a_stop_during_the_start_abandons_the_trainer(
     events: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    begun, ended = threading.Event(), threading.Event()
+
+    async def start_engines(*_: Any, **__: Any) -> None:
+        events.append("engines start")
+        await asyncio.Event().wait()
+
+    def abandon(reason: str) -> None:
+        events.append(reason)
+        ended.set()
+
     def start_trainer(*arguments: Any) -> Any:
-        arguments[-1].append(SimpleNamespace(abandon=events.append))
-        time.sleep(0.3)
+        arguments[-1].append(SimpleNamespace(abandon=abandon))
+        begun.set()
+        assert ended.wait(60), "the trainer is abandoned"
         return SimpleNamespace(close=lambda: events.append("trainer closes"))
 
+    monkeypatch.setattr(run.RolloutPool, "start", start_engines)
     monkeypatch.setattr(run, "_start_trainer", start_trainer)
     task = asyncio.create_task(start(tmp_path))
-    await asyncio.sleep(0.1)
+    assert await asyncio.to_thread(begun.wait, 60)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

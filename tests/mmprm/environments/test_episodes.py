@@ -48,14 +48,14 @@ class Fragile:
         if text == "break":
             raise ZeroDivisionError("no")
         if text == "hang":
-            time.sleep(5)
+            time.sleep(60)
         return Transition(Observation((text,)), float(text), terminated=text != "0")
 
     def close(self) -> None:
         type(self).closed += 1
 
 
-FRAGILE = EnvironmentConfig(path=f"{__name__}:Fragile", max_turns=3, timeout_seconds=0.1)
+FRAGILE = EnvironmentConfig(path=f"{__name__}:Fragile", max_turns=3, timeout_seconds=20)
 
 
 async def episode(
@@ -118,15 +118,15 @@ class Raising(Fragile):
 )
 async def test_exceptions_that_would_stop_the_event_loop_are_data(text: str, name: str) -> None:
     config = EnvironmentConfig(path=f"{__name__}:Raising", timeout_seconds=5)
-    found = await asyncio.wait_for(episode(Script(text), config), 2)
+    found = await asyncio.wait_for(episode(Script(text), config), 20)
     assert (found.verdict, found.reason) == (Verdict.UNKNOWN, f"environment failed: {name}: ")
 
 
 async def test_an_environment_that_hangs_is_abandoned() -> None:
     began = time.monotonic()
-    found = await episode(Script("hang"), FRAGILE)
+    found = await episode(Script("hang"), FRAGILE.model_copy(update={"timeout_seconds": 0.1}))
     assert (found.verdict, found.reason) == (Verdict.UNKNOWN, "environment took more than 0.1 s")
-    assert time.monotonic() - began < 4, "the environment itself takes 5 s"
+    assert time.monotonic() - began < 30, "the environment itself takes 60 s"
 
 
 async def test_a_broken_environment_is_replaced_and_a_good_one_reused() -> None:
@@ -138,7 +138,7 @@ async def test_a_broken_environment_is_replaced_and_a_good_one_reused() -> None:
     assert made[0] is made[1]
     assert made[2] is None
     assert made[3] is not made[1]
-    for _ in range(100):
+    for _ in range(2000):
         await asyncio.sleep(0.01)
         if Fragile.closed == before + 1:
             return

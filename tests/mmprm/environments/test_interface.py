@@ -94,6 +94,6 @@ def test_the_last_action_counts_and_long_spaces_take_no_time() -> None:
     """The reader holds the interpreter's lock, so slow text would stop the whole engine, whatever the time limit."""
     reader = ActionReader(("left", "right"))
     assert reader.index("<action>left</action> or <ACTION>\n Right </ACTION>") == 1
-    began = time.perf_counter()
+    began = time.process_time()
     assert reader.index("<action>" + " " * 3000) is None
-    assert time.perf_counter() - began < 1, "a cubic pattern takes half a minute"
+    assert time.process_time() - began < 5, "a cubic pattern takes half a minute"

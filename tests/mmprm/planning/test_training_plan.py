@@ -64,7 +64,7 @@ def test_one_ahead_keeps_the_order_and_prepares_the_next_item() -> None:
     second = threading.Event()
     results = one_ahead([lambda: "a", lambda: second.set() or "b", lambda: "c"])
     assert next(results) == "a"
-    assert second.wait(5)
+    assert second.wait(60)
     assert list(results) == ["b", "c"]
     assert list(one_ahead([])) == []
 

@@ -64,7 +64,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> SeparateEngine:
 
 
 def error_of(future: Future[Any]) -> BaseException | None:
-    return future.exception(timeout=5)
+    return future.exception(timeout=60)
 
 
 def test_requests_in_flight_fail_when_the_engine_is_closed(engine: SeparateEngine) -> None:
@@ -78,7 +78,7 @@ def test_requests_in_flight_fail_when_the_engine_is_closed(engine: SeparateEngin
 
 
 def test_a_closed_engine_refuses_requests(engine: SeparateEngine) -> None:
-    assert engine.call("reset_prefix_cache").result(timeout=5)
+    assert engine.call("reset_prefix_cache").result(timeout=60)
     engine.close()
     engine.close()
     assert isinstance(error_of(engine.submit({"prompt": "x"}, None)), EngineStoppedError)
@@ -89,7 +89,7 @@ def test_a_request_cancelled_by_its_caller_stays_cancelled(engine: SeparateEngin
     sampled = engine.submit({"prompt": "x"}, None)
     sampled.cancel()
     assert sampled.cancelled()
-    assert engine.call("reset_prefix_cache").result(timeout=5), "the engine keeps running"
+    assert engine.call("reset_prefix_cache").result(timeout=60), "the engine keeps running"
     engine.close()
 
 
@@ -97,10 +97,10 @@ def test_an_interrupt_ends_the_requests_in_flight(engine: SeparateEngine) -> Non
     sampled = [engine.submit({"prompt": "x"}, None) for _ in range(2)]
     while len(engine._engine.in_flight) < 2:
         time.sleep(0.01)
-    engine.interrupt().result(timeout=5)
-    assert [future.result(timeout=5) for future in sampled] == ["tokens of 0 so far", "tokens of 1 so far"]
+    engine.interrupt().result(timeout=60)
+    assert [future.result(timeout=60) for future in sampled] == ["tokens of 0 so far", "tokens of 1 so far"]
     assert set(engine._engine.output_processor.parent_requests) == {"other"}
-    assert engine.call("reset_prefix_cache").result(timeout=5), "nothing is in flight"
+    assert engine.call("reset_prefix_cache").result(timeout=60), "nothing is in flight"
     engine.close()
 
 

@@ -160,9 +160,9 @@ def test_dropped_connections_are_reestablished() -> None:
     opened: list[RemoteScorer] = []
     opening = threading.Thread(target=lambda: opened.append(remote(url)))
     opening.start()
-    dropping.join(10)
+    dropping.join(60)
     with running(make_service(StepScorer), listener):
-        opening.join(10)
+        opening.join(60)
         assert opened[0].score(many(2)) == expected(2)
         opened[0].close()
 

@@ -10,17 +10,18 @@ from tests.mmprm.guided_world import PROBLEM, OnesScorer
 
 
 async def test_requests_that_arrive_during_scoring_are_scored_together() -> None:
-    busy = threading.Event()
+    started, busy = threading.Event(), threading.Event()
 
     class SlowScorer(OnesScorer):
         def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
-            assert busy.wait(10)
+            started.set()
+            assert busy.wait(60)
             return super().score(solutions)
 
     scorer = SlowScorer()
     queue = ScoreQueue(scorer)
     calls = [asyncio.create_task(queue.score([Solution(PROBLEM, ("1",))]))]
-    await asyncio.sleep(0.01)
+    assert await asyncio.to_thread(started.wait, 60)
     calls += [
         asyncio.create_task(queue.score([Solution(PROBLEM, (step,)), Solution(PROBLEM, ("1",))])) for step in "2134"
     ]

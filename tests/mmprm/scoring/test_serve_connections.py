@@ -86,7 +86,7 @@ def test_a_header_has_a_time_limit() -> None:
         begun = time.monotonic()
         assert read(silent) == b""
         status, error = status_and_error(read(slow))
-        assert time.monotonic() - begun < 10
+        assert time.monotonic() - begun < 20
     assert (status, error["type"]) == (408, "too_slow")
 
 
@@ -120,11 +120,11 @@ def test_too_many_connections_from_one_address_do_not_block_others(
 def test_connections_with_pending_requests_are_not_closed() -> None:
     """Eight requests wait for the model; the ninth client is told to retry, and all eight get their scores."""
     scorer = StepScorer()
-    service = make_service(lambda: scorer, QUICK)
+    service = make_service(lambda: scorer, QUICK.model_copy(update={"header_seconds": 30.0}))
     with running(service) as url, ThreadPoolExecutor(8) as pool:
         scorer.go.clear()
         taken = [
-            pool.submit(httpx.post, f"{url}/v1/score", json=ask(str(number / 8)), timeout=20) for number in range(8)
+            pool.submit(httpx.post, f"{url}/v1/score", json=ask(str(number / 8)), timeout=60) for number in range(8)
         ]
         until(lambda: service.traffic.requests == 8)
         with connect(url) as caller:
@@ -151,11 +151,11 @@ def test_a_half_closed_connection_waits_for_a_slow_model() -> None:
         scorer.go.clear()
         caller.sendall(post(ask("0.5")))
         caller.shutdown(socket.SHUT_WR)
-        time.sleep(0.6)
+        interim = caller.recv(25)
         assert service.traffic.requests == 1
         scorer.go.set()
         answer = read(caller)
-    assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\n")
+    assert interim == b"HTTP/1.1 100 Continue\r\n\r\n"
     assert b'"scores":[0.5]' in answer.rpartition(b"HTTP/1.1 200 OK")[2]
 
 
@@ -209,7 +209,7 @@ def test_a_client_that_does_not_read_is_dropped() -> None:
         caller.sendall(post(body).replace(b"/v1/score ", b"/v1/score/batch ", 1))
         until(lambda: service.metrics.solutions._value.get() == 250)
         until(lambda: service.traffic.requests == 0)
-        time.sleep(0.6)
+        until(lambda: server_of[url].config.http.keywords["table"]._total == 0)
         assert 0 < len(read(caller)) < 4_000_000
 
 
@@ -222,7 +222,7 @@ def test_shutdown_does_not_wait_for_open_connections(monkeypatch: pytest.MonkeyP
             for sent in (b"", b"GET /health HT", post(ask("0.5"))[:-3]):
                 callers.enter_context(connect(url)).sendall(sent)
             begun = time.monotonic()
-        assert time.monotonic() - begun < 10
+        assert time.monotonic() - begun < 30
     assert scorer.closed
 
 
@@ -257,7 +257,7 @@ def test_requests_still_pending_at_shutdown_get_503(monkeypatch: pytest.MonkeyPa
     service = make_service(lambda: scorer)
     with ThreadPoolExecutor(1) as pool, running(service) as url:
         scorer.go.clear()
-        taken = pool.submit(httpx.post, f"{url}/v1/score", json=ask("0.5"), timeout=20)
+        taken = pool.submit(httpx.post, f"{url}/v1/score", json=ask("0.5"), timeout=60)
         until(lambda: len(scorer.batches) == 1)
         server_of[url].should_exit = service.closing = True
         answer = taken.result()

@@ -11,7 +11,7 @@ import struct
 import time
 import tracemalloc
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -27,7 +27,7 @@ from mmprm.scoring.http.queue import Pace
 from mmprm.scoring.http.refused import Refused
 from mmprm.scoring.http.traffic import Traffic
 from mmprm.scoring.http.turns import FairQueue
-from mmprm.types import ImageRef, Solution, StepScores
+from mmprm.types import ImageRef
 
 VALUES = ServiceLimits().max_values
 
@@ -41,10 +41,10 @@ def test_values_are_counted_before_parsing(value: bytes) -> None:
     """Parsed into objects, 10 MiB of values would take hundreds of megabytes."""
     body = bomb(value, 10 * MIB)
     tracemalloc.start()
-    begun = time.monotonic()
+    begun = time.process_time()
     with pytest.raises(Refused, match=r"more than [\d,]+ JSON values") as caught:
         parse_body(body, VALUES)
-    assert time.monotonic() - begun < 10
+    assert time.process_time() - begun < 10
     assert tracemalloc.get_traced_memory()[1] < 10 * MIB
     tracemalloc.stop()
     assert (caught.value.status, caught.value.kind) == (422, "too_large")
@@ -79,9 +79,9 @@ def test_invalid_json_is_explained(body: bytes, status: int, message: str) -> No
 
 
 def test_huge_numbers_cost_nothing() -> None:
-    begun = time.monotonic()
+    begun = time.process_time()
     assert parse_body(b"[" + b"9" * 10**6 + b", 1e999999999, -0.5]", VALUES) == [0, 0, 0]
-    assert time.monotonic() - begun < 2
+    assert time.process_time() - begun < 2
 
 
 def png(side: int) -> str:
@@ -152,10 +152,10 @@ def many_frames() -> bytes:
 
 @pytest.mark.parametrize("make", [many_chunks, many_frames, lambda: b"\xff\xd8" + b"\xff\xfe\x00\x02" * 200_000])
 def test_an_image_with_too_many_chunks_is_not_read_to_its_end(make: Callable[[], bytes]) -> None:
-    begun = time.monotonic()
+    begun = time.process_time()
     with pytest.raises(DataError, match="too many parts for an image of its size"):
         image_size(ImageRef(data=make()))
-    assert time.monotonic() - begun < 2
+    assert time.process_time() - begun < 2
 
 
 def test_pillows_internal_names_are_not_shown() -> None:
@@ -179,27 +179,22 @@ def test_length_is_bounded_before_anything_is_tokenized() -> None:
     assert [len(batch) for batch in scorer.batches] == [1]
 
 
-class Slow(StepScorer):
-    """Takes 10 ms per solution."""
-
-    def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
-        time.sleep(0.01 * len(solutions))
-        return super().score(solutions)
-
-
 def test_a_small_request_overtakes_a_large_one() -> None:
-    """The large request has 200 solutions and takes two seconds."""
-    service = make_service(Slow)
-    with running(service) as url, client(url) as http, ThreadPoolExecutor(1) as pool:
+    """The large request has 200 solutions, and its first batch is being scored when the small one arrives."""
+    scorer = StepScorer()
+    service = make_service(lambda: scorer, ServiceLimits(batch_characters=200, batch_seconds=1000))
+    with running(service) as url, client(url) as http, ThreadPoolExecutor(2) as pool:
+        scorer.go.clear()
         large = [ask(str(number / 256), "1" * 1) for number in range(200)]
         taken = pool.submit(http.post, "/v1/score/batch", json={"solutions": large})
-        until(lambda: service.traffic.requests == 1)
-        time.sleep(0.3)
-        begun = time.monotonic()
-        assert http.post("/v1/score", json=ask("0.5", "1")).status_code == 200
-        assert time.monotonic() - begun < 1.2
-        assert not taken.done()
+        until(lambda: len(scorer.batches) == 1)
+        small = pool.submit(http.post, "/v1/score", json=ask("0.5", "0"))
+        until(lambda: service._queue.waiting == 200 - len(scorer.batches[0]) + 1)
+        scorer.go.set()
+        assert small.result().status_code == 200
         assert [result["aggregate"] for result in taken.result().json()["results"]] == [n / 256 for n in range(200)]
+    assert ("0.5", "0") in [solution.steps for solution in scorer.batches[1]]
+    assert len(scorer.batches) > 4
 
 
 def order(turns: FairQueue[str]) -> str:

@@ -100,7 +100,7 @@ def test_a_model_that_cannot_be_loaded_stops_the_service() -> None:
 
 def test_queued_requests_are_batched_and_fail_individually() -> None:
     scorer = StepScorer()
-    service = make_service(lambda: scorer)
+    service = make_service(lambda: scorer, ServiceLimits(batch_seconds=1000))
     with running(service) as url, client(url, limits=httpx.Limits(max_connections=64)) as http:
         scorer.go.clear()
 
@@ -208,14 +208,15 @@ def test_a_body_that_does_not_arrive_occupies_no_slot() -> None:
             assert http.post("/v1/score", json=ask("0.5")).status_code == 200
             begun = time.monotonic()
             with contextlib.suppress(OSError):
-                while time.monotonic() < begun + 0.6:
+                while time.monotonic() < begun + 0.6 or service.traffic.bytes.total():
+                    assert time.monotonic() < begun + 20, "the body has no time limit"
                     caller.sendall(b" ")
                     time.sleep(0.05)
             assert service.traffic.bytes.total() == 0
             answer = b""
-            while part := caller.recv(4096):  # until the service closes the connection
-                answer += part
-        assert time.monotonic() - begun < 5
+            with contextlib.suppress(OSError):
+                while part := caller.recv(4096):  # until the service closes the connection
+                    answer += part
         assert answer.startswith(b"HTTP/1.1 408 ")
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"] == {
             "type": "too_slow",
@@ -237,11 +238,17 @@ from served import make_service
 http_server.CLOSING_SECONDS = 0.2
 
 
+class Server(http_server.Server):
+    def handle_exit(self, sig, frame):
+        super().handle_exit(sig, frame)
+        print("closing", flush=True)
+
+
 async def tell():
     print("up", flush=True)  # the signal handlers are in place
 
 
-server = http_server.Server(make_service(lambda: threading.Event().wait()), shutdown_seconds=float(sys.argv[1]))
+server = Server(make_service(lambda: threading.Event().wait()), shutdown_seconds=float(sys.argv[1]))
 server.config.port = 0
 server.config.callback_notify = tell
 server.run()
@@ -259,10 +266,11 @@ def test_shutdown_does_not_wait_for_a_hanging_model(seconds: str, signals: int) 
     )
     try:
         assert process.stdout.readline() == b"up\n"
-        for _ in range(signals):
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline() == b"closing\n"
+        if signals == 2:
             process.send_signal(signal.SIGTERM)
-            time.sleep(0.3)
-        assert process.wait(10) == 1
+        assert process.wait(30) == 1
     finally:
         process.kill()
         process.wait()
@@ -293,7 +301,8 @@ def test_many_pixels_are_not_decoded_at_once() -> None:
     Image.new("1", (3000, 3000)).save(encoder, "PNG")
     images = [{"data": base64.b64encode(encoder.getvalue()).decode()}]
     scorer = StepScorer()
-    with running(make_service(lambda: scorer, ServiceLimits(batch_pixels=64_000_000))) as url, client(url) as http:
+    service = make_service(lambda: scorer, ServiceLimits(batch_pixels=64_000_000, batch_seconds=1000))
+    with running(service) as url, client(url) as http:
         solutions = [ask(str(number / 16), images=images) for number in range(16)]
         answer = http.post("/v1/score/batch", json={"solutions": solutions})
     assert [result["aggregate"] for result in answer.json()["results"]] == [number / 16 for number in range(16)]

@@ -208,9 +208,9 @@ class ThreadRanks(Ranks):
 
     def gather(self, value: Any) -> list[Any]:
         gathered[self.rank] = value
-        meeting.wait(10)
+        meeting.wait(60)
         values = list(gathered)
-        meeting.wait(10)
+        meeting.wait(60)
         return values
 
 

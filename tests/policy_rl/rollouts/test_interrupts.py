@@ -92,16 +92,23 @@ async def start() -> RolloutPool:
     return await RolloutPool.start(engine, sampling, PromptConfig(), RolloutConfig(engines=1), WeightsConfig())
 
 
-async def sample_amid_a_change(pool: RolloutPool) -> Group:
+async def in_flight(actor: Actor, count: int = 1) -> None:
+    """Wait until the engine has received this many requests that it does not answer by itself."""
+    while len(actor.waiting) < count:
+        await asyncio.sleep(0.001)
+
+
+async def sample_amid_a_change(actor: Actor) -> Group:
     """Request two responses without a version, and load version 1 while they are in flight."""
+    pool = await start()
     request = asyncio.create_task(pool.sample(PROBLEM, 2, 7, None))
-    await asyncio.sleep(0.02)
-    await asyncio.wait_for(pool.load_weights(published(1)), 5)
-    return await asyncio.wait_for(request, 5)
+    await in_flight(actor)
+    await asyncio.wait_for(pool.load_weights(published(1)), 60)
+    return await asyncio.wait_for(request, 60)
 
 
 async def test_an_interrupted_response_continues_with_the_new_weights(actor: Actor) -> None:
-    group = await sample_amid_a_change(await start())
+    group = await sample_amid_a_change(actor)
     done, continued = group.responses
     assert (group.version, done.token_ids.tolist(), done.segments) == (0, [0], ())
     assert (continued.token_ids.tolist(), continued.segments) == ([0, 0, 1, 1], ((0, 2), (1, 2)))
@@ -109,7 +116,7 @@ async def test_an_interrupted_response_continues_with_the_new_weights(actor: Act
 
 
 async def test_the_rest_of_a_response_has_its_own_seed_and_limit(actor: Actor) -> None:
-    await sample_amid_a_change(await start())
+    await sample_amid_a_change(actor)
     (first, _, _), (n, seed, settings) = actor.requests
     assert (first, n, settings["max_tokens"], settings["prefix"].token_ids.tolist()) == (2, 1, 8, [0, 0])
     assert settings["prefix"].logprobs.tolist() == [-1, -1]
@@ -118,16 +125,16 @@ async def test_the_rest_of_a_response_has_its_own_seed_and_limit(actor: Actor) -
 
 async def test_an_interrupt_is_repeated_until_nothing_is_in_flight(actor: Actor) -> None:
     actor.deaf = 2
-    group = await sample_amid_a_change(await start())
+    group = await sample_amid_a_change(actor)
     assert group.responses[1].segments == ((0, 2), (1, 2))
 
 
 async def test_an_interrupted_response_continues_before_waiting_groups(actor: Actor) -> None:
     pool = await start()
     requests = [asyncio.create_task(pool.sample(PROBLEM, n, 7, None)) for n in (16, 15)]
-    await asyncio.sleep(0.02)
-    await asyncio.wait_for(pool.load_weights(published(1)), 5)
-    await asyncio.sleep(0.02)
+    await in_flight(actor)
+    await asyncio.wait_for(pool.load_weights(published(1)), 60)
+    await in_flight(actor, 2)
     assert [n for n, *_ in actor.requests] == [16, 1, 15]
     actor.waiting[1].set()
     await asyncio.gather(*requests)
@@ -136,21 +143,21 @@ async def test_an_interrupted_response_continues_before_waiting_groups(actor: Ac
 async def test_an_interrupt_awaits_the_replacement_of_the_only_engine(actor: Actor) -> None:
     pool = await start()
     request = asyncio.create_task(pool.sample(PROBLEM, 2, 7, None))
-    await asyncio.sleep(0.02)
+    await in_flight(actor)
     (slot,) = pool._slots.all
     slot.actor = None
     load = asyncio.create_task(pool.load_weights(published(1)))
     await asyncio.sleep(0.03)
     assert not load.done()
     slot.actor = actor
-    assert await asyncio.wait_for(load, 5) == 0
+    assert await asyncio.wait_for(load, 60) == 0
     assert (await request).responses[1].segments == ((0, 2), (1, 2))
 
 
 async def test_requests_for_a_version_are_not_interrupted(actor: Actor) -> None:
     pool = await start()
     request = asyncio.create_task(pool.sample(PROBLEM, 2, 7, 0))
-    await asyncio.sleep(0.02)
+    await in_flight(actor)
     load = asyncio.create_task(pool.load_weights(published(1)))
     await asyncio.sleep(0.05)
     assert not request.done()
@@ -162,7 +169,7 @@ async def test_requests_for_a_version_are_not_interrupted(actor: Actor) -> None:
 async def test_requests_without_a_version_wait_while_weights_change(actor: Actor) -> None:
     pool = await start()
     early = asyncio.create_task(pool.sample(PROBLEM, 2, 7, 0))
-    await asyncio.sleep(0.02)
+    await in_flight(actor)
     load = asyncio.create_task(pool.load_weights(published(1)))
     await asyncio.sleep(0)
     late = asyncio.create_task(pool.sample(PROBLEM, 2, 7, None))
@@ -170,7 +177,7 @@ async def test_requests_without_a_version_wait_while_weights_change(actor: Actor
     assert len(actor.waiting) == 1, "the engine does not get it while it finishes the early request"
     actor.waiting[0].set()
     await load
-    await asyncio.sleep(0.02)
+    await in_flight(actor, 2)
     actor.waiting[1].set()
     assert (await late).version == 1
     await early

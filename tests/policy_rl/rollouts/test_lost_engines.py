@@ -33,8 +33,8 @@ async def test_a_new_engine_takes_requests_only_once_it_has_the_current_weights(
     await pool.load_weights(published(1))
     script.dies, script.load_delay = {0}, 0.2
     early = asyncio.create_task(ask(pool, 2))
-    await asyncio.sleep(0.1)
-    assert len(script.actors) == 3, "the new engine is loading"
+    while len(script.actors) < 3:  # until the new engine is loading
+        await asyncio.sleep(0.001)
     groups = await ask(pool, 4) + await early
     assert {response.text[-3:] for group in groups for response in group.responses} == {"[1]"}
 
@@ -48,7 +48,7 @@ async def test_a_request_canceled_while_it_replaces_an_engine_leaves_that_to_the
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     script.start_delay = 0
-    assert len(await asyncio.wait_for(ask(pool, 4), 5)) == 4
+    assert len(await asyncio.wait_for(ask(pool, 4), 60)) == 4
     assert pool.restarts == 2
 
 
@@ -61,7 +61,7 @@ async def test_a_dead_engine_ends_the_run_where_weights_go_from_gpu_to_gpu(scrip
     await pool.load_weights(replace(published(1), folder=None))
     script.dies = {1}
     with pytest.raises(EngineStoppedError, match=r"GPU to GPU.*run the same command again.*weights\.transport=file"):
-        await asyncio.wait_for(ask(pool, 6), 5)
+        await asyncio.wait_for(ask(pool, 6), 60)
     assert len(script.actors) == 3
 
 
@@ -94,7 +94,7 @@ async def test_a_dead_engine_is_noticed_while_weights_are_sent_to_it(script, mon
     await asyncio.sleep(0.03)
     assert not lost.done()
     script.dead = {1}
-    assert "engine 2 of 2: The actor" in str(await asyncio.wait_for(lost, 5))
+    assert "engine 2 of 2: The actor" in str(await asyncio.wait_for(lost, 60))
 
 
 async def test_weights_in_files_do_not_need_the_engines(script, monkeypatch):
@@ -113,7 +113,7 @@ async def test_restarts_are_bounded_and_no_request_waits_forever(script):
     assert "more than rollouts.max_restarts=2" in str(answers[0])
     assert len(script.actors) == 4
     with pytest.raises(EngineStoppedError, match="max_restarts"):
-        await asyncio.wait_for(pool.sample(problems(1)[0], 8, 1, 0), 1)
+        await asyncio.wait_for(pool.sample(problems(1)[0], 8, 1, 0), 60)
 
 
 async def test_a_lost_machine_ends_the_run_and_says_how_to_resume(script):
@@ -122,7 +122,7 @@ async def test_a_lost_machine_ends_the_run_and_says_how_to_resume(script):
     with pytest.raises(
         EngineStoppedError, match=r"no other engine starts in its place .*engine 1 of 2 to start m"
     ) as seen:
-        await asyncio.wait_for(ask(pool, 4), 5)
+        await asyncio.wait_for(ask(pool, 4), 60)
     assert "run the same command again to resume from the last checkpoint" in str(seen.value)
     assert script.actors[2].killed
 
@@ -132,5 +132,5 @@ async def test_an_engine_that_a_request_found_dead_is_noticed_while_weights_are_
     await pool.load_weights(replace(published(1), folder=None))
     script.dies = {1}
     with pytest.raises(EngineStoppedError, match="GPU to GPU"):
-        await asyncio.wait_for(ask(pool, 6), 5)
-    assert "engine 2 of 2" in str(await asyncio.wait_for(pool.until_lost(), 5))
+        await asyncio.wait_for(ask(pool, 6), 60)
+    assert "engine 2 of 2" in str(await asyncio.wait_for(pool.until_lost(), 60))
