@@ -19,6 +19,6 @@ def two_rank_states(random_policy_folder: Path, tmp_path_factory: pytest.TempPat
     # set by engines in this process
     alone = {name: value for name, value in os.environ.items() if name != "LOCAL_RANK"}
     command = [*launcher, worker, str(random_policy_folder), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=alone)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=560, env=alone)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return folder

@@ -51,7 +51,7 @@ def test_a_run_in_a_gymnasium_environment(random_policy_folder: Path, tmp_path: 
         for key, value in sets.items()
         for word in ("--set", f"{key}={json.dumps(value) if isinstance(value, dict) else value}")
     ]
-    done = subprocess.run([sys.executable, "-m", "mmprm", "rl", *words], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-m", "mmprm", "rl", *words], capture_output=True, text=True, timeout=560)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [(line["kind"], line["step"]) for line in lines] == [("eval", 0), ("train", 1), ("train", 2), ("eval", 2)]

@@ -154,7 +154,7 @@ async def test_no_more_episodes_are_played_than_there_may_be_environments() -> N
             nonlocal playing, most
             playing += 1
             most = max(most, playing)
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.1)
             playing -= 1
             return Action("1")
 

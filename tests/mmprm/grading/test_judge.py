@@ -35,7 +35,7 @@ CORRECT, INCORRECT, UNKNOWN = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNKNOW
 
 
 def values(server: ScriptedServer, folder: Path, **more: Any) -> dict[str, Any]:
-    client = {"urls": [server.url], "attempts": 2, "backoff_seconds": 0.01, "timeout_seconds": 2}
+    client = {"urls": [server.url], "attempts": 2, "backoff_seconds": 0.01, "timeout_seconds": 60}
     files = {"cache": str(folder / "cache.sqlite"), "calibration": str(folder / "judge.json")}
     return {"model": "judge-7b", "client": client} | files | more
 
@@ -80,17 +80,16 @@ async def test_one_word_decides(tmp_path: Path, reply: str, verdict: Verdict, re
         (Act(drop=True), "judge failed: connection dropped"),
         (Act(body=b"<html>"), "judge failed: answer is not JSON"),
         (Act(body=b"{}"), "judge failed: answer is not a chat completion"),
-        (Act(wait=30), "judge failed: no answer within 2 s"),
+        (Act(wait=60), "judge failed: no answer within 2 s"),
     ],
 )
 async def test_a_failure_is_unknown_and_asked_again_later(tmp_path: Path, trouble: Act, reason: str) -> None:
     with ScriptedServer(trouble) as server:
         config = grader_config(server, tmp_path)
         if trouble.wait:
-            config = build(
-                GraderConfig,
-                {"judge": values(server, tmp_path) | {"client": {**values(server, tmp_path)["client"], "attempts": 1}}},
-            )
+            own = values(server, tmp_path)
+            client = own["client"] | {"attempts": 1, "timeout_seconds": 2}
+            config = build(GraderConfig, {"judge": own | {"client": client}})
         async with open_grader(config) as grader:
             grading = await grader.grade(PROSE, RESPONSE)
     assert (grading.verdict, grading.reason) == (UNKNOWN, reason)

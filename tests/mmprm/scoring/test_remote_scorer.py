@@ -121,7 +121,7 @@ def test_a_busy_server_is_asked_again() -> None:
 
     class Slow(StepScorer):
         def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
-            time.sleep(0.02)
+            time.sleep(0.1)
             return super().score(solutions)
 
     service = make_service(Slow, ServiceLimits(solutions=1, in_flight=1))
