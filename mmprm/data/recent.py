@@ -12,7 +12,7 @@ from mmprm.types import ImageRef
 if TYPE_CHECKING:
     from PIL import Image
 
-MAX_PIXELS = 2**24
+_MAX_PIXELS = 2**24
 """Maximum number of pixels of all kept images together: 48 MiB as RGB."""
 
 
@@ -23,7 +23,7 @@ class RecentImages:
     them.
     """
 
-    def __init__(self, decode: Callable[[ImageRef], Image.Image], max_pixels: int = MAX_PIXELS) -> None:
+    def __init__(self, decode: Callable[[ImageRef], Image.Image], max_pixels: int = _MAX_PIXELS) -> None:
         self._decode, self._max_pixels = decode, max_pixels
         self._kept: OrderedDict[ImageRef, Image.Image] = OrderedDict()
         self._pixels = 0
