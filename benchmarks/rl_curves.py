@@ -123,13 +123,22 @@ def matched_ratio(outcome: Sequence[Point], other: Sequence[Point], value: Calla
 
 
 def ratio_interval(ratios: Sequence[float]) -> Results:
-    """Return the geometric mean of ratios, with its 95% interval by Student's t distribution on their logarithms."""
-    logs = [math.log(ratio) for ratio in ratios]
-    center = fmean(logs)
-    margin = T_95[len(logs) - 1] * stdev(logs) / math.sqrt(len(logs)) if len(logs) > 1 else math.inf
-    # An interval without bounds would not be valid JSON.
-    low, high = (math.exp(center - margin), math.exp(center + margin)) if len(logs) > 1 else (0.0, None)
-    return {"value": math.exp(center), "low": low, "high": high}
+    """Return the geometric mean of ratios, with its 95% interval by Student's t distribution on their logarithms.
+
+    With a single ratio, the interval is unbounded: `low` is 0 and `high` is None, because JSON has no infinity.
+    """
+    logs = mean_interval([math.log(ratio) for ratio in ratios])
+    found = {key: None if value is None else math.exp(value) for key, value in logs.items()}
+    return found if found["low"] is not None else found | {"low": 0.0}
+
+
+def mean_interval(values: Sequence[float]) -> Results:
+    """Return the mean, with its 95% interval by Student's t distribution; with a single value, its bounds are None."""
+    center = fmean(values)
+    if len(values) == 1:
+        return {"value": center, "low": None, "high": None}
+    margin = T_95[len(values) - 1] * stdev(values) / math.sqrt(len(values))
+    return {"value": center, "low": center - margin, "high": center + margin}
 
 
 def rounded(points: Sequence[Point]) -> list[Results]:

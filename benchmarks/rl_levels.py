@@ -37,11 +37,12 @@ class Sizes:
     group_size: int = 8
     steps: int | None = None
     """Steps of a run; None: those of its level."""
-    every: int = 5
-    """Steps between evaluations."""
+    every: int | None = None
+    """Steps between evaluations; None: those of its level."""
     train: int = 3200
     held_out: int | None = None
-    eval_samples: int = 8
+    eval_samples: int | None = None
+    """Samples per problem of an evaluation; None: those of its level."""
     solved: int = 4000
     annotated: int = 300
     max_rollouts: int = 320
@@ -64,6 +65,10 @@ class LevelSettings:
     """Settings of the fine-tuning that makes the initial policy, or None for the built-in policy."""
     annotated: int | None = None
     """Number of problems that are annotated for the PRM, or None for that of all levels."""
+    every: int = 5
+    """Steps between evaluations."""
+    eval_samples: int = 8
+    """Samples per problem of an evaluation."""
 
 
 LEVELS = {
@@ -72,9 +77,11 @@ LEVELS = {
     "long": LevelSettings(
         "long",
         192,
-        60,
+        40,
         200,
-        9,
+        5,
+        every=10,
+        eval_samples=4,
         sft={"training.learning_rate": 5e-4, "training.batch_size": 32, "training.epochs": 2},
     ),
 }
@@ -115,8 +122,8 @@ class Level:
             "batch.prompts": sizes.prompts,
             "batch.group_size": sizes.group_size,
             "steps": sizes.steps or self._settings.steps,
-            "eval_every": sizes.every,
-            "eval_samples": sizes.eval_samples,
+            "eval_every": sizes.every or self._settings.every,
+            "eval_samples": sizes.eval_samples or self._settings.eval_samples,
             "save_every": 0,
             "trainer.optimization.learning_rate": RATE,
             "ray_address": "local",

@@ -1,4 +1,5 @@
-"""Compare assignments of process reward on a level: the parts `short`, `long`, and `bias` of the RL benchmark.
+"""Compare assignments of process reward on a level: the parts `short`, `long`, `bias`, and `progress` of the RL
+benchmark.
 
 prm_speedup          generated tokens that outcome rewards alone need to reach their final accuracy, relative to the
                      process mode that is best on the seeds 0 to 2; the median of three fresh seeds, with 0 for a run
@@ -7,6 +8,7 @@ prm_speedup_all_in   the same, with the tokens of the PRM's annotation
 tree_speedup         the same for credit from continuations, whose tokens count, without a PRM
 bias                 response length and steps per response under process reward, relative to outcome rewards alone, at
                      equal accuracies
+progress             credit with the change in value minus credit with the value itself (`delta`), on the long level
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from operator import attrgetter
 from statistics import fmean, median
 from typing import Any
 
-from rl_curves import Point, curve, draw, matched_ratio, ratio_interval, rounded, speedup
+from rl_curves import Point, curve, draw, matched_ratio, mean_interval, ratio_interval, rounded, speedup
 from rl_runs import PRM, PRM_KEY, Bench, Results, Run
 
 _PRM: dict[str, Any] = {PRM_KEY: PRM}
@@ -104,6 +106,26 @@ def is_unbiased(results: Results) -> bool:
     intervals = [each[key] for each in results.values() for key in ("response_tokens", "steps")]
     bounded = [each for each in intervals if each is not None and each["high"] is not None]
     return len(bounded) == len(intervals) and all(each["low"] >= 0.9 and each["high"] <= 1.1 for each in bounded)
+
+
+def progress_runs(bench: Bench) -> list[Run]:
+    """Return the runs on the long level whose credit is the value after a step, or its change."""
+    return [_run("long", mode, seed) for seed in bench.sizes.seeds for mode in ("delta", "progress")]
+
+
+def measure_progress(bench: Bench) -> Results:
+    """Compute the difference in accuracy after equally many steps, as a mean over the seeds with its 95% interval."""
+    curves = {mode: _curves(bench, "long", mode, bench.sizes.seeds) for mode in ("delta", "progress")}
+    final = {mode: [each[-1].accuracy for each in found] for mode, found in curves.items()}
+    differences = [change - value for value, change in zip(final["delta"], final["progress"], strict=True)]
+    return {
+        "difference": mean_interval(differences),
+        "before": curves["delta"][0][0].accuracy,
+        "after": final,
+        "curves": {mode: [[each.accuracy for each in run] for run in found] for mode, found in curves.items()},
+        "tokens": {mode: fmean(each[-1].tokens for each in found) for mode, found in curves.items()},
+        "minutes": {mode: fmean(each[-1].seconds for each in found) / 60 for mode, found in curves.items()},
+    }
 
 
 def _bias(bench: Bench, level: str) -> Results:
