@@ -80,6 +80,7 @@ LEVELS = {
         40,
         200,
         5,
+        annotated=600,
         every=10,
         eval_samples=4,
         sft={"training.learning_rate": 5e-4, "training.batch_size": 32, "training.epochs": 2},
