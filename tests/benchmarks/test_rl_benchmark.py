@@ -199,13 +199,13 @@ def test_a_run_that_an_error_has_ended_has_no_final_accuracy(bench: Bench, comma
     assert (found["cpgd"], found["rloo"], found["collapsed_cpgd"]) == (0.0, 0.5, 1)
 
 
-def test_runs_with_a_prm_use_that_of_their_level(bench: Bench) -> None:
-    run = Run("long", "soft_min", 0, {PRM_KEY: PRM})
-    bench.finish([run])
-    sets = json.loads((bench.path(run) / "done.json").read_text())["sets"]
-    assert (sets[PRM_KEY], sets["engine.model"]) == tuple(
-        str(bench.folder / "long" / each) for each in ("train/prm", "sft/policy")
-    )
+def test_runs_with_a_prm_use_that_of_their_level_or_of_the_short_one(bench: Bench) -> None:
+    for level, policy, prm in (("long", "long/sft/policy", "short/train/prm"), ("weak", "tiny", "weak/train/prm")):
+        run = Run(level, "soft_min", 0, {PRM_KEY: PRM})
+        bench.finish([run])
+        sets = json.loads((bench.path(run) / "done.json").read_text())["sets"]
+        assert sets[PRM_KEY] == str(bench.folder / prm)
+        assert sets["engine.model"] == (policy if policy == "tiny" else str(bench.folder / policy))
 
 
 def test_the_best_mode_is_measured_on_fresh_seeds(bench: Bench, commands: Commands) -> None:
