@@ -80,7 +80,7 @@ LEVELS = {
     "long": LevelSettings(
         "long",
         192,
-        40,
+        30,
         200,
         5,
         prm_level="short",
@@ -89,8 +89,9 @@ LEVELS = {
         sft={"training.learning_rate": 5e-4, "training.batch_size": 32, "training.epochs": 2},
     ),
 }
-MISTAKES = {"mistake_rate": 0.07, "hard_mistake_rate": 0.4}
-"""Rates of mistakes in the long solutions; a policy that imitates them perfectly solves about 10% of the problems."""
+MISTAKES = {"mistake_rate": 0.02, "hard_mistake_rate": 0.1}
+"""Rates of mistakes in the long solutions; a policy that imitates them perfectly solves about half of the problems, but
+one of this size makes further mistakes."""
 
 
 class Level:
