@@ -58,7 +58,7 @@ from mmprm.types import Counts, Problem, Solution, Steps, Tree, Verdict
 KILLS = 5
 MIN_ROLLOUTS = 16
 """Minimum number of rollouts of a label, where most of them are shared with other states. The policy solves many states
-in few percent of the episodes: of the solvable states with 5 to 15 rollouts, 29% have the value 0."""
+in a few percent of the episodes: of the solvable states with 5 to 15 rollouts, 29% have the value 0."""
 BARS: dict[str, tuple[str, Callable[[Results], bool]]] = {
     "labels_auc": ("at least 0.95", lambda found: found["value"] >= 0.95),
     "first_error": (
