@@ -224,12 +224,12 @@ BENCHMARKS = {
     "agents": (
         agents,
         "make bench-agents",
-        "This benchmark labels moves of Sokoban (5 × 5 cells, one box, at most 12 turns) with a tiny policy that plays "
-        "from images, and trains it with `mmprm rl`, with three seeds. `labels_auc`, `first_error`, and `prm_f1` "
-        "compare labels (from at least 16 rollouts) and a PRM with an exact solver. `rl_gain` is the gain in solve "
-        "rate on held-out levels. `sample_ratio` is the number of episodes that a method needs to reach the final solve rate of outcome rewards "
-        "alone, relative to these. `mismatch` is the largest difference between the log-probabilities of engine and "
-        "trainer over episodes of 8 turns with images.",
+        "This benchmark labels moves of Sokoban (5 × 5 cells, one box, at most 12 turns) with a tiny policy that "
+        "plays from images, and trains it with `mmprm rl`, with three seeds. `labels_auc`, `first_error`, and "
+        "`prm_f1` compare labels (from at least 16 rollouts) and a PRM with an exact solver. `rl_gain` is the gain in "
+        "solve rate on held-out levels. `sample_ratio` is the number of episodes that a method needs to reach the "
+        "final solve rate of outcome rewards alone, relative to these. `mismatch` is the largest difference between "
+        "the log-probabilities of engine and trainer over episodes of 8 turns with images.",
     ),
     "omni": (
         omni,
