@@ -129,7 +129,6 @@ def _trained(folder: Path, sizes: ThinkingSizes) -> tuple[Path, Path, Path]:
         "training.epochs": sizes.epochs,
         "training.batch_size": 16,
         "training.learning_rate": 1e-3,
-        "training.micro_batch_tokens": 512,  # longer rows take more time on CPU, because attention is quadratic
     }
     _once(sft / "policy", "sft", "--config", ROOT / "configs" / "sft" / "tiny.yaml", *_sets(keys))
     keys = {

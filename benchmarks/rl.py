@@ -6,7 +6,8 @@ sync           fraction of a step spent on weight transfer
 vs_trl         seconds per step relative to TRL's RLOO trainer with default settings; per step and update when tuned
 short, long    assignments of process reward on two levels of the world (rl_modes.py)
 bias           response length and steps under process reward, at equal accuracy (rl_modes.py)
-progress       credit with the change in value, compared with the value itself, on the long level (rl_modes.py)
+progress_vs_value
+               credit with the change in value, compared with the value itself, on the long level (rl_modes.py)
 ppo_clip, cpgd, cispo, gspo, cpgd_outcome
                surrogates at eight updates per rollout (rl_surrogates.py)
 async          staleness 0, 1, and 2 (rl_async.py)
@@ -116,7 +117,7 @@ PARTS: dict[str, Part] = {
     ),
     "short": _level("short", ("reported", lambda r: True)),
     "bias": Part(bias_runs, measure_bias, ("95% intervals of the ratios within 0.9 to 1.1", is_unbiased)),
-    "progress": Part(progress_runs, measure_progress),
+    "progress_vs_value": Part(progress_runs, measure_progress),
     **rl_surrogates.PARTS,
     **rl_async.PARTS,
     **rl_hack.PARTS,

@@ -1,5 +1,5 @@
-"""Compare assignments of process reward on a level: the parts `short`, `long`, `bias`, and `progress` of the RL
-benchmark.
+"""Compare assignments of process reward on a level: the parts `short`, `long`, `bias`, and `progress_vs_value` of
+the RL benchmark.
 
 prm_speedup          generated tokens that outcome rewards alone need to reach their final accuracy, relative to the
                      process mode that is best on the seeds 0 to 2; the median of three fresh seeds, with 0 for a run
@@ -8,7 +8,8 @@ prm_speedup_all_in   the same, with the tokens of the PRM's annotation
 tree_speedup         the same for credit from continuations, whose tokens count, without a PRM
 bias                 response length and steps per response under process reward, relative to outcome rewards alone, at
                      equal accuracies
-progress             credit with the change in value minus credit with the value itself (`delta`), on the long level
+progress_vs_value    final accuracy with credit for the change in value, minus that with credit for the value itself
+                     (`delta`), on the long level
 """
 
 from __future__ import annotations
@@ -120,7 +121,7 @@ def measure_progress(bench: Bench) -> Results:
     differences = [change - value for value, change in zip(final["delta"], final["progress"], strict=True)]
     return {
         "difference": mean_interval(differences),
-        "before": curves["delta"][0][0].accuracy,
+        "before": fmean(run[0].accuracy for found in curves.values() for run in found),
         "after": final,
         "curves": {mode: [[each.accuracy for each in run] for run in found] for mode, found in curves.items()},
         "tokens": {mode: fmean(each[-1].tokens for each in found) for mode, found in curves.items()},

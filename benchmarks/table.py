@@ -103,7 +103,7 @@ def dtype(results: dict[str, Any], _: dict[str, Any]) -> Iterator[tuple[str, str
         for name, speeds in found["speeds"].items():
             shown = "<br>".join(f"{each} {_list(values)}" for each, values in speeds.items())
             unit = "GFLOP/s" if name.startswith("products") else "tokens/s"
-            yield f"{machine.split(',')[0]}: {name}, {unit}", shown, "reported"
+            yield f"{machine.removesuffix(', one core per engine')}: {name}, {unit}", shown, "reported"
 
 
 def peers(results: dict[str, Any], _: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -198,14 +198,15 @@ BENCHMARKS = {
         "This benchmark trains the built-in policy with 32 problems × 8 responses per step, with three seeds. pass@1 "
         "is measured at temperature 1 on 300 held-out problems with 8 samples per problem. `short` and `long` compare "
         "assignments of process reward on two levels of the world (`long` begins with a policy that was fine-tuned on "
-        "long solutions, and has 200 held-out problems): `prm_speedup` is the number of generated tokens that outcome "
-        "rewards alone need to reach their final accuracy, divided by that of the best process mode, the median of "
-        "three fresh seeds (a seed in which the mode never reaches it, or in which outcome rewards do not improve, "
-        "counts 0); `tree_speedup` is the same for credit from continuations. Among the process modes, `delta` "
-        "credits a step with the value after it, and `progress` with the change in value. In the comparison, TRL "
-        "1.8.0 generates responses with transformers. It runs with its default settings (`ratio`) and with tuned "
-        "settings (`tuned_ratio`). With tuned settings, both systems process at most 8,192 tokens at a time in the "
-        "update.",
+        "long solutions, uses the PRM of the short level, and has 200 held-out problems with 4 samples): "
+        "`prm_speedup` is the number of generated tokens that outcome rewards alone need to reach their final "
+        "accuracy, divided by that of the best process mode, the median of three fresh seeds (a seed in which the "
+        "mode never reaches it, or in which outcome rewards do not improve, counts 0); `tree_speedup` is the same for "
+        "credit from continuations. Among the process modes, `delta` credits a step with the value after it, and "
+        "`progress` with the change in value; `progress_vs_value` is the final accuracy of the latter minus that of "
+        "the former, on the long level. In the comparison, TRL 1.8.0 generates responses with transformers. It runs "
+        "with its default settings (`ratio`) and with tuned settings (`tuned_ratio`). With tuned settings, both "
+        "systems process at most 8,192 tokens at a time in the update.",
     ),
     "judges": (
         judges,
@@ -229,7 +230,8 @@ BENCHMARKS = {
         "`prm_f1` compare labels (from at least 16 rollouts) and a PRM with an exact solver. `rl_gain` is the gain in "
         "solve rate on held-out levels. `sample_ratio` is the number of episodes that a method needs to reach the "
         "final solve rate of outcome rewards alone, relative to these. `mismatch` is the largest difference between "
-        "the log-probabilities of engine and trainer over episodes of 8 turns with images.",
+        "the log-probabilities of engine and trainer over episodes of 8 turns with images. Parts without a row have "
+        "not been measured yet.",
     ),
     "omni": (
         omni,
@@ -283,9 +285,8 @@ def page() -> str:
         more = RESULTS / f"{name}_details.json"
         details = json.loads(more.read_text()) if more.exists() else {}
         lines = [f"| {key} | {value} | {bar} |" for key, value, bar in rows(results, details)]
-        machine = details.get("machine", results.get("machine")) or "; ".join(results["machines"])
         parts.append(
-            f"## {name}\n\n{what} Command: `{command}`. Machine: {machine}.\n\n"
+            f"## {name}\n\n{what} Command: `{command}`. Machine: {_machine(results, details)}.\n\n"
             "| metric | measured | target |\n|---|---|---|\n" + "\n".join(lines) + "\n"
         )
         if "growth" in details:
@@ -293,6 +294,18 @@ def page() -> str:
         figures = [f"rl-{level}.png" for level in ("short", "long") if name == "rl" and level in results]
         parts += [f"![Learning curves]({figure})\n" for figure in figures]
     return "\n".join(parts)
+
+
+def _machine(results: dict[str, Any], details: dict[str, Any]) -> str:
+    """Return the machine of a benchmark, or each machine with its parts."""
+    if "machines" in results:
+        return "; ".join(results["machines"])
+    if "machines" not in details:
+        return details.get("machine") or results["machine"]
+    machines: dict[str, list[str]] = {}
+    for part, machine in details["machines"].items():
+        machines.setdefault(machine, []).append(f"`{part}`")
+    return "; ".join(f"{machine} ({', '.join(parts)})" for machine, parts in machines.items())
 
 
 def _shown(value: Any) -> str:

@@ -69,7 +69,7 @@ def connect(address: str | None = None) -> bool:
         with kept_handlers(), _token_mode(asks_for_token):
             ray.init(
                 address=found or "local",
-                num_cpus=None if found else _allowed_cores(),
+                num_cpus=None if found else _usable_cores(),
                 include_dashboard=False if found is None else None,
                 log_to_driver=False,
                 logging_level=logging.ERROR,  # at lower levels, Ray logs its start at every command
@@ -91,13 +91,14 @@ def connect(address: str | None = None) -> bool:
     return True
 
 
-def _allowed_cores() -> int | None:
-    """Return the number of cores that this process may use, or None if it may use all.
+def _usable_cores() -> int:
+    """Return the number of cores that this process may use.
 
-    Ray itself counts all cores of the machine (or the quota of its container), although taskset or Slurm allow fewer.
+    Ray counts the machine's cores, or the quota of its container, even if taskset or Slurm allow fewer.
     """
-    allowed = len(os.sched_getaffinity(0))
-    return allowed if allowed < (os.cpu_count() or 1) else None
+    from ray._private.utils import get_num_cpus
+
+    return max(1, min(len(os.sched_getaffinity(0)), int(get_num_cpus())))
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:

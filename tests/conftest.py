@@ -13,7 +13,7 @@ from hypothesis import settings
 # Tests share two cores with engines and actors, so more threads would only compete for them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Without time limits, which a busy machine would exceed, and with the same examples in every run.
+# The profile has no time limits, which a busy machine would exceed, and uses the same examples in every run.
 settings.load_profile("ci")
 
 

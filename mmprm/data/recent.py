@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _MAX_PIXELS = 2**24
-"""Maximum number of pixels of all kept images together: 48 MiB as RGB."""
+"""Maximum number of pixels of all kept images together: 64 MiB, because Pillow stores four bytes per pixel."""
 
 
 class RecentImages:

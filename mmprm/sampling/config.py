@@ -44,9 +44,9 @@ class LocalEngineConfig(Config):
     auto selects the faster mode: in_process on CPU, separate on GPU.
     """
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """Data type of weights and activations. auto: bfloat16; but on devices without bf16 instructions, float16 on a
-    GPU, and float32 on a CPU that lacks AVX-512, too, or if the hidden size is 576 or more. A resumed run keeps its
-    data type.
+    """Data type of weights and activations. auto: bfloat16 on devices with bf16 instructions, float16 on other GPUs,
+    and float32 on other CPUs, except that models with a hidden size below 576 run in bfloat16 on CPUs with AVX-512. A
+    resumed run keeps its data type.
     """
     compile: bool | None = None
     """Whether to compile the model with torch.compile, for faster generation but a slower start. Default: on GPU only.

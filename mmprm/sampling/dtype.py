@@ -8,9 +8,10 @@
 | CPU with AVX-512 | no | below WIDE | bfloat16 |
 | any other CPU | no | any | float32 |
 
-On a CPU without bf16 instructions, a bfloat16 product converts its operands. With AVX-512, it takes two to three times
-as long; in a narrow model, products take little time, and the smaller weights and activations matter more. Without
-AVX-512, it takes 4 to 50 times as long. benchmarks/engine_dtype.py measures this.
+On a CPU without bf16 instructions, a bfloat16 product converts its operands. With AVX-512, most products take two to
+four times as long as in float32; in a narrow model, products take little time, and the smaller weights and activations
+matter more. On a CPU with AVX2 only, products take 4 to 65 times as long, and an engine of the built-in policy up to
+2.7 times. Arm is treated the same, although it has not been measured. benchmarks/engine_dtype.py measures this.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ EngineDtype = Literal["bfloat16", "float16", "float32"]
 _E = TypeVar("_E", bound=LocalEngineConfig)
 
 _FLAGS = r"^(?:flags|Features)\s*:.*\s(?:{names})\b"
-"""Matches the line of /proc/cpuinfo that lists one of the instruction sets `names`, on x86 and on Arm."""
+"""Pattern of the line of /proc/cpuinfo that lists one of the instruction sets `names`, on x86 and on Arm."""
 _BF16 = re.compile(_FLAGS.format(names="avx512_bf16|amx_bf16|bf16"), re.MULTILINE)
 _AVX512 = re.compile(_FLAGS.format(names="avx512f"), re.MULTILINE)
 

@@ -218,14 +218,13 @@ class _Rank:
     def address(self) -> tuple[str, int]:
         """Return a rendezvous address for the ranks: this machine's IP address and a free port.
 
-        The port stays reserved until `start` has joined the ranks. Only a listener that sets SO_REUSEADDR, as that of
-        the ranks' store does, can bind it.
+        The port stays reserved until `start` has ended. Only a listener that sets SO_REUSEADDR, as that of the ranks'
+        store does, can bind it.
         """
-        host = ray.util.get_node_ip_address()
         self._reserved = socket.socket()
         self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._reserved.bind((host, 0))
-        return host, self._reserved.getsockname()[1]
+        self._reserved.bind(("", 0))  # on all interfaces, as the store does
+        return ray.util.get_node_ip_address(), self._reserved.getsockname()[1]
 
     def start(
         self, rank: int, count: int, address: tuple[str, int], threads: int | None, arguments: tuple[Any, ...]
@@ -237,9 +236,11 @@ class _Rank:
         os.environ.update({name: str(value) for name, value in variables.items()})
         if threads is not None:
             torch.set_num_threads(threads)
-        self._trainer = Trainer(*arguments)
-        if self._reserved is not None:
-            self._reserved.close()
+        try:
+            self._trainer = Trainer(*arguments)
+        finally:
+            if self._reserved is not None:
+                self._reserved.close()
         return self._trainer.limits
 
     def call(self, method: str, arguments: tuple[Any, ...]) -> Any:

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import rl
 import rl_modes
 from rl_async import accuracy_after
-from rl_curves import Point, curve, matched_ratio, position_of, ratio_interval, rounded, speedup
+from rl_curves import Point, curve, matched_ratio, mean_interval, position_of, ratio_interval, rounded, speedup
 from rl_levels import SMALL
 from rl_runs import PRM, PRM_KEY, Bench, Run, status
 from rl_surrogates import is_collapsed, measure_cpgd, measure_surrogate, surrogate_runs
@@ -92,6 +92,13 @@ def test_the_interval_of_ratios_is_that_of_their_logarithms() -> None:
     assert found["value"] == pytest.approx(1)
     assert found["high"] == pytest.approx(math.exp(12.706 * 0.1 * math.sqrt(2) / math.sqrt(2)))
     assert ratio_interval([2.0])["high"] is None
+
+
+def test_the_interval_of_a_mean_follows_students_t() -> None:
+    # The standard error of 0.1, 0.2, 0.3 is 0.1 / √3.
+    found = mean_interval([0.1, 0.2, 0.3])
+    assert (found["value"], found["high"] - found["low"]) == pytest.approx((0.2, 2 * 4.303 * 0.1 / math.sqrt(3)))
+    assert mean_interval([0.5]) == {"value": 0.5, "low": None, "high": None}
 
 
 def test_accuracies_are_compared_after_equal_tokens() -> None:
@@ -220,6 +227,15 @@ def test_the_best_mode_is_measured_on_fresh_seeds(bench: Bench, commands: Comman
     assert (found["mode"], found["prm_speedup"]) == ("delta", pytest.approx(2.0))
     assert found["prm_speedup_all_in"] == pytest.approx(100 / (50 + 1000))
     assert set(json.loads((bench.folder / "rl_curves.json").read_text())["long"]) >= set(rl_modes.MODES)
+
+
+def test_progress_is_compared_with_the_value(bench: Bench, commands: Commands) -> None:
+    bench.sizes = replace(bench.sizes, seeds=(0, 1))
+    commands.accuracy = {"delta": 0.3, "progress": 0.4}
+    rl.measure(bench, "progress_vs_value")
+    found = json.loads(bench.results.read_text())["progress_vs_value"]
+    assert (found["before"], found["after"]) == (pytest.approx(0.1), {"delta": [0.3, 0.3], "progress": [0.4, 0.4]})
+    assert found["difference"] == pytest.approx({"value": 0.1, "low": 0.1, "high": 0.1})
 
 
 def test_every_part_is_measured_from_its_runs(bench: Bench, commands: Commands) -> None:

@@ -93,14 +93,14 @@ def test_a_failed_ray_start_is_an_mmprm_error(monkeypatch: pytest.MonkeyPatch) -
         actors.connect()
 
 
-@pytest.mark.parametrize(("allowed", "expected"), [(2, 2), (8, None)])
+@pytest.mark.parametrize(("allowed", "counted", "expected"), [(2, 8, 2), (8, 8, 8), (8, 4, 4), (8, 0.5, 1)])
 def test_a_local_ray_has_only_the_cores_that_this_process_may_use(
-    allowed: int, expected: int | None, monkeypatch: pytest.MonkeyPatch
+    allowed: int, counted: float, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import ray
 
     asked: dict[str, object] = {}
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr("ray._private.utils.get_num_cpus", lambda: counted)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(allowed)))
     monkeypatch.setattr(ray, "init", lambda **keys: asked.update(keys))
     for name in ("_keep_to_loopback", "_hide_token"):

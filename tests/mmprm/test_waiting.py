@@ -96,7 +96,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
                 raise known[reference]
         return [known[reference] for reference in references]
 
-    monkeypatch.setattr(actors.time, "monotonic", lambda: now.value)
+    monkeypatch.setattr(actors, "time", SimpleNamespace(monotonic=lambda: now.value))
     monkeypatch.setattr("ray.wait", wait_for)
     monkeypatch.setattr("ray.get", get)
     return known
@@ -122,7 +122,7 @@ def test_all_late_answers_are_named_in_the_error(answers: dict[str, Any], capsys
 
 def test_a_shortened_wait_ends_silently(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     now = SimpleNamespace(value=100.0)
-    monkeypatch.setattr(actors.time, "monotonic", lambda: now.value)
+    monkeypatch.setattr(actors, "time", SimpleNamespace(monotonic=lambda: now.value))
     monkeypatch.setattr(actors, "NOTICE_SECONDS", 30.0)
     patience = Patience("x", 1000)
     assert patience.seconds() == 30
