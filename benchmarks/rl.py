@@ -158,7 +158,7 @@ def measure(bench: Bench, name: str) -> None:
     measured = [key for key in PARTS if key in results]
     details["bars"] = {key: PARTS[key].bar[0] for key in measured}
     details["met"] = {key: bool(PARTS[key].bar[1](results[key])) for key in measured}
-    details["machine"] = machine()
+    details.setdefault("machines", {})[name] = machine()
     for path, metrics in ((bench.results, results), (details_path, details)):
         path.write_text(json.dumps({key: metrics[key] for key in metrics}, indent=2) + "\n")
     print(json.dumps({name: results[name]}, indent=2), "met" if details["met"][name] else "MISSED", flush=True)
