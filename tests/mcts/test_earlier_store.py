@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
+import zlib
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,8 +33,13 @@ SEARCH = {"rollouts": 4, "max_rollouts": 40, "min_shared_rollouts": 3, "max_post
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """Return a copy of the run folder."""
-    return Path(shutil.copytree(FOLDER / "annotate", tmp_path / "annotate"))
+    """Return a copy of the run folder, in which the paths of images are absolute, as version 0.1 wrote them."""
+    folder = Path(shutil.copytree(FOLDER / "annotate", tmp_path / "annotate"))
+    with closing(sqlite3.connect(folder / "trees.sqlite")) as database, database:
+        for number, packed in database.execute("SELECT number, content FROM problems").fetchall():
+            content = zlib.decompress(packed).replace(b'"images/', f'"{FOLDER}/images/'.encode())
+            database.execute("UPDATE problems SET content = ? WHERE number = ?", (zlib.compress(content), number))
+    return folder
 
 
 @pytest.fixture
@@ -80,11 +88,9 @@ def test_its_status_is_read(store: Store) -> None:
     assert (read_status(store).begun, read_status(store).labels) == (1, 10 + 1)
 
 
-def test_its_labels_equal_those_of_version_0_1(tmp_path: Path) -> None:
+def test_its_labels_equal_those_of_version_0_1(run: Path, tmp_path: Path) -> None:
     """Version 0.1 wrote them to labels.parquet, with the columns right and wrong, and without the value of the root."""
-    build_labels(
-        build(LabelsConfig, {"store": str(FOLDER / "annotate"), "output": str(tmp_path / "labels.parquet"), "dev": 0.0})
-    )
+    build_labels(build(LabelsConfig, {"store": str(run), "output": str(tmp_path / "labels.parquet"), "dev": 0.0}))
     read = read_parquet(tmp_path / "labels.parquet")
     assert all(example.path.root_value is not None for example in read)
     without_root = [replace(example, path=replace(example.path, root_value=None)) for example in read]
