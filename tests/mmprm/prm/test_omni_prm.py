@@ -112,13 +112,13 @@ def test_adapters_are_in_the_language_layers_and_are_merged_into_the_stored_layo
     inputs = adapted.renderer.encode(SOLUTIONS)
     with torch.no_grad():
         before_M2 = adapted.model(**inputs)
-        for name in adapters:
+        for name in sorted(adapters):
             learned[name].normal_(std=0.2)
         expected_M2 = adapted.model(**inputs)
-    assert (expected_M2 - before_M2).abs().max() > 1e-2
+    assert (expected_M2 - before_M2).abs().max() > 0.1
     save_prm(tmp_path / "prm", adapted, plain_weights(backbone, backbone.state_dict()))
     with torch.no_grad():
-        torch.testing.assert_close(load_prm(tmp_path / "prm").model(**inputs), expected_M2, rtol=0, atol=1e-4)
+        torch.testing.assert_close(load_prm(tmp_path / "prm").model(**inputs), expected_M2, rtol=0, atol=1e-3)
 
 
 def test_frames_have_the_size_of_the_policys_frames(omni_folder: Path, tmp_path: Path) -> None:
