@@ -2,7 +2,7 @@
 
 labels_auc   AUC of the labels from at least MIN_ROLLOUTS rollouts against "can still be solved within the turn limit",
              over the states that the policy solves at least once in 64 rollouts and those that cannot be solved;
-             `all_states`: over all states
+             `all_states`: over all states, and `all_states_default`: with the labels of the search's settings
 first_error  share of the failed episodes whose first error found by bisection is the solver's first losing turn,
              over those whose last state before it the policy solves at least once in 64 rollouts. `not_found` counts
              the other failed episodes, of which the search bisects only some
@@ -89,9 +89,11 @@ class Bench:
         return config
 
 
-def trees_of(config: CampaignConfig) -> Iterator[tuple[Problem, Tree, dict[Steps, Counts]]]:
+def trees_of(
+    config: CampaignConfig, min_rollouts: int = MIN_ROLLOUTS
+) -> Iterator[tuple[Problem, Tree, dict[Steps, Counts]]]:
     """Yield each problem of a campaign with its search tree and the counts of its labeled states."""
-    search = config.search.model_copy(update={"min_shared_rollouts": MIN_ROLLOUTS})
+    search = config.search.model_copy(update={"min_shared_rollouts": min_rollouts})
     store = Store.read(config.output)
     try:
         for tree in store.trees():
@@ -103,13 +105,8 @@ def trees_of(config: CampaignConfig) -> Iterator[tuple[Problem, Tree, dict[Steps
 def labels_auc(bench: Bench) -> Results:
     """Compare the value of each labeled state with the solver."""
     config = bench.annotated("test")
-    states = [
-        (problem, steps, counts.value)
-        for problem, _, labels in trees_of(config)
-        for steps, counts in labels.items()
-        if counts.value is not None
-    ]
-    truth = [is_solvable(problem.extra["level"], steps, bench.sizes.max_turns) for problem, steps, _ in states]
+    states, truth = _judged(bench, config, MIN_ROLLOUTS)
+    default, default_truth = _judged(bench, config, config.search.min_shared_rollouts)
     # Only a solvable state of value 0 can be one that the policy never solves.
     unsure = [state[:2] for state, true in zip(states, truth, strict=True) if true and state[2] == 0]
     with turn_sampler(bench.policy, config.environment) as sampler:
@@ -120,11 +117,25 @@ def labels_auc(bench: Bench) -> Results:
     return {
         "value": roc_auc([value for value, _ in judged], [true for _, true in judged]),
         "all_states": roc_auc(values, truth),
+        "all_states_default": roc_auc([value for *_, value in default], default_truth),
         "states": len(states),
         "unsolvable": truth.count(False),
         "never_solved": kept.count(False),
         "false_positives": sum(value > 0 and not true for value, true in zip(values, truth, strict=True)),
     }
+
+
+def _judged(
+    bench: Bench, config: CampaignConfig, min_rollouts: int
+) -> tuple[list[tuple[Problem, Steps, float]], list[bool]]:
+    """Return each labeled state with its value, and whether it can be solved."""
+    states = [
+        (problem, steps, counts.value)
+        for problem, _, labels in trees_of(config, min_rollouts)
+        for steps, counts in labels.items()
+        if counts.value is not None
+    ]
+    return states, [is_solvable(problem.extra["level"], steps, bench.sizes.max_turns) for problem, steps, _ in states]
 
 
 def found_errors(tree: Tree, labels: dict[Steps, Counts]) -> Iterator[tuple[Steps, int]]:
