@@ -1,8 +1,8 @@
 """Compare labels of turns, and a process reward model trained on them, with the exact solver of Sokoban.
 
-labels_auc   AUC of the labels from at least MIN_ROLLOUTS rollouts against "can still be solved within the turn limit",
-             over the states that the policy solves at least once in 64 rollouts and those that cannot be solved;
-             `all_states`: over all states, and `all_states_default`: with the labels of the search's settings
+labels_auc   AUC of the labels against "can still be solved within the turn limit", over the states that the policy
+             solves at least once in 64 rollouts and those that cannot be solved; `all_states`: over all states, and
+             `all_states_default`: with labels from at least as many shared rollouts as by default
 first_error  share of the failed episodes whose first error found by bisection is the solver's first losing turn,
              over those whose last state before it the policy solves at least once in 64 rollouts. `not_found` counts
              the other failed episodes, of which the search bisects only some
@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.agents_sokoban import (
+    MIN_SHARED_ROLLOUTS,
     MISTAKES,
     SMALL,
     SOLVER,
@@ -44,6 +45,7 @@ from benchmarks.agents_sokoban import (
 )
 from benchmarks.parts import ROOT, Part, Results, folder_and_output, parts_parser, run_parts
 from mcts.config import CampaignConfig
+from mcts.search import SearchConfig
 from mmprm.errors import StoreError
 from mmprm.labels.build import LabelsConfig, build_labels
 from mmprm.metrics import NO_ERROR, choose_threshold, first_below, processbench_f1, roc_auc
@@ -56,9 +58,6 @@ from mmprm.trees.tallies import tallies
 from mmprm.types import Counts, Problem, Solution, Steps, Tree, Verdict
 
 KILLS = 5
-MIN_ROLLOUTS = 16
-"""Minimum number of rollouts of a label, where most of them are shared with other states. The policy solves many states
-in a few percent of the episodes: of the solvable states with 5 to 15 rollouts, 29% have the value 0."""
 BARS: dict[str, tuple[str, Callable[[Results], bool]]] = {
     "labels_auc": ("at least 0.95", lambda found: found["value"] >= 0.95),
     "first_error": (
@@ -90,10 +89,10 @@ class Bench:
 
 
 def trees_of(
-    config: CampaignConfig, min_rollouts: int = MIN_ROLLOUTS
+    config: CampaignConfig, min_shared_rollouts: int = MIN_SHARED_ROLLOUTS
 ) -> Iterator[tuple[Problem, Tree, dict[Steps, Counts]]]:
     """Yield each problem of a campaign with its search tree and the counts of its labeled states."""
-    search = config.search.model_copy(update={"min_shared_rollouts": min_rollouts})
+    search = config.search.model_copy(update={"min_shared_rollouts": min_shared_rollouts})
     store = Store.read(config.output)
     try:
         for tree in store.trees():
@@ -105,8 +104,8 @@ def trees_of(
 def labels_auc(bench: Bench) -> Results:
     """Compare the value of each labeled state with the solver."""
     config = bench.annotated("test")
-    states, truth = _judged(bench, config, MIN_ROLLOUTS)
-    default, default_truth = _judged(bench, config, config.search.min_shared_rollouts)
+    states, truth = _judged(bench, config, MIN_SHARED_ROLLOUTS)
+    default, default_truth = _judged(bench, config, SearchConfig().min_shared_rollouts)
     # Only a solvable state of value 0 can be one that the policy never solves.
     unsure = [state[:2] for state, true in zip(states, truth, strict=True) if true and state[2] == 0]
     with turn_sampler(bench.policy, config.environment) as sampler:
@@ -126,12 +125,12 @@ def labels_auc(bench: Bench) -> Results:
 
 
 def _judged(
-    bench: Bench, config: CampaignConfig, min_rollouts: int
+    bench: Bench, config: CampaignConfig, min_shared_rollouts: int
 ) -> tuple[list[tuple[Problem, Steps, float]], list[bool]]:
     """Return each labeled state with its value, and whether it can be solved."""
     states = [
         (problem, steps, counts.value)
-        for problem, _, labels in trees_of(config, min_rollouts)
+        for problem, _, labels in trees_of(config, min_shared_rollouts)
         for steps, counts in labels.items()
         if counts.value is not None
     ]

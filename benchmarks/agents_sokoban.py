@@ -32,8 +32,11 @@ from mmprm.types import Problem, Steps, Verdict
 
 SOLVER = "solver"
 """Name of the policy that needs no model."""
-MISTAKES = 0.5
+MISTAKES = 0.3
 CHECKED_ROLLOUTS = 64
+MIN_SHARED_ROLLOUTS = 16
+"""Minimum number of rollouts of a label that are shared with other states. The policy solves some states in a few
+percent of the episodes, so labels from fewer rollouts are 0 in too many solvable states."""
 PROMPT = PromptConfig(preset="plain")
 
 
@@ -48,9 +51,9 @@ class Sizes:
     size: int = 5
     boxes: int = 1
     max_turns: int = 12
-    train_levels: int = 150
+    train_levels: int = 300
     train_rollouts: int = 32
-    max_train_rollouts: int = 192
+    max_train_rollouts: int = 128
     held_out_levels: int = 70
     rollouts: int = 64
     max_rollouts: int = 640
@@ -96,7 +99,12 @@ def campaign(levels: Path, output: Path, policy: str, sizes: Sizes) -> CampaignC
         "engine": {"model": policy, "images_per_prompt": sizes.max_turns, "kv_cache_gib": 0.5, "dtype": "float32"},
         "prompt": PROMPT.model_dump(exclude_unset=True),
         "environment": {"path": "sokoban", "max_turns": sizes.max_turns, "max_turn_tokens": 4},
-        "search": {"rollouts": sizes.rollouts, "max_rollouts": sizes.max_rollouts, "false_negative_rate": 0},
+        "search": {
+            "rollouts": sizes.rollouts,
+            "max_rollouts": sizes.max_rollouts,
+            "false_negative_rate": 0,
+            "min_shared_rollouts": MIN_SHARED_ROLLOUTS,
+        },
         "commit_seconds": 0.1,
     }
     return build(CampaignConfig, values)

@@ -69,14 +69,15 @@ class SokobanTrainConfig(TinyPolicyConfig):
     max_turns: int = Field(12, ge=1)
     """Maximum number of turns per episode."""
     mistake_rate: float = Field(0.6, ge=0, le=1)
-    """Probability that the imitated player moves at random. It determines the solve rate at temperature 1."""
+    """Probability that the imitated player moves towards a state that cannot be solved. It determines the solve rate at
+    temperature 1."""
     vision_steps: int = Field(150, ge=1)
     """Number of optimizer steps that train only the vision tower, on images of single states."""
-    move_steps: int = Field(600, ge=1)
+    move_steps: int = Field(1000, ge=1)
     """Number of optimizer steps that train the language model on single moves."""
     move_batch: int = Field(32, ge=1)
     """Number of states or single moves per optimizer step of these two stages."""
-    play_steps: int = Field(100, ge=1)
+    play_steps: int = Field(500, ge=1)
     """Number of optimizer steps that train the language model on episodes."""
     batch: int = Field(8, ge=1)
     """Number of episodes per optimizer step of this stage."""

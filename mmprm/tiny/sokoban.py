@@ -133,6 +133,33 @@ def best_moves(state: SokobanState) -> list[str]:
     return [name for name in MOVES if moves_to_solve(move(state, name)) == left - 1]
 
 
+def losing_moves(state: SokobanState) -> list[str]:
+    """Return the first moves of all shortest paths to a state that cannot be solved, in the order of MOVES.
+
+    The result is [] if the level is solved, or if no such state can be reached.
+    """
+    left = _moves_to_loss(state)
+    if not left:
+        return []
+    return [name for name in MOVES if _moves_to_loss(move(state, name)) == left - 1]
+
+
+@functools.lru_cache(maxsize=10_000)
+def _moves_to_loss(state: SokobanState) -> int | None:
+    """Return the minimum number of moves to a state that cannot be solved, or None if there is none. A solved level
+    ends."""
+    seen, queue = {state}, deque([(state, 0)])
+    while queue:
+        near, moves = queue.popleft()
+        if moves_to_solve(near) is None:
+            return moves
+        for after in (move(near, name) for name in MOVES if not near.solved):
+            if after not in seen:
+                seen.add(after)
+                queue.append((after, moves + 1))
+    return None
+
+
 @functools.lru_cache(maxsize=64)
 def _distances(layout: LevelLayout) -> dict[tuple[Cell, frozenset[Cell]], int]:
     """Compute the distance of every solvable state, by breadth-first search backwards from all solved states."""

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 
 from mmprm.environments.actions import ActionReader
 from mmprm.environments.episode import Action, TurnRequest
-from mmprm.tiny.sokoban import MOVES, SokobanState, best_moves, move, moves_to_solve, parse_level
+from mmprm.tiny.sokoban import MOVES, SokobanState, best_moves, losing_moves, move, moves_to_solve, parse_level
 
 _READER = ActionReader(tuple(MOVES))
 
 
 class SolverPlayer:
-    """Plays the first move of a shortest solution, or a random move with probability `mistake_rate`.
+    """Plays the first move of a shortest solution or, with probability `mistake_rate`, of a shortest path to a state
+    that cannot be solved.
 
-    In a level that cannot be solved, all moves are random. Each token id is the index of a move in MOVES.
+    In such a state, all moves are random. Each token id is the index of a move in MOVES.
     """
 
     def __init__(self, mistake_rate: float) -> None:
@@ -26,8 +27,7 @@ class SolverPlayer:
         """Return the next move; see TurnSampler."""
         rng = random.Random(request.seed)
         state = state_after(request.problem.extra["level"], [action.text for action in request.actions])
-        best = best_moves(state)
-        name = rng.choice(best if best and rng.random() >= self._mistake_rate else list(MOVES))
+        (name,) = rng.choices(list(MOVES), move_probabilities(state, self._mistake_rate))
         return Action(action_text(name), (list(MOVES).index(name),), token_count=1)
 
 
@@ -55,13 +55,15 @@ def solver_moves(start: SokobanState, rng: random.Random, mistake_rate: float, m
 def move_probabilities(state: SokobanState, mistake_rate: float) -> list[float]:
     """Return the probability of each move of SolverPlayer, in the order of MOVES.
 
-    The probability of move a is m / 4 + (1 - m) [a is best] / number of best moves, with the mistake rate m. In a level
-    that cannot be solved, it is 1/4.
+    The probability of move a is (1 - m) [a is best] / number of best moves + m [a loses] / number of losing moves, with
+    the mistake rate m; see best_moves and losing_moves. Without a losing move, m is 0. In a level that cannot be
+    solved, the probability is 1/4.
     """
-    best = best_moves(state)
+    best, losing = best_moves(state), losing_moves(state)
     if not best:
         return [1 / len(MOVES)] * len(MOVES)
-    return [mistake_rate / len(MOVES) + (1 - mistake_rate) * (name in best) / len(best) for name in MOVES]
+    rate = mistake_rate if losing else 0
+    return [(1 - rate) * (name in best) / len(best) + rate * (name in losing) / max(1, len(losing)) for name in MOVES]
 
 
 def state_after(level: str, texts: list[str]) -> SokobanState:

@@ -296,10 +296,7 @@ def _images(
     images = {
         name: torch.cat([prompt.images[name] for prompt in shown.values() if name in prompt.images]) for name in names
     }
-    sets = tuple(
-        ImageSet(prompt.image_key, prompt.image_tokens, {name: len(tensor) for name, tensor in prompt.images.items()})
-        for prompt in shown.values()
-    )
+    sets = tuple(each for prompt in shown.values() for each in prompt.image_sets)
     if len(media_ids) > 1:
         return images, _features_by_kind(groups, prompts, shown, media_ids), sets
     return images, torch.cat(features) if len(features) > len(shown) else None, sets

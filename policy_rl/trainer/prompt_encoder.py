@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mmprm.backbone.image_features import content_key
+from mmprm.backbone.image_features import ImageSet, content_key
 from mmprm.backbone.omni import stand_in_media
 from mmprm.backbone.positions import Positions
 from mmprm.backbone.processor import tokenizer_of
@@ -37,17 +37,20 @@ _TEXT_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids")
 
 @dataclass(frozen=True, slots=True)
 class EncodedPrompt:
-    """Represents an encoded prompt: token ids, positions, image inputs by name, and the number of image tokens."""
+    """Represents an encoded prompt: token ids, positions, image inputs by name, and the image sets that they form."""
 
     ids_P: Tensor
     position_XP: Tensor
     images: dict[str, Tensor]
-    image_tokens: int
-    image_key: str = ""
-    """Hash of the image inputs; empty without images."""
+    image_sets: tuple[ImageSet, ...] = ()
     position_XT: Tensor | None = None
     """Positions of the tokens after the prompt, for an episode, whose observations may show images. None if they
     continue from the prompt's highest position."""
+
+    @property
+    def image_tokens(self) -> int:
+        """Return the number of image tokens."""
+        return sum(each.features for each in self.image_sets)
 
     @property
     def bytes(self) -> int:
@@ -80,6 +83,7 @@ class PromptEncoder:
         self.axes = self._positions.axes
         self.padding = tokenizer_of(processor).pad_token_id or 0
         self._kept: OrderedDict[Hashable, EncodedPrompt] = OrderedDict()
+        self._bytes = 0
         self._stand_in: dict[str, Tensor] | None = None
 
     def __call__(self, problem: Problem, expected_tokens: int) -> EncodedPrompt:
@@ -107,36 +111,37 @@ class PromptEncoder:
     def _cached(self, key: Hashable, encode: Callable[[], EncodedPrompt]) -> EncodedPrompt:
         if key not in self._kept:
             self._kept[key] = encode()
+            self._bytes += self._kept[key].bytes
             # Keep at least the new prompt, even if it alone exceeds the capacity.
-            while sum(prompt.bytes for prompt in self._kept.values()) > KEPT_BYTES and len(self._kept) > 1:
-                self._kept.popitem(last=False)
+            while self._bytes > KEPT_BYTES and len(self._kept) > 1:
+                self._bytes -= self._kept.popitem(last=False)[1].bytes
         self._kept.move_to_end(key)
         return self._kept[key]
 
     def _encode_row(self, problem: Problem, row: TokenRow, token_ids: np.ndarray) -> EncodedPrompt:
         ids_L = torch.from_numpy(np.concatenate([row.prompt_ids, token_ids]).astype(np.int64))
-        inputs: dict[str, Tensor] = {}
-        here = 0
-        if row.images:
-            if self.reads_clips:
-                raise DataError(
-                    f"problem {problem.id}: episodes with images cannot be trained on with a model that reads clips; "
-                    "use a vision-language model"
-                )
-            self._check_reads(problem, row.images)
-            # The processor reads only the images, so the text is one placeholder per image.
-            inputs = self._inputs(problem, self._processor.image_token * len(row.images), row.images)
-            here = int((inputs.pop("input_ids") == self._image_id).sum())
-        there = int((ids_L == self._image_id).sum())
+        if row.images and self.reads_clips:
+            raise DataError(
+                f"problem {problem.id}: episodes with images cannot be trained on with a model that reads clips; use a "
+                "vision-language model"
+            )
+        shown = [self._cached(image, lambda image=image: self._encode_image(problem, image)) for image in row.images]
+        pixels = {name: torch.cat([each.images[name] for each in shown]) for name in (shown[0].images if shown else ())}
+        sets = tuple(each for image in shown for each in image.image_sets)
+        here, there = sum(each.features for each in sets), int((ids_L == self._image_id).sum())
         if here != there:
             raise DataError(
                 f"problem {problem.id}: the images of an episode are {here} tokens for the trainer, {there} for the "
                 "engine; give both the same model and image size"
             )
-        pixels = {name: tensor for name, tensor in inputs.items() if name not in _TEXT_KEYS}
         position_XL, head = self._positions.of_sequence(ids_L, pixels), len(row.prompt_ids)
-        key = content_key(pixels) if pixels else ""
-        return EncodedPrompt(ids_L[:head], position_XL[:, :head], pixels, here, key, position_XL[:, head:])
+        return EncodedPrompt(ids_L[:head], position_XL[:, :head], pixels, sets, position_XL[:, head:])
+
+    def _encode_image(self, problem: Problem, image: MediaRef) -> EncodedPrompt:
+        """Encode a single image. Episodes return to the same states, so many of their images are equal."""
+        self._check_reads(problem, (image,))
+        ids_P, pixels, sets = self._read(problem, self._processor.image_token, (image,))
+        return EncodedPrompt(ids_P, torch.empty(self.axes, 0), pixels, sets)
 
     @property
     def stand_in(self) -> dict[str, Tensor]:
@@ -154,12 +159,21 @@ class PromptEncoder:
     def _encode(self, problem: Problem) -> EncodedPrompt:
         self._check_reads(problem, problem.media)
         text = render(self._processor, problem, "", self._prompt)
-        inputs, media = self._inputs(problem, text, problem.media), problem.media
-        texts = {name: inputs.pop(name, None) for name in _TEXT_KEYS}
-        ids_P, pixels = texts["input_ids"][0], inputs if media else {}
-        image_tokens = int(torch.isin(ids_P, torch.tensor(self.media_ids)).sum()) if media else 0
-        key = content_key(pixels) if pixels else ""
-        return EncodedPrompt(ids_P, self._positions.of_sequence(ids_P, pixels), pixels, image_tokens, key)
+        ids_P, pixels, sets = self._read(problem, text, problem.media)
+        return EncodedPrompt(ids_P, self._positions.of_sequence(ids_P, pixels), pixels, sets)
+
+    def _read(
+        self, problem: Problem, text: str, media: Sequence[MediaRef]
+    ) -> tuple[Tensor, dict[str, Tensor], tuple[ImageSet, ...]]:
+        """Return the token ids of a text, the inputs of its media by name, and the set that all of them form."""
+        inputs = self._inputs(problem, text, media)
+        ids_P = inputs["input_ids"][0]
+        if not media:
+            return ids_P, {}, ()
+        pixels = {name: tensor for name, tensor in inputs.items() if name not in _TEXT_KEYS}
+        tokens = int(torch.isin(ids_P, torch.tensor(self.media_ids)).sum())
+        rows = {name: len(tensor) for name, tensor in pixels.items()}
+        return ids_P, pixels, (ImageSet(content_key(pixels), tokens, rows),)
 
     def _check_reads(self, problem: Problem, media: Sequence[MediaRef]) -> None:
         if reason := why_unread(self._processor, media):

@@ -16,7 +16,7 @@ from mmprm.environments.episode import Action, TurnRequest
 from mmprm.tiny.sokoban import level_text, make_level
 from mmprm.tiny.sokoban_player import SolverPlayer
 
-MISTAKES = 0.5
+MISTAKES = 0.3
 MAX_TURNS = 16
 
 

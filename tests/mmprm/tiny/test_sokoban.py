@@ -12,6 +12,7 @@ from mmprm.tiny.sokoban import (
     SokobanState,
     best_moves,
     level_text,
+    losing_moves,
     make_level,
     move,
     moves_to_solve,
@@ -67,6 +68,17 @@ def test_distances_of_a_room() -> None:
     assert best_moves(state) == ["up"]
     assert moves_to_solve(play(state, "up", "right")) == 0
     assert best_moves(play(state, "up", "right")) == []
+
+
+def test_losing_moves_lead_to_a_push_against_the_wall() -> None:
+    """Moving right and then up pushes the box to the upper wall."""
+    state = parse_level(ROOM)
+    assert losing_moves(state) == ["right"]
+    assert losing_moves(play(state, "right")) == ["up"]
+    assert moves_to_solve(play(state, "right", "up")) is None
+    assert losing_moves(play(state, "right", "up")) == []
+    assert losing_moves(play(state, "up", "right")) == [], "the level is solved"
+    assert losing_moves(parse_level(PUSH)) == [], "the box can only be pushed onto the goal"
 
 
 def test_a_box_in_a_corner_is_unsolvable() -> None:

@@ -98,11 +98,11 @@ def test_cell_targets_by_hand() -> None:
 
 
 def test_single_moves_have_sharper_targets_than_episodes() -> None:
-    """One of four moves is best in most states: 0.1 / 4 + 0.9. The player's own rate is 0.6 / 4 + 0.4."""
+    """In most states, one move is best and another one loses. The player's own rate of mistakes is higher than 0.1."""
     config = CONFIG.model_copy(update={"move_batch": 40})
     moves = [played for (played,) in single_moves(config, random.Random(0))]
     highest = Counter(round(max(played.probabilities), 3) for played in moves)
-    assert highest.most_common(1)[0][0] == 0.925
+    assert highest.most_common(1)[0][0] == 0.9
     assert {len(best_moves(played.state)) for played in moves} == {1, 2}
     assert len({played.state for played in moves}) > 30
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from mmprm.backbone.image_features import ImageSet
 from mmprm.backbone.load import load_backbone
 from mmprm.errors import DataError, TrainingError
 from mmprm.prompts import PromptConfig
@@ -34,7 +35,8 @@ class Numbers:
     def __call__(self, problem: Problem, expected_tokens: int) -> EncodedPrompt:
         ids_P = torch.tensor([int(word) for word in problem.question.split()])
         images = {"pixels": torch.full((4, 2), float(ids_P[0]))} if problem.images else {}
-        return EncodedPrompt(ids_P, torch.arange(len(ids_P))[None], images, 2 if images else 0)
+        sets = (ImageSet(problem.question, 2, {"pixels": 4}),) if images else ()
+        return EncodedPrompt(ids_P, torch.arange(len(ids_P))[None], images, sets)
 
 
 def respond(question: str, group: int, *token_ids: int, with_image: bool = False, **arrays: Any) -> TrainingSample:

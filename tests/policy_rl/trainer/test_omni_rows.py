@@ -36,7 +36,7 @@ PROBLEMS = [
 
 
 def prompt(ids: list[int]) -> EncodedPrompt:
-    return EncodedPrompt(torch.tensor(ids), torch.zeros(3, len(ids)), {"pixels": torch.zeros(1)}, 0)
+    return EncodedPrompt(torch.tensor(ids), torch.zeros(3, len(ids)), {"pixels": torch.zeros(1)})
 
 
 def test_each_token_finds_its_feature_by_kind_then_group() -> None:

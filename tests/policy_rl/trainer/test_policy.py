@@ -204,7 +204,7 @@ class TextEncoder:
 
     def __call__(self, problem: Problem, expected_tokens: int) -> Any:
         ids_P = torch.tensor([int(word) for word in problem.question.split()])
-        return EncodedPrompt(ids_P, torch.arange(len(ids_P))[None], {}, 0)
+        return EncodedPrompt(ids_P, torch.arange(len(ids_P))[None], {})
 
 
 @pytest.mark.parametrize(

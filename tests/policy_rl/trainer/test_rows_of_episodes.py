@@ -125,3 +125,21 @@ def test_episodes_of_a_group_keep_their_own_images(encoder: PromptEncoder) -> No
     pixels = [encoder.row(each).images["pixel_values"] for each in (sample, other)]
     assert torch.equal(inputs.images["pixel_values"], torch.cat(pixels))
     assert not torch.equal(*pixels)
+
+
+def test_an_image_of_several_episodes_is_encoded_once(
+    random_policy_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two episodes share an image, so the processor reads three images, and the frozen tower runs on three."""
+    backbone, processor = load_backbone(str(random_policy_folder), torch.float32)
+    encoder, read = PromptEncoder(backbone, processor, PLAIN), []
+    inputs = encoder._inputs
+    monkeypatch.setattr(
+        encoder, "_inputs", lambda problem, text, media: read.append(media) or inputs(problem, text, media)
+    )
+    sample = episode(encoder)
+    other = replace(sample, rows=(replace(sample.rows[0], images=(image(2, 84, 56), IMAGES[1])),))
+    micro = collate_rows([(0,), (1,)], [sample, other], encoder)
+    assert read == [IMAGES[:1], IMAGES[1:], (image(2, 84, 56),)]
+    assert [each.features for each in micro.image_sets] == [6, 4, 6, 4]
+    assert len({each.key for each in micro.image_sets}) == 3
