@@ -54,9 +54,9 @@ class Sizes:
     train_levels: int = 300
     train_rollouts: int = 32
     max_train_rollouts: int = 128
-    held_out_levels: int = 70
+    held_out_levels: int = 80
     rollouts: int = 64
-    max_rollouts: int = 640
+    max_rollouts: int = 320
     epochs: int = 4
 
     def of_train(self) -> Sizes:

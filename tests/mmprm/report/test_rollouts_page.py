@@ -189,5 +189,5 @@ def test_the_page_shows_what_the_policy_saw_in_each_turn(tmp_path: Path) -> None
     (tmp_path / "samples.jsonl").write_text(json.dumps(row(1, question="count", turns=turns)) + "\n")
     write_rollouts(tmp_path / "rollouts.html", tmp_path)
     (shown,) = texts_of_scenes(tmp_path / "rollouts.html", {"first": [""]}).values()
-    assert "reward −0.1 · 1 move is left\nlook" in shown, "the question is shown above"
-    assert re.search(r"gone\.png: cannot be read[^\n]*\na wall · reward 1\ncount", shown)
+    assert "look\nreward −0.1, then: 1 move is left" in shown, "the question is shown above"
+    assert re.search(r"gone\.png: cannot be read[^\n]*\na wall\ncount\nreward 1\n", shown)
