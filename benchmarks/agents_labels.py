@@ -58,6 +58,8 @@ from mmprm.trees.tallies import tallies
 from mmprm.types import Counts, Problem, Solution, Steps, Tree, Verdict
 
 KILLS = 5
+TRAIN_ROLLOUTS = 8
+"""Minimum number of shared rollouts of a label that the PRM trains on: more labels, but with more noise."""
 BARS: dict[str, tuple[str, Callable[[Results], bool]]] = {
     "labels_auc": ("at least 0.95", lambda found: found["value"] >= 0.95),
     "first_error": (
@@ -184,7 +186,8 @@ def prm_f1(bench: Bench) -> Results:
     train, test = bench.annotated("train"), bench.annotated("test")
     labels = bench.folder / "labels.parquet"
     if not labels.exists():
-        build_labels(LabelsConfig(store=train.output, output=str(labels)))
+        config = LabelsConfig(store=train.output, output=str(labels), min_shared_rollouts=TRAIN_ROLLOUTS, dev=0)
+        build_labels(config)
     prm = _train(bench, labels)
     parts: list[list[tuple[Solution, int]]] = [[], []]
     for number, (problem, tree, _) in enumerate(trees_of(test)):

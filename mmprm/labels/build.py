@@ -33,6 +33,9 @@ class LabelsConfig(Config):
     step_format: StepFormat | None = None
     """Step format of the policy: tags, blank_lines, numbered or thoughts. Defaults to the store's format, and must
     equal it if set."""
+    min_shared_rollouts: int | None = Field(None, ge=2)
+    """Minimum number of rollouts of a label that are shared with other states. Default: that of the search. A higher
+    number gives fewer labels with less noise."""
     seed: int = 0
     """Random seed for choosing complete solutions and for the split."""
     dev: float = Field(0.1, ge=0, lt=1)
@@ -69,6 +72,11 @@ def build_labels(config: LabelsConfig) -> LabelsSummary:
         raise ConfigError(
             f"step_format={config.step_format} must equal {step_format}, the step format of {names[0]}; leave it out "
             f"or set step_format={step_format}"
+        )
+    if config.min_shared_rollouts is not None and stores[0].config.get("solutions") is not None:
+        raise ConfigError(
+            f"min_shared_rollouts={config.min_shared_rollouts} does not apply to given solutions, whose steps have "
+            "rollouts of their own; leave it out"
         )
     paths: list[LabeledPath] = []
     splits: Counter[str] = Counter()
@@ -116,11 +124,13 @@ def _examples(stores: Sequence[Store], step_format: StepFormat, config: LabelsCo
                 disagreement=found.disagreement,
             )
         return
+    rule = rule_of(stores[0].config)
+    if config.min_shared_rollouts is not None:
+        rule = rule.model_copy(update={"min_shared_rollouts": config.min_shared_rollouts})
     if stores[0].config.get("environment") is not None:
-        for problem, path, observations in label_turns(stores[0], config.seed):
+        for problem, path, observations in label_turns(stores[0], rule, config.seed):
             yield LabeledExample(complete(problem), path, split(problem), observations=observations)
         return
-    rule = rule_of(stores[0].config)
     for tree in stores[0].trees():
         problem, paths = stores[0].problem(tree.problem_id), label_tree(tree, rule, step_format, config.seed)
         if paths:

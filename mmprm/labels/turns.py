@@ -13,21 +13,23 @@ from mmprm.environments.replay import Replayed, replay
 from mmprm.errors import EpisodeError
 from mmprm.labels.soft_labels import label_tree
 from mmprm.sampling.seeds import environment_seed
-from mmprm.trees.stopping import rule_of
+from mmprm.trees.stopping import StoppingRule
 from mmprm.trees.store import Store
 from mmprm.types import LabeledPath, Problem, Verdict
 
 _ATTEMPTS = 3
 
 
-def label_turns(store: Store, seed: int) -> Iterator[tuple[Problem, LabeledPath, tuple[Observation, ...]]]:
+def label_turns(
+    store: Store, rule: StoppingRule, seed: int
+) -> Iterator[tuple[Problem, LabeledPath, tuple[Observation, ...]]]:
     """Yield each labeled path of a run in an environment, with the observation before each of its turns.
 
     The steps of a path are the policy's turns, word for word. Raises EpisodeError if an episode ends differently than
     in the run.
     """
     config = build(EnvironmentConfig, store.config["environment"], str(store.path))
-    rule, run_seed = rule_of(store.config), store.config["seed"]
+    run_seed = store.config["seed"]
     with closing(_Environment(config)) as environment:
         for tree in store.trees():
             problem = store.problem(tree.problem_id)

@@ -77,6 +77,13 @@ def values(example: LabeledExample) -> list[float | None]:
     return [None if counts is None else counts.value for counts in example.path.counts]
 
 
+def test_a_number_of_shared_rollouts_is_refused(solutions: Path, tmp_path: Path) -> None:
+    config, _ = annotate(solutions, tmp_path / "run")
+    given = LabelsConfig(store=config.output, output=str(tmp_path / "labels.parquet"), min_shared_rollouts=8)
+    with pytest.raises(ConfigError, match="min_shared_rollouts=8 does not apply to given solutions"):
+        build_labels(given)
+
+
 def test_first_errors_become_labels_of_the_solutions(solutions: Path, tmp_path: Path) -> None:
     _, summary = annotate(solutions, tmp_path / "run")
     assert (summary.problems["done"], summary.ended) == (12, {"first error": 9, "no error": 3})

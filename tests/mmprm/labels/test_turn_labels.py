@@ -129,3 +129,14 @@ def test_observations_of_other_programs_are_checked(tmp_path: Path, cells: list,
     parquet.write_table(changed, tmp_path / "changed.parquet")
     with pytest.raises(DataError, match=message):
         read_parquet(tmp_path / "changed.parquet", turns=True)
+
+
+def test_labels_from_fewer_shared_rollouts_than_in_the_search(tmp_path: Path) -> None:
+    """Two of the root's episodes pass through the first two turns of the lost one; the search requires five. The first
+    turn also has rollouts of its own."""
+    stored, own = str(run(tmp_path)), (Counts(1, 1), None)
+    for minimum, expected in ((None, own), (2, (Counts(0, 2), Counts(0, 2))), (3, own)):
+        output = str(tmp_path / "labels.parquet")
+        build_labels(LabelsConfig(store=stored, output=output, min_shared_rollouts=minimum))
+        (counts,) = [each.path.counts for each in read_parquet(output, turns=True) if each.path.steps == LOST]
+        assert counts[:2] == expected

@@ -51,7 +51,8 @@ def test_mistakes_are_made_until_the_level_is_lost() -> None:
     level = parse_level("#####\n#   #\n#@$.#\n#   #\n#####")
     for seed in range(20):
         moves = list(solver_moves(level, random.Random(seed), 1.0, 12))
-        assert moves[0].state == level and len(moves) == 3
+        assert moves[0].state == level
+        assert len(moves) == 3
         assert all(moves_to_solve(each.state) for each in moves), "no move in a state without a solution"
         assert moves_to_solve(move(moves[-1].state, moves[-1].name)) is None
 
