@@ -246,7 +246,8 @@ def _train(bench: Bench, labels: Path) -> Path:
         "model": _base(bench),
         "labels": str(labels),
         "output": str(output),
-        "target.kind": "first_error",
+        "target.kind": "hard",
+        "target.correct_solutions": "all_steps",  # a level that is solved could always be solved
         "packing": "samples",
         "frozen": "[vision]",
         "max_length": "1024",

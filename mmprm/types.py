@@ -275,8 +275,9 @@ class LabeledPath:
 class Solution:
     """Holds a solution to score: its problem, and its steps without step markup.
 
-    The steps of an episode are its turns. `observations` then holds what the policy saw before each turn, as texts and
-    images in order, and replaces the question and images of the problem. Otherwise, it is empty.
+    The steps of an episode are its turns. `observations` then holds what the policy saw before each turn, and
+    optionally what followed the last one, as texts and images in order. It replaces the question and images of the
+    problem. Otherwise, it is empty.
     """
 
     problem: Problem
@@ -284,7 +285,7 @@ class Solution:
     observations: tuple[tuple[str | ImageRef, ...], ...] = ()
 
     def __post_init__(self) -> None:
-        assert len(self.observations) in (0, len(self.steps)), "one observation per turn"
+        assert not self.observations or len(self.observations) - len(self.steps) in (0, 1), "one observation per turn"
 
     @property
     def images(self) -> tuple[ImageRef, ...]:
@@ -299,8 +300,8 @@ class Solution:
         return self.images if self.observations else self.problem.media
 
     def first_steps(self, count: int) -> Solution:
-        """Return the solution's first `count` steps as a solution."""
-        return replace(self, steps=self.steps[:count], observations=self.observations[:count])
+        """Return the solution's first `count` steps as a solution, with the observation that followed them."""
+        return replace(self, steps=self.steps[:count], observations=self.observations[: count + 1])
 
 
 @dataclass(frozen=True, slots=True)

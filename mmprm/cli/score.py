@@ -13,8 +13,8 @@ With step_format=thoughts, each line also has `thoughts_aggregate` and `answer_a
 up to `</think>` and of those after it. With a thinking judge (scorer.backend=judge), it has `tokens`, the number of
 tokens that the judge generated, and `unknown`, the reason why a solution has no scores, or null.
 
-The steps of an episode are its turns. `observations` then holds what the policy saw before each of them, as a list of
-texts and of images {"image": path}.
+The steps of an episode are its turns. `observations` then holds what the policy saw before each of them, and optionally
+what followed the last one, as a list of texts and of images {"image": path}.
 
 example:
   echo '{"question": "What is 1 + 2?", "steps": ["1+2=3", "<answer>3</answer>"]}' > solutions.jsonl
@@ -236,7 +236,7 @@ def read_line(row: dict[str, Any], location: str, reader: ProblemReader, config:
         if "responses" in row:
             raise DataError(f"{location}: has both steps and responses; remove one of them")
         steps, seen = _texts(row, "steps", location), reader.observations(row, location)
-        if len(seen) not in (0, len(steps)):
+        if seen and len(seen) - len(steps) not in (0, 1):
             raise DataError(f"{location}: has {len(seen)} observations for {len(steps)} steps; give one per step")
         return Line(row, (Solution(problem, steps, seen),))
     if "responses" in row and "response" in row:

@@ -22,12 +22,12 @@ def observation_cells(observations: Sequence[Observation] | None) -> Cells | Non
 
 
 def read_observations(row: dict[str, Any], location: str) -> tuple[Observation, ...] | None:
-    """Return the observations of a row, or None if its steps are not turns. Raises DataError unless there is one
-    observation per step, whose parts have a text or an image."""
+    """Return the observations of a row, or None if its steps are not turns. Raises DataError unless there is one per
+    step, and optionally one after them, and each part has a text or an image."""
     cells: Cells | None = row.get("observations")
     if cells is None:
         return None
-    if len(cells) != len(row["steps"]):
+    if len(cells) - len(row["steps"]) not in (0, 1):
         raise DataError(
             f"{location}: has {len(cells)} observations for {len(row['steps'])} steps; give one per step, or write the "
             "file with mmprm labels"

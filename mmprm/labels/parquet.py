@@ -37,7 +37,7 @@ class LabeledExample:
     For each step, `judged` holds P(no error so far) according to the judge `judged_by`, or None if it was not judged.
     If the path is a given solution, `solution_id` and `author` identify it, and `disagreement` holds the largest
     difference between the values of several completers per step, or None. If the steps are turns of an episode,
-    `observations` holds what the policy saw before each of them.
+    `observations` holds what the policy saw before each of them, and optionally what followed the last one.
     """
 
     problem: Problem

@@ -4,8 +4,10 @@ After an empty user turn, the assistant's turn is `<image>\\nQuestion: {q}\\nPro
 stands for the placeholder that the model's chat template writes for one image, and `<prm>` is a special token. Each
 step is scored at its own `<prm>`, without a shift by one token: P(correct) = softmax([logit_Yes, logit_No])[0].
 
-In an episode, each action follows what the policy saw before it, with images in place: `Question: {o1}\nProcess:
-{a1}<prm>\n{o2}\n{a2}<prm>…`. The first observation takes the place of the question.
+In an episode, each action follows what the policy saw before it, with images in place, and is scored after the next
+observation, which shows its effect: `Question: {o1}\nProcess: {a1}\n{o2}<prm>\n{a2}\n{o3}<prm>…{aN}<prm>`. The last
+action is scored without one if none is given, as when candidates for the next action are compared. The first
+observation takes the place of the question.
 
 Nothing here imports torch: `processor` is a transformers processor, or the tokenizer of a text-only model.
 
@@ -92,9 +94,9 @@ class Renderer:
         first, *later = (
             "".join(part if isinstance(part, str) else self.image for part in parts) for parts in solution.observations
         )
-        action, *actions = (step + self.tokens.marker for step in solution.steps)
-        turns = (f"\n{seen}\n{done}" for seen, done in zip(later, actions, strict=True))
-        return f"Question: {first}\nProcess: {action}{''.join(turns)}"
+        turns = [f"{done}\n{seen}" for done, seen in zip(solution.steps, later, strict=False)]
+        turns += solution.steps[len(later) :]
+        return f"Question: {first}\nProcess: " + "\n".join(turn + self.tokens.marker for turn in turns)
 
     def encode(self, solutions: Sequence[Solution]) -> Any:
         """Return model inputs as a BatchFeature: right-padded input_ids_BT, attention_mask_BT, and tensors of media.

@@ -77,10 +77,12 @@ class SokobanTrainConfig(TinyPolicyConfig):
     """Number of optimizer steps that train the language model on single moves."""
     move_batch: int = Field(32, ge=1)
     """Number of states or single moves per optimizer step of these two stages."""
-    play_steps: int = Field(500, ge=1)
-    """Number of optimizer steps that train the language model on episodes."""
+    play_steps: int = Field(400, ge=1)
+    """Number of optimizer steps that train the language model on episodes, with few mistakes."""
+    mistake_steps: int = Field(100, ge=1)
+    """Number of optimizer steps that train the language model to make mistakes."""
     batch: int = Field(8, ge=1)
-    """Number of episodes per optimizer step of this stage."""
+    """Number of episodes per optimizer step of the last two stages."""
     held_out: int = Field(200, ge=1)
     """Number of levels of the test split for the final metrics."""
 

@@ -4,9 +4,12 @@
    image token. A model of this size hardly learns to see through the language model's loss. It is frozen afterwards.
 2. moves: the language model learns single moves, each as the first turn of an episode. With one image in the text, it
    need not yet learn which of several images shows the current state.
-3. play: the language model learns whole episodes, with the tokens that they have in mmprm annotate and mmprm rl.
+3. play: the language model learns whole episodes, with the tokens that they have in mmprm annotate and mmprm rl, but
+   almost without mistakes.
+4. mistakes: it learns to make mistakes at the rate of the configuration. This stage is short, so that reinforcement
+   learning can reverse it.
 
-In the last two stages, the target is SolverPlayer's probability of each of the four moves rather than a sampled move,
+In the last three stages, the target is SolverPlayer's probability of each of the four moves rather than a sampled move,
 which has the same expected gradient but less noise. Linear heads on the token that predicts the move name the cells of
 the player, the boxes, and the goals, so that attention finds them early.
 
@@ -44,9 +47,9 @@ from mmprm.tiny.sokoban_player import SolverMove, action_text, move_probabilitie
 from mmprm.tiny.sokoban_problems import QUESTION, make_split_level
 from mmprm.tiny.tokenizer import END, build_processor
 
-MOVES_MISTAKE_RATE = 0.1
-"""Mistake rate of the targets in the stage `moves`. With that of the episodes, which is higher, good and bad moves
-differ less, and the model needs more steps to tell them apart."""
+GOOD_MISTAKE_RATE = 0.1
+"""Mistake rate of the targets in the stages `moves` and `play`. With that of the episodes, which is higher, good and
+bad moves differ less, and the model needs more steps to tell them apart."""
 PLACES_WEIGHT = 0.5
 """Weight of the loss on the cells of the player, the boxes and the goals."""
 
@@ -140,7 +143,8 @@ def train_sokoban(config: SokobanTrainConfig, out: Path, say: Callable[[str], No
     _train_vision(model, collator, config, say)
     model.model.visual.requires_grad_(False)
     _train_language("moves", config.move_steps, partial(single_moves, config), model, collator, config, say)
-    _train_language("play", config.play_steps, partial(_episodes, config), model, collator, config, say)
+    _train_language("play", config.play_steps, partial(_good_episodes, config), model, collator, config, say)
+    _train_language("mistakes", config.mistake_steps, partial(_episodes, config), model, collator, config, say)
     model.save_pretrained(out)
     processor.save_pretrained(out)
     metrics = evaluate_sokoban(model, collator, config)
@@ -186,9 +190,19 @@ def _train_vision(
 
 def single_moves(config: SokobanTrainConfig, rng: random.Random) -> list[list[SolverMove]]:
     """Return single moves, each from a random state of another episode."""
-    moves = [rng.choice(solver_episode(rng, config)) for _ in range(config.move_batch)]
-    sharp = (tuple(move_probabilities(played.state, MOVES_MISTAKE_RATE)) for played in moves)
-    return [[replace(played, probabilities=each)] for played, each in zip(moves, sharp, strict=True)]
+    return _with_good_targets([[rng.choice(solver_episode(rng, config))] for _ in range(config.move_batch)])
+
+
+def _good_episodes(config: SokobanTrainConfig, rng: random.Random) -> list[list[SolverMove]]:
+    return _with_good_targets(_episodes(config, rng))
+
+
+def _with_good_targets(episodes: list[list[SolverMove]]) -> list[list[SolverMove]]:
+    """Return the episodes with the move probabilities of a player that makes few mistakes."""
+    return [
+        [replace(each, probabilities=tuple(move_probabilities(each.state, GOOD_MISTAKE_RATE))) for each in episode]
+        for episode in episodes
+    ]
 
 
 def _episodes(config: SokobanTrainConfig, rng: random.Random) -> list[list[SolverMove]]:

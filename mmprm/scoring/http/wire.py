@@ -51,8 +51,8 @@ class SolutionIn(_Message):
     images: Annotated[list[ImageIn], FailFast()] = []
     """The problem's images, in order."""
     observations: Annotated[list[list[PartIn]], FailFast()] = []
-    """For an episode, whose steps are its turns: what the policy saw before each turn. It replaces the question and
-    `images`, and only models of the format mm-prm read it."""
+    """For an episode, whose steps are its turns: what the policy saw before each turn, and optionally after the
+    last one. It replaces the question and `images`, and only models of the format mm-prm read it."""
 
 
 class BatchIn(_Message):
@@ -224,7 +224,7 @@ def _check_total(count: int, most: int, whose: str, unit: str, field: str) -> No
 def _check_texts(item: SolutionIn, max_steps: int) -> None:
     texts = {"id": item.id, "question": item.question}
     texts |= {f"steps[{number}]": step for number, step in enumerate(item.steps[:max_steps])}
-    for turn, parts in enumerate(item.observations[:max_steps]):
+    for turn, parts in enumerate(item.observations[: max_steps + 1]):
         texts |= {f"observations[{turn}][{number}]": part.text for number, part in enumerate(parts) if part.text}
     for field, text in texts.items():
         try:
@@ -242,7 +242,7 @@ def _check_texts(item: SolutionIn, max_steps: int) -> None:
 def _check_observations(item: SolutionIn) -> None:
     if not item.observations:
         return
-    if len(item.observations) != len(item.steps):
+    if len(item.observations) - len(item.steps) not in (0, 1):
         text = f"{len(item.observations)} observations for {len(item.steps)} steps; send one observation per step"
         raise Refused(422, "invalid_request", text, "observations")
     if item.images:

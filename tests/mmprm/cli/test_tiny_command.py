@@ -43,7 +43,15 @@ def test_long_solutions_with_mistakes_are_rarely_correct(tmp_path: Path) -> None
 
 
 def test_sokoban_policy_is_trained_with_its_own_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    few = {"max_turns": 3, "vision_steps": 1, "move_steps": 1, "move_batch": 2, "play_steps": 1, "batch": 2}
+    few = {
+        "max_turns": 3,
+        "vision_steps": 1,
+        "move_steps": 1,
+        "move_batch": 2,
+        "play_steps": 1,
+        "mistake_steps": 1,
+        "batch": 2,
+    }
     few |= {"held_out": 2, "threads": 1}
     sets = [word for key, value in few.items() for word in ("--set", f"{key}={value}")]
     assert main(["tiny", "sokoban-policy", "--output", str(tmp_path), *sets]) == 0

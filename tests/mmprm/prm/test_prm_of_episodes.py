@@ -65,18 +65,20 @@ def test_tokens_by_hand(random_policy_folder: Path) -> None:
     (ids,) = renderer.encode([EPISODE])["input_ids"].tolist()
     assert renderer.processor.tokenizer.decode(ids) == (
         "<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n"
-        f"Question: Go.{shown(4)}\nProcess: {UP}<prm>"
-        f"\nhigher{shown(6)}{shown(4)}\n{LEFT}<prm>"
-        f"\n{shown(4)}\n{UP}<prm><|im_end|>\n"
+        f"Question: Go.{shown(4)}\nProcess: {UP}\nhigher{shown(6)}{shown(4)}<prm>"
+        f"\n{LEFT}\n{shown(4)}<prm>"
+        f"\n{UP}<prm><|im_end|>\n"
     )
-    assert [position for position, token in enumerate(ids) if token == renderer.marker_id] == [41, 85, 113]
+    assert [position for position, token in enumerate(ids) if token == renderer.marker_id] == [62, 92, 113]
 
 
 def test_text_observations_by_hand(random_policy_folder: Path) -> None:
     renderer = initialize_prm(str(random_policy_folder), PrmTokens(), add_missing_tokens=True).renderer
     assert renderer.render(TEXT_ONLY).partition("assistant\n")[2] == (
-        "Question: Guess.\nProcess: 50<prm>\nhigher\n60<prm><|im_end|>\n"
+        "Question: Guess.\nProcess: 50\nhigher<prm>\n60<prm><|im_end|>\n"
     )
+    after = replace(TEXT_ONLY, observations=(*TEXT_ONLY.observations, ("lower",)))
+    assert renderer.render(after).endswith("50\nhigher<prm>\n60\nlower<prm><|im_end|>\n")
 
 
 def test_marks_are_the_tokens_of_the_processor(prm: Prm) -> None:
@@ -97,12 +99,12 @@ def test_episodes_packed_as_trees_equal_separate_episodes(prm: Prm) -> None:
     assert_equal_training(prm, samples, rows, budget=10_000)
 
 
-def test_a_turn_is_scored_by_what_came_before(prm: Prm, tmp_path: Path) -> None:
+def test_a_turn_is_scored_after_the_next_observation(prm: Prm, tmp_path: Path) -> None:
     with torch.no_grad():
         for weight in prm.model.parameters():
             weight.mul_(2.0 if weight.dim() > 1 else 1.0)
     save_prm(tmp_path / "prm", prm)
-    later = replace(EPISODE, observations=(*EPISODE.observations[:1], ("higher", WIDE, RED), (BLUE,)))
+    later = replace(EPISODE, observations=(*EPISODE.observations[:2], (RED,)))
     first = EPISODE.first_steps(1)
     for shared in (False, True):
         scorer = open_scorer(ScorerConfig(prm=str(tmp_path / "prm"), share_prefixes=shared))
@@ -125,14 +127,14 @@ def separate(prm: Prm, solution: Solution) -> list[float]:
     return yes_no_M2.float().softmax(dim=-1)[:, 0].tolist()
 
 
-def test_labels_become_samples_with_the_observations_up_to_the_last_target(random_policy_folder: Path) -> None:
+def test_labels_become_samples_with_the_observation_after_the_last_target(random_policy_folder: Path) -> None:
     renderer = initialize_prm(str(random_policy_folder), PrmTokens(), add_missing_tokens=True).renderer
     path = LabeledPath("p", EPISODE.steps, (Counts(1, 3), Counts(0, 4), None), complete=False)
     seen = tuple(map(Observation, EPISODE.observations))
     (sample,) = make_samples([LabeledExample(PROBLEM, path, "train", observations=seen)], renderer, TargetConfig())
     assert sample.targets == (0.25, 0.0)
     assert sample.solution == EPISODE.first_steps(2)
-    assert sample.solution.images == (RED, WIDE, BLUE)
+    assert sample.solution.images == (RED, WIDE, BLUE, BLUE)
 
 
 @pytest.mark.parametrize(

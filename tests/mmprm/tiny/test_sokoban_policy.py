@@ -32,7 +32,7 @@ from mmprm.tiny.sokoban_policy import (
 )
 from mmprm.tiny.sokoban_problems import QUESTION
 
-STEPS = {"vision_steps": 1, "move_steps": 1, "move_batch": 2, "play_steps": 2, "batch": 2}
+STEPS = {"vision_steps": 1, "move_steps": 1, "move_batch": 2, "play_steps": 2, "mistake_steps": 2, "batch": 2}
 CONFIG = SokobanTrainConfig(size=5, max_turns=6, held_out=3, threads=1, **STEPS)
 
 
