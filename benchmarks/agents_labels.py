@@ -281,7 +281,7 @@ def _episode(problem: Problem, steps: Steps) -> Solution:
     from mmprm.tiny.sokoban_environment import SokobanEnvironment
 
     played = replay(SokobanEnvironment(), problem, 0, steps)
-    seen = (played.start, *(transition.observation for transition in played.transitions[:-1]))
+    seen = (played.start, *(transition.observation for transition in played.transitions))
     return Solution(problem, steps, tuple(observation.parts for observation in seen))
 
 

@@ -178,7 +178,8 @@ def _played(data: Mapping[str, Any], images: Mapping[str, bytes]) -> PlayedTurns
         for turn in data["turns"]
     )
     rows = tuple(TokenRow(row["prompt_ids"], row["stop"], _parts(row["images"], images)) for row in data["rows"])
-    return PlayedTurns(turns, data["turn_of_token"], rows, _grading(data["grading"]))
+    end = _parts(data.get("end", ()), images)  # groups of earlier versions lack it
+    return PlayedTurns(turns, data["turn_of_token"], rows, _grading(data["grading"]), end)
 
 
 def _parts(data: Sequence[Any], images: Mapping[str, bytes]) -> tuple[Any, ...]:

@@ -47,7 +47,8 @@ class TokenRow:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlayedTurns:
-    """Holds the turns of an episode, how its tokens belong to them, and its outcome.
+    """Holds the turns of an episode, how its tokens belong to them, its outcome, and what the environment showed at the
+    end.
 
     `turn_of_token` is the index of the turn in which each token was generated, or −1 for tokens of observations. There
     is one row if every prompt shows all images, and one row per turn otherwise.
@@ -57,6 +58,7 @@ class PlayedTurns:
     turn_of_token: np.ndarray
     rows: tuple[TokenRow, ...]
     grading: Grading
+    end: ObservationParts = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "turn_of_token", np.asarray(self.turn_of_token, dtype=np.int32))
@@ -114,8 +116,11 @@ class Response:
 
     @property
     def observations(self) -> tuple[ObservationParts, ...]:
-        """Return what the policy saw before each turn of an episode; empty for other responses."""
-        return () if self.played is None else tuple(turn.observation for turn in self.played.turns)
+        """Return what the policy saw before each turn of an episode, and what followed the last one, if there was
+        anything to see; empty for other responses."""
+        if self.played is None:
+            return ()
+        return (*(turn.observation for turn in self.played.turns), *filter(None, [self.played.end]))
 
     def prefix(self, tokens: int) -> ResponsePrefix:
         """Return the first `tokens` tokens."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from mmprm.environments.actions import ActionReader
@@ -12,6 +14,7 @@ from mmprm.environments.interface import Observation, Transition
 from mmprm.errors import ConfigError, SetupError
 from mmprm.types import ImageRef, Problem
 
+_IMPORTING = threading.Lock()
 _MAX_MADE = 8
 """Maximum number of gymnasium environments that one adapter keeps open."""
 
@@ -22,8 +25,8 @@ class GymnasiumEnvironment:
     Requires the optional dependencies of the extra `agents`. The first observation begins with the problem's question.
     Every observation holds the environment's observation as text and its rendered frame, unless the argument
     `render_mode` is None. `problem.extra["arguments"]` overrides the arguments, so that each problem can have its own
-    level. A turn without a valid action leaves the
-    environment unchanged and has reward 0. An episode succeeds if its return reaches `success_return`.
+    level. A turn without a valid action leaves the environment unchanged and has reward 0. An episode succeeds if its
+    return reaches `success_return`.
     """
 
     def __init__(
@@ -49,6 +52,10 @@ class GymnasiumEnvironment:
                 "environment without images; leave it out to show images"
             )
         self._shows_frames = self._arguments["render_mode"] is not None
+        if self._shows_frames:
+            # Environments import pygame when they first render. Without this, threads could see it half imported.
+            with _IMPORTING, suppress(ImportError):
+                import pygame.surfarray  # noqa: F401
         if not self._shows_frames:  # such an environment may not accept the argument
             del self._arguments["render_mode"]
         self._success_return = success_return

@@ -24,7 +24,7 @@ def label_turns(
     store: Store, rule: StoppingRule, seed: int
 ) -> Iterator[tuple[Problem, LabeledPath, tuple[Observation, ...]]]:
     """Yield each labeled path of a run in an environment, with the observation before each of its turns, and the one
-    after the last turn unless the episode has ended.
+    after the last turn.
 
     The steps of a path are the policy's turns, word for word. Raises EpisodeError if an episode ends differently than
     in the run.
@@ -51,8 +51,7 @@ def _observations(
             f"problem {problem.id}: an episode of {len(path.steps)} turns ends differently than in the run; use the "
             "environment with which the run was annotated"
         )
-    shown = found.transitions[:-1] if path.complete else found.transitions
-    return (found.start, *(transition.observation for transition in shown))
+    return (found.start, *(transition.observation for transition in found.transitions))
 
 
 class _Environment:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mmprm.backbone.token_tree import Ints
 from mmprm.labels.parquet import LabeledExample
@@ -42,15 +42,18 @@ class PrmSample:
 def make_samples(examples: Sequence[LabeledExample], renderer: Renderer, config: TargetConfig) -> list[PrmSample]:
     """Convert labeled paths to samples, truncated after their last target. Paths without a target are dropped.
 
-    Steps after the last target would add nothing to the loss. The order of the paths is preserved. Raises DataError if
-    a solution cannot be rendered.
+    Steps after the last target would add nothing to the loss. Every second path of an episode ends without the
+    observation after its last target, so that the model also learns to score an action before it is played. The order
+    of the paths is preserved. Raises DataError if a solution cannot be rendered.
     """
     marks, samples = Marks(MmPrmFormat(renderer.processor, renderer.tokens, renderer.pixel_limits)), []
-    for example, targets in zip(examples, make_targets(examples, config), strict=True):
+    for number, (example, targets) in enumerate(zip(examples, make_targets(examples, config), strict=True)):
         labeled = [depth for depth, value in enumerate(targets.values, start=1) if not math.isnan(value)]
         if labeled:
             judged = slice(labeled[-1])
             seen = tuple(observation.parts for observation in example.observations or ())
             solution = Solution(example.problem, example.path.steps, seen).first_steps(labeled[-1])
+            if number % 2:
+                solution = replace(solution, observations=solution.observations[: labeled[-1]])
             samples.append(PrmSample(solution, targets.values[judged], targets.weights[judged], *marks(solution)))
     return samples

@@ -56,7 +56,7 @@ class EpisodeReplay:
                 continue
             found |= {path[:length]: turn for length, turn in enumerate(shown)}
             if path:
-                solutions.append(Solution(problem, path, tuple(turn.observation.parts for turn in shown[:-1])))
+                solutions.append(Solution(problem, path, tuple(turn.observation.parts for turn in shown)))
         return found | self._scored(solutions, found)
 
     def close(self) -> None:

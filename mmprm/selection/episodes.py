@@ -124,8 +124,9 @@ def check_scorer(info: PrmInfo, prm: str) -> None:
 def episode_solution(problem: Problem, episode: Episode) -> Solution:
     """Return an episode as a solution to score, whose steps are the policy's turns."""
     turns = episode.turns
-    seen = tuple(turn.observation.parts for turn in turns)
-    return Solution(problem, tuple(turn.action.text for turn in turns), seen)
+    seen = [*(turn.observation for turn in turns), *(turn.transition.observation for turn in turns[-1:])]
+    steps = tuple(turn.action.text for turn in turns)
+    return Solution(problem, steps, tuple(observation.parts for observation in seen))
 
 
 def _solution_after(request: TurnRequest, action: Action) -> Solution:

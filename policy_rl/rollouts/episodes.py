@@ -169,7 +169,8 @@ def response_of(problem: Problem, episode: Episode, images: int | Literal["all"]
     tokens = _one_row(problem, actions) if images == "all" and actions else _row_per_turn(actions)
     grading = Grading(episode.verdict, None, episode.reason)
     turns = tuple(map(_turn, episode.turns))
-    played = PlayedTurns(turns, tokens.turn_of_token, tokens.rows, grading)
+    end = episode.turns[-1].transition.observation.parts if actions else ()
+    played = PlayedTurns(turns, tokens.turn_of_token, tokens.rows, grading, end)
     text = "".join(turn.text for turn in turns)
     return Response(text, tokens.ids, tokens.logprobs, _finish_reason(episode), played)
 

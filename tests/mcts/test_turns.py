@@ -144,8 +144,7 @@ def test_a_run_becomes_labels_with_observations(tmp_path: Path) -> None:
     examples = read_parquet(tmp_path / "labels.parquet", turns=True)
     assert counts.paths == len(examples) >= 4
     for example in examples:
-        shown = len(example.path.steps) + (not example.path.complete)  # also after the last turn if the episode goes on
-        assert [len(observation.images) for observation in example.observations] == [1] * shown
+        assert [len(observation.images) for observation in example.observations] == [1] * (len(example.path.steps) + 1)
     store = Store.read(chosen.output)
     labels = {problem_id: evidence(store.tree(problem_id), chosen.search) for problem_id in store.ids()}
     store.close()

@@ -57,7 +57,7 @@ def test_each_turn_has_the_observations_of_the_policy(tmp_path: Path) -> None:
     environment = make_environment(EnvironmentConfig(path="sokoban"))
     for steps, example in examples.items():
         episode = replay(environment, PROBLEM, 7, steps)
-        seen = [episode.start, *(transition.observation for transition in episode.transitions[:-1])]
+        seen = [episode.start, *(transition.observation for transition in episode.transitions)]
         assert example.observations == tuple(seen)
         assert example.path.complete
     assert examples[LOST].path.counts == (Counts(1, 1), None, Counts(0, 1))

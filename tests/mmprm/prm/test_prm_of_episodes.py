@@ -155,3 +155,14 @@ def test_other_families_refuse_episodes(random_policy_folder: Path) -> None:
     form = open_format(processor, PrmInfo(format="visualprm", tokens=PrmTokens(marker="+", yes="+", no="-")))
     with pytest.raises(DataError, match="is an episode, which only the format mm-prm expresses"):
         form.mark(EPISODE)
+
+
+def test_every_second_episode_ends_before_the_effect_of_its_last_turn(random_policy_folder: Path) -> None:
+    """So the model also learns to score an action before it is played."""
+    renderer = initialize_prm(str(random_policy_folder), PrmTokens(), add_missing_tokens=True).renderer
+    seen = tuple(map(Observation, EPISODE.observations))
+    path = LabeledPath("p", EPISODE.steps, (Counts(1, 3), Counts(0, 4), None), complete=False)
+    examples = [LabeledExample(PROBLEM, replace(path, problem_id=str(i)), "train", observations=seen) for i in range(4)]
+    samples = make_samples(examples, renderer, TargetConfig())
+    assert [len(sample.solution.observations) for sample in samples] == [3, 2, 3, 2]
+    assert [len(sample.targets) for sample in samples] == [2] * 4

@@ -38,7 +38,7 @@ class Halving:
     """Scores turn t with 1 / 2^t."""
 
     def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
-        assert all(len(each.observations) == len(each.steps) for each in solutions)
+        assert all(len(each.observations) == len(each.steps) + 1 for each in solutions)
         return [StepScores(tuple(2.0**-turn for turn in range(1, len(each.steps) + 1))) for each in solutions]
 
 

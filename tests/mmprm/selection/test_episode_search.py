@@ -42,7 +42,7 @@ class SolverScorer:
 
 async def searched(scorer: object, **values: object) -> Searched:
     config = GuidedConfig(**values)
-    return await search_episodes(LEVELS, SolverPlayer(0.8), scorer, SOKOBAN, config, aggregate="last")
+    return await search_episodes(LEVELS, SolverPlayer(0.6), scorer, SOKOBAN, config, aggregate="last")
 
 
 def solved(found: Searched) -> float:
@@ -63,7 +63,7 @@ async def test_guided_play_avoids_losing_moves() -> None:
         assert result.samples == result.tokens == 8 * len(episode.steps)
         assert len(episode.scores.scores) == len(episode.steps) == episode.token_count
     for solution in scorer.scored:
-        assert len(solution.observations) == len(solution.steps)
+        assert len(solution.observations) - len(solution.steps) in (0, 1), "before an action is played, or after it"
         assert solution.observations[0] == (solution.problem.question, solution.problem.images[0])
 
 

@@ -103,7 +103,7 @@ def test_single_moves_have_sharper_targets_than_episodes() -> None:
     moves = [played for (played,) in single_moves(config, random.Random(0))]
     highest = Counter(round(max(played.probabilities), 3) for played in moves)
     assert highest.most_common(1)[0][0] == 0.9
-    assert {len(best_moves(played.state)) for played in moves} == {1, 2}
+    assert {len(best_moves(played.state)) for played in moves} <= {1, 2}
     assert len({played.state for played in moves}) > 30
 
 

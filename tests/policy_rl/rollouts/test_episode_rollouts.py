@@ -28,7 +28,7 @@ async def test_an_episode_is_one_row_of_actions_and_observations() -> None:
     assert response.mask.tolist() == [True, True, False, True, True]
     assert response.logprobs.tolist() == [-0.5, -0.25, 0, -0.5, -0.25]
     assert (response.token_count, response.finish_reason, response.text) == (4, "stop", "rightright")
-    assert response.observations == (("cell 0",), ("cell 1",))
+    assert response.observations == (("cell 0",), ("cell 1",), ("cell 2",))
     played = response.played
     assert played.turn_of_token.tolist() == [0, 0, -1, 1, 1]
     assert played.rows == (TokenRow([9, 100], 5),)
