@@ -57,8 +57,8 @@ class Sizes:
     """Configures levels, seeds and steps. SMALL runs each part in minutes, to test it."""
 
     seeds: tuple[int, ...] = (0, 1, 2)
-    steps: int = 24
-    every: int = 6
+    steps: int = 30
+    every: int = 10
     prompts: int = 16
     group_size: int = 8
     train: int = 600

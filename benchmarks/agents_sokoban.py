@@ -50,13 +50,13 @@ class Sizes:
 
     size: int = 5
     boxes: int = 1
-    max_turns: int = 12
+    max_turns: int = 20
     train_levels: int = 300
     train_rollouts: int = 32
     max_train_rollouts: int = 128
     held_out_levels: int = 80
     rollouts: int = 64
-    max_rollouts: int = 320
+    max_rollouts: int = 384
     epochs: int = 4
 
     def of_train(self) -> Sizes:
