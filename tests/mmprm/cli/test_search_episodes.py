@@ -27,7 +27,7 @@ def checked() -> list[int]:
 def sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checked: list[int]) -> list[str]:
     @contextlib.contextmanager
     def opened(*arguments: object) -> Iterator[SolverPlayer]:
-        yield SolverPlayer(0.8)
+        yield SolverPlayer(0.6)
 
     scorer = SolverScorer()
     scorer.close = lambda: None

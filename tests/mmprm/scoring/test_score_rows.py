@@ -62,12 +62,13 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 class EpisodeScorer(RedScorer):
-    """Scores the share of red images that were seen before each turn ends."""
+    """Scores a turn 1 if a red image was seen before it."""
 
     def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
         return [
-            StepScores(tuple(self._red(item.first_steps(turn).images[-1:]) for turn in range(1, len(item.steps) + 1)))
+            StepScores(tuple(self._red([part for part in parts if isinstance(part, ImageRef)]) for parts in seen))
             for item in solutions
+            for seen in [item.observations[: len(item.steps)]]
         ]
 
 
@@ -77,8 +78,9 @@ def test_the_turns_of_an_episode_are_scored_with_their_observations(
     (tmp_path / "blue.png").write_bytes(png("blue"))
     monkeypatch.setattr(score, "open_scorer", lambda config: EpisodeScorer())
     seen = [["Go.", {"image": "red.png"}], [{"image": "blue.png"}]]
-    code, (row,) = run({"steps": ["up", "down"], "observations": seen})
-    assert (code, row["scores"], row["observations"]) == (0, [1.0, 0.0], seen)
+    for observations in (seen, [*seen, ["The end."]]):
+        code, (row,) = run({"steps": ["up", "down"], "observations": observations})
+        assert (code, row["scores"], row["observations"]) == (0, [1.0, 0.0], observations)
 
 
 @pytest.mark.parametrize(
