@@ -47,8 +47,8 @@ unlabeled steps. `judge` is null if there is no judge (see mmprm consensus), and
 `root_value` is the value of the problem before its first step, null if unknown. `solution_id` and `author` are null
 unless the path is a given solution; `disagreement` is null unless several completers labeled it. `observations` is null
 unless the steps are turns of an episode; it holds what the policy saw before each turn, and what followed the last one,
-as parts with a text or an image. `videos` and `audios` name files, which are not copied into the
-table; `frames` is the number of sampled frames.
+as parts with a text or an image. `videos` and `audios` name files, which are not copied into the table; `frames` is the
+number of sampled frames.
 """
 
 EARLIER_NAMES = {"right": "correct", "wrong": "incorrect"}
