@@ -42,7 +42,7 @@ class PrmSample:
 def make_samples(examples: Sequence[LabeledExample], renderer: Renderer, config: TargetConfig) -> list[PrmSample]:
     """Convert labeled paths to samples, truncated after their last target. Paths without a target are dropped.
 
-    Steps after the last target would add nothing to the loss. Every second path of an episode ends without the
+    Steps after the last target would add nothing to the loss. Every second path of turns ends without the
     observation after its last target, so that the model also learns to score an action before it is played. The order
     of the paths is preserved. Raises DataError if a solution cannot be rendered.
     """

@@ -138,7 +138,7 @@ class PromptEncoder:
         return EncodedPrompt(ids_L[:head], position_XL[:, :head], pixels, sets, position_XL[:, head:])
 
     def _encode_image(self, problem: Problem, image: MediaRef) -> EncodedPrompt:
-        """Encode a single image. Episodes return to the same states, so many of their images are equal."""
+        """Encode a single image, which is cached because episodes often show the same image."""
         self._check_reads(problem, (image,))
         ids_P, pixels, sets = self._read(problem, self._processor.image_token, (image,))
         return EncodedPrompt(ids_P, torch.empty(self.axes, 0), pixels, sets)
