@@ -45,7 +45,7 @@ from gpu_setup import (
 )
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
-LIMIT_SECONDS = 300
+LIMIT_SECONDS = 600
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}
 """Dense bfloat16 peak rates from the vendor's data sheets, for model FLOP utilization."""
 

@@ -104,7 +104,8 @@ class _TokenLogprobs(torch.autograd.Function):
         hidden_gradient_MH = torch.zeros_like(hidden_MH, dtype=total_M.dtype) if needs_hidden else None
         weight_gradient_VH = torch.empty_like(weight_VH) if needs_weight else None
         bias_gradient_V = torch.empty_like(bias_V) if needs_bias else None
-        own_MH = _factor(hidden_MH, layer.float32) if needs_weight else hidden_MH
+        tensor_cores = layer.float32 and _bfloat16_on_gpu(hidden_MH, weight_VH)
+        own_MH = _factor(hidden_MH, layer.float32 and not tensor_cores) if needs_weight else hidden_MH
         for chunk in _chunks(len(token_M), len(weight_VH)):
             logits_MN = layer.logits(hidden_MH, weight_VH, bias_V, chunk)
             inside_M, column_M = _within(token_M, chunk)
@@ -119,11 +120,14 @@ class _TokenLogprobs(torch.autograd.Function):
             gradient_MN[:, layer.banned_in(chunk)] = 0
             if needs_bias:
                 bias_gradient_V[chunk] = gradient_MN.sum(dim=0)
-            factor_MN = gradient_MN if layer.float32 else gradient_MN.to(weight_VH.dtype)
+            if tensor_cores:
+                parts = _bfloat16_parts(gradient_MN)
+            else:
+                parts = [gradient_MN if layer.float32 else gradient_MN.to(weight_VH.dtype)]
             if needs_hidden:
-                hidden_gradient_MH += factor_MN @ _factor(weight_VH[chunk], layer.float32)
+                hidden_gradient_MH += sum(_product(part_MN, weight_VH[chunk], layer.float32) for part_MN in parts)
             if needs_weight:
-                weight_gradient_VH[chunk] = factor_MN.T @ own_MH
+                weight_gradient_VH[chunk] = sum(_product(part_MN.T, own_MH, layer.float32) for part_MN in parts)
         hidden_gradient_MH = None if hidden_gradient_MH is None else hidden_gradient_MH.to(hidden_MH.dtype)
         return hidden_gradient_MH, weight_gradient_VH, bias_gradient_V, None, None
 
@@ -146,9 +150,23 @@ def _within(token_M: Tensor, chunk: slice) -> tuple[Tensor, Tensor]:
 
 def _product(left_MH: Tensor, right_HN: Tensor, float32: bool) -> Tensor:
     """Return left @ right in float32 or better. With `float32`, terms are exact and accumulated in float32."""
-    if float32 and left_MH.is_cuda and left_MH.dtype == right_HN.dtype == torch.bfloat16:
+    if float32 and _bfloat16_on_gpu(left_MH, right_HN):
         return torch.mm(left_MH, right_HN, out_dtype=torch.float32)  # a product of two bfloat16 is exact in float32
     return at_least_float32(_factor(left_MH, float32) @ _factor(right_HN, float32))
+
+
+def _bfloat16_on_gpu(left: Tensor, right: Tensor) -> bool:
+    """Return whether a GPU can multiply the tensors as bfloat16 and accumulate the products in float32."""
+    return left.is_cuda and left.dtype == right.dtype == torch.bfloat16
+
+
+def _bfloat16_parts(gradient_MN: Tensor) -> list[Tensor]:
+    """Split a float32 tensor, which is overwritten, into two bfloat16 tensors whose sum has 16 bits of its mantissa.
+
+    Two bfloat16 products take less time on a GPU than one float32 product, which cannot use tensor cores.
+    """
+    high_MN = gradient_MN.bfloat16()
+    return [high_MN, gradient_MN.sub_(high_MN).bfloat16()]
 
 
 def _factor(tensor: Tensor, float32: bool) -> Tensor:
