@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from mmprm.training.ranks import Ranks
-from policy_rl.trainer import trainer as trainer_module
 from policy_rl.trainer import output_layer
+from policy_rl.trainer import trainer as trainer_module
 from policy_rl.trainer.output_layer import _bfloat16_parts, _product, token_logprobs
 from policy_rl.trainer.trainer import Trainer
 
