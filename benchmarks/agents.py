@@ -9,7 +9,7 @@ sample_ratio  number of episodes after which a method reaches the final solve ra
               credit from continuations (tree). GiGPO and the environment's rewards are reported, too
 
 The last two parts need a policy that plays: mmprm tiny sokoban-policy --output runs/sokoban/policy. The PRM is that of
-`python -m benchmarks.agents_labels --only prm_f1`; without it, that method is left out.
+`python -m benchmarks.agents_labels --only prm_value`; without it, that method is left out.
 
     python -m benchmarks.agents [--only mismatch] [--small] [--status]
 
@@ -42,10 +42,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "environment": {"credit.source": "environment", "rewards.environment_weight": 0.1},
     "gigpo": {"credit.source": "gigpo", "credit.gamma": 0.95},
     "tree": {"credit.source": "tree", "rollouts.branching.continuations": CONTINUATIONS},
-    "prm": {},
+    "prm": {"credit.mode": "progress"},
 }
-"""Keys of each method that differ from those of outcome rewards alone; prm also gets the path of its PRM, and tree half
-of the group size, because continuations are episodes, too."""
+"""Keys of each method that differ from those of outcome rewards alone; prm also gets the path of its PRM, which scores
+how often the policy solves a state, and tree half of the group size, because continuations are episodes, too."""
 OWN = ("prm", "tree")
 """Methods of which the better one is compared with GiGPO."""
 T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
@@ -57,8 +57,8 @@ class Sizes:
     """Configures levels, seeds and steps. SMALL runs each part in minutes, to test it."""
 
     seeds: tuple[int, ...] = (0, 1, 2)
-    steps: int = 30
-    every: int = 10
+    steps: int = 36
+    every: int = 12
     prompts: int = 16
     group_size: int = 8
     train: int = 600
@@ -245,7 +245,7 @@ def status(bench: Bench) -> str:
 def main() -> None:
     """Measure the parts and merge their results into the results file."""
     parser = parts_parser(__doc__, PARTS, ROOT / "runs" / "sokoban" / "policy")
-    parser.add_argument("--prm", type=Path, default=ROOT / "runs" / "bench-agents-labels" / "train" / "prm")
+    parser.add_argument("--prm", type=Path, default=ROOT / "runs" / "bench-agents-labels" / "prm-soft" / "prm")
     parser.add_argument("--status", action="store_true", help="show which runs are missing, and measure nothing")
     arguments = parser.parse_args()
     folder, output = folder_and_output(arguments, "bench-agents", "agents.json")

@@ -7,6 +7,9 @@ first_error  share of the failed episodes whose first error found by bisection i
              over those whose last state before it the policy solves at least once in 64 rollouts. `not_found` counts
              the other failed episodes, of which the search bisects only some
 prm_f1       first-error F1 of the process reward model on the policy's episodes of unseen levels
+prm_value    AUC of a process reward model that is trained on the values themselves (target.kind=soft) against "can
+             still be solved within the turn limit", over the states after each turn of these episodes.
+             benchmarks/agents.py uses this model for RL
 kill         an annotation that is killed with SIGKILL five times: batches lost, and batches counted twice
 
 All parts need a policy that plays: mmprm tiny sokoban-policy --output runs/sokoban/policy
@@ -25,7 +28,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,6 +70,7 @@ BARS: dict[str, tuple[str, Callable[[Results], bool]]] = {
         lambda found: found["value"] >= 0.9 and found["levels"] >= 60,
     ),
     "prm_f1": ("at least 0.8", lambda found: found["value"] >= 0.8),
+    "prm_value": ("reported", lambda found: True),
     "kill": ("lost and doubled 0", lambda found: found["value"] == 0),
 }
 
@@ -183,21 +187,16 @@ def prm_f1(bench: Bench) -> Results:
 
     The threshold is chosen on every second level of the test split, and F1 is measured on the other levels.
     """
-    train, test = bench.annotated("train"), bench.annotated("test")
-    labels = bench.folder / "labels.parquet"
-    if not labels.exists():
-        config = LabelsConfig(store=train.output, output=str(labels), min_shared_rollouts=TRAIN_ROLLOUTS, dev=0)
-        build_labels(config)
-    prm = _train(bench, labels)
-    parts: list[list[tuple[Solution, int]]] = [[], []]
-    for number, (problem, tree, _) in enumerate(trees_of(test)):
-        for steps in dict.fromkeys(rollout.steps for rollout in tree.nodes[0].rollouts):
-            truth = first_losing_turn(problem.extra["level"], steps, bench.sizes.max_turns)
-            parts[number % 2].append((_episode(problem, steps), truth))
-    scorer = open_scorer(ScorerConfig(prm=str(prm)))
-    scores = [[each.scores for each in scorer.score([solution for solution, _ in part])] for part in parts]
-    scorer.close()
-    truths = [[truth for _, truth in part] for part in parts]
+    # A level that is solved could always be solved.
+    prm = _train(bench, "train", {"target.kind": "hard", "target.correct_solutions": "all_steps"})
+    parts: list[list[tuple[Problem, Steps]]] = [[], []]
+    for number, episodes in enumerate(_unseen_episodes(bench)):
+        parts[number % 2].extend(episodes)
+    scores = [_scores(prm, part) for part in parts]
+    truths = [
+        [first_losing_turn(problem.extra["level"], steps, bench.sizes.max_turns) for problem, steps in part]
+        for part in parts
+    ]
     threshold, _ = choose_threshold(scores[0], truths[0])
     measured = processbench_f1([first_below(each, threshold) for each in scores[1]], truths[1])
     return {
@@ -207,6 +206,21 @@ def prm_f1(bench: Bench) -> Results:
         "threshold": threshold,
         "episodes": len(truths[1]),
     }
+
+
+def prm_value(bench: Bench) -> Results:
+    """Train a process reward model on the values of the labels, and compare its scores with the solver."""
+    prm = _train(bench, "prm-soft", {"target.kind": "soft"})
+    episodes = [each for level in _unseen_episodes(bench) for each in level]
+    states: dict[tuple[str, Steps], tuple[float, bool]] = {}
+    for (problem, steps), scores in zip(episodes, _scores(prm, episodes), strict=True):
+        for length, score in enumerate(scores, 1):
+            state = steps[:length]
+            if (problem.id, state) not in states:
+                truth = is_solvable(problem.extra["level"], state, bench.sizes.max_turns)
+                states[problem.id, state] = score, truth
+    scores, truths = zip(*states.values(), strict=True)
+    return {"value": roc_auc(scores, truths), "states": len(states), "unsolvable": truths.count(False)}
 
 
 def kill(bench: Bench) -> Results:
@@ -240,14 +254,31 @@ def kill(bench: Bench) -> Results:
     return {"value": lost + doubled, "lost": lost, "doubled": doubled, "kills": KILLS, "batches": len(expected)}
 
 
-def _train(bench: Bench, labels: Path) -> Path:
-    output = bench.folder / "train"
+def _unseen_episodes(bench: Bench) -> Iterator[list[tuple[Problem, Steps]]]:
+    """Yield the policy's distinct episodes of each level of the test split."""
+    for problem, tree, _ in trees_of(bench.annotated("test")):
+        yield [(problem, steps) for steps in dict.fromkeys(rollout.steps for rollout in tree.nodes[0].rollouts)]
+
+
+def _scores(prm: Path, episodes: Sequence[tuple[Problem, Steps]]) -> list[Sequence[float]]:
+    """Return the score of each turn of the episodes."""
+    scorer = open_scorer(ScorerConfig(prm=str(prm)))
+    scored = list(scorer.score([_episode(problem, steps) for problem, steps in episodes]))
+    scorer.close()
+    return [each.scores for each in scored]
+
+
+def _train(bench: Bench, name: str, target: Mapping[str, str]) -> Path:
+    """Train a process reward model on the labels of the train split, if this is not done yet."""
+    labels, output = bench.folder / "labels.parquet", bench.folder / name
+    store = bench.annotated("train").output
+    if not labels.exists():
+        build_labels(LabelsConfig(store=store, output=str(labels), min_shared_rollouts=TRAIN_ROLLOUTS, dev=0))
     sets = {
         "model": _base(bench),
         "labels": str(labels),
         "output": str(output),
-        "target.kind": "hard",
-        "target.correct_solutions": "all_steps",  # a level that is solved could always be solved
+        **target,
         "packing": "samples",
         "frozen": "[vision]",
         "max_length": "1024",
@@ -307,6 +338,7 @@ PARTS = {
         ("labels_auc", labels_auc),
         ("first_error", first_error),
         ("prm_f1", prm_f1),
+        ("prm_value", prm_value),
         ("kill", kill),
     )
 }
