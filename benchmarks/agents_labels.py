@@ -98,11 +98,10 @@ def trees_of(
     config: CampaignConfig, min_shared_rollouts: int = MIN_SHARED_ROLLOUTS
 ) -> Iterator[tuple[Problem, Tree, dict[Steps, Counts]]]:
     """Yield each problem of a campaign with its search tree and the counts of its labeled states."""
-    search = config.search.model_copy(update={"min_shared_rollouts": min_shared_rollouts})
     store = Store.read(config.output)
     try:
         for tree in store.trees():
-            yield store.problem(tree.problem_id), tree, evidence(tree, search)
+            yield store.problem(tree.problem_id), tree, evidence(tree, config.search, min_shared_rollouts)
     finally:
         store.close()
 

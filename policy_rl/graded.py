@@ -178,7 +178,7 @@ def _played(data: Mapping[str, Any], images: Mapping[str, bytes]) -> PlayedTurns
         for turn in data["turns"]
     )
     rows = tuple(TokenRow(row["prompt_ids"], row["stop"], _parts(row["images"], images)) for row in data["rows"])
-    end = _parts(data.get("end", ()), images)  # groups of earlier versions lack it
+    end = None if data.get("end") is None else _parts(data["end"], images)  # groups of earlier versions lack it
     return PlayedTurns(turns, data["turn_of_token"], rows, _grading(data["grading"]), end)
 
 

@@ -58,7 +58,8 @@ class PlayedTurns:
     turn_of_token: np.ndarray
     rows: tuple[TokenRow, ...]
     grading: Grading
-    end: ObservationParts = ()
+    end: ObservationParts | None = None
+    """What the environment showed after the last turn, or None in groups of earlier versions."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "turn_of_token", np.asarray(self.turn_of_token, dtype=np.int32))
@@ -116,11 +117,12 @@ class Response:
 
     @property
     def observations(self) -> tuple[ObservationParts, ...]:
-        """Return what the policy saw before each turn of an episode, and what followed the last one, if there was
-        anything to see; empty for other responses."""
+        """Return what the policy saw before each turn of an episode, and what followed the last one, if it is known;
+        empty for other responses."""
         if self.played is None:
             return ()
-        return (*(turn.observation for turn in self.played.turns), *filter(None, [self.played.end]))
+        end = () if self.played.end is None else (self.played.end,)
+        return (*(turn.observation for turn in self.played.turns), *end)
 
     def prefix(self, tokens: int) -> ResponsePrefix:
         """Return the first `tokens` tokens."""

@@ -237,7 +237,10 @@ def read_line(row: dict[str, Any], location: str, reader: ProblemReader, config:
             raise DataError(f"{location}: has both steps and responses; remove one of them")
         steps, seen = _texts(row, "steps", location), reader.observations(row, location)
         if seen and len(seen) - len(steps) not in (0, 1):
-            raise DataError(f"{location}: has {len(seen)} observations for {len(steps)} steps; give one per step")
+            raise DataError(
+                f"{location}: has {len(seen)} observations for {len(steps)} steps; give one per step, and optionally "
+                "one after the last step"
+            )
         return Line(row, (Solution(problem, steps, seen),))
     if "responses" in row and "response" in row:
         raise DataError(f"{location}: has both response and responses; remove one of them")

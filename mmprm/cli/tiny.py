@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--play",
         action="store_true",
         help="sokoban: write episodes that the solver plays in the levels, as conversations for mmprm sft; with "
-        "--mistakes, 60%% of the moves are random",
+        "--mistakes, 60%% of them with mistakes",
     )
     parser.add_argument("--size", type=int, default=6, help="sokoban: rows and columns, with the outer walls (6)")
     parser.add_argument("--boxes", type=int, default=2, help="sokoban: boxes per level (2)")

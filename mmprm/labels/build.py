@@ -35,7 +35,8 @@ class LabelsConfig(Config):
     equal it if set."""
     min_shared_rollouts: int | None = Field(None, ge=2)
     """Minimum number of rollouts of a label that are shared with other states. Default: that of the search. A higher
-    number gives fewer labels with less noise."""
+    number gives fewer labels with less noise. A lower one labels further prefixes; states that the search sampled from
+    keep their own rollouts."""
     seed: int = 0
     """Random seed for choosing complete solutions and for the split."""
     dev: float = Field(0.1, ge=0, lt=1)
@@ -124,15 +125,14 @@ def _examples(stores: Sequence[Store], step_format: StepFormat, config: LabelsCo
                 disagreement=found.disagreement,
             )
         return
-    rule = rule_of(stores[0].config)
-    if config.min_shared_rollouts is not None:
-        rule = rule.model_copy(update={"min_shared_rollouts": config.min_shared_rollouts})
+    rule, enough = rule_of(stores[0].config), config.min_shared_rollouts
     if stores[0].config.get("environment") is not None:
-        for problem, path, observations in label_turns(stores[0], rule, config.seed):
+        for problem, path, observations in label_turns(stores[0], rule, config.seed, enough):
             yield LabeledExample(complete(problem), path, split(problem), observations=observations)
         return
     for tree in stores[0].trees():
-        problem, paths = stores[0].problem(tree.problem_id), label_tree(tree, rule, step_format, config.seed)
+        problem = stores[0].problem(tree.problem_id)
+        paths = label_tree(tree, rule, step_format, config.seed, enough)
         if paths:
             problem = complete(problem)
         yield from (LabeledExample(problem, path, split(problem)) for path in paths)

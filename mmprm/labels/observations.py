@@ -29,8 +29,8 @@ def read_observations(row: dict[str, Any], location: str) -> tuple[Observation, 
         return None
     if len(cells) - len(row["steps"]) not in (0, 1):
         raise DataError(
-            f"{location}: has {len(cells)} observations for {len(row['steps'])} steps; give one per step, or write the "
-            "file with mmprm labels"
+            f"{location}: has {len(cells)} observations for {len(row['steps'])} steps; give one per step, and "
+            "optionally one after the last step, or write the file with mmprm labels"
         )
     return tuple(Observation(tuple(_part(cell, location) for cell in parts or ())) for parts in cells)
 

@@ -33,7 +33,9 @@ class LabelCounts:
     terminal_correct: int
 
 
-def label_tree(tree: Tree, rule: StoppingRule, step_format: StepFormat | None, seed: int) -> list[LabeledPath]:
+def label_tree(
+    tree: Tree, rule: StoppingRule, step_format: StepFormat | None, seed: int, min_shared_rollouts: int | None = None
+) -> list[LabeledPath]:
     """Return labeled paths that cover all leaf states of a tree, with equal numbers of correct and incorrect solutions.
 
     A path continues as a complete solution if one passes through its state. All solutions of the rarer kind are used; a
@@ -42,8 +44,9 @@ def label_tree(tree: Tree, rule: StoppingRule, step_format: StepFormat | None, s
     Without a step format, steps are kept word for word. Among states with equal plain steps, only the first counts.
     Each label is stored on the first path with its prefix; other paths have None there. States and solutions with a
     step that is empty without its markup are ignored. The choices depend only on `seed` and the problem.
+    `min_shared_rollouts` is explained in `evidence`.
     """
-    counts_by_steps = evidence(tree, rule)
+    counts_by_steps = evidence(tree, rule, min_shared_rollouts)
     root = counts_by_steps[()].value if () in counts_by_steps else None
     states, verdicts = _states(counts_by_steps, step_format), _solutions(tree, step_format)
     solutions = {steps: correct for steps, correct in verdicts.items() if steps not in states}

@@ -21,7 +21,7 @@ _ATTEMPTS = 3
 
 
 def label_turns(
-    store: Store, rule: StoppingRule, seed: int
+    store: Store, rule: StoppingRule, seed: int, min_shared_rollouts: int | None = None
 ) -> Iterator[tuple[Problem, LabeledPath, tuple[Observation, ...]]]:
     """Yield each labeled path of a run in an environment, with the observation before each of its turns, and the one
     after the last turn.
@@ -35,7 +35,7 @@ def label_turns(
         for tree in store.trees():
             problem = store.problem(tree.problem_id)
             start_seed = environment_seed(run_seed, problem.id)
-            for path in label_tree(tree, rule, None, seed):
+            for path in label_tree(tree, rule, None, seed, min_shared_rollouts):
                 yield problem, path, _observations(environment, problem, start_seed, path, config)
 
 

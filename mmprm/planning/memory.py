@@ -154,7 +154,8 @@ def output_layer(
 
     Chunks of the vocabulary have n = min(V, 2²⁶ / T) rows, and two tensors of Tn logits exist at once. The backward
     pass adds the gradients of the hidden states (4TH), of the matrix (eVH, if it is trained), and of a chunk before
-    rounding (4nH). If bf16 is multiplied in float32, it also adds float32 copies of the hidden states and the chunk.
+    rounding (4nH). If bf16 is multiplied in float32, each of the two is a sum of products, the second of which takes as
+    much again.
     """
     chunk = min(rows, max(1, LOGITS_IN_WORK // tokens))
     logits = 2 * 4 * tokens * chunk

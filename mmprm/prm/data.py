@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from mmprm.backbone.token_tree import Ints
@@ -23,7 +25,7 @@ class PrmSample:
     targets: tuple[float, ...]
     """Target of each step, in [0, 1], or NaN if the step has no label."""
     weights: tuple[float, ...]
-    """Loss weight of each step. The mean over all labels of the training set is 1."""
+    """Loss weight of each step. The mean over all labels of the training set's paths is 1."""
     ids: Ints
     """Token ids, including image tokens."""
     positions: Ints
@@ -42,18 +44,33 @@ class PrmSample:
 def make_samples(examples: Sequence[LabeledExample], renderer: Renderer, config: TargetConfig) -> list[PrmSample]:
     """Convert labeled paths to samples, truncated after their last target. Paths without a target are dropped.
 
-    Steps after the last target would add nothing to the loss. Every second path of turns ends without the
-    observation after its last target, so that the model also learns to score an action before it is played. The order
-    of the paths is preserved. Raises DataError if a solution cannot be rendered.
+    Steps after the last target would add nothing to the loss. In the train split, about every second path of turns
+    gives another sample, so that the model also learns to score an action before it is played: it ends with a random
+    turn that has a target, its only one, and without the observation that follows. The choice depends only on the path.
+    The order of the paths is preserved. Raises DataError if a solution cannot be rendered.
     """
     marks, samples = Marks(MmPrmFormat(renderer.processor, renderer.tokens, renderer.pixel_limits)), []
-    for number, (example, targets) in enumerate(zip(examples, make_targets(examples, config), strict=True)):
+    for example, targets in zip(examples, make_targets(examples, config), strict=True):
         labeled = [depth for depth, value in enumerate(targets.values, start=1) if not math.isnan(value)]
-        if labeled:
-            judged = slice(labeled[-1])
-            seen = tuple(observation.parts for observation in example.observations or ())
-            solution = Solution(example.problem, example.path.steps, seen).first_steps(labeled[-1])
-            if number % 2:
-                solution = replace(solution, observations=solution.observations[: labeled[-1]])
-            samples.append(PrmSample(solution, targets.values[judged], targets.weights[judged], *marks(solution)))
+        if not labeled:
+            continue
+        seen = tuple(observation.parts for observation in example.observations or ())
+        solution = Solution(example.problem, example.path.steps, seen)
+        judged = slice(labeled[-1])
+        found = [(solution.first_steps(labeled[-1]), targets.values[judged])]
+        if seen and example.split == "train":
+            found += _before_an_effect(solution, targets.values, labeled)
+        for solution, values in found:
+            samples.append(PrmSample(solution, values, targets.weights[: len(values)], *marks(solution)))
     return samples
+
+
+def _before_an_effect(
+    episode: Solution, values: Sequence[float], labeled: Sequence[int]
+) -> Iterator[tuple[Solution, tuple[float, ...]]]:
+    """Yield, for about every second episode, its beginning up to a labeled turn, with the target of this turn alone."""
+    rng = random.Random(json.dumps([episode.problem.id, episode.steps]))
+    if rng.random() < 0.5:
+        depth = rng.choice(labeled)
+        beginning = replace(episode, steps=episode.steps[:depth], observations=episode.observations[:depth])
+        yield beginning, (*(math.nan for _ in range(depth - 1)), values[depth - 1])

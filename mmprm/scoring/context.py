@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from mmprm.errors import CheckpointError, DataError
@@ -30,10 +31,14 @@ def check_length(solution: Solution, tokens: int, limit: int) -> None:
 def fitting(solution: Solution, tokens: Callable[[Solution], int], limit: int, too_long: TooLong) -> Solution:
     """Return the solution, truncated if necessary to at most `limit` tokens.
 
-    With `too_long="refuse"`, a solution that is too long raises DataError. With "cut", the question, all images and as
-    many whole steps from the beginning as fit remain; DataError is raised if not even the first step fits.
+    First, an episode loses the observation after its last turn, which costs no score. With `too_long="refuse"`, a
+    solution that is still too long raises DataError. With "cut", the question, all images and as many whole steps from
+    the beginning as fit remain; DataError is raised if not even the first step fits.
     """
     length = tokens(solution)
+    if length > limit and len(solution.observations) > len(solution.steps):
+        solution = replace(solution, observations=solution.observations[: len(solution.steps)])
+        length = tokens(solution)
     if length <= limit:
         return solution
     if too_long == "refuse":

@@ -28,7 +28,7 @@ from mmprm.weights import LOAD_FORMAT, check_weights, model_errors
 from mmprm.worker_logs import explained_start
 
 TASK = "token_classify"
-IMAGES = 16
+IMAGES = 32
 """Maximum number of images per solution; an episode has those of all its observations."""
 
 

@@ -1,9 +1,10 @@
 """Play episodes guided by a process reward model, or choose the best of several episodes.
 
-An action is scored from the observations and actions before it, so nothing has to be tried in the environment. The
-strategies are those of solutions (see mmprm.selection.strategies), with turns as steps: best_of_n plays whole episodes;
-dvts plays `beams` episodes and samples samples/beams actions per turn, of which the best is played; beam does so with
-one episode. A beam of several states would have to be restored in every turn, and is refused.
+The action to play is chosen by scores from the observations and actions before it, so nothing has to be tried in the
+environment. Whole episodes are scored with what followed their last turn. The strategies are those of solutions (see
+mmprm.selection.strategies), with turns as steps: best_of_n plays whole episodes; dvts plays `beams` episodes and
+samples samples/beams actions per turn, of which the best is played; beam does so with one episode. A beam of several
+states would have to be restored in every turn, and is refused.
 """
 
 from __future__ import annotations

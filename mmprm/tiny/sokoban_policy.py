@@ -48,8 +48,8 @@ from mmprm.tiny.sokoban_problems import QUESTION, make_split_level
 from mmprm.tiny.tokenizer import END, build_processor
 
 GOOD_MISTAKE_RATE = 0.1
-"""Mistake rate of the targets in the stages `moves` and `play`. With that of the episodes, which is higher, good and
-bad moves differ less, and the model needs more steps to tell them apart."""
+"""Largest mistake rate of the targets in the stages `moves` and `play`. With that of the episodes, which is higher by
+default, good and bad moves differ less, and the model needs more steps to tell them apart."""
 PLACES_WEIGHT = 0.5
 """Weight of the loss on the cells of the player, the boxes and the goals."""
 
@@ -190,17 +190,18 @@ def _train_vision(
 
 def single_moves(config: SokobanTrainConfig, rng: random.Random) -> list[list[SolverMove]]:
     """Return single moves, each from a random state of another episode."""
-    return _with_good_targets([[rng.choice(solver_episode(rng, config))] for _ in range(config.move_batch)])
+    return _with_good_targets([[rng.choice(solver_episode(rng, config))] for _ in range(config.move_batch)], config)
 
 
 def _good_episodes(config: SokobanTrainConfig, rng: random.Random) -> list[list[SolverMove]]:
-    return _with_good_targets(_episodes(config, rng))
+    return _with_good_targets(_episodes(config, rng), config)
 
 
-def _with_good_targets(episodes: list[list[SolverMove]]) -> list[list[SolverMove]]:
+def _with_good_targets(episodes: list[list[SolverMove]], config: SokobanTrainConfig) -> list[list[SolverMove]]:
     """Return the episodes with the move probabilities of a player that makes few mistakes."""
+    rate = min(GOOD_MISTAKE_RATE, config.mistake_rate)
     return [
-        [replace(each, probabilities=tuple(move_probabilities(each.state, GOOD_MISTAKE_RATE))) for each in episode]
+        [replace(each, probabilities=tuple(move_probabilities(each.state, rate))) for each in episode]
         for episode in episodes
     ]
 

@@ -45,15 +45,22 @@ def counts_of(tally: VerdictTally) -> Counts:
     return Counts(tally[Verdict.CORRECT], tally[Verdict.INCORRECT], tally[Verdict.UNKNOWN])
 
 
-def evidence(tree: Tree, rule: StoppingRule) -> dict[Steps, Counts]:
+def evidence(tree: Tree, rule: StoppingRule, min_shared_rollouts: int | None = None) -> dict[Steps, Counts]:
     """Return the verdict counts of every prefix in the tree that has enough evidence to be labeled.
 
     These are the states with at least one known verdict; their values are corrected for the bias of the stopping rule.
-    The prefixes of `shared_labels` are added unless the problem is always or never solved.
+    The prefixes of `shared_labels` are added unless the problem is always or never solved. `min_shared_rollouts` is
+    that of the rule, with which the tree was searched, unless it is given. If it is lower, it adds labels, but does not
+    change those that the rule gives: the rollouts that were sampled from a state itself are more, and say more.
     """
     found = {node.steps: unbiased(node.batches, rule) for node in tree.nodes}
-    if rule.min_shared_rollouts is not None and tree.nodes and tree.nodes[0].counts.value not in (None, 0.0, 1.0):
-        found |= shared_labels(tree, rule.min_shared_rollouts)
+    if tree.nodes and tree.nodes[0].counts.value not in (None, 0.0, 1.0):
+        searched = rule.min_shared_rollouts
+        enough = searched if min_shared_rollouts is None else min_shared_rollouts
+        if searched is not None:
+            found |= shared_labels(tree, max(searched, enough))
+        if enough is not None and (searched is None or enough < searched):
+            found = shared_labels(tree, enough) | found
     return {steps: counts for steps, counts in found.items() if counts.known}
 
 

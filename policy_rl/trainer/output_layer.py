@@ -53,7 +53,7 @@ class _Layer(NamedTuple):
 
     def logits(self, hidden_MH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, chunk: slice) -> Tensor:
         """Return logits_MN for a chunk of the vocabulary, in float32 or better."""
-        logits_MN = _product(hidden_MH, weight_VH[chunk].T, self.float32)
+        logits_MN = at_least_float32(_product(hidden_MH, weight_VH[chunk].T, self.float32))
         if bias_V is not None:
             logits_MN += bias_V[chunk]
         logits_MN /= self.temperature
@@ -125,9 +125,13 @@ class _TokenLogprobs(torch.autograd.Function):
             else:
                 parts = [gradient_MN if layer.float32 else gradient_MN.to(weight_VH.dtype)]
             if needs_hidden:
-                hidden_gradient_MH += sum(_product(part_MN, weight_VH[chunk], layer.float32) for part_MN in parts)
+                _add_products(hidden_gradient_MH, parts, weight_VH[chunk], layer.float32)
             if needs_weight:
-                weight_gradient_VH[chunk] = sum(_product(part_MN.T, own_MH, layer.float32) for part_MN in parts)
+                sum_NH = torch.zeros_like(weight_VH[chunk], dtype=total_M.dtype)
+                weight_gradient_VH[chunk] = _add_products(
+                    sum_NH, [part_MN.T for part_MN in parts], own_MH, layer.float32
+                )
+            del logits_MN, pull_MN, gradient_MN, parts  # before the logits of the next chunk exist
         hidden_gradient_MH = None if hidden_gradient_MH is None else hidden_gradient_MH.to(hidden_MH.dtype)
         return hidden_gradient_MH, weight_gradient_VH, bias_gradient_V, None, None
 
@@ -149,10 +153,17 @@ def _within(token_M: Tensor, chunk: slice) -> tuple[Tensor, Tensor]:
 
 
 def _product(left_MH: Tensor, right_HN: Tensor, float32: bool) -> Tensor:
-    """Return left @ right in float32 or better. With `float32`, terms are exact and accumulated in float32."""
+    """Return left @ right. With `float32`, in float32 or better: terms are exact and accumulated in float32."""
     if float32 and _bfloat16_on_gpu(left_MH, right_HN):
         return torch.mm(left_MH, right_HN, out_dtype=torch.float32)  # a product of two bfloat16 is exact in float32
-    return at_least_float32(_factor(left_MH, float32) @ _factor(right_HN, float32))
+    return _factor(left_MH, float32) @ _factor(right_HN, float32)
+
+
+def _add_products(total: Tensor, lefts: Sequence[Tensor], right: Tensor, float32: bool) -> Tensor:
+    """Add left @ right to `total` for each left factor, one product at a time, and return `total`."""
+    for left in lefts:
+        total += _product(left, right, float32)
+    return total
 
 
 def _bfloat16_on_gpu(left: Tensor, right: Tensor) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -104,9 +104,17 @@ class PromptEncoder:
 
         Raises DataError if the engine's images have a different number of tokens, or cannot be read.
         """
-        (row,) = sample.rows
+        (row,), problem = sample.rows, sample.problem
+        if row.images and self.reads_clips:
+            raise DataError(
+                f"problem {problem.id}: episodes with images cannot be trained on with a model that reads clips; use a "
+                "vision-language model"
+            )
+        shown = [self._cached(image, lambda image=image: self._encode_image(problem, image)) for image in row.images]
+        pixels = {name: torch.cat([each.images[name] for each in shown]) for name in (shown[0].images if shown else ())}
         key = (row.prompt_ids.tobytes(), sample.token_ids.tobytes(), row.images)
-        return self._cached(key, lambda: self._encode_row(sample.problem, row, sample.token_ids))
+        encoded = self._cached(key, lambda: self._encode_row(problem, row, sample.token_ids, shown, pixels))
+        return replace(encoded, images=pixels)  # the cache has the pixels of each image once
 
     def _cached(self, key: Hashable, encode: Callable[[], EncodedPrompt]) -> EncodedPrompt:
         if key not in self._kept:
@@ -118,15 +126,16 @@ class PromptEncoder:
         self._kept.move_to_end(key)
         return self._kept[key]
 
-    def _encode_row(self, problem: Problem, row: TokenRow, token_ids: np.ndarray) -> EncodedPrompt:
+    def _encode_row(
+        self,
+        problem: Problem,
+        row: TokenRow,
+        token_ids: np.ndarray,
+        shown: Sequence[EncodedPrompt],
+        pixels: dict[str, Tensor],
+    ) -> EncodedPrompt:
+        """Encode the row of an episode, without its pixels."""
         ids_L = torch.from_numpy(np.concatenate([row.prompt_ids, token_ids]).astype(np.int64))
-        if row.images and self.reads_clips:
-            raise DataError(
-                f"problem {problem.id}: episodes with images cannot be trained on with a model that reads clips; use a "
-                "vision-language model"
-            )
-        shown = [self._cached(image, lambda image=image: self._encode_image(problem, image)) for image in row.images]
-        pixels = {name: torch.cat([each.images[name] for each in shown]) for name in (shown[0].images if shown else ())}
         sets = tuple(each for image in shown for each in image.image_sets)
         here, there = sum(each.features for each in sets), int((ids_L == self._image_id).sum())
         if here != there:
@@ -135,7 +144,7 @@ class PromptEncoder:
                 "engine; give both the same model and image size"
             )
         position_XL, head = self._positions.of_sequence(ids_L, pixels), len(row.prompt_ids)
-        return EncodedPrompt(ids_L[:head], position_XL[:, :head], pixels, sets, position_XL[:, head:])
+        return EncodedPrompt(ids_L[:head], position_XL[:, :head], {}, sets, position_XL[:, head:])
 
     def _encode_image(self, problem: Problem, image: MediaRef) -> EncodedPrompt:
         """Encode a single image, which is cached because episodes often show the same image."""

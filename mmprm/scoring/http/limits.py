@@ -33,7 +33,7 @@ class ServiceLimits(Config):
     characters_per_token: float = Field(16.0, gt=0)
     """Maximum ratio of a solution's characters to the model's context length in tokens; longer solutions are rejected
     without being tokenized. A shorter solution is tokenized to check its length."""
-    images: int = Field(16, ge=0)
+    images: int = Field(32, ge=0)
     """Maximum number of images per solution."""
     image_mib: int = Field(16, ge=1)
     """Maximum size of one encoded image, in MiB."""

@@ -243,7 +243,10 @@ def _check_observations(item: SolutionIn) -> None:
     if not item.observations:
         return
     if len(item.observations) - len(item.steps) not in (0, 1):
-        text = f"{len(item.observations)} observations for {len(item.steps)} steps; send one observation per step"
+        text = (
+            f"{len(item.observations)} observations for {len(item.steps)} steps; send one observation per step, and "
+            "optionally one after the last step"
+        )
         raise Refused(422, "invalid_request", text, "observations")
     if item.images:
         raise Refused(422, "invalid_request", "the images of an episode are in its observations; move them", "images")

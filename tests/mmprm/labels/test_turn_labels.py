@@ -133,9 +133,9 @@ def test_observations_of_other_programs_are_checked(tmp_path: Path, cells: list,
 
 def test_labels_from_fewer_shared_rollouts_than_in_the_search(tmp_path: Path) -> None:
     """Two of the root's episodes pass through the first two turns of the lost one; the search requires five. The first
-    turn also has rollouts of its own."""
+    turn keeps its own rollouts."""
     stored, own = str(run(tmp_path)), (Counts(1, 1), None)
-    for minimum, expected in ((None, own), (2, (Counts(0, 2), Counts(0, 2))), (3, own)):
+    for minimum, expected in ((None, own), (2, (Counts(1, 1), Counts(0, 2))), (3, own)):
         output = str(tmp_path / "labels.parquet")
         build_labels(LabelsConfig(store=stored, output=output, min_shared_rollouts=minimum))
         (counts,) = [each.path.counts for each in read_parquet(output, turns=True) if each.path.steps == LOST]

@@ -157,12 +157,24 @@ def test_other_families_refuse_episodes(random_policy_folder: Path) -> None:
         form.mark(EPISODE)
 
 
-def test_every_second_episode_ends_before_the_effect_of_its_last_turn(random_policy_folder: Path) -> None:
-    """So the model also learns to score an action before it is played."""
+def test_some_episodes_are_also_read_before_the_effect_of_a_turn(random_policy_folder: Path) -> None:
+    """So the model also learns to score an action before it is played. The dev split has whole episodes alone, and the
+    other paths do not matter."""
     renderer = initialize_prm(str(random_policy_folder), PrmTokens(), add_missing_tokens=True).renderer
     seen = tuple(map(Observation, EPISODE.observations))
     path = LabeledPath("p", EPISODE.steps, (Counts(1, 3), Counts(0, 4), None), complete=False)
-    examples = [LabeledExample(PROBLEM, replace(path, problem_id=str(i)), "train", observations=seen) for i in range(4)]
+    problems = [replace(PROBLEM, id=str(number)) for number in range(12)]
+    examples = [
+        LabeledExample(each, replace(path, problem_id=each.id), "train", observations=seen) for each in problems
+    ]
     samples = make_samples(examples, renderer, TargetConfig())
-    assert [len(sample.solution.observations) for sample in samples] == [3, 2, 3, 2]
-    assert [len(sample.targets) for sample in samples] == [2] * 4
+    whole = [sample for sample in samples if len(sample.solution.observations) > len(sample.solution.steps)]
+    begun = [sample for sample in samples if len(sample.solution.observations) == len(sample.solution.steps)]
+    assert [sample.targets for sample in whole] == [(0.25, 0.0)] * 12
+    assert 3 <= len(begun) <= 9
+    assert {sample.targets[-1] for sample in begun} == {0.25, 0.0}, "each labeled turn can be the last"
+    assert {sample.label_count for sample in begun} == {1}
+    alone = [sample for each in examples for sample in make_samples([each], renderer, TargetConfig())]
+    assert [sample.solution for sample in alone] == [sample.solution for sample in samples]
+    dev = [replace(each, split="dev") for each in examples]
+    assert len(make_samples(dev, renderer, TargetConfig())) == 12

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from mmprm.prm.info import PrmTokens
 from mmprm.prm.model import initialize_prm, load_prm, save_prm
 from mmprm.scoring import transformers_scorer
 from mmprm.scoring.config import ScorerConfig
-from mmprm.scoring.context import fitting
+from mmprm.scoring.context import TooLong, fitting
 from mmprm.scoring.open import open_scorer
 from mmprm.scoring.vllm_scorer import IMAGES, VllmScorer
 from mmprm.tiny.model import build_model
@@ -106,6 +107,20 @@ def test_truncation_by_hand() -> None:
     assert len(asked) < 20
 
 
+@pytest.mark.parametrize("too_long", ["refuse", "cut"])
+def test_an_episode_first_loses_the_observation_after_its_last_turn(too_long: TooLong) -> None:
+    """It costs no score; with 5 tokens, only "cut" can go on."""
+
+    def tokens(solution: Solution) -> int:
+        return 2 * len(solution.steps) + len(solution.observations)
+
+    episode = Solution(Problem("p", "q", ""), ("a", "b"), (("1",), ("2",), ("3",)))
+    assert fitting(episode, tokens, 7, too_long) is episode
+    assert fitting(episode, tokens, 6, too_long) == replace(episode, observations=(("1",), ("2",)))
+    if too_long == "cut":
+        assert fitting(episode, tokens, 5, too_long) == episode.first_steps(1)
+
+
 def test_a_truncated_solution_keeps_the_scores_of_its_first_steps(prm: Path, solutions: list[Solution]) -> None:
     """Truncated solutions are scored in a batch, and images are never truncated."""
     with_image = solutions[0]
@@ -127,4 +142,4 @@ def test_vllm_refuses_an_episode_with_more_images_than_it_reads() -> None:
     episode = Solution(Problem("p", "?", ""), ("<action>up</action>",) * len(seen), seen)
     (answer,) = scorer.score_each([episode])
     assert isinstance(answer, DataError)
-    assert f"has 17 images, but scorer.backend=vllm reads at most {IMAGES}" in str(answer)
+    assert f"has {IMAGES + 1} images, but scorer.backend=vllm reads at most {IMAGES}" in str(answer)

@@ -45,6 +45,22 @@ def test_by_hand() -> None:
     }
 
 
+def test_a_number_below_that_of_the_search_only_adds_labels() -> None:
+    """Two of the root's rollouts pass through ax, which the search sampled from, and two through ab, which it did not.
+
+    A higher number than that of the search leaves a with its own rollouts alone.
+    """
+    root = node("", ("abc", R), ("abd", R), ("axy", W), ("axz", W))
+    ax, a = node("ax", ("y", W), ("u", R), ("v", W)), node("a", ("b", R))
+    tree = Tree("p", (root, ax, a))
+    searched = {(): Counts(2, 2), ("a",): Counts(2, 2), ("a", "x"): Counts(1, 2)}
+    assert evidence(tree, SHARED) == searched
+    assert evidence(tree, SHARED, 2) == searched | {("a", "b"): Counts(2, 0)}
+    assert evidence(tree, SHARED, 5)["a",] == Counts(1, 0)
+    only_own = StoppingRule(false_negative_rate=0, min_shared_rollouts=None)
+    assert evidence(tree, only_own, 2) == evidence(tree, only_own) | {("a", "b"): Counts(2, 0)}
+
+
 def test_only_the_first_batch_of_a_state_is_shared() -> None:
     """Later batches are sampled depending on earlier results, so they would be biased."""
     sampled = [Rollout(tuple(text), verdict, 1, text) for text, verdict in [("ab", R), ("ac", W), ("ad", R), ("ab", R)]]
