@@ -245,7 +245,7 @@ def status(bench: Bench) -> str:
 def main() -> None:
     """Measure the parts and merge their results into the results file."""
     parser = parts_parser(__doc__, PARTS, ROOT / "runs" / "sokoban" / "policy")
-    parser.add_argument("--prm", type=Path, default=ROOT / "runs" / "bench-agents-labels" / "prm-soft" / "prm")
+    parser.add_argument("--prm", type=Path, default=ROOT / "runs" / "bench-agents-labels" / "prm-rl" / "prm")
     parser.add_argument("--status", action="store_true", help="show which runs are missing, and measure nothing")
     arguments = parser.parse_args()
     folder, output = folder_and_output(arguments, "bench-agents", "agents.json")

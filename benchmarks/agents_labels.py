@@ -7,9 +7,9 @@ first_error  share of the failed episodes whose first error found by bisection i
              over those whose last state before it the policy solves at least once in 64 rollouts. `not_found` counts
              the other failed episodes, of which the search bisects only some
 prm_f1       first-error F1 of the process reward model on the policy's episodes of unseen levels
-prm_value    AUC of a process reward model that is trained on the values themselves (target.kind=soft) against "can
-             still be solved within the turn limit", over the states after each turn of these episodes.
-             benchmarks/agents.py uses this model for RL
+prm_value    AUC of the process reward model that benchmarks/agents.py uses for RL against "can still be solved within
+             the turn limit of RL", over the states after each turn of these episodes. It is trained on the values
+             themselves (target.kind=soft), from labels with that limit
 kill         an annotation that is killed with SIGKILL five times: batches lost, and batches counted twice
 
 All parts need a policy that plays: mmprm tiny sokoban-policy --output runs/sokoban/policy
@@ -29,7 +29,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.agents_sokoban import (
@@ -84,12 +84,16 @@ class Bench:
     sizes: Sizes
 
     def annotated(self, split: str) -> CampaignConfig:
-        """Annotate the levels of the train or the test split, if this is not done yet."""
-        sizes, count = self.sizes, self.sizes.held_out_levels
-        if split == "train":
-            sizes, count = sizes.of_train(), sizes.train_levels
-        levels = write_levels(self.folder / f"{split}.jsonl", split, count, sizes)
-        config = campaign(levels, self.folder / f"annotate-{split}", self.policy, sizes)
+        """Annotate the levels of the train or the test split, if this is not done yet.
+
+        "rl" are the levels of the train split with the turn limit of RL, which is lower.
+        """
+        sizes = self.sizes if split == "test" else self.sizes.of_train()
+        if split == "rl":
+            sizes = replace(sizes, max_turns=sizes.rl_turns)
+        levels, count = ("test", sizes.held_out_levels) if split == "test" else ("train", sizes.train_levels)
+        path = write_levels(self.folder / f"{levels}.jsonl", levels, count, sizes)
+        config = campaign(path, self.folder / f"annotate-{split}", self.policy, sizes)
         annotate(config, solver_or_none(self.policy))
         return config
 
@@ -187,7 +191,7 @@ def prm_f1(bench: Bench) -> Results:
     The threshold is chosen on every second level of the test split, and F1 is measured on the other levels.
     """
     # A level that is solved could always be solved.
-    prm = _train(bench, "train", {"target.kind": "hard", "target.correct_solutions": "all_steps"})
+    prm = _train(bench, "train", "train", {"target.kind": "hard", "target.correct_solutions": "all_steps"})
     parts: list[list[tuple[Problem, Steps]]] = [[], []]
     for number, episodes in enumerate(_unseen_episodes(bench)):
         parts[number % 2].extend(episodes)
@@ -208,15 +212,15 @@ def prm_f1(bench: Bench) -> Results:
 
 
 def prm_value(bench: Bench) -> Results:
-    """Train a process reward model on the values of the labels, and compare its scores with the solver."""
-    prm = _train(bench, "prm-soft", {"target.kind": "soft"})
-    episodes = [each for level in _unseen_episodes(bench) for each in level]
+    """Train a process reward model on values with the turn limit of RL, and compare its scores with the solver."""
+    prm, turns = _train(bench, "prm-rl", "rl", {"target.kind": "soft"}), bench.sizes.rl_turns
+    episodes = [(problem, steps[:turns]) for level in _unseen_episodes(bench) for problem, steps in level]
     states: dict[tuple[str, Steps], tuple[float, bool]] = {}
     for (problem, steps), scores in zip(episodes, _scores(prm, episodes), strict=True):
         for length, score in enumerate(scores, 1):
             state = steps[:length]
             if (problem.id, state) not in states:
-                truth = is_solvable(problem.extra["level"], state, bench.sizes.max_turns)
+                truth = is_solvable(problem.extra["level"], state, turns)
                 states[problem.id, state] = score, truth
     scores, truths = zip(*states.values(), strict=True)
     return {"value": roc_auc(scores, truths), "states": len(states), "unsolvable": truths.count(False)}
@@ -267,10 +271,10 @@ def _scores(prm: Path, episodes: Sequence[tuple[Problem, Steps]]) -> list[Sequen
     return [each.scores for each in scored]
 
 
-def _train(bench: Bench, name: str, target: Mapping[str, str]) -> Path:
-    """Train a process reward model on the labels of the train split, if this is not done yet."""
-    labels, output = bench.folder / "labels.parquet", bench.folder / name
-    store = bench.annotated("train").output
+def _train(bench: Bench, name: str, split: str, target: Mapping[str, str]) -> Path:
+    """Train a process reward model on the labels of a split, if this is not done yet."""
+    labels, output = bench.folder / f"labels-{split}.parquet", bench.folder / name
+    store = bench.annotated(split).output
     if not labels.exists():
         build_labels(LabelsConfig(store=store, output=str(labels), min_shared_rollouts=TRAIN_ROLLOUTS, dev=0))
     sets = {

@@ -51,6 +51,8 @@ class Sizes:
     size: int = 5
     boxes: int = 1
     max_turns: int = 20
+    rl_turns: int = 12
+    """Turn limit of configs/rl/sokoban-tiny.yaml, where lost levels are played to the limit, too."""
     train_levels: int = 300
     train_rollouts: int = 32
     max_train_rollouts: int = 128
