@@ -117,7 +117,8 @@ AGENT_BARS = {
     "labels_auc": "at least 0.95",
     "first_error": "at least 0.9 on at least 60 levels",
     "prm_f1": "at least 0.8",
-    "rl_gain": "at least 0.2, interval above 0",
+    "prm_value": "reported",
+    "rl_gain": "at least 0.2, interval above 0, at most 15 minutes",
     "sample_ratio": "at most 0.67, and less than GiGPO",
     "mismatch": "at most 1e-4",
     "kill": "0",
@@ -134,7 +135,8 @@ def agents(results: dict[str, Any], _: dict[str, Any]) -> Iterator[tuple[str, st
         met = "met" if shown.pop("met") else "missed"
         for name in ("small", "bar"):
             shown.pop(name, None)
-        yield f"`{key}`", "<br>".join(f"{name} {_list(value)}" for name, value in shown.items()), f"{bar}: {met}"
+        bar = bar if bar == "reported" else f"{bar}: {met}"
+        yield f"`{key}`", "<br>".join(f"{name} {_list(value)}" for name, value in shown.items()), bar
 
 
 def omni(results: dict[str, Any], _: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -227,8 +229,9 @@ BENCHMARKS = {
         "make bench-agents",
         "This benchmark labels moves of Sokoban (5 × 5 cells, one box) with a tiny policy that "
         "plays from images, and trains it with `mmprm rl`, with three seeds. `labels_auc`, `first_error`, and "
-        "`prm_f1` compare labels (from at least 16 rollouts) and a PRM with an exact solver. `rl_gain` is the gain in "
-        "solve rate on held-out levels. `sample_ratio` is the number of episodes that a method needs to reach the "
+        "`prm_f1` compare labels (from at least 16 rollouts) and a PRM with an exact solver. `prm_value` is the AUC of "
+        "the PRM for RL against it. `rl_gain` is the gain in solve rate on held-out levels in 36 steps of 128 "
+        "episodes, on one core. `sample_ratio` is the number of episodes that a method needs to reach the "
         "final solve rate of outcome rewards alone, relative to these. `mismatch` is the largest difference between "
         "the log-probabilities of engine and trainer over episodes of 8 turns with images. Parts without a row have "
         "not been measured yet. `labels_auc` was measured with an earlier policy, which imitated a player that "
