@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from gpu_kernels import flex_attention, vision_tower
+from gpu_kernels import flex_attention, output_layer, vision_tower
 from gpu_setup import (
     DRY,
     GIB,
@@ -158,11 +158,11 @@ def scorers() -> dict[str, Any]:
 PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     part.__name__: part
     for part in (
-        *(flex_attention, vision_tower, update, update_lora, update_kl, update_unshared),
+        *(flex_attention, output_layer, vision_tower, update, update_lora, update_kl, update_unshared),
         *(engine, engine_compiled, ipc, ipc_compiled, scorers),
     )
 }
-GPU_ONLY = {"flex_attention", "vision_tower", "engine_compiled", "ipc", "ipc_compiled"}
+GPU_ONLY = {"flex_attention", "output_layer", "vision_tower", "engine_compiled", "ipc", "ipc_compiled"}
 
 
 def _updates(**settings: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Measure FlexAttention over token trees and the vision tower on a GPU, as parts of benchmarks/gpu.py."""
+"""Measure FlexAttention over token trees, the output layer and the vision tower on a GPU, as parts of gpu.py."""
 
 from __future__ import annotations
 
@@ -72,6 +72,36 @@ def flex_attention() -> dict[str, Any]:
         "mask_gib": mask_gib,
         "ms": {name: _milliseconds(function) for name, function in timed.items()},
     }
+
+
+def output_layer() -> dict[str, Any]:
+    """Measure log-probabilities of 8,192 tokens over a vocabulary of 152,064, with their gradients.
+
+    The output layer computes in float32 (`trainer.float32_logits`) or in bfloat16. The relative errors of the gradients
+    of 256 tokens are measured against tensors in float32, without TF32.
+    """
+    from policy_rl.trainer.output_layer import token_logprobs
+
+    rows, hidden = 152_064, 3584
+    weight_VH = (torch.randn(rows, hidden, device=DEVICE) / hidden**0.5).bfloat16().requires_grad_()
+    hidden_MH = torch.randn(8192, hidden, device=DEVICE, dtype=torch.bfloat16, requires_grad=True)
+    token_M = torch.randint(rows, (8192,), device=DEVICE)
+
+    def gradients(tensors: Sequence[torch.Tensor], float32: bool) -> tuple[torch.Tensor, ...]:
+        logprobs_M, _ = token_logprobs(*tensors, None, token_M[: len(tensors[0])], float32_logits=float32)
+        return torch.autograd.grad(logprobs_M.sum(), tensors)
+
+    few = [hidden_MH[:256].detach().requires_grad_(), weight_VH]
+    exact = gradients([tensor.detach().float().requires_grad_() for tensor in few], True)
+    found: dict[str, Any] = {"tokens": len(token_M)}
+    for name, float32 in (("float32", True), ("bfloat16", False)):
+        errors = [float((a.float() - b).norm() / b.norm()) for a, b in zip(gradients(few, float32), exact, strict=True)]
+        found[f"relative_errors_{name}"] = errors
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        found[f"{name}_ms"] = _milliseconds(lambda f=float32: gradients([hidden_MH, weight_VH], f), 3)
+        found[f"{name}_gib"] = (torch.cuda.max_memory_allocated() - before) / GIB
+    return found
 
 
 def vision_tower() -> dict[str, Any]:
