@@ -290,6 +290,7 @@ def _train(bench: Bench, name: str, split: str, target: Mapping[str, str]) -> Pa
         "training.micro_batch_tokens": "512",  # longer rows take more time on CPU, because attention is quadratic
         "training.learning_rate": "5e-4",
         "training.precision": "fp32",
+        "training.save_every": "200",
     }
     words = (word for key, value in sets.items() for word in ("--set", f"{key}={value}"))
     subprocess.run([sys.executable, "-m", "mmprm", "train", *words], check=True, cwd=ROOT)
