@@ -235,8 +235,7 @@ BENCHMARKS = {
         "final solve rate of outcome rewards alone, relative to these. `mismatch` is the largest difference between "
         "the log-probabilities of engine and trainer over episodes of 8 turns with images. Parts without a row have "
         "not been measured yet. `labels_auc` was measured with an earlier policy, which imitated a player that "
-        "moves at random by mistake, and `prm_f1` with a policy that learned mistakes for 500 steps instead of 100, at "
-        "most 12 turns, and labels from at least 8 rollouts.",
+        "moves at random by mistake. The PRM of `prm_f1` is trained on labels from at least 8 shared rollouts.",
     ),
     "omni": (
         omni,

@@ -28,6 +28,6 @@ def run(arguments: argparse.Namespace) -> None:
     if os.environ.get("RANK", "0") == "0":
         values = ", ".join(f"{name} {value:.4g}" for name, value in summary.evaluation.items())
         print(
-            f"{summary.prm}: {summary.steps:,} steps in {summary.seconds:.0f} s on {summary.samples:,} paths, "
-            f"{summary.labels:,} labels; {summary.too_long:,} paths too long; held out: {values or 'no dev split'}"
+            f"{summary.prm}: {summary.steps:,} steps in {summary.seconds:.0f} s on {summary.samples:,} samples, "
+            f"{summary.labels:,} labels; {summary.too_long:,} samples too long; held out: {values or 'no dev split'}"
         )

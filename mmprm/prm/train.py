@@ -129,7 +129,7 @@ def _train(config: TrainConfig, ranks: Ranks) -> TrainSummary:
     (train, too_long), (held_out, _) = _samples(config, prm, examples)
     _check_media(train + held_out, config, ranks)
     rows, held_out_rows = _rows(config, prm, [train, held_out], ranks)
-    # batch_size counts paths, but a packed row holds several.
+    # batch_size counts samples, but a packed row holds several.
     batch_size = max(1, round(config.training.batch_size * len(rows.lengths) / len(train)))
     training = config.training.model_copy(update={"batch_size": batch_size})
     total = step_count(len(rows.lengths), training)
@@ -139,7 +139,7 @@ def _train(config: TrainConfig, ranks: Ranks) -> TrainSummary:
         removed = sum((selected.agree, selected.min_rollouts, selected.max_posterior_std, selected.informative))
         if removed:
             print(f"selection: {removed:,} labels removed, {selected.solutions:,} paths left", flush=True)
-        print(f"{len(train):,} paths, {sum(task.terms):,} labels, {total:,} steps on {ranks.count} ranks", flush=True)
+        print(f"{len(train):,} samples, {sum(task.terms):,} labels, {total:,} steps on {ranks.count} ranks", flush=True)
     finished = ranks.is_main and checkpoints.steps_done(output / "checkpoints") == total
     evaluation = fit(task, engine, training, output, _origin(config))
     with StopRequest(ranks):  # finish writing before stopping: there may be no checkpoint of these weights
