@@ -234,8 +234,7 @@ BENCHMARKS = {
         "episodes, on one core. `sample_ratio` is the number of episodes that a method needs to reach the "
         "final solve rate of outcome rewards alone, relative to these. `mismatch` is the largest difference between "
         "the log-probabilities of engine and trainer over episodes of 8 turns with images. Parts without a row have "
-        "not been measured yet. `labels_auc` was measured with an earlier policy, which imitated a player that "
-        "moves at random by mistake. The PRM of `prm_f1` is trained on labels from at least 8 shared rollouts.",
+        "not been measured yet. The PRM of `prm_f1` is trained on labels from at least 8 shared rollouts.",
     ),
     "omni": (
         omni,
