@@ -42,7 +42,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "environment": {"credit.source": "environment", "rewards.environment_weight": 0.1},
     "gigpo": {"credit.source": "gigpo", "credit.gamma": 0.95},
     "tree": {"credit.source": "tree", "rollouts.branching.continuations": CONTINUATIONS},
-    "prm": {"credit.mode": "progress"},
+    "prm": {"credit.mode": "value"},
 }
 """Keys of each method that differ from those of outcome rewards alone; prm also gets the path of its PRM, which scores
 how often the policy solves a state, and tree half of the group size, because continuations are episodes, too."""
@@ -245,7 +245,7 @@ def status(bench: Bench) -> str:
 def main() -> None:
     """Measure the parts and merge their results into the results file."""
     parser = parts_parser(__doc__, PARTS, ROOT / "runs" / "sokoban" / "policy")
-    parser.add_argument("--prm", type=Path, default=ROOT / "runs" / "bench-agents-labels" / "prm-rl" / "prm")
+    parser.add_argument("--prm", type=Path, default=ROOT / "runs" / "bench-agents-labels" / "prm-values" / "prm")
     parser.add_argument("--status", action="store_true", help="show which runs are missing, and measure nothing")
     arguments = parser.parse_args()
     folder, output = folder_and_output(arguments, "bench-agents", "agents.json")

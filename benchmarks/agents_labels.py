@@ -8,8 +8,8 @@ first_error  share of the failed episodes whose first error found by bisection i
              the other failed episodes, of which the search bisects only some
 prm_f1       first-error F1 of the process reward model on the policy's episodes of unseen levels
 prm_value    AUC of the process reward model that benchmarks/agents.py uses for RL against "can still be solved within
-             the turn limit of RL", over the states after each turn of these episodes. It is trained on the values
-             themselves (target.kind=soft), from labels with that limit
+             the turn limit of RL", over the states after each turn of these episodes. It is trained on values
+             (target.kind=soft): the outcomes of all rollouts of the levels of RL through a state, with that limit
 kill         an annotation that is killed with SIGKILL five times: batches lost, and batches counted twice
 
 All parts need a policy that plays: mmprm tiny sokoban-policy --output runs/sokoban/policy
@@ -29,7 +29,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.agents_sokoban import (
@@ -63,6 +63,8 @@ from mmprm.types import Counts, Problem, Solution, Steps, Tree, Verdict
 KILLS = 5
 TRAIN_ROLLOUTS = 8
 """Minimum number of shared rollouts of a label that the PRM trains on: more labels, but with more noise."""
+VALUE_EPOCHS = 1
+"""Epochs of the PRM of values, which has several times as many paths as the other one."""
 BARS: dict[str, tuple[str, Callable[[Results], bool]]] = {
     "labels_auc": ("at least 0.95", lambda found: found["value"] >= 0.95),
     "first_error": (
@@ -84,15 +86,13 @@ class Bench:
     sizes: Sizes
 
     def annotated(self, split: str) -> CampaignConfig:
-        """Annotate the levels of the train or the test split, if this is not done yet.
-
-        "rl" are the levels of the train split with the turn limit of RL, which is lower.
-        """
-        sizes = self.sizes if split == "test" else self.sizes.of_train()
-        if split == "rl":
-            sizes = replace(sizes, max_turns=sizes.rl_turns)
-        levels, count = ("test", sizes.held_out_levels) if split == "test" else ("train", sizes.train_levels)
-        path = write_levels(self.folder / f"{levels}.jsonl", levels, count, sizes)
+        """Annotate the levels of the train or the test split, or those of RL ("values"), if this is not done yet."""
+        sizes, levels, count = {
+            "train": (self.sizes.of_train(), "train", self.sizes.train_levels),
+            "test": (self.sizes, "test", self.sizes.held_out_levels),
+            "values": (self.sizes.of_values(), "rl", self.sizes.rl_levels),
+        }[split]
+        path = write_levels(self.folder / f"{levels}.jsonl", "test" if split == "test" else "train", count, sizes)
         config = campaign(path, self.folder / f"annotate-{split}", self.policy, sizes)
         annotate(config, solver_or_none(self.policy))
         return config
@@ -213,7 +213,8 @@ def prm_f1(bench: Bench) -> Results:
 
 def prm_value(bench: Bench) -> Results:
     """Train a process reward model on values with the turn limit of RL, and compare its scores with the solver."""
-    prm, turns = _train(bench, "prm-rl", "rl", {"target.kind": "soft"}), bench.sizes.rl_turns
+    target = {"target.kind": "soft", "training.epochs": str(min(VALUE_EPOCHS, bench.sizes.epochs))}
+    prm, turns = _train(bench, "prm-values", "values", target, 1), bench.sizes.rl_turns
     episodes = [(problem, steps[:turns]) for level in _unseen_episodes(bench) for problem, steps in level]
     states: dict[tuple[str, Steps], tuple[float, bool]] = {}
     for (problem, steps), scores in zip(episodes, _scores(prm, episodes), strict=True):
@@ -271,17 +272,16 @@ def _scores(prm: Path, episodes: Sequence[tuple[Problem, Steps]]) -> list[Sequen
     return [each.scores for each in scored]
 
 
-def _train(bench: Bench, name: str, split: str, target: Mapping[str, str]) -> Path:
-    """Train a process reward model on the labels of a split, if this is not done yet."""
+def _train(bench: Bench, name: str, split: str, target: Mapping[str, str], rollouts: int = TRAIN_ROLLOUTS) -> Path:
+    """Train a process reward model on the labels of a split from at least `rollouts` rollouts, unless this is done."""
     labels, output = bench.folder / f"labels-{split}.parquet", bench.folder / name
     store = bench.annotated(split).output
     if not labels.exists():
-        build_labels(LabelsConfig(store=store, output=str(labels), min_shared_rollouts=TRAIN_ROLLOUTS, dev=0))
+        build_labels(LabelsConfig(store=store, output=str(labels), min_shared_rollouts=rollouts, dev=0))
     sets = {
         "model": _base(bench),
         "labels": str(labels),
         "output": str(output),
-        **target,
         "packing": "samples",
         "frozen": "[vision]",
         "max_length": "1024",
@@ -291,6 +291,7 @@ def _train(bench: Bench, name: str, split: str, target: Mapping[str, str]) -> Pa
         "training.learning_rate": "5e-4",
         "training.precision": "fp32",
         "training.save_every": "200",
+        **target,
     }
     words = (word for key, value in sets.items() for word in ("--set", f"{key}={value}"))
     subprocess.run([sys.executable, "-m", "mmprm", "train", *words], check=True, cwd=ROOT)

@@ -53,6 +53,9 @@ class Sizes:
     max_turns: int = 20
     rl_turns: int = 12
     """Turn limit of configs/rl/sokoban-tiny.yaml, where lost levels are played to the limit, too."""
+    rl_levels: int = 600
+    """Number of levels of benchmarks/agents.py, on which the values of states are measured for RL."""
+    rl_rollouts: int = 24
     train_levels: int = 300
     train_rollouts: int = 32
     max_train_rollouts: int = 128
@@ -65,8 +68,14 @@ class Sizes:
         """Return the sizes with the rollouts of the train split."""
         return replace(self, rollouts=self.train_rollouts, max_rollouts=self.max_train_rollouts)
 
+    def of_values(self) -> Sizes:
+        """Return the sizes of rollouts with the turn limit of RL, without a search for first errors."""
+        return replace(self, max_turns=self.rl_turns, rollouts=self.rl_rollouts, max_rollouts=self.rl_rollouts)
+
 
 SMALL = Sizes(
+    rl_levels=4,
+    rl_rollouts=8,
     train_levels=4,
     train_rollouts=8,
     max_train_rollouts=48,

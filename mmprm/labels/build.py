@@ -33,10 +33,10 @@ class LabelsConfig(Config):
     step_format: StepFormat | None = None
     """Step format of the policy: tags, blank_lines, numbered or thoughts. Defaults to the store's format, and must
     equal it if set."""
-    min_shared_rollouts: int | None = Field(None, ge=2)
+    min_shared_rollouts: int | None = Field(None, ge=1)
     """Minimum number of rollouts of a label that are shared with other states. Default: that of the search. A higher
     number gives fewer labels with less noise. A lower one labels further prefixes; states that the search sampled from
-    keep their own rollouts."""
+    keep their own rollouts. 1 labels every prefix of a rollout, most of them with a single outcome."""
     seed: int = 0
     """Random seed for choosing complete solutions and for the split."""
     dev: float = Field(0.1, ge=0, lt=1)

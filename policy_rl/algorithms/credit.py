@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from policy_rl.algorithms.advantages import EPSILON, Estimator, differs, keep
-from policy_rl.algorithms.baselines import BASELINES, ScoredSteps, to_go
+from policy_rl.algorithms.baselines import BASELINES, ScoredSteps, step_index, to_go
 from policy_rl.algorithms.credit_config import CreditConfig
+from policy_rl.algorithms.turn_credit import turn_returns
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +58,17 @@ class Credit:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Contains the inputs of a credit mode: step scores, the masks scored_PK and known_PK, and the aggregator.
+    """Contains the inputs of a credit mode: step scores, the masks scored_PK and known_PK, aggregator and rewards.
 
     Steps of samples outside `scored_PK` are masked out, with score 0. `known_PK` excludes only the samples that should
-    have step scores but do not, and those that are not kept.
+    have step scores but do not, and those that are not kept. `rewards_PK` are the outcome rewards.
     """
 
     steps: ScoredSteps
     scored_PK: Tensor
     known_PK: Tensor
     aggregate: Callable[[Sequence[float]], float] | None
+    rewards_PK: Tensor | None = None
 
 
 TRANSFORMS: dict[str, Callable[[Tensor, float], Tensor]] = {
@@ -162,6 +164,29 @@ def _dense(part: Part, config: CreditConfig) -> dict[str, Tensor]:
     return {"returns_PKS": config.weight * torch.where(part.steps.mask_PKS, returns_PKS, 0)}
 
 
+def _value(part: Part, config: CreditConfig) -> dict[str, Tensor]:
+    """Compute step returns by generalized advantage estimation (Schulman et al. 2016), with scores as values.
+
+    With the values V_j = weight·p_j after step j < S and V_S = R, the reward of the response:
+
+        A_j = Σ_{l ≥ j} λ^{l − j}·δ_l,  δ_l = V_l − V_{l−1}
+
+    The value before the first step is unknown, so the others' mean of A_1 is subtracted from A_1. For γ = 1, the δ are
+    potential-based shaping (Ng et al. 1999): along a response they sum to R − V_0, whatever the scores are, so a step
+    that the model overrates is paid back by a later one. With λ = 1, A_j = R − V_{j−1}: the scores are a baseline,
+    which may depend on everything before step j, and the expected gradient is that of the outcome reward.
+    """
+    assert part.rewards_PK is not None, "mode=value needs the rewards of the responses"
+    mask_PKS = part.steps.mask_PKS
+    last_PKS = mask_PKS & ~torch.nn.functional.pad(mask_PKS[..., 1:], (0, 1))
+    values_PKS = torch.where(last_PKS, part.rewards_PK[..., None], config.weight * part.steps.scores_PKS)
+    deltas_PKS = values_PKS - torch.nn.functional.pad(values_PKS[..., :-1], (1, 0))
+    returns_PKS = turn_returns(deltas_PKS, mask_PKS, config.lam)
+    first_PK1 = step_index(returns_PKS, part.steps)[..., :1]
+    returns_PKS = torch.cat([first_PK1, returns_PKS[..., 1:]], dim=-1)
+    return {"returns_PKS": torch.where(mask_PKS, returns_PKS, 0)}
+
+
 def _step_gae(part: Part, config: CreditConfig) -> dict[str, Tensor]:
     return {"rewards_PKS": config.weight * part.steps.scores_PKS}
 
@@ -169,6 +194,7 @@ def _step_gae(part: Part, config: CreditConfig) -> dict[str, Tensor]:
 MODES: dict[str, Callable[[Part, CreditConfig], dict]] = {
     "scalar": _scalar,
     **dict.fromkeys(STEP_RETURNS, _dense),
+    "value": _value,
     "step_gae": _step_gae,
 }
 """Functions that compute the fields of Credit that a mode fills, keyed by credit.mode."""
@@ -180,19 +206,21 @@ def assign(
     outcome_PK: Tensor,
     config: CreditConfig,
     aggregate: Callable[[Sequence[float]], float] | None = None,
+    rewards_PK: Tensor | None = None,
 ) -> Credit:
     """Assign process rewards to the kept samples that pass credit.gate and have at least one scored step.
 
     If the baseline compares samples, only sets of at least two such samples are included: groups or, with
     compare_within=outcome, the samples of a group with the same outcome. `outcome_PK` is 1 for correct answers, 0 for
-    incorrect ones and −1 for unknown ones; `aggregate` combines step scores with mode=scalar.
+    incorrect ones and −1 for unknown ones; `aggregate` combines step scores with mode=scalar. `rewards_PK` are the
+    outcome rewards, for mode=value.
     """
     asked_PK = kept_PK & GATES[config.gate](outcome_PK == 1)
     missing_PK = asked_PK & ~steps.mask_PKS.any(dim=-1)
     least = 2 if config.compares else 1
     compared = [keep(each_PK, least) for each_PK in _compared(asked_PK & ~missing_PK, outcome_PK, config)]
     known_PK = kept_PK & ~missing_PK
-    parts = [Part(_only(steps, each_PK), each_PK, known_PK, aggregate) for each_PK in compared]
+    parts = [Part(_only(steps, each_PK), each_PK, known_PK, aggregate, rewards_PK) for each_PK in compared]
     found = [MODES[config.mode](part, config) for part in parts]
     # Several sets occur only in modes with returns, and each of them fills the returns of its own samples.
     slots = found[0] if len(found) == 1 else {"returns_PKS": sum(each["returns_PKS"] for each in found)}

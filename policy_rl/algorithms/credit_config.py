@@ -23,7 +23,12 @@ OTHER_SOURCES: dict[str, tuple[tuple[str, ...], str]] = {
 DENSE = ("return_to_go", "soft_min", "strict_min", "progress")
 """Credit modes that assign returns to steps, from which credit.baseline is subtracted."""
 
+_ADDED = (*DENSE, "scalar", "step_gae")
+"""Credit modes that add to the outcome's advantage."""
+
 MODES_OF: dict[str, tuple[str, ...]] = {
+    "gate": _ADDED,
+    "lam": ("value",),
     "baseline": DENSE,
     "transform": ("return_to_go",),
     "normalize_steps": ("return_to_go",),
@@ -47,13 +52,18 @@ class CreditConfig(Config):
     """Discount factor per turn, with source=environment or gigpo. GiGPO's paper uses 0.95."""
     prior_weight: float = Field(1.0, gt=0)
     """Weight of the PRM's prior with source=both, as an equivalent number of continuations."""
-    mode: Literal["scalar", "return_to_go", "soft_min", "strict_min", "progress", "step_gae"] = "soft_min"
+    mode: Literal["scalar", "return_to_go", "soft_min", "strict_min", "progress", "value", "step_gae"] = "soft_min"
     """Conversion of step scores to rewards. scalar: an aggregate of them is added to the outcome reward; return_to_go:
     a step's return is the sum of the scores from that step on; soft_min, strict_min: a step's return is the lowest
-    score from that step on; progress: a step's return is its score minus that of the step before; step_gae: with a
-    critic, each score is a token reward at the end of its step."""
+    score from that step on; progress: a step's return is its score minus that of the step before; value: generalized
+    advantage estimation with the scores as values, instead of the outcome's advantage; step_gae: with a critic, each
+    score is a token reward at the end of its step."""
     weight: float = Field(1.0, gt=0)
-    """Coefficient of the process reward, or of GiGPO's step-level advantage. The outcome reward has coefficient 1."""
+    """Coefficient of the process reward, or of GiGPO's step-level advantage. The outcome reward has coefficient 1. With
+    mode=value, the value after a step is weight × score: set it to rewards.accuracy_weight."""
+    lam: float = Field(0.8, ge=0, le=1)
+    """For mode=value: λ of generalized advantage estimation. 0: a step is credited with the change in value alone,
+    which is biased if the scores are; 1: the scores are only a baseline, which causes no bias."""
     baseline: Literal["step_index", "pure_tokens", "prime_steps", "none"] = "step_index"
     """Baseline of step returns, for return_to_go, soft_min, strict_min and progress. step_index: the mean return of the
     group's other responses at the same step; the credit is 0 if none of them has such a step. pure_tokens (PURE) and
@@ -83,7 +93,12 @@ class CreditConfig(Config):
     @property
     def compares(self) -> bool:
         """Return whether a sample's process reward is computed relative to other samples in its group."""
-        return self.mode in DENSE and (self.baseline != "none" or self.normalize_steps)
+        return self.replaces_outcome or (self.mode in DENSE and (self.baseline != "none" or self.normalize_steps))
+
+    @property
+    def replaces_outcome(self) -> bool:
+        """Return whether the outcome is part of the step returns and has no advantage of its own."""
+        return self.mode == "value"
 
     @property
     def needs_scores(self) -> bool:
@@ -135,7 +150,7 @@ class CreditConfig(Config):
     def _options_belong_to_the_mode(self) -> CreditConfig:
         for key, modes in MODES_OF.items():
             value = getattr(self, key)
-            if self.mode not in modes and key in self.model_fields_set and value not in (False, "none"):
+            if self.mode not in modes and key in self.model_fields_set and value is not False and value != "none":
                 raise ValueError(
                     f"{key}={value} has no effect with mode={self.mode}; leave it out, or set mode to one of "
                     f"{', '.join(modes)}"

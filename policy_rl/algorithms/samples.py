@@ -91,24 +91,29 @@ def add_advantages(
     clamped and then whitened over all tokens. With reinforce_pp, w·A_sequence is a reward of the last token T, so the
     first term becomes γ^(T − t)·w·A_sequence. With a critic, w·A_sequence is also a reward of the last token, step
     rewards are rewards of the last token of their step, and A_t is the GAE of all rewards. Distillation advantages are
-    added in all cases, before the clamp. Tokens of observations have no advantage.
+    added in all cases, before the clamp. Tokens of observations have no advantage. With credit.mode=value, A_sequence
+    is 0 for scored responses, because their step returns contain the outcome.
 
     With `settings.turns`, each token of a turn has the advantage of its turn (see turn_samples), in addition to
     A_sequence or, with source=environment, instead of it.
     """
     config = settings.advantage
     estimator = ESTIMATORS[config.estimator]
-    sources = [Source.of(_rewards(groups)[0], kept_PK)]
+    rewards_PK = _rewards(groups)[0]
+    sources = [Source.of(rewards_PK, kept_PK)]
     step_of_NT = _step_of_tokens(groups, kept_PK)
     credit = None
     if settings.credit is not None:
         steps = _scored_steps(groups, kept_PK, step_of_NT)
-        credit = assign(steps, kept_PK, _outcomes(groups, kept_PK), settings.credit, settings.aggregate)
+        outcome_PK = _outcomes(groups, kept_PK)
+        credit = assign(steps, kept_PK, outcome_PK, settings.credit, settings.aggregate, rewards_PK)
         sources += credit.sources
     per_source = settings.credit is not None and settings.credit.per_source
     sequence_PK, taking_PK = combine(sources, estimator, per_source)
     if settings.turns is not None and settings.turns.replaces_outcome:
         sequence_PK = torch.zeros_like(sequence_PK)
+    if credit is not None and settings.credit.replaces_outcome:
+        sequence_PK = torch.where(credit.scored_PK, 0, sequence_PK)
     if credit is not None and settings.credit.needs_scores:
         taking_PK = taking_PK & ~credit.missing_PK
     if settings.adora is not None:

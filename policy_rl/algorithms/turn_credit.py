@@ -21,7 +21,7 @@ def turn_returns(rewards_PKS: Tensor, mask_PKS: Tensor, gamma: float) -> Tensor:
     With γ = 1, the return of the first turn is the episode's reward.
     """
     returns_PKS = torch.zeros_like(rewards_PKS)
-    next_PK = torch.zeros_like(rewards_PKS[..., 0])
+    next_PK = rewards_PKS.new_zeros(rewards_PKS.shape[:-1])
     for turn in reversed(range(rewards_PKS.shape[-1])):
         next_PK = torch.where(mask_PKS[..., turn], rewards_PKS[..., turn] + gamma * next_PK, 0)
         returns_PKS[..., turn] = next_PK

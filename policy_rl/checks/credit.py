@@ -25,12 +25,35 @@ def check_credit(config: RLConfig) -> None:
         raise ValueError(
             "credit.mode=step_gae needs a critic; set advantage.estimator=gae, or use credit.mode=soft_min"
         )
+    if mode == "value":
+        _check_values(config)
     critic = config.trainer.critic
     if critic.model_fields_set and not config.has_critic:
         key = min(critic.model_fields_set)
         raise ValueError(
             f"trainer.critic.{key}={getattr(critic, key)} needs a critic, which advantage.estimator="
             f"{config.advantage.estimator} does not have; use gae, or leave it out"
+        )
+
+
+def _check_values(config: RLConfig) -> None:
+    """Raise ValueError if step scores cannot serve as values."""
+    if config.process.scorer.judge is not None:
+        raise ValueError(
+            "credit.mode=value cannot be combined with process.scorer.backend=judge: a judge reads the whole response, "
+            "so its score of a step depends on what follows it, which biases the credit; set process.scorer.prm"
+        )
+    estimator = config.advantage.estimator
+    others = {f"advantage.estimator={estimator}": estimator != "rloo", "adora": config.adora is not None}
+    for setting, is_set in others.items():
+        if is_set:
+            raise ValueError(
+                f"{setting} cannot be combined with credit.mode=value, which replaces the outcome's advantage; leave "
+                "it out"
+            )
+    if config.rewards.is_empty:
+        raise ValueError(
+            "credit.mode=value needs an outcome reward, which is the value at the end; set rewards.accuracy_weight=1"
         )
 
 

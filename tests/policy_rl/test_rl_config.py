@@ -42,6 +42,14 @@ LONE = {"batch": {"group_size": 1}, "advantage": {"estimator": "reinforce_pp"}}
         ),
         ({"process": {"scorer": {"prm": "x"}}, "advantage": {"estimator": "gae"}}, r"use credit.mode=step_gae"),
         ({"process": {"scorer": {"prm": "x"}}, "credit": {"mode": "step_gae"}}, r"needs a critic"),
+        (
+            {"process": {"scorer": {"prm": "x"}}, "credit": {"mode": "value"}, "advantage": {"estimator": "grpo"}},
+            r"advantage.estimator=grpo cannot be combined with credit.mode=value",
+        ),
+        (
+            {"process": {"scorer": {"prm": "x"}}, "credit": {"mode": "value"}, "rewards": {"accuracy_weight": 0}},
+            r"credit.mode=value needs an outcome reward",
+        ),
         ({"process": {"scorer": {"prm": "x"}}, **LONE}, r"batch.group_size=1 must be at least 2: credit.mode=soft_min"),
         ({"trainer": {"critic": {"learning_rate": 1e-5}}}, r"advantage.estimator=rloo does not have"),
         ({"engine": {"model": "m", "servers": {"urls": ["http://localhost:1"]}}}, r"engine.servers does not exist"),

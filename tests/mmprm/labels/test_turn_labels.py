@@ -140,3 +140,10 @@ def test_labels_from_fewer_shared_rollouts_than_in_the_search(tmp_path: Path) ->
         build_labels(LabelsConfig(store=stored, output=output, min_shared_rollouts=minimum))
         (counts,) = [each.path.counts for each in read_parquet(output, turns=True) if each.path.steps == LOST]
         assert counts[:2] == expected
+
+
+def test_a_single_rollout_labels_the_prefixes_it_passes_through(tmp_path: Path) -> None:
+    output = str(tmp_path / "labels.parquet")
+    build_labels(LabelsConfig(store=str(run(tmp_path)), output=output, min_shared_rollouts=1))
+    (counts,) = [each.path.counts for each in read_parquet(output, turns=True) if each.path.steps == WON]
+    assert counts == (Counts(1, 0), Counts(1, 0)), "the first turn of the only solution, and its end"

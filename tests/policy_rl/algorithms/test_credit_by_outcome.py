@@ -109,7 +109,7 @@ def test_advantages_of_an_outcome_sum_to_those_of_the_outcome_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [{"mode": "scalar"}, {"mode": "step_gae"}, {"baseline": "none"}, {"gate": "correct"}]
+    "values", [{"mode": "scalar"}, {"mode": "step_gae"}, {"mode": "value"}, {"baseline": "none"}, {"gate": "correct"}]
 )
 def test_settings_without_an_effect_are_rejected(values: dict[str, Any]) -> None:
     ((key, value),) = values.items()

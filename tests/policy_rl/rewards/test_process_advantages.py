@@ -128,6 +128,14 @@ class TestStepScoresToTokens:
         # Without values and with γ = λ = 1: the sum of the remaining rewards, with the outcome at the end of turn.
         assert row == pytest.approx(steps_of([0.9 + 0.1 + 0.8 + 1, 0.1 + 0.8 + 1, 0.8 + 1]), abs=1e-6)
 
+    def test_values_replace_the_outcome_of_scored_responses(self) -> None:
+        # "\n\n?" has no steps, so it keeps the outcome's advantage: 0 minus the mean of 1 and 0.
+        groups = batch([[TEXT, "hhhhh", "\n\n?"]], P | {"hhhhh": 0.8}, rewards=[[1.0, 0.0, 0.0]])
+        first, second, third = advantages(groups, mode="value", lam=1.0)
+        assert first == pytest.approx(steps_of([1.0, 1 - 0.9, 1 - 0.1]), abs=1e-6)
+        assert second == pytest.approx([-1.0] * 6, abs=1e-6)
+        assert third == pytest.approx([-0.5] * len(third), abs=1e-6)
+
     def test_gate(self) -> None:
         texts = [[TEXT, "hhhhh", "ii"]]
         scores = P | {"hhhhh": 0.8, "ii": 0.9}
