@@ -201,6 +201,7 @@ class RLConfig(Config):
             mask_truncated=self.rewards.truncated == "mask",
             distillation=self.trainer.distillation,
             turns=self.turn_settings,
+            accuracy_weight=self.rewards.accuracy_weight,
         )
 
     def tree_settings(self) -> TreeSettings | None:

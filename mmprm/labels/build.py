@@ -36,7 +36,7 @@ class LabelsConfig(Config):
     min_shared_rollouts: int | None = Field(None, ge=1)
     """Minimum number of rollouts of a label that are shared with other states. Default: that of the search. A higher
     number gives fewer labels with less noise. A lower one labels further prefixes; states that the search sampled from
-    keep their own rollouts. 1 labels every prefix of a rollout, most of them with a single outcome."""
+    keep their own rollouts, so labels of the others are too high on average after a search (see `evidence`)."""
     seed: int = 0
     """Random seed for choosing complete solutions and for the split."""
     dev: float = Field(0.1, ge=0, lt=1)

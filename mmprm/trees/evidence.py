@@ -51,7 +51,9 @@ def evidence(tree: Tree, rule: StoppingRule, min_shared_rollouts: int | None = N
     These are the states with at least one known verdict; their values are corrected for the bias of the stopping rule.
     The prefixes of `shared_labels` are added unless the problem is always or never solved. `min_shared_rollouts` is
     that of the rule, with which the tree was searched, unless it is given. If it is lower, it adds labels, but does not
-    change those that the rule gives: the rollouts that were sampled from a state itself are more, and say more.
+    change those that the rule gives: the rollouts that were sampled from a state itself are more, and say more. The
+    added labels are biased after a search: prefixes whose first rollouts all failed became states, so they are not
+    among them.
     """
     found = {node.steps: unbiased(node.batches, rule) for node in tree.nodes}
     if tree.nodes and tree.nodes[0].counts.value not in (None, 0.0, 1.0):

@@ -48,7 +48,7 @@ class AdvantageConfig(Config):
     """Discount factor for token rewards. gae and reinforce_pp assign the sequence reward to the last token and discount
     it too."""
     lam: float = Field(1.0, ge=0, le=1)
-    """λ of generalized advantage estimation (GAE)."""
+    """λ of generalized advantage estimation (GAE), with estimator=gae or credit.mode=value."""
 
     @property
     def whitens(self) -> bool:

@@ -78,6 +78,6 @@ BASELINES: dict[str, Callable[[Tensor, ScoredSteps], Tensor] | None] = {
     "prime_steps": prime_steps,
     "none": None,
 }
-"""Baseline functions keyed by credit.baseline, for the modes that assign returns to steps. In the other modes, a later
-stage subtracts the baseline: for scalar the estimator (with rloo, the mean of the group's other responses), for
-step_gae the critic, whose value depends only on what precedes a token. Neither depends on what follows."""
+"""Baseline functions keyed by credit.baseline, for the modes that assign returns to steps. The other modes have
+baselines of their own: for scalar that of the estimator (with rloo, the mean of the group's other responses), for
+step_gae the critic's value, and for value the score of the step before. None of them depends on what follows."""

@@ -1,9 +1,10 @@
 """Assign process rewards to sequences, to steps (as returns), or to the last token of each step (as rewards).
 
 Shapes: P prompt, K sample of its group, S step, N = P·K sample, T token. Step scores r_1 … r_S are a process reward
-model's P(no error so far). `Credit` has one slot for each of the three, which is zero or empty if the mode does not use
-it. `combine` merges `sources` with the outcome reward; `spread` copies `returns_PKS` to every token of their step,
-where they are added to the advantage; `scatter_to_tokens` converts `rewards_PKS` to token rewards for GAE.
+model's P(no error so far) or, if it was trained on values, P(success). `Credit` has one slot for each of the three,
+which is zero or empty if the mode does not use it. `combine` merges `sources` with the outcome reward; `spread` copies
+`returns_PKS` to every token of their step, where they are added to the advantage; `scatter_to_tokens` converts
+`rewards_PKS` to token rewards for GAE.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from policy_rl.algorithms.advantages import EPSILON, Estimator, differs, keep
-from policy_rl.algorithms.baselines import BASELINES, ScoredSteps, step_index, to_go
+from policy_rl.algorithms.advantages import EPSILON, Estimator, differs, keep, rloo
+from policy_rl.algorithms.baselines import BASELINES, ScoredSteps, to_go
 from policy_rl.algorithms.credit_config import CreditConfig
 from policy_rl.algorithms.turn_credit import turn_returns
 
@@ -57,18 +58,31 @@ class Credit:
 
 
 @dataclass(frozen=True, slots=True)
+class Outcomes:
+    """Contains what mode=value needs: the outcome reward of every kept sample, and the settings of the estimation.
+
+    The value of a step with score p is `scale`·p, in the units of `rewards_PK`. `lam` is λ.
+    """
+
+    rewards_PK: Tensor
+    kept_PK: Tensor
+    scale: float
+    lam: float
+
+
+@dataclass(frozen=True, slots=True)
 class Part:
-    """Contains the inputs of a credit mode: step scores, the masks scored_PK and known_PK, aggregator and rewards.
+    """Contains the inputs of a credit mode: step scores, the masks scored_PK and known_PK, aggregator and outcomes.
 
     Steps of samples outside `scored_PK` are masked out, with score 0. `known_PK` excludes only the samples that should
-    have step scores but do not, and those that are not kept. `rewards_PK` are the outcome rewards.
+    have step scores but do not, and those that are not kept.
     """
 
     steps: ScoredSteps
     scored_PK: Tensor
     known_PK: Tensor
     aggregate: Callable[[Sequence[float]], float] | None
-    rewards_PK: Tensor | None = None
+    outcomes: Outcomes | None
 
 
 TRANSFORMS: dict[str, Callable[[Tensor, float], Tensor]] = {
@@ -167,23 +181,25 @@ def _dense(part: Part, config: CreditConfig) -> dict[str, Tensor]:
 def _value(part: Part, config: CreditConfig) -> dict[str, Tensor]:
     """Compute step returns by generalized advantage estimation (Schulman et al. 2016), with scores as values.
 
-    With the values V_j = weight·p_j after step j < S and V_S = R, the reward of the response:
+    With the values V_0 = 0, V_j = scale·p_j after step j < S, and V_S = R, the outcome reward:
 
-        A_j = Σ_{l ≥ j} λ^{l − j}·δ_l,  δ_l = V_l − V_{l−1}
+        A_j = Σ_{l ≥ j} λ^{l − j}·(V_l − V_{l−1})
 
-    The value before the first step is unknown, so the others' mean of A_1 is subtracted from A_1. For γ = 1, the δ are
-    potential-based shaping (Ng et al. 1999): along a response they sum to R − V_0, whatever the scores are, so a step
-    that the model overrates is paid back by a later one. With λ = 1, A_j = R − V_{j−1}: the scores are a baseline,
-    which may depend on everything before step j, and the expected gradient is that of the outcome reward.
+    From A_1, the mean of the other kept samples is subtracted, where a sample without steps counts with its R.
+
+    With λ = 1, A_j = R − V_{j−1}. The scores are then only a baseline, which depends on nothing but what precedes the
+    step: the expected gradient is that of the outcome reward for any scores, and A_1 is RLOO's advantage. With λ < 1,
+    errors of the scores bias the credit: the outcome counts with λ^{S − j} at step j.
     """
-    assert part.rewards_PK is not None, "mode=value needs the rewards of the responses"
-    mask_PKS = part.steps.mask_PKS
+    assert part.outcomes is not None, "mode=value needs the outcomes of the responses"
+    rewards_PK, mask_PKS = part.outcomes.rewards_PK, part.steps.mask_PKS
     last_PKS = mask_PKS & ~torch.nn.functional.pad(mask_PKS[..., 1:], (0, 1))
-    values_PKS = torch.where(last_PKS, part.rewards_PK[..., None], config.weight * part.steps.scores_PKS)
+    values_PKS = torch.where(last_PKS, rewards_PK[..., None], part.outcomes.scale * part.steps.scores_PKS)
     deltas_PKS = values_PKS - torch.nn.functional.pad(values_PKS[..., :-1], (1, 0))
-    returns_PKS = turn_returns(deltas_PKS, mask_PKS, config.lam)
-    first_PK1 = step_index(returns_PKS, part.steps)[..., :1]
-    returns_PKS = torch.cat([first_PK1, returns_PKS[..., 1:]], dim=-1)
+    returns_PKS = turn_returns(deltas_PKS, mask_PKS, part.outcomes.lam)
+    first_PK = torch.where(part.scored_PK, returns_PKS[..., :1].sum(dim=-1), rewards_PK)
+    first_PK1 = rloo(first_PK, part.outcomes.kept_PK)[..., None]
+    returns_PKS = torch.cat([first_PK1, returns_PKS[..., 1:]], dim=-1)[..., : mask_PKS.shape[-1]]
     return {"returns_PKS": torch.where(mask_PKS, returns_PKS, 0)}
 
 
@@ -206,21 +222,21 @@ def assign(
     outcome_PK: Tensor,
     config: CreditConfig,
     aggregate: Callable[[Sequence[float]], float] | None = None,
-    rewards_PK: Tensor | None = None,
+    outcomes: Outcomes | None = None,
 ) -> Credit:
     """Assign process rewards to the kept samples that pass credit.gate and have at least one scored step.
 
     If the baseline compares samples, only sets of at least two such samples are included: groups or, with
     compare_within=outcome, the samples of a group with the same outcome. `outcome_PK` is 1 for correct answers, 0 for
-    incorrect ones and −1 for unknown ones; `aggregate` combines step scores with mode=scalar. `rewards_PK` are the
-    outcome rewards, for mode=value.
+    incorrect ones and −1 for unknown ones; `aggregate` combines step scores with mode=scalar; `outcomes` are
+    for mode=value.
     """
     asked_PK = kept_PK & GATES[config.gate](outcome_PK == 1)
     missing_PK = asked_PK & ~steps.mask_PKS.any(dim=-1)
     least = 2 if config.compares else 1
     compared = [keep(each_PK, least) for each_PK in _compared(asked_PK & ~missing_PK, outcome_PK, config)]
     known_PK = kept_PK & ~missing_PK
-    parts = [Part(_only(steps, each_PK), each_PK, known_PK, aggregate, rewards_PK) for each_PK in compared]
+    parts = [Part(_only(steps, each_PK), each_PK, known_PK, aggregate, outcomes) for each_PK in compared]
     found = [MODES[config.mode](part, config) for part in parts]
     # Several sets occur only in modes with returns, and each of them fills the returns of its own samples.
     slots = found[0] if len(found) == 1 else {"returns_PKS": sum(each["returns_PKS"] for each in found)}

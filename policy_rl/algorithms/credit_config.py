@@ -27,8 +27,8 @@ _ADDED = (*DENSE, "scalar", "step_gae")
 """Credit modes that add to the outcome's advantage."""
 
 MODES_OF: dict[str, tuple[str, ...]] = {
+    "weight": _ADDED,
     "gate": _ADDED,
-    "lam": ("value",),
     "baseline": DENSE,
     "transform": ("return_to_go",),
     "normalize_steps": ("return_to_go",),
@@ -42,12 +42,12 @@ class CreditConfig(Config):
     """Configures how process rewards are assigned."""
 
     source: Literal["prm", "tree", "both", "environment", "gigpo"] = "prm"
-    """Source of step credit. prm: scores of the process reward model, in addition to the outcome's advantage; tree: the
-    rewards of continuations (`rollouts.branching`), instead of the outcome's advantage; both: like tree, but with the
-    PRM's score as a prior for each value; environment: the rewards of an episode's turns, including its outcome,
-    instead of the outcome's advantage; gigpo: advantages within groups of turns that begin in the same state, in
-    addition to the outcome's advantage (GiGPO). The keys from `mode` on apply to prm, except that `baseline` also
-    applies to environment, and `weight` to gigpo."""
+    """Source of step credit. prm: scores of the process reward model, in addition to the outcome's advantage or, with
+    mode=value, instead of it; tree: the rewards of continuations (`rollouts.branching`), instead of the outcome's
+    advantage; both: like tree, but with the PRM's score as a prior for each value; environment: the rewards of an
+    episode's turns, including its outcome, instead of the outcome's advantage; gigpo: advantages within groups of turns
+    that begin in the same state, in addition to the outcome's advantage (GiGPO). The keys from `mode` on apply to prm,
+    except that `baseline` also applies to environment, and `weight` to gigpo."""
     gamma: float = Field(1.0, ge=0, le=1)
     """Discount factor per turn, with source=environment or gigpo. GiGPO's paper uses 0.95."""
     prior_weight: float = Field(1.0, gt=0)
@@ -56,14 +56,10 @@ class CreditConfig(Config):
     """Conversion of step scores to rewards. scalar: an aggregate of them is added to the outcome reward; return_to_go:
     a step's return is the sum of the scores from that step on; soft_min, strict_min: a step's return is the lowest
     score from that step on; progress: a step's return is its score minus that of the step before; value: generalized
-    advantage estimation with the scores as values, instead of the outcome's advantage; step_gae: with a critic, each
-    score is a token reward at the end of its step."""
+    advantage estimation (advantage.lam) with the scores as values, instead of the outcome's advantage; step_gae: with a
+    critic, each score is a token reward at the end of its step."""
     weight: float = Field(1.0, gt=0)
-    """Coefficient of the process reward, or of GiGPO's step-level advantage. The outcome reward has coefficient 1. With
-    mode=value, the value after a step is weight × score: set it to rewards.accuracy_weight."""
-    lam: float = Field(0.8, ge=0, le=1)
-    """For mode=value: λ of generalized advantage estimation. 0: a step is credited with the change in value alone,
-    which is biased if the scores are; 1: the scores are only a baseline, which causes no bias."""
+    """Coefficient of the process reward, or of GiGPO's step-level advantage. The outcome reward has coefficient 1."""
     baseline: Literal["step_index", "pure_tokens", "prime_steps", "none"] = "step_index"
     """Baseline of step returns, for return_to_go, soft_min, strict_min and progress. step_index: the mean return of the
     group's other responses at the same step; the credit is 0 if none of them has such a step. pure_tokens (PURE) and
@@ -93,18 +89,18 @@ class CreditConfig(Config):
     @property
     def compares(self) -> bool:
         """Return whether a sample's process reward is computed relative to other samples in its group."""
-        return self.replaces_outcome or (self.mode in DENSE and (self.baseline != "none" or self.normalize_steps))
+        return self.mode in DENSE and (self.baseline != "none" or self.normalize_steps)
 
     @property
     def replaces_outcome(self) -> bool:
-        """Return whether the outcome is part of the step returns and has no advantage of its own."""
+        """Return whether the accuracy is part of the step returns and has no advantage of its own."""
         return self.mode == "value"
 
     @property
     def needs_scores(self) -> bool:
         """Return whether to exclude responses without a process reward, because crediting them with 0 would not be
         neutral."""
-        return self.mode != "scalar" and not self.compares
+        return self.mode != "scalar" and not self.compares and not self.replaces_outcome
 
     @model_validator(mode="after")
     def _keys_belong_to_the_source(self) -> CreditConfig:
@@ -150,7 +146,8 @@ class CreditConfig(Config):
     def _options_belong_to_the_mode(self) -> CreditConfig:
         for key, modes in MODES_OF.items():
             value = getattr(self, key)
-            if self.mode not in modes and key in self.model_fields_set and value is not False and value != "none":
+            is_off = value in (False, "none") and (key, self.mode) != ("baseline", "value")
+            if self.mode not in modes and key in self.model_fields_set and not is_off:
                 raise ValueError(
                     f"{key}={value} has no effect with mode={self.mode}; leave it out, or set mode to one of "
                     f"{', '.join(modes)}"

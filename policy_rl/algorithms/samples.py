@@ -32,6 +32,7 @@ from policy_rl.algorithms.advantages import (
 from policy_rl.algorithms.baselines import ScoredSteps
 from policy_rl.algorithms.credit import (
     Credit,
+    Outcomes,
     Source,
     assign,
     combine,
@@ -53,8 +54,9 @@ class AdvantageSettings:
     """Configures the computation of advantages: estimator, process credit, ADORA, KL in the reward, distillation.
 
     `kl_in_reward` is the coefficient β of the per-token reward −β·k1. `aggregate` combines step scores with
-    credit.mode=scalar. With `mask_truncated`, truncated responses count only in the baselines of their groups. `turns`
-    are the settings of credit from the rewards of turns.
+    credit.mode=scalar. `accuracy_weight` is rewards.accuracy_weight, which credit.mode=value needs. With
+    `mask_truncated`, truncated responses count only in the baselines of their groups. `turns` are the settings of
+    credit from the rewards of turns.
     """
 
     advantage: AdvantageConfig
@@ -65,6 +67,7 @@ class AdvantageSettings:
     mask_truncated: bool = False
     distillation: DistillationConfig | None = None
     turns: TurnSettings | None = None
+    accuracy_weight: float = 1.0
 
 
 def kept_mask(groups: Sequence[GradedGroup], least: int) -> Tensor:
@@ -86,34 +89,36 @@ def add_advantages(
 ) -> tuple[list[TrainingSample], dict[str, float]]:
     """Compute the samples' advantages and, with a critic, their return targets; return (samples, metrics).
 
-    Samples that lack a required reward are left out. Without a critic,
-    A_t = w·A_sequence + the return of the token's step + Σ_{l ≥ t} γ^(l − t)·(−β·k1_l), with ADORA's weight w, is
-    clamped and then whitened over all tokens. With reinforce_pp, w·A_sequence is a reward of the last token T, so the
-    first term becomes γ^(T − t)·w·A_sequence. With a critic, w·A_sequence is also a reward of the last token, step
-    rewards are rewards of the last token of their step, and A_t is the GAE of all rewards. Distillation advantages are
-    added in all cases, before the clamp. Tokens of observations have no advantage. With credit.mode=value, A_sequence
-    is 0 for scored responses, because their step returns contain the outcome.
+    Samples that lack a required reward are left out. Without a critic, A_t = w·A_sequence + the return of the token's
+    step + Σ_{l ≥ t} γ^(l − t)·(−β·k1_l), with ADORA's weight w, is clamped and then whitened over all tokens. With
+    reinforce_pp, w·A_sequence is a reward of the last token T, so the first term becomes γ^(T − t)·w·A_sequence. With a
+    critic, w·A_sequence is also a reward of the last token, step rewards are rewards of the last token of their step,
+    and A_t is the GAE of all rewards. Distillation advantages are added in all cases, before the clamp. Tokens of
+    observations have no advantage. With credit.mode=value, A_sequence leaves out the accuracy of scored responses,
+    because their step returns contain it.
 
     With `settings.turns`, each token of a turn has the advantage of its turn (see turn_samples), in addition to
     A_sequence or, with source=environment, instead of it.
     """
     config = settings.advantage
     estimator = ESTIMATORS[config.estimator]
-    rewards_PK = _rewards(groups)[0]
-    sources = [Source.of(rewards_PK, kept_PK)]
+    sources = [Source.of(_rewards(groups)[0], kept_PK)]
     step_of_NT = _step_of_tokens(groups, kept_PK)
     credit = None
     if settings.credit is not None:
-        steps = _scored_steps(groups, kept_PK, step_of_NT)
+        whole_N = _are_whole(samples, step_of_NT) if settings.credit.replaces_outcome else None
+        steps = _scored_steps(groups, kept_PK, step_of_NT, whole_N)
         outcome_PK = _outcomes(groups, kept_PK)
-        credit = assign(steps, kept_PK, outcome_PK, settings.credit, settings.aggregate, rewards_PK)
+        accuracy_PK = settings.accuracy_weight * (outcome_PK == 1).float()
+        outcomes = Outcomes(accuracy_PK, kept_PK, settings.accuracy_weight, config.lam)
+        credit = assign(steps, kept_PK, outcome_PK, settings.credit, settings.aggregate, outcomes)
         sources += credit.sources
     per_source = settings.credit is not None and settings.credit.per_source
     sequence_PK, taking_PK = combine(sources, estimator, per_source)
     if settings.turns is not None and settings.turns.replaces_outcome:
         sequence_PK = torch.zeros_like(sequence_PK)
     if credit is not None and settings.credit.replaces_outcome:
-        sequence_PK = torch.where(credit.scored_PK, 0, sequence_PK)
+        sequence_PK = sequence_PK - torch.where(credit.scored_PK, estimator.advantages(accuracy_PK, kept_PK), 0)
     if credit is not None and settings.credit.needs_scores:
         taking_PK = taking_PK & ~credit.missing_PK
     if settings.adora is not None:
@@ -191,9 +196,19 @@ def _step_of_tokens(groups: Sequence[GradedGroup], kept_PK: Tensor) -> Tensor:
     return pad_sequence(rows, batch_first=True, padding_value=-1)
 
 
-def _scored_steps(groups: Sequence[GradedGroup], kept_PK: Tensor, step_of_NT: Tensor) -> ScoredSteps:
+def _are_whole(samples: Sequence[TrainingSample], step_of_NT: Tensor) -> Tensor:
+    """Return whole_N, which is True for responses that are scored to the end: their last token belongs to a step."""
+    lasts = [int(each.counted.nonzero()[0][-1]) for each in samples]
+    return step_of_NT[torch.arange(len(samples)), lasts] >= 0
+
+
+def _scored_steps(
+    groups: Sequence[GradedGroup], kept_PK: Tensor, step_of_NT: Tensor, whole_N: Tensor | None = None
+) -> ScoredSteps:
+    """Return the scores of the kept responses or, with `whole_N`, of those that it marks."""
     processes = [groups[p].responses[k].process for p, k in kept_PK.nonzero().tolist()]
-    scores = [() if process is None else process.scores for process in processes]
+    used = [True] * len(processes) if whole_N is None else whole_N.tolist()
+    scores = [process.scores if process and use else () for process, use in zip(processes, used, strict=True)]
     scores_NS = _padded([np.array(each, dtype=np.float32) for each in scores])
     mask_NS = _mask(torch.tensor([len(each) for each in scores]))
     shape = (*kept_PK.shape, scores_NS.shape[1])

@@ -51,9 +51,10 @@ def _check_values(config: RLConfig) -> None:
                 f"{setting} cannot be combined with credit.mode=value, which replaces the outcome's advantage; leave "
                 "it out"
             )
-    if config.rewards.is_empty:
+    if not config.rewards.accuracy_weight:
         raise ValueError(
-            "credit.mode=value needs an outcome reward, which is the value at the end; set rewards.accuracy_weight=1"
+            "credit.mode=value needs the accuracy, which the scores estimate; set rewards.accuracy_weight=1, or use "
+            "credit.mode=soft_min"
         )
 
 

@@ -47,8 +47,12 @@ LONE = {"batch": {"group_size": 1}, "advantage": {"estimator": "reinforce_pp"}}
             r"advantage.estimator=grpo cannot be combined with credit.mode=value",
         ),
         (
-            {"process": {"scorer": {"prm": "x"}}, "credit": {"mode": "value"}, "rewards": {"accuracy_weight": 0}},
-            r"credit.mode=value needs an outcome reward",
+            {
+                "process": {"scorer": {"prm": "x"}},
+                "credit": {"mode": "value"},
+                "rewards": {"accuracy_weight": 0, "format": "think"},
+            },
+            r"credit.mode=value needs the accuracy",
         ),
         ({"process": {"scorer": {"prm": "x"}}, **LONE}, r"batch.group_size=1 must be at least 2: credit.mode=soft_min"),
         ({"trainer": {"critic": {"learning_rate": 1e-5}}}, r"advantage.estimator=rloo does not have"),

@@ -100,9 +100,9 @@ class World:
 
 
 async def errors(
-    config: SearchConfig, trees: int, bad: float = 0.15, mended: float = 0.03
+    config: SearchConfig, trees: int, bad: float = 0.15, mended: float = 0.03, minimum: int | None = None
 ) -> tuple[dict[str, list[float]], float]:
-    """Return the label errors by kind, and the rollouts per label."""
+    """Return the label errors by kind, and the rollouts per label. `minimum` is that of the labels, if it is lower."""
     found: dict[str, list[float]] = defaultdict(list)
     rollouts = labels = 0
     for number in range(trees):
@@ -110,7 +110,7 @@ async def errors(
         tree = (await search(Problem(f"p{number}", "", ""), world, config)).tree
         shared = shared_labels(tree, config.min_shared_rollouts) if config.min_shared_rollouts else {}
         rollouts += sum(len(node.rollouts) for node in tree.nodes)
-        for steps, counts in evidence(tree, config).items():
+        for steps, counts in evidence(tree, config, minimum).items():
             if steps:
                 labels += 1
                 kind = ("shared" if steps in shared else "state") + (" after X" if "X" in steps else "")
@@ -149,3 +149,14 @@ async def test_values_of_rarely_solved_problems_are_biased_upward() -> None:
     assert 0.0 < means["shared"] < 0.05
     assert abs(means["state"]) < 0.012
     assert abs(means["state after X"]) < 0.012
+
+
+async def test_labels_from_single_rollouts_are_unbiased_without_a_search() -> None:
+    """After a search, the prefixes that are not states are those whose first rollouts did not all fail."""
+    alone = SearchConfig(rollouts=24, max_rollouts=24, false_negative_rate=0)
+    found, _ = await errors(alone, 300, bad=0.3, mended=0.2, minimum=1)
+    values = [value for each in found.values() for value in each]
+    assert len(values) > 5_000
+    assert abs(fmean(values)) < 0.012
+    searched, _ = await errors(SearchConfig(max_rollouts=400), 200, bad=0.3, mended=0.2, minimum=2)
+    assert 0.03 < fmean([value for each in searched.values() for value in each]) < 0.05

@@ -14,6 +14,7 @@ from policy_rl.algorithms.advantages import ESTIMATORS
 from policy_rl.algorithms.baselines import ScoredSteps
 from policy_rl.algorithms.credit import (
     MODES,
+    Outcomes,
     Source,
     assign,
     combine,
@@ -41,6 +42,8 @@ def credit(
     kept: list | None = None,
     correct: list | None = None,
     rewards: list | None = None,
+    lam: float = 1.0,
+    scale: float = 1.0,
     aggregate=min,
     **values,
 ):
@@ -48,7 +51,8 @@ def credit(
     kept_PK = torch.tensor(kept) if kept else torch.ones(shape) > 0
     correct_PK = torch.tensor(correct) if correct else torch.ones(shape) > 0
     rewards_PK = torch.tensor(rewards).double() if rewards else torch.zeros(shape).double()
-    return assign(steps, kept_PK, correct_PK, build(CreditConfig, values), aggregate, rewards_PK)
+    outcomes = Outcomes(rewards_PK, kept_PK, scale, lam)
+    return assign(steps, kept_PK, correct_PK, build(CreditConfig, values), aggregate, outcomes)
 
 
 def assert_near(actual: Tensor, expected: list, tolerance: float = 1e-9) -> None:
@@ -196,22 +200,25 @@ class TestValue:
         result = credit(self.STEPS, rewards=[[0, 1]], mode="value", lam=1)
         assert_near(result.returns_PKS, [[[-1.0, -0.9, -0.1], [1.0, 0.4, 0.0]]])
 
-    def test_the_last_score_does_not_count(self) -> None:
-        """The reward takes its place, so a step that the model overrates is paid back."""
-        overrated = scored([[[0.9, 0.1, 0.1], [0.6, 0.0]]])
-        for values in ({"lam": 0.0}, {"lam": 0.8}, {"lam": 1.0}):
-            results = [credit(steps, rewards=[[0, 1]], mode="value", **values) for steps in (self.STEPS, overrated)]
+    def test_the_outcome_takes_the_place_of_the_last_score(self) -> None:
+        other = scored([[[0.9, 0.1, 0.1], [0.6, 0.0]]])
+        for lam in (0.0, 0.8, 1.0):
+            results = [credit(steps, rewards=[[0, 1]], mode="value", lam=lam) for steps in (self.STEPS, other)]
             torch.testing.assert_close(results[0].returns_PKS, results[1].returns_PKS)
 
-    def test_changes_in_value_sum_to_the_outcome_whatever_the_scores_are(self) -> None:
-        torch.manual_seed(0)
-        mask_PKS = torch.arange(5) < torch.randint(1, 6, (20, 4, 1))
-        steps = ScoredSteps(torch.rand(20, 4, 5).double(), torch.ones(20, 4, 5), mask_PKS)
-        rewards_PK = torch.rand(20, 4).double()
-        result = credit(steps, rewards=rewards_PK.tolist(), mode="value", lam=0.0, weight=0.5)
-        first_PK = 0.5 * steps.scores_PKS[..., 0].where(mask_PKS.sum(-1) > 1, 2 * rewards_PK)
-        others_PK = (first_PK.sum(1, keepdim=True) - first_PK) / 3
-        torch.testing.assert_close(result.returns_PKS.sum(-1), rewards_PK - others_PK)
+    def test_rewards_and_values_have_the_same_scale(self) -> None:
+        one = credit(self.STEPS, rewards=[[0, 1]], mode="value", lam=0.5)
+        half = credit(self.STEPS, rewards=[[0, 0.5]], scale=0.5, mode="value", lam=0.5)
+        torch.testing.assert_close(half.returns_PKS, 0.5 * one.returns_PKS)
+
+    def test_a_response_without_steps_is_compared_by_its_outcome(self) -> None:
+        """With λ = 1, the first step has the advantage of RLOO, whether the others have steps or not."""
+        steps = scored([[[0.9, 0.1], [], [0.6, 0.7], [0.3]]])
+        result = credit(steps, kept=[[True, True, True, False]], rewards=[[1, 0, 1, 1]], mode="value")
+        assert_near(result.returns_PKS, [[[0.5, 0.1], [0.0, 0.0], [0.5, 0.4], [0.0, 0.0]]])
+        assert result.missing_PK.tolist() == [[False, True, False, False]]
+        alone = credit(scored([[[0.9, 0.1], []]]), rewards=[[1, 0]], mode="value")
+        assert_near(alone.returns_PKS, [[[1.0, 0.1], [0.0, 0.0]]])
 
     def test_responses_of_one_step_have_the_advantage_of_rloo(self) -> None:
         result = credit(scored([[[0.9], [0.2], [0.4]]]), rewards=[[1, 0, 0]], mode="value")
@@ -313,7 +320,7 @@ class TestStepGae:
 
 
 class TestParticipation:
-    @pytest.mark.parametrize("mode", ["soft_min", "strict_min", "progress", "value", "return_to_go"])
+    @pytest.mark.parametrize("mode", ["soft_min", "strict_min", "progress", "return_to_go"])
     def test_dropped_samples_and_those_without_steps_are_not_in_the_baseline(self, mode: str) -> None:
         full = scored([[[0.9, 0.2], [0.4], [0.7, 0.6]]])
         wide = scored([[[0.9, 0.2], [0.1], [0.4], [], [0.7, 0.6]]])
@@ -353,10 +360,10 @@ class TestParticipation:
         mask_PKS = torch.arange(4) < torch.randint(0, 5, (3, 5, 1))
         steps = ScoredSteps(torch.rand(3, 5, 4).double(), torch.randint(1, 9, (3, 5, 4)), mask_PKS)
         kept_PK, correct_PK = torch.rand(3, 5) > 0.2, torch.rand(3, 5) > 0.3
-        config = CreditConfig(mode=mode, gate="none" if mode == "value" else "correct", weight=0.7)
+        config = CreditConfig(mode=mode, **({} if mode == "value" else {"gate": "correct", "weight": 0.7}))
 
         def flat(steps: ScoredSteps, kept_PK: Tensor, correct_PK: Tensor) -> list[Tensor]:
-            result = assign(steps, kept_PK, correct_PK, config, min, correct_PK.double())
+            result = assign(steps, kept_PK, correct_PK, config, min, Outcomes(correct_PK.double(), kept_PK, 0.7, 0.8))
             return [result.returns_PKS, result.rewards_PKS, *(source.rewards_PK for source in result.sources)]
 
         whole = flat(steps, kept_PK, correct_PK)

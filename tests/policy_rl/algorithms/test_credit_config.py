@@ -37,13 +37,13 @@ def test_configuration_names_are_those_of_the_tables() -> None:
         {"mode": "scalar", "baseline": "step_index"},
         {"mode": "step_gae", "baseline": "pure_tokens"},
         {"mode": "step_gae", "per_source": True},
-        {"mode": "value", "baseline": "pure_tokens"},
+        {"mode": "value", "baseline": "none"},
         {"mode": "value", "gate": "correct"},
-        {"mode": "progress", "lam": 0.0},
+        {"mode": "value", "weight": 2.0},
     ],
 )
 def test_options_of_other_modes_are_refused(values: dict) -> None:
-    with pytest.raises(ConfigError, match=r"to one of (return_to_go|soft_min|scalar|value)|transform=clip"):
+    with pytest.raises(ConfigError, match=r"to one of (return_to_go|soft_min|scalar)|transform=clip"):
         build(CreditConfig, values)
 
 

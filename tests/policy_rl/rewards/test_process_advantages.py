@@ -14,7 +14,7 @@ from mmprm.types import Grading, Verdict
 from policy_rl.algorithms.advantages import ESTIMATORS, AdvantageConfig
 from policy_rl.algorithms.credit_config import CreditConfig
 from policy_rl.algorithms.samples import AdvantageSettings, add_advantages, draft, kept_mask
-from policy_rl.graded import GradedGroup, GradedResponse
+from policy_rl.graded import GradedGroup, GradedResponse, StepRewards
 from policy_rl.types import Reward, TrainingSample
 from tests.policy_rl.byte_tokenizers import byte_level
 
@@ -131,10 +131,28 @@ class TestStepScoresToTokens:
     def test_values_replace_the_outcome_of_scored_responses(self) -> None:
         # "\n\n?" has no steps, so it keeps the outcome's advantage: 0 minus the mean of 1 and 0.
         groups = batch([[TEXT, "hhhhh", "\n\n?"]], P | {"hhhhh": 0.8}, rewards=[[1.0, 0.0, 0.0]])
-        first, second, third = advantages(groups, mode="value", lam=1.0)
+        first, second, third = advantages(groups, mode="value")
         assert first == pytest.approx(steps_of([1.0, 1 - 0.9, 1 - 0.1]), abs=1e-6)
-        assert second == pytest.approx([-1.0] * 6, abs=1e-6)
+        assert second == pytest.approx([-0.5] * 6, abs=1e-6)
         assert third == pytest.approx([-0.5] * len(third), abs=1e-6)
+
+    def test_other_rewards_keep_the_advantage_of_the_response(self) -> None:
+        groups = batch([[TEXT, "hhhhh"]], P | {"hhhhh": 0.8}, rewards=[[1.0, 0.0]])
+        expected = advantages(groups, mode="value")
+        first, second = groups[0].responses
+        second = replace(second, reward=Reward(0.5, {"accuracy": 0.0, "format": 0.5}))
+        found = advantages([replace(groups[0], responses=(first, second))], mode="value")
+        assert found[0] == pytest.approx([value - 0.5 for value in expected[0]])
+        assert found[1] == pytest.approx([value + 0.5 for value in expected[1]])
+
+    def test_a_response_that_is_scored_in_part_keeps_the_outcome_s_advantage(self) -> None:
+        groups = batch([[TEXT, "hhhhh"]], P | {"hhhhh": 0.8}, rewards=[[1.0, 0.0]])
+        first, second = groups[0].responses
+        step_of_token = first.process.step_of_token.copy()
+        step_of_token[step_of_token == 2] = -1
+        first = replace(first, process=StepRewards(first.process.scores[:2], step_of_token))
+        found = advantages([replace(groups[0], responses=(first, second))], mode="value")
+        assert found == [pytest.approx([1.0] * 12), pytest.approx([-1.0] * 6)]
 
     def test_gate(self) -> None:
         texts = [[TEXT, "hhhhh", "ii"]]
