@@ -227,12 +227,13 @@ BENCHMARKS = {
     "agents": (
         agents,
         "make bench-agents",
-        "This benchmark labels moves of Sokoban (5 × 5 cells, one box) with a tiny policy that "
-        "plays from images, and trains it with `mmprm rl`, with three seeds. `labels_auc`, `first_error`, and "
-        "`prm_f1` compare labels (from at least 16 rollouts) and a PRM with an exact solver. `prm_value` is the AUC of "
-        "the PRM for RL against it. `rl_gain` is the gain in solve rate on held-out levels in 36 steps of 128 "
-        "episodes, on one core. `sample_ratio` is the number of episodes that a method needs to reach the "
-        "final solve rate of outcome rewards alone, relative to these. `mismatch` is the largest difference between "
+        "This benchmark labels moves of Sokoban (5 × 5 cells, one box) with a tiny policy that plays from images, "
+        "and trains it with `mmprm rl`, with three seeds. `labels_auc`, `first_error`, and `prm_f1` compare labels "
+        "(from at least 16 rollouts) and a PRM with an exact solver. `prm_value` is the AUC of the PRM for RL, "
+        "which is trained on outcomes of rollouts of the levels of RL, against it. `rl_gain` is the gain in solve "
+        "rate on held-out levels in 36 steps of 128 episodes, on one core. `sample_ratio` is the number of episodes "
+        "that a method needs to reach the final solve rate of outcome rewards alone, relative to these; the 14,400 "
+        "rollouts on which the PRM for RL was trained are not counted. `mismatch` is the largest difference between "
         "the log-probabilities of engine and trainer over episodes of 8 turns with images. Parts without a row have "
         "not been measured yet. The PRM of `prm_f1` is trained on labels from at least 8 shared rollouts.",
     ),
