@@ -31,6 +31,7 @@ MODES: dict[str, dict[str, Any]] = {
     "strict_min": _PRM | {"credit.mode": "strict_min"},
     "delta": _PRM | {"credit.mode": "return_to_go", "credit.transform": "delta"},
     "progress": _PRM | {"credit.mode": "progress"},
+    "value": _PRM | {"credit.mode": "value"},
     "scalar": _PRM | {"credit.mode": "scalar", "process.aggregator": "min"},
     "step_gae": _PRM
     | {
@@ -43,8 +44,9 @@ MODES: dict[str, dict[str, Any]] = {
     "tree": _TREE | {"credit.source": "tree"},
     "both": _PRM | _TREE | {"credit.source": "both"},
 }
-"""Keys of each mode. `delta` credits a step with the value after it, and `progress` with the change in value. `pure` is
-PURE's published form, whose baseline is biased by length; it is shown, but not chosen."""
+"""Keys of each mode. `delta` credits a step with the value after it, `progress` with the change in value, and with
+`value`, the value before a step is the baseline of the outcome. `pure` is PURE's published form, whose baseline is
+biased by length; it is shown, but not chosen."""
 CANDIDATES = tuple(mode for mode, sets in MODES.items() if PRM_KEY in sets and mode != "pure")
 """Modes among which prm_speedup chooses."""
 
