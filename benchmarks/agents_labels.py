@@ -63,7 +63,7 @@ from mmprm.types import Counts, Problem, Solution, Steps, Tree, Verdict
 KILLS = 5
 TRAIN_ROLLOUTS = 8
 """Minimum number of shared rollouts of a label that the PRM trains on: more labels, but with more noise."""
-VALUE_EPOCHS = 1
+VALUE_EPOCHS = 3
 """Epochs of the PRM of values, which has several times as many paths as the other one."""
 BARS: dict[str, tuple[str, Callable[[Results], bool]]] = {
     "labels_auc": ("at least 0.95", lambda found: found["value"] >= 0.95),
