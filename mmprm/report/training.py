@@ -173,27 +173,29 @@ def _progress(training: Sequence[Mapping[str, Any]], held_out: Sequence[tuple[in
     rows = [[str(held_out[position][0]), interval_cell(held_out[position][1])] for position in positions]
     listed = table(["after step", "held-out pass@1"], rows) if rows else ""
     return f"""<section><h2>Accuracy</h2>
-<p class="note">Share of correct answers among those with a known verdict. Held-out bars and ranges are 95 % intervals
-over problems; rollouts in training are those kept by the filters.</p>
+<p class="note">Share of correct answers among those with a known verdict. Held-out bars and ranges are
+95\u202f% intervals over problems; rollouts in training are those kept by the filters.</p>
 <figure>{progress_plot(rollouts, held_out, "progress")}</figure>{listed}</section>"""
 
 
 def _section(title: str, note: str, panels: Sequence[Panel], training: Sequence[Mapping[str, Any]]) -> str:
-    drawn = []
+    """Return a section with the plots of the panels. Panels that are always 0 are only named."""
+    drawn, zero = [], []
     for panel in panels:
         curves = _curves(panel, training)
-        if curves:
+        if curves and not any(value for curve in curves.values() for _, value in curve):
+            zero.append(panel.title)
+        elif curves:
             name = "".join(character if character.isalnum() else "-" for character in panel.title.lower())
             drawn.append(
                 f'<div><h3>{escaped(panel.title)}</h3><p class="note">{escaped(panel.note)}</p>'
                 f"<figure>{lines_plot(curves, name)}</figure></div>"
             )
+    if not drawn and not zero:
+        return ""
     words = f'<p class="note">{escaped(note)}</p>' if note else ""
-    return (
-        f'<section><h2>{escaped(title)}</h2>{words}<div class="curves">{"".join(drawn)}</div></section>'
-        if drawn
-        else ""
-    )
+    rest = f'<p class="note">Always 0: {escaped(", ".join(zero))}</p>' if zero else ""
+    return f'<section><h2>{escaped(title)}</h2>{words}<div class="curves">{"".join(drawn)}</div>{rest}</section>'
 
 
 def _phases(training: Sequence[Mapping[str, Any]]) -> str:

@@ -106,6 +106,13 @@ def test_only_measured_metrics_are_plotted() -> None:
     assert "length" not in labels
 
 
+def test_a_panel_that_is_always_0_is_only_named() -> None:
+    page = training_page([train(step, clip_fraction=0.0, kl_old=0.0, kl_ref=0.1) for step in (1, 2)], "run")
+    assert "Always 0: Clip fraction<" in page
+    assert "<h3>Clip fraction" not in page
+    assert "<h3>KL divergence" in page
+
+
 def test_ratios_mismatch_and_staleness_are_plotted() -> None:
     steep = {"log_ratio_min": -1.5, "log_ratio_max": 0.5, "mismatch_max": 0.3, "staleness": 0.5}
     page = training_page([train(1, **steep), train(2, **steep)], "run")
