@@ -188,7 +188,8 @@ def _value(part: Part, config: CreditConfig) -> dict[str, Tensor]:
     From A_1, the mean of the other kept samples is subtracted, where a sample without steps counts with its R.
 
     With λ = 1, A_j = R − V_{j−1}. The scores are then only a baseline, which depends on nothing but what precedes the
-    step: the expected gradient is that of the outcome reward for any scores, and A_1 is RLOO's advantage. With λ < 1,
+    step: if all samples are scored, the expected gradient is that of the outcome reward for any scores, and A_1 is
+    RLOO's advantage. With λ < 1,
     errors of the scores bias the credit: the outcome counts with λ^{S − j} at step j.
     """
     assert part.outcomes is not None, "mode=value needs the outcomes of the responses"

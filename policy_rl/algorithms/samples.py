@@ -43,7 +43,7 @@ from policy_rl.algorithms.credit import (
 from policy_rl.algorithms.credit_config import CreditConfig
 from policy_rl.algorithms.distillation import DistillationConfig, distillation_advantages
 from policy_rl.algorithms.turn_samples import TurnSettings, turn_advantages, turn_of_tokens
-from policy_rl.graded import GradedGroup
+from policy_rl.graded import GradedGroup, StepRewards
 from policy_rl.types import TrainingSample, as_sample
 
 Aggregate = Callable[[Sequence[float]], float]
@@ -103,11 +103,13 @@ def add_advantages(
     config = settings.advantage
     estimator = ESTIMATORS[config.estimator]
     sources = [Source.of(_rewards(groups)[0], kept_PK)]
-    step_of_NT = _step_of_tokens(groups, kept_PK)
+    processes_N = [groups[p].responses[k].process for p, k in kept_PK.nonzero().tolist()]
+    if settings.credit is not None and settings.credit.replaces_outcome:
+        processes_N = [each and _whole(each, sample) for each, sample in zip(processes_N, samples, strict=True)]
+    step_of_NT = _step_of_tokens(processes_N, samples)
     credit = None
     if settings.credit is not None:
-        whole_N = _are_whole(samples, step_of_NT) if settings.credit.replaces_outcome else None
-        steps = _scored_steps(groups, kept_PK, step_of_NT, whole_N)
+        steps = _scored_steps(processes_N, kept_PK, step_of_NT)
         outcome_PK = _outcomes(groups, kept_PK)
         accuracy_PK = settings.accuracy_weight * (outcome_PK == 1).float()
         outcomes = Outcomes(accuracy_PK, kept_PK, settings.accuracy_weight, config.lam)
@@ -186,29 +188,29 @@ def _truncated(groups: Sequence[GradedGroup], kept_PK: Tensor) -> Tensor:
     return torch.tensor([each.finish_reason == "length" for each in responses])
 
 
-def _step_of_tokens(groups: Sequence[GradedGroup], kept_PK: Tensor) -> Tensor:
+def _whole(process: StepRewards, sample: TrainingSample) -> StepRewards:
+    """Return the steps of a response with its generated tokens after the last one as a further step, if there are any.
+
+    A PRM may score only the first steps of a long response. The added score, 0, is not read by credit.mode=value.
+    """
+    step_of_T = process.step_of_token
+    after_T = np.array(sample.counted) & (np.arange(len(step_of_T)) > np.flatnonzero(step_of_T >= 0).max(initial=-1))
+    if not after_T.any():
+        return process
+    return StepRewards((*process.scores, 0.0), np.where(after_T, len(process.scores), step_of_T))
+
+
+def _step_of_tokens(processes_N: Sequence[StepRewards | None], samples: Sequence[TrainingSample]) -> Tensor:
     """Return step_of_NT, the step index of each token, or −1 on padding and in responses without scores."""
     rows = []
-    for p, k in kept_PK.nonzero().tolist():
-        each = groups[p].responses[k]
-        outside = np.full(len(each.response.token_ids), -1)
-        rows.append(torch.from_numpy(np.array(each.process.step_of_token if each.process else outside, dtype=np.int64)))
+    for process, sample in zip(processes_N, samples, strict=True):
+        outside = np.full(len(sample.token_ids), -1)
+        rows.append(torch.from_numpy(np.array(process.step_of_token if process else outside, dtype=np.int64)))
     return pad_sequence(rows, batch_first=True, padding_value=-1)
 
 
-def _are_whole(samples: Sequence[TrainingSample], step_of_NT: Tensor) -> Tensor:
-    """Return whole_N, which is True for responses that are scored to the end: their last token belongs to a step."""
-    lasts = [int(each.counted.nonzero()[0][-1]) for each in samples]
-    return step_of_NT[torch.arange(len(samples)), lasts] >= 0
-
-
-def _scored_steps(
-    groups: Sequence[GradedGroup], kept_PK: Tensor, step_of_NT: Tensor, whole_N: Tensor | None = None
-) -> ScoredSteps:
-    """Return the scores of the kept responses or, with `whole_N`, of those that it marks."""
-    processes = [groups[p].responses[k].process for p, k in kept_PK.nonzero().tolist()]
-    used = [True] * len(processes) if whole_N is None else whole_N.tolist()
-    scores = [process.scores if process and use else () for process, use in zip(processes, used, strict=True)]
+def _scored_steps(processes_N: Sequence[StepRewards | None], kept_PK: Tensor, step_of_NT: Tensor) -> ScoredSteps:
+    scores = [process.scores if process else () for process in processes_N]
     scores_NS = _padded([np.array(each, dtype=np.float32) for each in scores])
     mask_NS = _mask(torch.tensor([len(each) for each in scores]))
     shape = (*kept_PK.shape, scores_NS.shape[1])

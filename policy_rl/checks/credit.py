@@ -27,6 +27,11 @@ def check_credit(config: RLConfig) -> None:
         )
     if mode == "value":
         _check_values(config)
+    elif config.advantage.lam != 1 and not config.has_critic:
+        raise ValueError(
+            f"advantage.lam={config.advantage.lam} has no effect with advantage.estimator={config.advantage.estimator}"
+            "; set advantage.estimator=gae or credit.mode=value, or leave it out"
+        )
     critic = config.trainer.critic
     if critic.model_fields_set and not config.has_critic:
         key = min(critic.model_fields_set)

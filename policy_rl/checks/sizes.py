@@ -18,9 +18,10 @@ def check_group_sizes(config: RLConfig) -> None:
     sizes |= {f"schedule.{number}.group_size": phase.group_size for number, phase in enumerate(config.schedule)}
     for key, size in sizes.items():
         if size < least:
+            other = "" if credit is not None and credit.mode == "value" else ", or advantage.estimator=reinforce_pp"
             raise ValueError(
                 f"{key}={size} must be at least {least}: {estimator} uses the other samples of a group as its "
-                "baseline; try 8, or advantage.estimator=reinforce_pp"
+                f"baseline; try 8{other}"
             )
         if size < 2 and credit is not None and credit.compares:
             raise ValueError(

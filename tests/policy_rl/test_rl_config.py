@@ -54,6 +54,7 @@ LONE = {"batch": {"group_size": 1}, "advantage": {"estimator": "reinforce_pp"}}
             },
             r"credit.mode=value needs the accuracy",
         ),
+        ({"advantage": {"lam": 0.9}}, r"advantage.lam=0.9 has no effect with advantage.estimator=rloo"),
         ({"process": {"scorer": {"prm": "x"}}, **LONE}, r"batch.group_size=1 must be at least 2: credit.mode=soft_min"),
         ({"trainer": {"critic": {"learning_rate": 1e-5}}}, r"advantage.estimator=rloo does not have"),
         ({"engine": {"model": "m", "servers": {"urls": ["http://localhost:1"]}}}, r"engine.servers does not exist"),

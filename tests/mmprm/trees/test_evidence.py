@@ -110,10 +110,12 @@ async def errors(
         tree = (await search(Problem(f"p{number}", "", ""), world, config)).tree
         shared = shared_labels(tree, config.min_shared_rollouts) if config.min_shared_rollouts else {}
         rollouts += sum(len(node.rollouts) for node in tree.nodes)
+        own = evidence(tree, config)
         for steps, counts in evidence(tree, config, minimum).items():
             if steps:
                 labels += 1
                 kind = ("shared" if steps in shared else "state") + (" after X" if "X" in steps else "")
+                kind = kind if steps in own else "added"
                 found[kind].append(counts.value - world.value(steps))
     return found, rollouts / labels
 
@@ -151,12 +153,15 @@ async def test_values_of_rarely_solved_problems_are_biased_upward() -> None:
     assert abs(means["state after X"]) < 0.012
 
 
-async def test_labels_from_single_rollouts_are_unbiased_without_a_search() -> None:
+async def test_labels_from_single_rollouts_are_nearly_unbiased_without_a_search() -> None:
     """After a search, the prefixes that are not states are those whose first rollouts did not all fail."""
-    alone = SearchConfig(rollouts=24, max_rollouts=24, false_negative_rate=0)
-    found, _ = await errors(alone, 300, bad=0.3, mended=0.2, minimum=1)
+    alone = SearchConfig(rollouts=16, max_rollouts=16)
+    found, _ = await errors(alone, 400, bad=0.3, mended=0.2, minimum=1)
     values = [value for each in found.values() for value in each]
     assert len(values) > 5_000
     assert abs(fmean(values)) < 0.012
-    searched, _ = await errors(SearchConfig(max_rollouts=400), 200, bad=0.3, mended=0.2, minimum=2)
-    assert 0.03 < fmean([value for each in searched.values() for value in each]) < 0.05
+    for minimum, expected in ((1, 0.14), (2, 0.11)):
+        searched, _ = await errors(SearchConfig(max_rollouts=400), 200, bad=0.3, mended=0.2, minimum=minimum)
+        means = bias(searched)
+        assert abs(means["added"] - expected) < 0.01
+        assert all(abs(mean) < 0.02 for kind, mean in means.items() if kind != "added"), means

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from scripted_prm import PROBLEM, Scripted, sampled, scored
@@ -145,14 +146,16 @@ class TestStepScoresToTokens:
         assert found[0] == pytest.approx([value - 0.5 for value in expected[0]])
         assert found[1] == pytest.approx([value + 0.5 for value in expected[1]])
 
-    def test_a_response_that_is_scored_in_part_keeps_the_outcome_s_advantage(self) -> None:
-        groups = batch([[TEXT, "hhhhh"]], P | {"hhhhh": 0.8}, rewards=[[1.0, 0.0]])
+    def test_the_rest_of_a_response_that_is_scored_in_part_is_one_step(self) -> None:
+        text = "\n\n".join(("a", "bc", "defg", "h"))
+        groups = batch([[text, "hhhhh"]], P | {"h": 0.2, "hhhhh": 0.8}, rewards=[[1.0, 0.0]])
         first, second = groups[0].responses
-        step_of_token = first.process.step_of_token.copy()
-        step_of_token[step_of_token == 2] = -1
-        first = replace(first, process=StepRewards(first.process.scores[:2], step_of_token))
-        found = advantages([replace(groups[0], responses=(first, second))], mode="value")
-        assert found == [pytest.approx([1.0] * 12), pytest.approx([-1.0] * 6)]
+        for known, expected in ((3, [1.0, 0.1, 0.9, 0.2]), (1, [1.0, 0.1, 0.1, 0.1]), (0, [1.0] * 4)):
+            step_of_token = np.where(first.process.step_of_token < known, first.process.step_of_token, -1)
+            part = replace(first, process=StepRewards(first.process.scores[:known], step_of_token))
+            rows = advantages([replace(groups[0], responses=(part, second))], mode="value")
+            assert rows[0] == pytest.approx(steps_of(expected, [3, 4, 6, 2]), abs=1e-6)
+            assert rows[1] == pytest.approx([-1.0] * 6, abs=1e-6)
 
     def test_gate(self) -> None:
         texts = [[TEXT, "hhhhh", "ii"]]
