@@ -5,6 +5,7 @@ The PRM of the level `weak` is trained on labels of only a few problems, and the
 frozen            reward by the PRM alone
 mixed             outcome rewards and process rewards, compared within a group
 outcome_dominant  the same, with process rewards compared within an outcome (credit.compare_within=outcome)
+value             outcome rewards, with scores as a baseline (credit.mode=value)
 refresh           reward by the PRM alone, which is retrained on the run's own trees (process.refresh)
 alarm             the step after which an alarm on `prm_auc` ends the frozen run, computed from its log
 
@@ -31,6 +32,7 @@ MODES: dict[str, dict[str, Any]] = {
     "frozen": _PRM_ALONE,
     "mixed": _PRM,
     "outcome_dominant": _PRM | {"credit.compare_within": "outcome"},
+    "value": _PRM | {"credit.mode": "value"},
     "refresh": _PRM_ALONE
     | {
         "rollouts.branching.store": "true",
