@@ -189,8 +189,7 @@ def _value(part: Part, config: CreditConfig) -> dict[str, Tensor]:
 
     With λ = 1, A_j = R − V_{j−1}. The scores are then only a baseline, which depends on nothing but what precedes the
     step: if all samples are scored, the expected gradient is that of the outcome reward for any scores, and A_1 is
-    RLOO's advantage. With λ < 1,
-    errors of the scores bias the credit: the outcome counts with λ^{S − j} at step j.
+    RLOO's advantage. With λ < 1, errors of the scores bias the credit: the outcome counts with λ^{S − j} at step j.
     """
     assert part.outcomes is not None, "mode=value needs the outcomes of the responses"
     rewards_PK, mask_PKS = part.outcomes.rewards_PK, part.steps.mask_PKS
@@ -229,8 +228,7 @@ def assign(
 
     If the baseline compares samples, only sets of at least two such samples are included: groups or, with
     compare_within=outcome, the samples of a group with the same outcome. `outcome_PK` is 1 for correct answers, 0 for
-    incorrect ones and −1 for unknown ones; `aggregate` combines step scores with mode=scalar; `outcomes` are
-    for mode=value.
+    incorrect ones and −1 for unknown ones; `aggregate` combines step scores with mode=scalar; `outcomes` are for mode=value.
     """
     asked_PK = kept_PK & GATES[config.gate](outcome_PK == 1)
     missing_PK = asked_PK & ~steps.mask_PKS.any(dim=-1)
