@@ -228,7 +228,8 @@ def assign(
 
     If the baseline compares samples, only sets of at least two such samples are included: groups or, with
     compare_within=outcome, the samples of a group with the same outcome. `outcome_PK` is 1 for correct answers, 0 for
-    incorrect ones and −1 for unknown ones; `aggregate` combines step scores with mode=scalar; `outcomes` are for mode=value.
+    incorrect ones and −1 for unknown ones; `aggregate` combines step scores with mode=scalar; `outcomes` are for
+    mode=value.
     """
     asked_PK = kept_PK & GATES[config.gate](outcome_PK == 1)
     missing_PK = asked_PK & ~steps.mask_PKS.any(dim=-1)
