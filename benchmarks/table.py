@@ -204,12 +204,12 @@ BENCHMARKS = {
         "`prm_speedup` is the number of generated tokens that outcome rewards alone need to reach their final "
         "accuracy, divided by that of the best process mode, the median of three fresh seeds (a seed in which the "
         "mode never reaches it, or in which outcome rewards do not improve, counts 0); `tree_speedup` is the same for "
-        "credit from continuations. Among the process modes, `delta` credits a step with the value after it, and "
-        "`progress` with the change in value, and with `value`, the value before a step is the baseline of the "
-        "outcome; `progress_vs_value` is the final accuracy of the latter minus that of the former, on the long "
-        "level. In the comparison, TRL 1.8.0 generates responses with transformers. It runs with its default settings "
-        "(`ratio`) and with tuned settings (`tuned_ratio`). With tuned settings, both systems process at most 8,192 "
-        "tokens at a time in the update.",
+        "credit from continuations. Among the process modes, `delta` credits a step with the value after it, "
+        "`progress` with the change in value, and `value` with the outcome minus the value before it; "
+        "`progress_vs_value` is the final accuracy of the latter minus that of the former, on the long level. In the "
+        "comparison, TRL 1.8.0 generates responses with transformers. It runs with its default settings (`ratio`) and "
+        "with tuned settings (`tuned_ratio`). With tuned settings, both systems process at most 8,192 tokens at a "
+        "time in the update.",
     ),
     "judges": (
         judges,

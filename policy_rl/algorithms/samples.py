@@ -103,17 +103,8 @@ def add_advantages(
     config = settings.advantage
     estimator = ESTIMATORS[config.estimator]
     sources = [Source.of(_rewards(groups)[0], kept_PK)]
-    processes_N = [groups[p].responses[k].process for p, k in kept_PK.nonzero().tolist()]
-    if settings.credit is not None and settings.credit.replaces_outcome:
-        processes_N = [each and _whole(each, sample) for each, sample in zip(processes_N, samples, strict=True)]
-    step_of_NT = _step_of_tokens(processes_N, samples)
-    credit = None
-    if settings.credit is not None:
-        steps = _scored_steps(processes_N, kept_PK, step_of_NT)
-        outcome_PK = _outcomes(groups, kept_PK)
-        accuracy_PK = settings.accuracy_weight * (outcome_PK == 1).float()
-        outcomes = Outcomes(accuracy_PK, kept_PK, settings.accuracy_weight, config.lam)
-        credit = assign(steps, kept_PK, outcome_PK, settings.credit, settings.aggregate, outcomes)
+    credit, step_of_NT, accuracy_PK = _credit(groups, kept_PK, samples, settings)
+    if credit is not None:
         sources += credit.sources
     per_source = settings.credit is not None and settings.credit.per_source
     sequence_PK, taking_PK = combine(sources, estimator, per_source)
@@ -186,6 +177,32 @@ def _outcomes(groups: Sequence[GradedGroup], kept_PK: Tensor) -> Tensor:
 def _truncated(groups: Sequence[GradedGroup], kept_PK: Tensor) -> Tensor:
     responses = [groups[p].responses[k].response for p, k in kept_PK.nonzero().tolist()]
     return torch.tensor([each.finish_reason == "length" for each in responses])
+
+
+def _credit(
+    groups: Sequence[GradedGroup], kept_PK: Tensor, samples: Sequence[TrainingSample], settings: AdvantageSettings
+) -> tuple[Credit | None, Tensor, Tensor]:
+    """Return the credit from step scores, if there are any, step_of_NT, and the weighted accuracies as accuracy_PK."""
+    processes_N = _processes(groups, kept_PK, samples, settings.credit)
+    step_of_NT = _step_of_tokens(processes_N, samples)
+    outcome_PK = _outcomes(groups, kept_PK)
+    accuracy_PK = settings.accuracy_weight * (outcome_PK == 1).float()
+    if settings.credit is None:
+        return None, step_of_NT, accuracy_PK
+    steps = _scored_steps(processes_N, kept_PK, step_of_NT)
+    outcomes = Outcomes(accuracy_PK, kept_PK, settings.accuracy_weight, settings.advantage.lam)
+    credit = assign(steps, kept_PK, outcome_PK, settings.credit, settings.aggregate, outcomes)
+    return credit, step_of_NT, accuracy_PK
+
+
+def _processes(
+    groups: Sequence[GradedGroup], kept_PK: Tensor, samples: Sequence[TrainingSample], credit: CreditConfig | None
+) -> list[StepRewards | None]:
+    """Return the scores of the kept responses. With credit.mode=value, they cover all generated tokens."""
+    found = [groups[p].responses[k].process for p, k in kept_PK.nonzero().tolist()]
+    if credit is None or not credit.replaces_outcome:
+        return found
+    return [each and _whole(each, sample) for each, sample in zip(found, samples, strict=True)]
 
 
 def _whole(process: StepRewards, sample: TrainingSample) -> StepRewards:
