@@ -44,7 +44,7 @@ class Sizes:
     held_out: int | None = None
     eval_samples: int | None = None
     """Samples per problem of an evaluation; None: those of its level."""
-    solved: int = 4000
+    solved: int = 16_000
     annotated: int = 300
     max_rollouts: int = 320
 
@@ -86,7 +86,7 @@ LEVELS = {
         prm_level="short",
         every=10,
         eval_samples=4,
-        sft={"training.learning_rate": 5e-4, "training.batch_size": 32, "training.epochs": 2},
+        sft={"training.learning_rate": 2e-3, "training.batch_size": 32, "training.epochs": 2},
     ),
 }
 MISTAKES = {"mistake_rate": 0.02, "hard_mistake_rate": 0.1}

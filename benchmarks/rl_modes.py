@@ -32,6 +32,7 @@ MODES: dict[str, dict[str, Any]] = {
     "delta": _PRM | {"credit.mode": "return_to_go", "credit.transform": "delta"},
     "progress": _PRM | {"credit.mode": "progress"},
     "value": _PRM | {"credit.mode": "value"},
+    "value_gae": _PRM | {"credit.mode": "value", "advantage.lam": 0.8},
     "scalar": _PRM | {"credit.mode": "scalar", "process.aggregator": "min"},
     "step_gae": _PRM
     | {
@@ -45,7 +46,8 @@ MODES: dict[str, dict[str, Any]] = {
     "both": _PRM | _TREE | {"credit.source": "both"},
 }
 """Keys of each mode. `delta` credits a step with the value after it, `progress` with the change in value, and with
-`value`, the value before a step is the baseline of the outcome. `pure` is PURE's published form, whose baseline is
+`value`, the value before a step is the baseline of the outcome; `value_gae` also credits a step with the values that
+follow it (λ = 0.8). `pure` is PURE's published form, whose baseline is
 biased by length; it is shown, but not chosen."""
 CANDIDATES = tuple(mode for mode, sets in MODES.items() if PRM_KEY in sets and mode != "pure")
 """Modes among which prm_speedup chooses."""

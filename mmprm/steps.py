@@ -87,16 +87,20 @@ class StepSplit:
     reason: str | None = None
 
 
-def split(text: str, step_format: StepFormat) -> StepSplit:
+def split(text: str, step_format: StepFormat, *, truncated: bool = False) -> StepSplit:
     """Split a response, or a continuation that begins at a step boundary, into steps that concatenate to the same text.
 
     With tags, text before a step's tag belongs to that step, and the text after the last step (the answer) is a
     separate step. Line breaks after a step stay with it, and indentation starts the next step. Any other boundary would
     cut tokens of byte-level vocabularies, for example `>\\n` and ` -`. Reasons: "empty", "no step", "unclosed step",
     "nested step", "stray end of step", "unclosed answer".
+
+    If the text is `truncated` by a token limit, its last step may lack its end, as in formats without tags.
     """
     if not text.strip():
         return StepSplit((), "empty")
+    if step_format == "tags":
+        return _split_tags(text, truncated)
     return _SPLITTERS[step_format](text)
 
 
@@ -147,7 +151,7 @@ def _left_of_mark(mark: re.Match[str]) -> str:
     return (mark["think"] or "") + (mark["bold"] if opens_bold else "")
 
 
-def _split_tags(text: str) -> StepSplit:
+def _split_tags(text: str, truncated: bool) -> StepSplit:
     boundaries, inside = [], False
     for tag in _TAG.finditer(text):
         closes = tag[1] == "/"
@@ -156,13 +160,15 @@ def _split_tags(text: str) -> StepSplit:
         inside = not closes
         if closes:
             boundaries.append(_LINE_BREAKS.match(text, tag.end()).end())
-    if inside:
+    if inside and not truncated:
         return StepSplit((), "unclosed step")
     tail = text[boundaries[-1] :] if boundaries else text
-    if "<answer>" in tail and "</answer>" not in tail:
+    if "<answer>" in tail and "</answer>" not in tail and not truncated:
         return StepSplit((), "unclosed answer")
-    if not boundaries and "<answer>" not in text:
+    if not boundaries and not inside and "<answer>" not in text:
         return StepSplit((), "no step")
+    if inside and not plain(tail, "tags"):  # the limit was reached right after the tag
+        boundaries = boundaries[:-1]
     return StepSplit(_cut(text, boundaries))
 
 
@@ -277,7 +283,6 @@ def _cut(text: str, boundaries: Iterable[int]) -> Steps:
 
 
 _SPLITTERS = {
-    "tags": _split_tags,
     "blank_lines": _split_blank_lines,
     "numbered": _split_numbered,
     "thoughts": _split_thoughts,

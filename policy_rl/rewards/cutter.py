@@ -27,6 +27,9 @@ class StepCutter:
     A token belongs to the step in which it starts: a token that spans the end of a step and the start of the next
     belongs to the first of them, and all bytes of a character belong to the same step. A token without text (special,
     end of turn) belongs to the step at its position or, after the last character, to the last step.
+
+    A truncated response ends with the beginning of a step, which counts as a step. If it had no steps, the policy could
+    avoid process rewards below 0 by never finishing.
     """
 
     def __init__(self, tokenizer: Any, step_format: StepFormat, prefill: str) -> None:
@@ -46,7 +49,7 @@ class StepCutter:
         """
         if response.played is not None:
             return StepSplit(response.played.texts), response.played.turn_of_token
-        verbatim, found = _both_forms(response.text, self._step_format, self._prefill)
+        verbatim, found = _both_forms(response, self._step_format, self._prefill)
         if not found.steps:
             return found, _NO_TOKENS
         begins_T = token_begins(response.token_ids, response.text, self._decode, self._pieces)
@@ -58,7 +61,7 @@ class StepCutter:
 
     def verbatim(self, response: Response) -> Steps:
         """Return the steps of a response with their markup; they concatenate to `whole_text`, or there are none."""
-        return _both_forms(response.text, self._step_format, self._prefill)[0]
+        return _both_forms(response, self._step_format, self._prefill)[0]
 
     def whole_text(self, response: Response) -> str:
         """Return the text of a response with the prefill, which is its beginning."""
@@ -66,23 +69,18 @@ class StepCutter:
 
 
 def steps_of(response: Response, step_format: StepFormat, prefill: str = "") -> StepSplit:
-    """Return the turns of an episode, or the steps of another response; see `plain_steps`."""
+    """Return the turns of an episode, or a response's steps without their markup, as the PRM reads them.
+
+    Without steps, the result names the reason, which is that of `split`, or "empty step".
+    """
     if response.played is not None:
         return StepSplit(response.played.texts)
-    return plain_steps(response.text, step_format, prefill)
+    return _both_forms(response, step_format, prefill)[1]
 
 
-def plain_steps(text: str, step_format: StepFormat, prefill: str = "") -> StepSplit:
-    """Return a response's steps without their markup, as the PRM reads them, or the reason why it could not be split.
-
-    The reason is that of `split`, or "empty step".
-    """
-    return _both_forms(text, step_format, prefill)[1]
-
-
-def _both_forms(text: str, step_format: StepFormat, prefill: str) -> tuple[Steps, StepSplit]:
-    """Return the verbatim steps of a response, and the result of `plain_steps`."""
-    found = split(prefill + text, step_format)
+def _both_forms(response: Response, step_format: StepFormat, prefill: str) -> tuple[Steps, StepSplit]:
+    """Return the verbatim steps of a response without turns, and the result of `steps_of`."""
+    found = split(prefill + response.text, step_format, truncated=response.finish_reason == "length")
     verbatim = written_steps(found.steps, len(prefill))
     steps = tuple(plain(step, step_format) for step in verbatim)
     return verbatim, StepSplit(steps, found.reason) if all(steps) else StepSplit((), "empty step")

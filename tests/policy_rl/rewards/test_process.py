@@ -6,6 +6,7 @@ import asyncio
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from scripted_prm import PROBLEM, Scripted, sampled, scored
@@ -13,11 +14,11 @@ from scripted_prm import PROBLEM, Scripted, sampled, scored
 from mmprm.config import build
 from mmprm.errors import ConfigError, EngineStoppedError, TrainingError
 from mmprm.scoring.http.queue import ScoreQueue
-from mmprm.steps import split
+from mmprm.steps import StepFormat, StepSplit, split
 from mmprm.tiny.tokenizer import build_tokenizer
 from mmprm.types import Solution, StepScores
 from policy_rl.graded import StepRewards
-from policy_rl.rewards.cutter import plain_steps
+from policy_rl.rewards.cutter import StepCutter, steps_of
 from policy_rl.rewards.process import ProcessConfig, ProcessReward
 from policy_rl.rewards.token_begins import step_of_tokens, token_begins
 from policy_rl.types import Response
@@ -196,9 +197,41 @@ class TestMissingProcessRewards:
             scored([sampled(byte_level(), "<step>a</step>")], Broken(), byte_level())
 
 
-def test_plain_steps_say_why_there_are_none() -> None:
-    assert plain_steps("<step> a </step>\n<answer>4</answer>", "tags").steps == ("a", "<answer>4</answer>")
-    assert plain_steps("1. a\n2.\n3. c", "numbered").reason == "empty step"
+def test_steps_lack_their_markup_or_say_why_there_are_none() -> None:
+    def found(text: str, step_format: StepFormat) -> StepSplit:
+        return steps_of(Response(text, (), (), "stop"), step_format)
+
+    assert found("<step> a </step>\n<answer>4</answer>", "tags").steps == ("a", "<answer>4</answer>")
+    assert found("1. a\n2.\n3. c", "numbered").reason == "empty step"
+
+
+@pytest.mark.parametrize(
+    ("tail", "steps"),
+    [
+        ("<step>b", ("a", "b")),
+        ("<step>", ("a",)),
+        ("<st", ("a", "<st")),
+        ("<answer>4", ("a", "<answer>4")),
+        ("<step>b</step>", ("a", "b")),
+    ],
+)
+def test_a_truncated_response_ends_with_the_beginning_of_a_step(tail: str, steps: tuple[str, ...]) -> None:
+    """All its tokens have a step, and the same text is not split if the policy itself ended it there."""
+    tokenizer = byte_level()
+    text = f"<step>a</step>{tail}"
+    response = replace(sampled(tokenizer, text), finish_reason="length")
+    found, step_of_token = StepCutter(tokenizer, "tags", "").cut(response)
+    assert found.steps == steps
+    assert sorted(set(step_of_token.tolist())) == list(range(len(steps)))
+    assert "".join(StepCutter(tokenizer, "tags", "").verbatim(response)) == text
+    if tail not in ("<st", "<step>b</step>"):
+        assert not steps_of(replace(response, finish_reason="stop"), "tags").steps
+
+
+def test_a_truncated_response_can_lack_steps() -> None:
+    assert steps_of(Response("<step>", (), (), "length"), "tags").reason == "empty step"
+    assert steps_of(Response("a", (), (), "length"), "tags").reason == "no step"
+    assert steps_of(Response("<step>a<step>", (), (), "length"), "tags").reason == "nested step"
 
 
 def test_an_aggregator_is_named_or_refused(tmp_path) -> None:
