@@ -43,7 +43,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "environment": {"credit.source": "environment", "rewards.environment_weight": 0.1},
     "gigpo": {"credit.source": "gigpo", "credit.gamma": 0.95},
     "tree": {"credit.source": "tree", "rollouts.branching.continuations": CONTINUATIONS},
-    "prm": {"credit.mode": "value", "advantage.lam": 0.5},
+    "prm": {"credit.mode": "value", "advantage.lam": 0.8},
 }
 """Keys of each method that differ from those of outcome rewards alone; prm also gets the path of its PRM, which scores
 how often the policy solves a state, and tree half of the group size, because continuations are episodes, too."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from policy_rl.algorithms.advantages import EPSILON, Estimator, differs, keep, rloo
 from policy_rl.algorithms.baselines import BASELINES, ScoredSteps, to_go
+from policy_rl.algorithms.calibration import calibrate
 from policy_rl.algorithms.credit_config import CreditConfig
 from policy_rl.algorithms.turn_credit import turn_returns
 
@@ -61,7 +62,7 @@ class Credit:
 class Outcomes:
     """Contains what mode=value needs: the outcome reward of every kept sample, and the settings of the estimation.
 
-    The value of a step with score p is `scale`·p, in the units of `rewards_PK`. `lam` is λ.
+    Without calibration, the value of a step with score p is `scale`·p, in the units of `rewards_PK`. `lam` is λ.
     """
 
     rewards_PK: Tensor
@@ -181,11 +182,12 @@ def _dense(part: Part, config: CreditConfig) -> dict[str, Tensor]:
 def _value(part: Part, config: CreditConfig) -> dict[str, Tensor]:
     """Compute step returns by generalized advantage estimation (Schulman et al. 2016), with scores as values.
 
-    With the values V_0 = 0, V_j = scale·p_j after step j < S, and V_S = R, the outcome reward:
+    With the values V_0 = 0, V_j = a·p_j + b after step j < S, and V_S = R, the outcome reward:
 
         A_j = Σ_{l ≥ j} λ^{l − j}·(V_l − V_{l−1})
 
-    From A_1, the mean of the other kept samples is subtracted, where a sample without steps counts with its R.
+    a and b are those of `calibrate` or, with calibrate=false, a = scale and b = 0. From A_1, the mean of the other kept
+    samples is subtracted, where a sample without steps counts with its R.
 
     With λ = 1, A_j = R − V_{j−1}. The scores are then only a baseline, which depends on nothing but what precedes the
     step: if all samples are scored, the expected gradient is that of the outcome reward for any scores, and A_1 is
@@ -194,7 +196,10 @@ def _value(part: Part, config: CreditConfig) -> dict[str, Tensor]:
     assert part.outcomes is not None, "mode=value needs the outcomes of the responses"
     rewards_PK, mask_PKS = part.outcomes.rewards_PK, part.steps.mask_PKS
     last_PKS = mask_PKS & ~torch.nn.functional.pad(mask_PKS[..., 1:], (0, 1))
-    values_PKS = torch.where(last_PKS, rewards_PK[..., None], part.outcomes.scale * part.steps.scores_PKS)
+    values_PKS = part.outcomes.scale * part.steps.scores_PKS
+    if config.calibrate:
+        values_PKS = calibrate(part.steps.scores_PKS, mask_PKS & ~last_PKS, rewards_PK, otherwise_PKS=values_PKS)
+    values_PKS = torch.where(last_PKS, rewards_PK[..., None], values_PKS)
     deltas_PKS = values_PKS - torch.nn.functional.pad(values_PKS[..., :-1], (1, 0))
     returns_PKS = turn_returns(deltas_PKS, mask_PKS, part.outcomes.lam)
     first_PK = torch.where(part.scored_PK, returns_PKS[..., :1].sum(dim=-1), rewards_PK)

@@ -34,6 +34,7 @@ MODES_OF: dict[str, tuple[str, ...]] = {
     "normalize_steps": ("return_to_go",),
     "temperature": ("soft_min",),
     "per_source": ("scalar",),
+    "calibrate": ("value",),
 }
 """Credit modes to which each option of CreditConfig applies."""
 
@@ -85,6 +86,9 @@ class CreditConfig(Config):
     per_source: bool = False
     """With mode=scalar, apply the estimator to the outcome reward and the process reward separately, and add the
     results (PRIME). If false, apply it to their sum."""
+    calibrate: bool = True
+    """With mode=value, the value of a step is a·p + b, fitted to the outcomes of the batch's other groups. If false, it
+    is the score p."""
 
     @property
     def compares(self) -> bool:

@@ -251,6 +251,50 @@ class TestValue:
         assert (gradient(0.0) - gradient(None)).abs().max() > 0.01
 
 
+class TestCalibration:
+    """The value of a step is a·p + b, fitted to the other groups."""
+
+    STEPS = scored([[[0.4, 0.9], [0.8, 0.9]], [[0.2, 0.9], [0.6, 0.9]], [[0.5], []]])
+
+    def test_by_hand(self) -> None:
+        """For the first group: R = 0, 1 at p = .2, .6, so a = 2.5 and b = −.5. The values of .4 and .8 are .5 and 1.5.
+
+        For the second: R = 1, 0 at p = .4, .8, where a = −2.5 would be negative: the values are the mean, .5. The only
+        step of the third is its last one, whose value is its outcome.
+        """
+        rewards = [[1, 0], [0, 1], [1, 0]]
+        result = credit(self.STEPS, rewards=rewards, mode="value", lam=1)
+        # A_1 is RLOO's advantage, and A_2 = R − V_1.
+        expected = [[[1.0, 0.5], [-1.0, -1.5]], [[-1.0, -0.5], [1.0, 0.5]], [[1.0, 0.0], [0.0, 0.0]]]
+        assert_near(result.returns_PKS, expected)
+
+    def test_scores_of_any_scale_have_the_same_values(self) -> None:
+        torch.manual_seed(0)
+        rewards = (torch.rand(4, 3) < 0.5).int().tolist()
+        scores = torch.rand(4, 3, 5, dtype=torch.float64)
+        plain, scaled = (
+            credit(scored(each.tolist()), rewards=rewards, mode="value", lam=0.7) for each in (scores, 0.2 + scores / 9)
+        )
+        torch.testing.assert_close(plain.returns_PKS, scaled.returns_PKS)
+
+    def test_a_group_does_not_see_its_own_outcomes(self) -> None:
+        """The values of the first group's steps are the same whatever its outcomes are; so A_2 changes with R only."""
+        found = [credit(self.STEPS, rewards=[own, [0, 1], [1, 0]], mode="value", lam=1) for own in ([1, 0], [0, 0])]
+        difference_K = found[0].returns_PKS[0, :, 1] - found[1].returns_PKS[0, :, 1]
+        assert_near(difference_K, [1.0, 0.0])
+
+    def test_equal_scores_and_a_single_group(self) -> None:
+        steps = scored([[[0.7, 0.1]], [[0.7, 0.1]], [[0.7, 0.1]]])
+        result = credit(steps, rewards=[[1], [0], [1]], mode="value")
+        assert_near(result.returns_PKS[..., 1], [[0.5], [-1.0], [0.5]])
+        single = credit(scored([[[0.7, 0.1], [0.2, 0.1]]]), rewards=[[1, 0]], mode="value")
+        assert_near(single.returns_PKS[..., 1], [[0.3, -0.2]])
+
+    def test_it_can_be_turned_off(self) -> None:
+        result = credit(self.STEPS, rewards=[[1, 0], [0, 1], [1, 0]], mode="value", calibrate=False)
+        assert_near(result.returns_PKS[:2, :, 1], [[0.6, -0.8], [-0.2, 0.4]])
+
+
 class TestScalar:
     def test_aggregate_is_added_to_the_outcome(self) -> None:
         result = credit(scored([[[0.9, 0.1, 0.8], [0.5]]]), mode="scalar", weight=0.5)

@@ -40,10 +40,11 @@ def test_configuration_names_are_those_of_the_tables() -> None:
         {"mode": "value", "baseline": "none"},
         {"mode": "value", "gate": "correct"},
         {"mode": "value", "weight": 2.0},
+        {"mode": "progress", "calibrate": True},
     ],
 )
 def test_options_of_other_modes_are_refused(values: dict) -> None:
-    with pytest.raises(ConfigError, match=r"to one of (return_to_go|soft_min|scalar)|transform=clip"):
+    with pytest.raises(ConfigError, match=r"to one of (return_to_go|soft_min|scalar|value)|transform=clip"):
         build(CreditConfig, values)
 
 
