@@ -4,9 +4,8 @@ short   the built-in policy, which solves 43% of the problems
 weak    the short level with a PRM that is trained on few labels
 long    a policy that was fine-tuned on long solutions with mistakes; outcome rewards are sparse (see docs/tiny.md)
 
-A PRM is trained on labels of problems of its level, annotated with the level's initial policy. The long level uses the
-PRM of the short one: its policy solves few prefixes of long solutions, so that most of its labels are 0 whether a
-prefix has an error or not. Every stage is an mmprm command that resumes or is skipped if its output exists.
+A PRM is trained on labels of problems of its level, annotated with the level's initial policy. Every stage is an mmprm
+command that resumes or is skipped if its output exists.
 """
 
 from __future__ import annotations
@@ -66,8 +65,6 @@ class LevelSettings:
     """Settings of the fine-tuning that makes the initial policy, or None for the built-in policy."""
     annotated: int | None = None
     """Number of problems that are annotated for the PRM, or None for that of all levels."""
-    prm_level: str | None = None
-    """Level whose PRM is used, if not the level's own."""
     every: int = 5
     """Steps between evaluations."""
     eval_samples: int = 8
@@ -83,7 +80,7 @@ LEVELS = {
         30,
         200,
         5,
-        prm_level="short",
+        annotated=150,
         every=10,
         eval_samples=4,
         sft={"training.learning_rate": 2e-3, "training.batch_size": 32, "training.epochs": 2},
@@ -110,7 +107,7 @@ class Level:
     @property
     def prm(self) -> Path:
         """Return the folder of the PRM."""
-        return self._prm_level._folder / "train" / "prm"
+        return self._folder / "train" / "prm"
 
     def problems(self, split: str) -> Path:
         """Return the problem file of a split."""
@@ -136,7 +133,7 @@ class Level:
 
     def annotation_tokens(self) -> int:
         """Return the number of tokens that were generated for the labels of the PRM."""
-        return json.loads((self._prm_level._folder / "annotate" / "summary.json").read_text())["tokens"]
+        return json.loads((self._folder / "annotate" / "summary.json").read_text())["tokens"]
 
     def prepare(self, with_prm: bool) -> None:
         """Make the problems, the policy, and, if needed, the PRM, unless they exist."""
@@ -146,13 +143,7 @@ class Level:
         if self._settings.sft is not None and not Path(self.policy).is_dir():
             self._fine_tune(self._settings.sft)
         if with_prm and not self.prm.is_dir():
-            self._prm_level._train_prm()
-
-    @property
-    def _prm_level(self) -> Level:
-        """Return the level whose PRM is used."""
-        name = self._settings.prm_level
-        return self if name is None else Level(self._folder.parent / name, LEVELS[name], self._sizes, self._execute)
+            self._train_prm()
 
     def _write_problems(self, split: str, count: int) -> None:
         if not self.problems(split).exists():
@@ -169,7 +160,8 @@ class Level:
         self._command("sft", _config("sft"), fixed | dict(settings))
 
     def _train_prm(self) -> None:
-        self._write_problems("annotate", self._settings.annotated or self._sizes.annotated)
+        annotated = self._sizes.annotated
+        self._write_problems("annotate", min(self._settings.annotated or annotated, annotated))
         folder, labels = self._folder, self._folder / "labels.parquet"
         annotation = {
             "output": folder / "annotate",

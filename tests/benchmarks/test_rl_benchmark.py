@@ -206,8 +206,8 @@ def test_a_run_that_an_error_has_ended_has_no_final_accuracy(bench: Bench, comma
     assert (found["cpgd"], found["rloo"], found["collapsed_cpgd"]) == (0.0, 0.5, 1)
 
 
-def test_runs_with_a_prm_use_that_of_their_level_or_of_the_short_one(bench: Bench) -> None:
-    for level, policy, prm in (("long", "long/sft/policy", "short/train/prm"), ("weak", "tiny", "weak/train/prm")):
+def test_runs_with_a_prm_use_that_of_their_level(bench: Bench) -> None:
+    for level, policy, prm in (("long", "long/sft/policy", "long/train/prm"), ("weak", "tiny", "weak/train/prm")):
         run = Run(level, "soft_min", 0, {PRM_KEY: PRM})
         bench.finish([run])
         sets = json.loads((bench.path(run) / "done.json").read_text())["sets"]
