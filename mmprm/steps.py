@@ -23,6 +23,7 @@ MIN_THOUGHT_CHARACTERS = 200
 """Number of characters, without surrounding whitespace, from which a step of a chain of thought is long enough."""
 
 _TAG = re.compile(r"<[^\S\n]*(/?)[^\S\n]*step(?:[\s_-]?\d{1,4}|\s+\w+=[^<>\n]{1,40})?[^\S\n]*>", re.IGNORECASE)
+_PARTIAL_TAG = re.compile(r"<(?:/?[a-z][^<>\n]{0,45}|/)?\Z", re.IGNORECASE)
 _LINE_BREAKS = re.compile(r"(?:\s*[\r\n])?")
 _BLANK_LINES = re.compile(r"\n[^\S\n]*\n(?:\s*[\r\n])?")
 _NOTHING = re.compile(r"\s*(?:[-*_=]{3,}\s*)?")
@@ -104,10 +105,13 @@ def split(text: str, step_format: StepFormat, *, truncated: bool = False) -> Ste
     return _SPLITTERS[step_format](text)
 
 
-def plain(step: str, step_format: StepFormat) -> str:
-    """Remove the step markup and surrounding whitespace from a step, but keep its answer tags."""
+def plain(step: str, step_format: StepFormat, *, truncated: bool = False) -> str:
+    """Remove the step markup and surrounding whitespace from a step, but keep its answer tags.
+
+    If the step is `truncated`, the beginning of a tag at its end is removed, too.
+    """
     if step_format == "tags":
-        step = _TAG.sub("", step)
+        step = _TAG.sub("", _PARTIAL_TAG.sub("", step) if truncated else step)
     elif step_format == "numbered" and not _ANSWER_LINE.match(step):
         step = _NUMBER.sub(_left_of_mark, step, count=1)
     return step.strip()
@@ -167,8 +171,8 @@ def _split_tags(text: str, truncated: bool) -> StepSplit:
         return StepSplit((), "unclosed answer")
     if not boundaries and not inside and "<answer>" not in text:
         return StepSplit((), "no step")
-    if inside and not plain(tail, "tags"):  # the limit was reached right after the tag
-        boundaries = boundaries[:-1]
+    if truncated and not plain(tail, "tags", truncated=True).removeprefix("<answer>"):
+        boundaries = boundaries[:-1]  # the limit was reached in or right after a tag
     return StepSplit(_cut(text, boundaries))
 
 

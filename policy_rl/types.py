@@ -106,6 +106,11 @@ class Response:
         return equal_fields(self, other)
 
     @property
+    def ends_within_step(self) -> bool:
+        """Return whether the token limit may have cut off the last step; the turns of an episode are always whole."""
+        return self.finish_reason == "length" and self.played is None
+
+    @property
     def mask(self) -> np.ndarray | None:
         """Return a boolean array that is True on the tokens that the policy generated, or None if it generated all."""
         return None if self.played is None else self.played.turn_of_token >= 0

@@ -80,5 +80,5 @@ BASELINES: dict[str, Callable[[Tensor, ScoredSteps], Tensor] | None] = {
 }
 """Baseline functions keyed by credit.baseline, for the modes that assign returns to steps. The other modes have
 baselines of their own: for scalar that of the estimator (with rloo, the mean of the group's other responses), for
-step_gae the critic's value, and for value the score of the step before or, at the first step, the mean of the others.
+step_gae the critic's value, and for value the value of the step before or, at the first step, the mean of the others.
 None of them depends on what follows the step."""

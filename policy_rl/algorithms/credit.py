@@ -196,9 +196,10 @@ def _value(part: Part, config: CreditConfig) -> dict[str, Tensor]:
     assert part.outcomes is not None, "mode=value needs the outcomes of the responses"
     rewards_PK, mask_PKS = part.outcomes.rewards_PK, part.steps.mask_PKS
     last_PKS = mask_PKS & ~torch.nn.functional.pad(mask_PKS[..., 1:], (0, 1))
-    values_PKS = part.outcomes.scale * part.steps.scores_PKS
+    scores_PKS, scale = part.steps.scores_PKS, part.outcomes.scale
+    values_PKS = scale * scores_PKS
     if config.calibrate:
-        values_PKS = calibrate(part.steps.scores_PKS, mask_PKS & ~last_PKS, rewards_PK, otherwise_PKS=values_PKS)
+        values_PKS = calibrate(scores_PKS, mask_PKS & ~last_PKS, rewards_PK, scale)
     values_PKS = torch.where(last_PKS, rewards_PK[..., None], values_PKS)
     deltas_PKS = values_PKS - torch.nn.functional.pad(values_PKS[..., :-1], (1, 0))
     returns_PKS = turn_returns(deltas_PKS, mask_PKS, part.outcomes.lam)

@@ -87,8 +87,8 @@ class CreditConfig(Config):
     """With mode=scalar, apply the estimator to the outcome reward and the process reward separately, and add the
     results (PRIME). If false, apply it to their sum."""
     calibrate: bool = True
-    """With mode=value, the value of a step is a·p + b, fitted to the outcomes of the batch's other groups. If false, it
-    is the score p."""
+    """With mode=value, the value of a step with score p is a·p + b, fitted to the outcomes of the batch's other groups.
+    If false, it is rewards.accuracy_weight·p."""
 
     @property
     def compares(self) -> bool:

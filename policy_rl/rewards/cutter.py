@@ -28,8 +28,8 @@ class StepCutter:
     belongs to the first of them, and all bytes of a character belong to the same step. A token without text (special,
     end of turn) belongs to the step at its position or, after the last character, to the last step.
 
-    A truncated response ends with the beginning of a step, which counts as a step. If it had no steps, the policy could
-    avoid process rewards below 0 by never finishing.
+    A truncated response may end with the beginning of a step, which counts as a step. If it had no steps, the policy
+    could avoid process rewards below 0 by never finishing.
     """
 
     def __init__(self, tokenizer: Any, step_format: StepFormat, prefill: str) -> None:
@@ -80,9 +80,9 @@ def steps_of(response: Response, step_format: StepFormat, prefill: str = "") -> 
 
 def _both_forms(response: Response, step_format: StepFormat, prefill: str) -> tuple[Steps, StepSplit]:
     """Return the verbatim steps of a response without turns, and the result of `steps_of`."""
-    found = split(prefill + response.text, step_format, truncated=response.finish_reason == "length")
+    found = split(prefill + response.text, step_format, truncated=response.ends_within_step)
     verbatim = written_steps(found.steps, len(prefill))
-    steps = tuple(plain(step, step_format) for step in verbatim)
+    steps = tuple(plain(step, step_format, truncated=response.ends_within_step) for step in verbatim)
     return verbatim, StepSplit(steps, found.reason) if all(steps) else StepSplit((), "empty step")
 
 

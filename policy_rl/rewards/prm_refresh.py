@@ -181,9 +181,13 @@ def check_refresh_files(config: RefreshConfig) -> None:
 
 
 def labels_of(group: GradedGroup) -> Iterator[tuple[float, bool]]:
-    """Yield the PRM's score and whether the label is positive, for each scored label of a group's tree."""
+    """Yield the PRM's score and whether the label is positive, for each scored label of a group's tree.
+
+    The last step of a truncated response has no label, because the answer is missing.
+    """
     for each in group.responses:
-        if each.process is not None and _has_verdict(each) and _is_scored_to_its_end(each):
+        ends = not each.response.ends_within_step
+        if ends and each.process is not None and _has_verdict(each) and _is_scored_to_its_end(each):
             yield each.process.scores[-1], each.correct
     for branch in group.branches:
         known = [each.correct for each in branch.continuations if _has_verdict(each)]

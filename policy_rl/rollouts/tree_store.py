@@ -103,10 +103,13 @@ class TreeStore:
     def _rollout(self, prefix: Steps, each: GradedResponse, given: int) -> Rollout:
         """Convert a response that begins with `prefix`, which has `given` tokens, to a rollout from there.
 
-        It has no steps if it cannot be split, or if its steps begin differently, but its verdict counts in any case.
+        It has no steps if it cannot be split, was truncated, or begins with other steps, but its verdict counts in any
+        case.
         """
         steps, reason = self._cutter.verbatim(each.response), None
-        if not steps or steps[: len(prefix)] != prefix:
+        if each.response.ends_within_step:
+            steps, reason = prefix, "truncated"
+        elif not steps or steps[: len(prefix)] != prefix:
             steps, reason = prefix, self._cutter.cut(each.response)[0].reason or "splits its prefix differently"
         text = self._cutter.whole_text(each.response).removeprefix("".join(prefix))
         tokens = len(each.response.token_ids) - given

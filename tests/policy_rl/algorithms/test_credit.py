@@ -224,8 +224,12 @@ class TestValue:
         result = credit(scored([[[0.9], [0.2], [0.4]]]), rewards=[[1, 0, 0]], mode="value")
         assert_near(result.returns_PKS[..., 0], [[1.0, -0.5, -0.5]])
 
-    def test_with_lambda_1_the_gradient_is_that_of_the_expected_reward_for_any_scores(self) -> None:
-        """All pairs of responses of a policy with two steps of two choices each are enumerated."""
+    @pytest.mark.parametrize("groups", [1, 2])
+    def test_with_lambda_1_the_gradient_is_that_of_the_expected_reward_for_any_scores(self, groups: int) -> None:
+        """All groups of two responses of a policy with two steps of two choices each are enumerated.
+
+        With two groups, the values are calibrated.
+        """
         torch.manual_seed(0)
         rewards, scores = torch.rand(2, 2).double(), torch.rand(2).double()
 
@@ -234,15 +238,16 @@ class TestValue:
             logs = logits.log_softmax(-1)
             found = {(a, b): (logs[0, a], logs[1 + a, b]) for a in (0, 1) for b in (0, 1)}
             total = torch.zeros((), dtype=torch.float64)
-            for one, two in itertools.product(found, repeat=2):
-                chance = sum([*found[one], *found[two]]).exp()
+            for drawn in itertools.product(found, repeat=2 * groups):
+                chance = sum(log for each in drawn for log in found[each]).exp()
                 if lam is None:
-                    total = total + chance * (rewards[one] + rewards[two])
+                    total = total + chance * sum(rewards[each] for each in drawn)
                     continue
-                steps = scored([[[scores[each[0]].item(), 0.0] for each in (one, two)]])
-                outcomes = [[rewards[one].item(), rewards[two].item()]]
-                credits = credit(steps, rewards=outcomes, mode="value", lam=lam).returns_PKS[0]
-                logs_of = torch.stack([torch.stack(found[each]) for each in (one, two)])
+                pairs = [drawn[begin : begin + 2] for begin in range(0, len(drawn), 2)]
+                steps = scored([[[scores[each[0]].item(), 0.0] for each in pair] for pair in pairs])
+                outcomes = [[rewards[each].item() for each in pair] for pair in pairs]
+                credits = credit(steps, rewards=outcomes, mode="value", lam=lam).returns_PKS.flatten(0, 1)
+                logs_of = torch.stack([torch.stack(found[each]) for each in drawn])
                 total = total + chance.detach() * (credits * logs_of).sum()
             total.backward()
             return logits.grad
@@ -257,7 +262,8 @@ class TestCalibration:
     STEPS = scored([[[0.4, 0.9], [0.8, 0.9]], [[0.2, 0.9], [0.6, 0.9]], [[0.5], []]])
 
     def test_by_hand(self) -> None:
-        """For the first group: R = 0, 1 at p = .2, .6, so a = 2.5 and b = −.5. The values of .4 and .8 are .5 and 1.5.
+        """For the first group: R = 0, 1 at p = .2, .6, so a = 2.5 and b = −.5. The values of .4 and .8 are .5 and
+        1.5, which is clamped to 1.
 
         For the second: R = 1, 0 at p = .4, .8, where a = −2.5 would be negative: the values are the mean, .5. The only
         step of the third is its last one, whose value is its outcome.
@@ -265,7 +271,7 @@ class TestCalibration:
         rewards = [[1, 0], [0, 1], [1, 0]]
         result = credit(self.STEPS, rewards=rewards, mode="value", lam=1)
         # A_1 is RLOO's advantage, and A_2 = R − V_1.
-        expected = [[[1.0, 0.5], [-1.0, -1.5]], [[-1.0, -0.5], [1.0, 0.5]], [[1.0, 0.0], [0.0, 0.0]]]
+        expected = [[[1.0, 0.5], [-1.0, -1.0]], [[-1.0, -0.5], [1.0, 0.5]], [[1.0, 0.0], [0.0, 0.0]]]
         assert_near(result.returns_PKS, expected)
 
     def test_scores_of_any_scale_have_the_same_values(self) -> None:
@@ -282,6 +288,13 @@ class TestCalibration:
         found = [credit(self.STEPS, rewards=[own, [0, 1], [1, 0]], mode="value", lam=1) for own in ([1, 0], [0, 0])]
         difference_K = found[0].returns_PKS[0, :, 1] - found[1].returns_PKS[0, :, 1]
         assert_near(difference_K, [1.0, 0.0])
+
+    def test_nearly_equal_scores_of_the_others_do_not_make_large_values(self) -> None:
+        for nearly in (1e-5, 1e-3):
+            steps = scored([[[0.9, 0.1], [0.1, 0.1]], [[0.5 + nearly, 0.1], [0.5 - nearly, 0.1]]])
+            result = credit(steps, rewards=[[0, 0], [1, 0]], mode="value", lam=1)
+            values_K = -result.returns_PKS[0, :, 1]
+            assert ((values_K >= 0) & (values_K <= 1)).all()
 
     def test_equal_scores_and_a_single_group(self) -> None:
         steps = scored([[[0.7, 0.1]], [[0.7, 0.1]], [[0.7, 0.1]]])

@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,10 @@ def test_labels_of_a_tree() -> None:
     assert found == [(0.9, True), (0.1, False), (0.2, True), (0.3, False), (0.4, True)]
     each = scored("a\n\n4", 1.0, (0.5,), (3,))
     outside = GradedResponse(each.response, each.grading, each.reward, StepRewards((0.5,), (0, 0, 0, -1)))
-    assert list(labels_of(GradedGroup(Problem("p", "", "4"), 5, 0, (outside,)))) == []
+    truncated = replace(each, response=replace(each.response, finish_reason="length"))
+    for one in (outside, truncated):
+        assert list(labels_of(GradedGroup(Problem("p", "", "4"), 5, 0, (one,)))) == []
+    assert list(labels_of(GradedGroup(Problem("p", "", "4"), 5, 0, (scored("a\n\n4", 1.0, (0.5,), (4,)),))))
 
 
 def test_the_auc_is_that_of_the_newest_held_out_labels(tmp_path: Path) -> None:

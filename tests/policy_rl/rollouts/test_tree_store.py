@@ -88,6 +88,16 @@ def test_labels_of_a_run(tmp_path: Path) -> None:
     assert {steps[-1]: value for steps, value in labels.items() if steps[-1] in "45"} == {"4": 1.0, "5": 0.0}
 
 
+def test_a_truncated_response_counts_without_its_steps(tmp_path: Path) -> None:
+    """Its last step is not an answer."""
+    cut = graded("b\n\nc", 0.0, "length")
+    store = stored(tmp_path, group([*RESPONSES, cut]))
+    assert values(store) == {(): Counts(2, 2)}
+    last = store.tree("p").nodes[0].rollouts[-1]
+    assert (last.steps, last.unsplit, last.text) == ((), "truncated", "> b\n\nc")
+    store.close()
+
+
 def test_equal_prefixes_are_one_state(tmp_path: Path) -> None:
     branches = [BranchedPrefix(0, 3, None, CONTINUED[:2]), BranchedPrefix(1, 3, None, CONTINUED[:1])]
     store = stored(tmp_path, group(RESPONSES, branches))
