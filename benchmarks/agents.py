@@ -173,7 +173,17 @@ def sample_ratio(bench: Bench) -> Results:
     curves = {method: [bench.curve(method, seed) for seed in bench.sizes.seeds] for method in methods}
     ratios = {method: median_ratio(curves["outcome"], curves[method]) for method in methods}
     value = min((ratios[method] for method in OWN if ratios.get(method) is not None), default=None)
-    return {"value": value, "ratios": ratios, "curves": curves}
+    return {
+        "value": value,
+        "ratios": ratios,
+        "mean_solve_rates": {method: _mean_rates(found) for method, found in curves.items()},
+        "curves": curves,
+    }
+
+
+def _mean_rates(curves: Sequence[Sequence[tuple[float, float]]]) -> list[float]:
+    """Return the mean solve rate over the seeds at each evaluation."""
+    return [fmean(rate for _, rate in points) for points in zip(*curves, strict=True)]
 
 
 def learning_curve(rows: Sequence[Mapping[str, Any]], episodes: int) -> list[tuple[float, float]]:

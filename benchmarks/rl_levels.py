@@ -43,7 +43,7 @@ class Sizes:
     held_out: int | None = None
     eval_samples: int | None = None
     """Samples per problem of an evaluation; None: those of its level."""
-    solved: int = 24_000
+    solved: int = 8000
     annotated: int = 300
     max_rollouts: int = 320
 
@@ -76,7 +76,7 @@ LEVELS = {
     "weak": LevelSettings("short", 96, 80, 300, 5, annotated=8),
     "long": LevelSettings(
         "long",
-        192,
+        208,
         30,
         200,
         5,
@@ -86,9 +86,6 @@ LEVELS = {
         sft={"training.learning_rate": 2e-3, "training.batch_size": 32, "training.epochs": 2},
     ),
 }
-MISTAKES = {"mistake_rate": 0.01, "hard_mistake_rate": 0.05}
-"""Rates of mistakes in the long solutions; a policy that imitates them perfectly solves 0.72 of the problems, but
-one of this size makes further mistakes."""
 
 
 class Level:
@@ -155,7 +152,7 @@ class Level:
         options = ["--count", str(self._sizes.solved), "--split", "annotate", "--level", self._settings.name]
         options += ["--solutions", "--mistakes", "--output", str(solved)]
         if not solved.exists():
-            self._command("tiny", ["problems", *options], MISTAKES)
+            self._command("tiny", ["problems", *options], {})
         fixed = {"data.path": solved, "held_out": "null", "output": self._folder / "sft", "training.save_every": 50}
         self._command("sft", _config("sft"), fixed | dict(settings))
 

@@ -234,10 +234,11 @@ BENCHMARKS = {
         "(from at least 16 rollouts) and a PRM with an exact solver. `prm_value` is the AUC of the PRM for RL, "
         "which is trained on outcomes of rollouts of the levels of RL, against it. `rl_gain` is the gain in solve "
         "rate on held-out levels in 36 steps of 128 episodes, on one core. `sample_ratio` is the number of episodes "
-        "that a method needs to reach the final solve rate of outcome rewards alone, relative to these; the 14,400 "
-        "rollouts on which the PRM for RL was trained are not counted. `mismatch` is the largest difference between "
-        "the log-probabilities of engine and trainer over episodes of 8 turns with images. Parts without a row have "
-        "not been measured yet. The PRM of `prm_f1` is trained on labels from at least 8 shared rollouts.",
+        "that a method needs to reach the final solve rate of outcome rewards alone, relative to these (the median; "
+        "none if at least two of three runs never reach it); the 14,400 rollouts on which the PRM for RL was trained "
+        "are not counted. `mean_solve_rates` are those after 0, 12, 24, and 36 steps. `mismatch` is the largest "
+        "difference between the log-probabilities of engine and trainer over episodes of 8 turns with images. The PRM "
+        "of `prm_f1` is trained on labels from at least 8 shared rollouts.",
     ),
     "omni": (
         omni,

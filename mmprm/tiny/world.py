@@ -8,6 +8,9 @@ A solution reads each color once, in the order of the question, then does one op
 
     <step>blue=5</step><step>red=3</step><step>green=2</step><step>5+3=8</step><step>8×2=16</step><answer>16</answer>
 
+In long questions, the colors repeat in the same order, and each operation of a solution names its color
+(`<step>5+(red=3)=8</step>`). Otherwise, a model of this size would lose its place.
+
 All results are in 1 … 99, and problems in which some misreading would not change the answer are discarded. With digits
 from 1 to 9, each operation is injective in its left operand. Any single mistake that later steps propagate therefore
 changes the answer.
@@ -46,6 +49,8 @@ OPERATION_WEIGHTS: dict[str, dict[int, float]] = {
 }
 """Relative frequencies of the numbers of operations at each level."""
 MAX_COLORS = 4
+MIN_NAMED = min(OPERATION_WEIGHTS["long"])
+"""Number of operations in a question from which on solutions name the color of each operation."""
 RESULTS = range(1, 100)
 HEAD = "Left to right: "
 TAIL = " = ?"
@@ -55,7 +60,7 @@ HARD_DIGITS = {3, 5, 6, 8}
 """Digits that are often misread, because they differ from a look-alike by a single stroke."""
 
 READING = re.compile(r"([a-z]+)=(\d)")
-OPERATION = re.compile(r"(-?\d+)([+\-×])(\d)=(-?\d+)")
+OPERATION = re.compile(r"(-?\d+)([+\-×])(\d|\([a-z]+=\d\))=(-?\d+)")
 ANSWER = re.compile(r"<answer>(-?\d+)</answer>")
 
 
@@ -81,6 +86,10 @@ class TinyProblem:
     @property
     def digits(self) -> dict[str, int]:
         return {color: digit for color, digit, _ in self.cells}
+
+    def operand(self, color: str, digit: int | None) -> str:
+        """Return how an operation of a solution writes the digit that it read for a color."""
+        return f"({color}={digit})" if len(self.operators) >= MIN_NAMED else str(digit)
 
 
 def make_problems(n: int, seed: int, split: WorldSplit, level: WorldLevel = "short") -> list[TinyProblem]:
@@ -138,12 +147,14 @@ def judge_steps(tiny: TinyProblem, steps: Sequence[str]) -> list[bool]:
             readings.setdefault(color, digit)
         elif match := OPERATION.fullmatch(text):
             done = len(results)
-            left, operator, right, result = int(match[1]), match[2], int(match[3]), int(match[4])
-            expected = None
+            left, operator, operand, result = int(match[1]), match[2], match[3], int(match[4])
+            true = False
             if done < len(tiny.operators):
-                before = results[-1] if results else readings.get(tiny.operands[0])
-                expected = (before, tiny.operators[done], readings.get(tiny.operands[done + 1]))
-            truths.append((left, operator, right) == expected and OPERATORS[operator](left, right) == result)
+                color = tiny.operands[done + 1]
+                before, right = results[-1] if results else readings.get(tiny.operands[0]), readings.get(color)
+                true = (left, operator, operand) == (before, tiny.operators[done], tiny.operand(color, right))
+                true = true and OPERATORS[operator](left, right) == result
+            truths.append(true)
             results.append(result)
         else:
             match = ANSWER.fullmatch(text)
@@ -178,7 +189,7 @@ def solve(tiny: TinyProblem, rng: random.Random | None = None, mistakes: Mistake
             carry = _carry(value, operator, readings[color])
             if rng.random() < (mistakes.hard if carry else mistakes.easy):
                 result -= carry or rng.choice((-10, -1, -1, 1, 1, 10))
-            lines.append(f"{value}{operator}{readings[color]}={result}")
+            lines.append(f"{value}{operator}{tiny.operand(color, readings[color])}={result}")
             value = result
             results.append(result)
         if all(0 <= result < RESULTS.stop for result in results):
@@ -213,8 +224,10 @@ def _draw_content(rng: random.Random, level: WorldLevel) -> tuple:
         colors = rng.sample(list(COLORS), ROWS * COLUMNS)
         cells = tuple((color, rng.choice(list(DIGITS)), rng.choice(SHIFTS)) for color in colors)
         (operations,) = rng.choices(list(weights), list(weights.values()))
-        operands = rng.sample(colors, min(operations + 1, MAX_COLORS))
-        operands += rng.choices(operands, k=operations + 1 - len(operands))
+        named = rng.sample(colors, min(operations + 1, MAX_COLORS))
+        missing = operations + 1 - len(named)
+        in_order = itertools.islice(itertools.cycle(named), missing)
+        operands = [*named, *(in_order if level == "long" else rng.choices(named, k=missing))]
         digits = {color: digit for color, digit, _ in cells}
         draw_operators = _DRAW_OPERATORS[level]
         operators = draw_operators(rng, [digits[color] for color in operands])

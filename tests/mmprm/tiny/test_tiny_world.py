@@ -107,6 +107,11 @@ def test_long_problems_follow_the_rules() -> None:
         assert all(1 <= value <= 99 for value in values)
         assert judge_steps(tiny, steps) == [True] * (len(set(tiny.operands)) + len(tiny.operators) + 1)
         assert truth_of(tiny.problem).operators == tiny.operators
+        first, (color, *_) = len(set(tiny.operands)), tiny.operands[1:]
+        named = f"({color}={tiny.digits[color]})"
+        assert named in steps[first]
+        for wrong in (str(tiny.digits[color]), named.replace(color, tiny.operands[0]), named[:-1]):
+            assert not judge_steps(tiny, [*steps[:first], steps[first].replace(named, wrong)])[-1]
     assert {len(tiny.operators) for tiny in problems} == set(range(8, 15))
     assert {operator for tiny in problems for operator in tiny.operators} == set(OPERATORS)
     assert make_problems(5, 0, "test", "long") == problems[:5]
