@@ -43,7 +43,7 @@ class Sizes:
     held_out: int | None = None
     eval_samples: int | None = None
     """Samples per problem of an evaluation; None: those of its level."""
-    solved: int = 8000
+    solved: int = 16_000
     annotated: int = 300
     max_rollouts: int = 320
 
