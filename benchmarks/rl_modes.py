@@ -47,8 +47,8 @@ MODES: dict[str, dict[str, Any]] = {
 }
 """Keys of each mode. `delta` credits a step with the value after it, `progress` with the change in value, and with
 `value`, the value before a step is the baseline of the outcome; `value_gae` also credits a step with the values that
-follow it (λ = 0.8). `pure` is PURE's published form, whose baseline is
-biased by length; it is shown, but not chosen."""
+follow it (λ = 0.8). `pure` is PURE's published form, whose baseline is biased by length; it is shown, but not
+chosen."""
 CANDIDATES = tuple(mode for mode, sets in MODES.items() if PRM_KEY in sets and mode != "pure")
 """Modes among which prm_speedup chooses."""
 

@@ -207,10 +207,9 @@ BENCHMARKS = {
         "process modes, `delta` credits a step with the value after it, `progress` with the change in value, and "
         "`value` with the outcome minus the value before it; `value_gae` also uses the values that follow a step "
         "(λ = 0.8). `progress_vs_value` is the final accuracy of `progress` minus that of `delta`, on the long level. "
-        "In the "
-        "comparison, TRL 1.8.0 generates responses with transformers. It runs with its default settings (`ratio`) and "
-        "with tuned settings (`tuned_ratio`). With tuned settings, both systems process at most 8,192 tokens at a "
-        "time in the update.",
+        "In the comparison, TRL 1.8.0 generates responses with transformers. It runs with its default settings "
+        "(`ratio`) and with tuned settings (`tuned_ratio`). With tuned settings, both systems process at most 8,192 "
+        "tokens at a time in the update.",
     ),
     "judges": (
         judges,
